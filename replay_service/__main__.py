@@ -1,0 +1,3 @@
+from replay_service.cli import main
+
+main()

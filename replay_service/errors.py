@@ -1,0 +1,94 @@
+"""Every error that a caller can cause, with the name and the HTTP status that it has on the wire.
+
+ReplayError
+├── CorpusError              a corpus cannot be made, read or used
+│   ├── UnknownCorpus
+│   ├── UnusableSource       a shard is missing, unreadable or without text
+│   ├── EmptyCorpus
+│   └── ModelMismatch        another model or tokenizer than the corpus was made with
+├── RunError
+│   ├── UnknownRun
+│   ├── RunExists            the name is taken by a run with another configuration
+│   ├── InvalidRun           its configuration cannot be served
+│   ├── StepOutOfRange       a step before the first or too far ahead
+│   └── InvalidReport        a report that does not fit the plan, or a loss that is not a number
+└── InvalidRequest           the request itself
+    ├── NotAcceptable
+    ├── UnsupportedMediaType
+    └── BodyTooLarge
+"""
+
+from typing import ClassVar
+
+
+class ReplayError(Exception):
+    """Says what was wrong and what to do about it; `extensions` are further members of its problem document."""
+
+    slug: ClassVar[str] = "error"
+    title: ClassVar[str] = "Something went wrong"
+    status: ClassVar[int] = 500
+
+    def __init__(self, detail: str, **extensions: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.extensions = extensions
+
+
+class CorpusError(ReplayError):
+    slug, title, status = "corpus-error", "The corpus cannot be used", 422
+
+
+class UnknownCorpus(CorpusError):
+    slug, title, status = "unknown-corpus", "There is no such corpus", 404
+
+
+class UnusableSource(CorpusError):
+    slug, title, status = "unusable-source", "A shard cannot be used", 422
+
+
+class EmptyCorpus(CorpusError):
+    slug, title, status = "empty-corpus", "There is nothing to rehearse", 422
+
+
+class ModelMismatch(CorpusError):
+    slug, title, status = "model-mismatch", "The model does not fit the corpus", 409
+
+
+class RunError(ReplayError):
+    slug, title, status = "run-error", "The run cannot do that", 422
+
+
+class UnknownRun(RunError):
+    slug, title, status = "unknown-run", "There is no such run", 404
+
+
+class RunExists(RunError):
+    slug, title, status = "run-exists", "The name of the run is taken", 409
+
+
+class InvalidRun(RunError):
+    slug, title, status = "invalid-run", "The run's configuration cannot be served", 422
+
+
+class StepOutOfRange(RunError):
+    slug, title, status = "step-out-of-range", "The step cannot be planned", 422
+
+
+class InvalidReport(RunError):
+    slug, title, status = "invalid-report", "The report cannot be folded in", 422
+
+
+class InvalidRequest(ReplayError):
+    slug, title, status = "invalid-request", "The request cannot be understood", 422
+
+
+class NotAcceptable(InvalidRequest):
+    slug, title, status = "not-acceptable", "No such representation", 406
+
+
+class UnsupportedMediaType(InvalidRequest):
+    slug, title, status = "unsupported-media-type", "The body's type is not understood", 415
+
+
+class BodyTooLarge(InvalidRequest):
+    slug, title, status = "body-too-large", "The body is too large", 413

@@ -1,0 +1,47 @@
+"""The application: a thin composition of the routes and what they work on."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+from fastapi import FastAPI
+
+import replay_service
+from replay_service.corpus.reader import CorpusStore
+from replay_service.gateway import batches, corpora, health, losses, runs, statistics
+from replay_service.gateway.problems import TooLargeAsProblem, install_problem_handlers
+from replay_service.gateway.service import ReplayService
+from replay_service.ledger.journal import Journal
+from replay_service.ledger.owners import Owners
+from replay_service.ledger.schema import open_database
+from replay_service.settings import ServiceSettings
+
+
+def create_app(settings: ServiceSettings) -> FastAPI:
+    """The service's ASGI application; the journal is opened when it starts and closed when it stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        settings.corpora.mkdir(parents=True, exist_ok=True)
+        engine = open_database(settings.journal_url)
+        store, journal = CorpusStore(settings.corpora), Journal(engine)
+        app.state.service = ReplayService(settings, store, journal, Owners(journal, store.get), _now)
+        yield
+        engine.dispose()
+
+    app = FastAPI(
+        title="Replay service",
+        summary="Prioritised rehearsal batches for fine-tuning without forgetting.",
+        version=replay_service.__version__,
+        lifespan=lifespan,
+        max_body_size=settings.max_body_bytes,
+    )
+    app.add_middleware(TooLargeAsProblem, max_body_bytes=settings.max_body_bytes)
+    install_problem_handlers(app)
+    for module in (runs, batches, losses, statistics, corpora, health):
+        app.include_router(module.router)
+    return app
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

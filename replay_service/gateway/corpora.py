@@ -1,0 +1,42 @@
+"""Corpora: what there is to rehearse from."""
+
+from dataclasses import asdict
+
+from fastapi import APIRouter
+
+from replay_service.corpus.reader import Corpus
+from replay_service.gateway.models import CorpusInfo, CorpusList, DomainInfo
+from replay_service.gateway.problems import responses
+from replay_service.gateway.service import Service
+
+router = APIRouter(prefix="/v1/corpora", tags=["corpora"])
+
+
+@router.get("", operation_id="list_corpora")
+def list_corpora(service: Service) -> CorpusList:
+    """All corpora that can be rehearsed from, by name."""
+    return CorpusList(corpora=[_describe(service.corpora.get(name)) for name in service.corpora.names()])
+
+
+@router.get("/{corpus}", operation_id="get_corpus", responses=responses(404))
+def get_corpus(corpus: str, service: Service) -> CorpusInfo:
+    """One corpus: its base model, its rows and its domains."""
+    return _describe(service.corpora.get(corpus))
+
+
+def _describe(corpus: Corpus) -> CorpusInfo:
+    manifest = corpus.manifest
+    return CorpusInfo(
+        corpus=manifest.name,
+        generation=manifest.generation,
+        model=manifest.model,
+        tokenizer_fingerprint=manifest.tokenizer_fingerprint,
+        vocab_size=manifest.vocab_size,
+        separator_id=manifest.separator_id,
+        seq_len=manifest.seq_len,
+        precision=manifest.precision,
+        num_samples=manifest.num_samples,
+        num_tokens=manifest.num_tokens,
+        num_strata=corpus.partition.num_strata,
+        domains=[DomainInfo(**asdict(domain)) for domain in manifest.domains],
+    )

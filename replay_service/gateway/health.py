@@ -1,0 +1,23 @@
+"""Health: whether the process lives, and whether it can serve."""
+
+from fastapi import APIRouter
+
+from replay_service.gateway.models import Health
+from replay_service.gateway.problems import responses
+from replay_service.gateway.service import Service
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz", operation_id="healthz")
+def healthz() -> Health:
+    """The process answers."""
+    return Health(status="ok")
+
+
+@router.get("/readyz", operation_id="readyz", responses=responses(500))
+def readyz(service: Service) -> Health:
+    """The journal and the corpora can be read."""
+    service.journal.runs()
+    service.corpora.names()
+    return Health(status="ok")

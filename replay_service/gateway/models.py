@@ -1,0 +1,193 @@
+"""The shapes of requests and answers. Unknown keys are refused."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from replay_service.names import NAME_PATTERN, NAME_RULE
+from replay_service.sampling.damage import Signal
+from replay_service.sampling.policies import PolicyName
+from replay_service.sampling.run_config import RunConfig
+
+MAX_INT64 = 2**63 - 1
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN, description=NAME_RULE, examples=["my-run"])]
+Step = Annotated[int, Field(ge=0, le=MAX_INT64, description="Global training step, from 0.")]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Problem(Model):
+    """An error, after RFC 9457; further members say more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(
+        description="Stable name of the kind of problem.", examples=["urn:replay-service:problem:unknown-run"]
+    )
+    title: str = Field(description="What kind of problem it is.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="What was wrong this time, and what to do.")
+
+
+class RunSettings(Model):
+    """How a run samples."""
+
+    global_batch_size: int = Field(
+        ge=1, le=1 << 24, description="Sequences in one step of the whole job, rehearsed ones included."
+    )
+    injection_ratio: str | float = Field(
+        description="Share of those sequences that is rehearsal, in [0, 1]. Taken as the decimal that is written.",
+        examples=["0.05"],
+    )
+    seed: int = Field(0, ge=0, le=MAX_INT64, description="Every draw of the run is keyed by it.")
+    policy: PolicyName = Field("mix_cd", description="How the strata's probabilities follow from the statistics.")
+    sharpness: float = Field(1.0, ge=0, le=16, description="mix_cd: exponent of the damage rate.")
+    floor: float = Field(0.1, ge=0, le=1, description="mix_cd: share of the draws that stays uniform.")
+    signal: Signal = Field("token_flip", description="What counts as damage.")
+    learnable_nats: float = Field(3.0, description="threshold signal: base losses up to this count as learned.")
+    delta_nats: float = Field(0.1, description="threshold signal: a loss higher by more than this counts as damage.")
+    prior_weight: float = Field(8.0, gt=0, le=1e9, description="Reported samples that a rate's pooled prior is worth.")
+    half_life_steps: float = Field(500.0, gt=0, le=1e12, description="After how many steps a report counts half.")
+    report_window_steps: int = Field(1024, ge=1, le=1 << 20, description="How many steps a plan waits for its reports.")
+
+    def to_config(self) -> RunConfig:
+        """Raises ValueError when the values do not go together."""
+        return RunConfig(**{**self.model_dump(), "injection_ratio": str(self.injection_ratio)})
+
+
+class RunCreate(RunSettings):
+    """A new run."""
+
+    run: Name
+    corpus: Name
+
+
+class RunInfo(Model):
+    """A run and how far it is."""
+
+    run: str
+    corpus: str
+    generation: int = Field(description="The generation of the corpus that the run sees.")
+    created_at: str = Field(description="ISO 8601, UTC.")
+    config: RunSettings
+    next_step: int = Field(description="The first step that has no plan yet.")
+    policy_version: int = Field(description="Counts the changes of the probabilities, from 1.")
+
+
+class RunList(Model):
+    runs: list[RunInfo]
+
+
+class BatchRequest(Model):
+    """Which samples to send: those of one rank in a window of steps."""
+
+    step: Step
+    num_steps: int = Field(1, ge=1, description="Steps in the window, the first one included.")
+    rank: int = Field(0, ge=0, le=1 << 20, description="The rank that asks.")
+    world_size: int = Field(1, ge=1, le=1 << 20, description="Ranks in the job.")
+
+
+class LossRow(Model):
+    """What a trainer measured of one rehearsed sample, in the training forward pass."""
+
+    step: Step
+    rank: int = Field(ge=0, le=1 << 20)
+    sample_id: int = Field(ge=0, le=MAX_INT64)
+    loss_nats: float = Field(description="Mean loss over num_tokens predictions, nats per token.")
+    num_tokens: int = Field(ge=1, le=1 << 30, description="Predicted tokens.")
+    num_flips: int = Field(
+        ge=0,
+        le=1 << 30,
+        description="Tokens that the base model's argmax got right and this model's gets wrong.",
+    )
+
+
+class LossReport(Model):
+    rows: list[LossRow]
+
+
+class ReportResult(Model):
+    """What became of the rows of a report."""
+
+    accepted: int = Field(description="Folded into the damage estimate, durably.")
+    duplicate: int = Field(description="Reported before; changed nothing.")
+    rejected: int = Field(description="Came after the run stopped waiting for them; changed nothing.")
+
+
+class RunStats(Model):
+    """A run's statistics, over all strata."""
+
+    run: str
+    next_step: int
+    policy_version: int
+    num_trained: int = Field(description="Sequences in the global batches of the planned steps.")
+    num_rehearsed: int = Field(description="Of those, rehearsed ones.")
+    achieved_ratio: float = Field(description="num_rehearsed / num_trained.")
+    num_reported: int = Field(description="Rehearsed samples whose losses were reported.")
+    num_pending: int = Field(description="Rehearsed samples that still await a report.")
+    num_tokens: int = Field(description="Predicted tokens in the reports.")
+    num_flips: int = Field(description="Of those, collateral damage.")
+    flip_rate: float | None = Field(description="num_flips / num_tokens.")
+    mean_loss_nats: float | None = Field(description="Mean over the reported samples.")
+    mean_excess_nats: float | None = Field(description="Mean of loss minus base loss over the reported samples.")
+
+
+class StratumStats(Model):
+    """One stratum's statistics."""
+
+    stratum: int
+    name: str = Field(examples=["encyclopedia_en/q0"])
+    domain: str
+    quantile: int = Field(description="Base-loss quantile within the domain; 0 is the easiest.")
+    num_samples: int
+    num_drawn: int = Field(description="Draws so far.")
+    epoch: int = Field(description="How often all its samples have been drawn.")
+    num_reported: int
+    num_tokens: int
+    num_flips: int
+    mean_loss_nats: float | None
+    mean_excess_nats: float | None
+    damage_rate: float = Field(description="The estimate alpha, pooled and decayed; 1 everywhere before any damage.")
+    probability: float = Field(description="Share of the draws that falls on this stratum now.")
+
+
+class StrataList(Model):
+    run: str
+    policy_version: int
+    strata: list[StratumStats]
+
+
+class DomainInfo(Model):
+    name: str
+    num_samples: int
+    num_tokens: int
+    mean_base_loss_nats: float
+    quantile_edges_nats: list[float]
+
+
+class CorpusInfo(Model):
+    """A corpus that can be rehearsed from."""
+
+    corpus: str
+    generation: int
+    model: str = Field(description="The base model that scored it.")
+    tokenizer_fingerprint: str = Field(description="Equal for tokenizers that give equal ids.")
+    vocab_size: int
+    separator_id: int = Field(description="The token that ends a document.")
+    seq_len: int
+    precision: str = Field(description="The arithmetic that it was scored in.")
+    num_samples: int
+    num_tokens: int
+    num_strata: int
+    domains: list[DomainInfo]
+
+
+class CorpusList(Model):
+    corpora: list[CorpusInfo]
+
+
+class Health(Model):
+    status: Literal["ok"]

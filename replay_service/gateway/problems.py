@@ -1,0 +1,86 @@
+"""Every error as a problem document (RFC 9457), whatever raised it."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from replay_service.errors import BodyTooLarge, InvalidRequest, ReplayError
+from replay_service.gateway.models import Problem
+
+PROBLEM_JSON = "application/problem+json"
+TYPE_PREFIX = "urn:replay-service:problem:"
+
+_log = structlog.get_logger()
+
+
+def problem(status: int, slug: str, title: str, detail: str, **extensions: object) -> JSONResponse:
+    content = {"type": TYPE_PREFIX + slug, "title": title, "status": status, "detail": detail, **extensions}
+    return JSONResponse(jsonable_encoder(content), status_code=status, media_type=PROBLEM_JSON)
+
+
+def of_error(error: ReplayError) -> JSONResponse:
+    return problem(error.status, error.slug, error.title, error.detail, **error.extensions)
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for the problems that a route answers with."""
+    content = {PROBLEM_JSON: {"schema": Problem.model_json_schema()}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    @app.exception_handler(ReplayError)
+    async def replay_error(_request: Request, error: ReplayError) -> Response:
+        return of_error(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(_request: Request, error: RequestValidationError) -> Response:
+        return invalid(error.errors())
+
+    @app.exception_handler(HTTPException)
+    async def http_error(_request: Request, error: HTTPException) -> Response:
+        phrase = HTTPStatus(error.status_code).phrase
+        response = problem(error.status_code, phrase.lower().replace(" ", "-"), phrase, str(error.detail))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        _log.error("unforeseen error", method=request.method, path=request.url.path, exc_info=error)
+        return problem(500, "internal-error", "Internal error", "the service failed; its log says why")
+
+
+def invalid(errors: Sequence[Any]) -> JSONResponse:
+    """The problem that says which fields of a request are wrong, and why."""
+    fields = [{"field": ".".join(str(part) for part in each["loc"]), "problem": each["msg"]} for each in errors]
+    detail = "; ".join(f"{each['field']}: {each['problem']}" for each in fields[:5])
+    return problem(InvalidRequest.status, InvalidRequest.slug, InvalidRequest.title, detail, errors=fields)
+
+
+class TooLargeAsProblem:
+    """Starlette refuses a body over the limit in plain text; this says it as a problem document."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app = app
+        self._problem = of_error(BodyTooLarge(f"a request body may have {max_body_bytes} bytes; send less at once"))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = False
+
+        async def send_problem(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] == BodyTooLarge.status:
+                refused = True
+                await self._problem(scope, receive, send)
+            elif not refused:
+                await send(message)
+
+        await self._app(scope, receive, send_problem)

@@ -1,0 +1,31 @@
+"""What the routes work on: corpora, the journal and the owners of the runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from replay_service.corpus.reader import CorpusStore
+from replay_service.ledger.journal import Journal
+from replay_service.ledger.owners import Owners
+from replay_service.settings import ServiceSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayService:
+    """The parts of one running service; `now` tells the time as an ISO 8601 string in UTC."""
+
+    settings: ServiceSettings
+    corpora: CorpusStore
+    journal: Journal
+    owners: Owners
+    now: Callable[[], str]
+
+
+def of_request(request: Request) -> ReplayService:
+    service: ReplayService = request.app.state.service
+    return service
+
+
+Service = Annotated[ReplayService, Depends(of_request)]

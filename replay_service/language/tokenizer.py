@@ -1,0 +1,58 @@
+"""Tokenizers: loading one, telling two apart, and the token that ends a document."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, cast
+
+from replay_service.errors import CorpusError
+
+_SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """The tokenizer of a model, from a local folder or by its hub name.
+
+    Raises:
+        CorpusError: when there is none, or it is not one of the fast kind.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"no tokenizer could be loaded from {name_or_path!r}: {error}") from error
+    if not tokenizer.is_fast:
+        raise CorpusError(f"the tokenizer of {name_or_path!r} has no fast (Rust) form, which is needed here")
+    return tokenizer
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """Equal for tokenizers that give equal ids: a hash of vocabulary, merges and normalisation, 16 hex digits."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    for runtime in ("truncation", "padding"):
+        rules.pop(runtime, None)
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def separator_id(tokenizer: Any) -> int:
+    """The token that ends a document: the usual end-of-text token if the vocabulary has it, else the tokenizer's eos.
+
+    Raises:
+        CorpusError: when there is neither.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for token in _SEPARATORS:
+        if token in vocabulary:
+            return int(vocabulary[token])
+    if tokenizer.eos_token_id is None:
+        raise CorpusError("the tokenizer has neither an end-of-text nor an eos token to end documents with")
+    return int(tokenizer.eos_token_id)
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text. Nothing is added, and text that spells a special token stays text."""
+    if not texts:
+        return []
+    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return cast(list[list[int]], encoded["input_ids"])

@@ -1,0 +1,163 @@
+"""The owner of a run: it orders the run's events, and nobody else writes them."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replay_service.errors import InvalidReport, StepOutOfRange
+from replay_service.ledger.journal import Journal, RunRecord
+from replay_service.sampling.events import REPORTED_ROW, Planned, Reported
+from replay_service.sampling.partition import Partition
+from replay_service.sampling.plan import plan_steps
+from replay_service.sampling.run_state import RunState, fold
+
+Int64Array = NDArray[np.int64]
+T = TypeVar("T")
+BaseLosses = Callable[[Int64Array], NDArray[np.float64]]
+
+_NUM_NAMED: Final = 5
+"""How many of the rows at fault an error names."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOutcome:
+    """What became of the rows of a report: `rejected` ones came after the run stopped waiting for them."""
+
+    accepted: int
+    duplicate: int
+    rejected: int
+
+
+class RunOwner:
+    """Holds the state of one run in memory and folds every event into it after the event is committed."""
+
+    def __init__(self, journal: Journal, record: RunRecord, partition: Partition, base_losses: BaseLosses) -> None:
+        self.record = record
+        self._journal = journal
+        self._base_losses = base_losses
+        self._lock = threading.Lock()
+        self._state = RunState.initial(record.config, partition)
+        self._num_events = 0
+        for event in journal.events(record.run):
+            fold(self._state, event)
+            self._num_events += 1
+
+    def plan(self, first_step: int, num_steps: int, max_steps_ahead: int) -> list[Planned]:
+        """The plans of a window of steps; those that were never asked for are made, up to the last one.
+
+        Raises:
+            StepOutOfRange: when the window starts before step 0 or ends more than `max_steps_ahead` after the last
+                planned step. Nothing is planned then.
+        """
+        last_step = first_step + num_steps - 1
+        with self._lock:
+            next_step = self._state.next_step
+            if first_step < 0 or last_step >= next_step + max_steps_ahead:
+                raise StepOutOfRange(
+                    f"steps {first_step} to {last_step} of run {self.record.run!r} cannot be planned: its next step is "
+                    f"{next_step}, and a request may reach from step 0 to step {next_step + max_steps_ahead - 1}",
+                    next_step=next_step,
+                )
+            if last_step >= next_step:
+                self._commit(plan_steps(self._state, last_step))
+        return self._journal.planned(self.record.run, first_step, num_steps)
+
+    def report(self, rows: np.ndarray) -> ReportOutcome:
+        """Fold the losses `rows` (LOSS_ROW [n]) in, all of them or none.
+
+        Raises:
+            InvalidReport: when a loss is not finite, a count is impossible, a step has no plan, or a sample was not
+                planned for its step.
+        """
+        _check_values(rows)
+        with self._lock:
+            groups = [self._sorted_out(group) for group in _by_step_and_rank(_once_each(rows))]
+            events = [event for event, _ in groups if len(event.rows)]
+            if events:
+                self._commit(events)
+        accepted = sum(len(event.rows) for event in events)
+        rejected = sum(late for _, late in groups)
+        return ReportOutcome(accepted, len(rows) - accepted - rejected, rejected)
+
+    def read(self, view: Callable[[RunState], T]) -> T:
+        """What `view` makes of the state, which must not escape from it: events wait until it returns."""
+        with self._lock:
+            return view(self._state)
+
+    def _commit(self, events: Sequence[Planned | Reported]) -> None:
+        self._journal.append(self.record.run, self._num_events, events)
+        for event in events:
+            fold(self._state, event)
+        self._num_events += len(events)
+
+    def _sorted_out(self, rows: np.ndarray) -> tuple[Reported, int]:
+        """The event of one step's and rank's rows that await a report, and how many came too late."""
+        step, rank = int(rows["step"][0]), int(rows["rank"][0])
+        if not 0 <= step < self._state.next_step:
+            raise InvalidReport(
+                f"step {step} of run {self.record.run!r} has no plan yet (its next step is {self._state.next_step}); "
+                "report the losses of batches that the service has served"
+            )
+        pending = self._state.pending.get(step)
+        awaited = np.zeros(len(rows), dtype=bool) if pending is None else pending.find(rows["sample_id"]) >= 0
+        self._check_planned(step, rows["sample_id"][~awaited])
+        too_late = step < self._state.next_step - self._state.config.report_window_steps
+        return Reported(step, rank, self._reported(rows[awaited])), len(rows) if too_late else 0
+
+    def _check_planned(self, step: int, sample_ids: Int64Array) -> None:
+        """A sample that awaits no report was reported before, or was never planned."""
+        if not len(sample_ids):
+            return
+        (plan,) = self._journal.planned(self.record.run, step, 1)
+        strangers = np.setdiff1d(sample_ids, plan.rows["sample_id"])
+        if len(strangers):
+            raise InvalidReport(
+                f"{len(strangers)} samples were not planned for step {step} of run {self.record.run!r}: "
+                f"{strangers[:_NUM_NAMED].tolist()}; report sample ids as the batch of that step named them"
+            )
+
+    def _reported(self, rows: np.ndarray) -> np.ndarray:
+        reported = np.empty(len(rows), dtype=REPORTED_ROW)
+        for name in ("sample_id", "loss_nats", "num_tokens", "num_flips"):
+            reported[name] = rows[name]
+        reported["base_loss_nats"] = self._base_losses(rows["sample_id"])
+        return reported
+
+
+def _once_each(rows: np.ndarray) -> np.ndarray:
+    """The first row of each sample of a step, in the order given; a second one, of any rank, is a duplicate."""
+    _, first = np.unique(rows[["step", "sample_id"]], return_index=True)
+    return rows[np.sort(first)]
+
+
+def _by_step_and_rank(rows: np.ndarray) -> list[np.ndarray]:
+    rows = rows[np.lexsort((rows["rank"], rows["step"]))]
+    changes = (np.diff(rows["step"]) != 0) | (np.diff(rows["rank"]) != 0)
+    return [group for group in np.split(rows, np.flatnonzero(changes) + 1) if len(group)]
+
+
+def _check_values(rows: np.ndarray) -> None:
+    rules = [
+        (
+            ~np.isfinite(rows["loss_nats"]),
+            "loss_nats is not a finite number; leave such rows out of the report",
+        ),
+        (rows["num_tokens"] < 1, "num_tokens is less than 1"),
+        (
+            (rows["num_flips"] < 0) | (rows["num_flips"] > rows["num_tokens"]),
+            "num_flips is not in [0, num_tokens]",
+        ),
+        (rows["rank"] < 0, "rank is negative"),
+    ]
+    for broken, what in rules:
+        if broken.any():
+            where = np.flatnonzero(broken)
+            raise InvalidReport(
+                f"{len(where)} of {len(rows)} rows: {what} (first at row {where[0]}, sample "
+                f"{rows['sample_id'][where[0]]}); nothing was folded in",
+                rows=where[:_NUM_NAMED].tolist(),
+            )

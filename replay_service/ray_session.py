@@ -1,0 +1,42 @@
+"""Ray, started so that a person can watch: no log noise, no usage statistics, no spinning threads."""
+
+import logging
+import os
+
+QUIET_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""OMP_WAIT_POLICY: waiting torch threads otherwise spin against each other when cores are few."""
+
+
+def start_ray() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine; nothing if Ray runs already.
+
+    On one machine Ray is told of at least four CPUs: a pipeline of two stages beside two workers would otherwise wait
+    for a third one for ever.
+    """
+    os.environ.update({name: value for name, value in QUIET_ENVIRONMENT.items() if name not in os.environ})
+    import ray
+    from ray.data import DataContext
+
+    if not ray.is_initialized():
+        local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": max(4, os.cpu_count() or 1)}
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": QUIET_ENVIRONMENT},
+            **local,
+        )
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,67 @@
+"""Injection arithmetic: how many sequences of a step are rehearsal, and which of them a rank trains on.
+
+Everything counts sequences (rows of a batch). With an injection ratio p and a global batch of B rows, the steps before
+step t rehearse floor(p * B * t) rows. So over any window of steps the number of rehearsed rows is within one of p times
+the rows trained on, whatever the world size, and nothing has to be remembered to know it.
+"""
+
+from fractions import Fraction
+
+
+def exact_ratio(ratio: float | str | Fraction) -> Fraction:
+    """The injection ratio as the decimal that was written: 0.1 means 1/10 and not its binary neighbour.
+
+    Raises:
+        ValueError: when the ratio is not a number in [0, 1].
+    """
+    try:
+        exact = ratio if isinstance(ratio, Fraction) else Fraction(str(ratio))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"injection_ratio must be a number in [0, 1], not {ratio!r}") from None
+    if not 0 <= exact <= 1:
+        raise ValueError(f"injection_ratio must lie in [0, 1], not {ratio}")
+    return exact
+
+
+def rehearsed_before(step: int, ratio: Fraction, global_batch_size: int) -> int:
+    """How many rows all the steps before `step` rehearse."""
+    return int(ratio * global_batch_size * step)
+
+
+def num_rehearsed(step: int, ratio: Fraction, global_batch_size: int) -> int:
+    """How many rows of the global batch of `step` are rehearsal."""
+    before = rehearsed_before(step, ratio, global_batch_size)
+    return rehearsed_before(step + 1, ratio, global_batch_size) - before
+
+
+def rank_positions(num_planned: int, step: int, rank: int, world_size: int) -> range:
+    """The positions of a step's plan that `rank` trains on.
+
+    Ranks take turns, and the turn moves on by one rank a step, so that a plan of one sample does not always fall to
+    rank 0. The ranks' positions are disjoint and together are the whole plan.
+
+    Raises:
+        ValueError: when rank is not in [0, world_size).
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must lie in [0, world_size), but rank is {rank} and world_size is {world_size}")
+    return range((rank - step) % world_size, num_planned, world_size)
+
+
+def target_rows(step: int, rank: int, world_size: int, ratio: Fraction, global_batch_size: int) -> range:
+    """The places in the endless stream of fine-tuning rows that `rank` trains on in `step`.
+
+    Rehearsed rows replace fine-tuning rows, so a rank's batch always has global_batch_size / world_size rows, and a
+    change of world size changes neither the rows of a step nor their order.
+
+    Raises:
+        ValueError: when world_size does not divide global_batch_size, or rank is not in [0, world_size).
+    """
+    if global_batch_size % world_size:
+        raise ValueError(f"global_batch_size {global_batch_size} is not a multiple of world_size {world_size}")
+    num_planned = num_rehearsed(step, ratio, global_batch_size)
+    local = global_batch_size // world_size
+    counts = [local - len(rank_positions(num_planned, step, each, world_size)) for each in range(world_size)]
+    rank_positions(num_planned, step, rank, world_size)
+    first = step * global_batch_size - rehearsed_before(step, ratio, global_batch_size) + sum(counts[:rank])
+    return range(first, first + counts[rank])

@@ -1,0 +1,85 @@
+"""The partition of a corpus into strata, and the address of every sample in it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64Array = NDArray[np.int64]
+
+ROW_BITS = 32
+ROW_MASK = (1 << ROW_BITS) - 1
+
+
+def sample_ids(segment: Int64Array, row: Int64Array) -> Int64Array:
+    """The addresses `segment << 32 | row`, int64, of the rows of segments."""
+    return (segment << ROW_BITS) | row
+
+
+class Extent(NamedTuple):
+    """A stretch of rows of one segment that belong to one stratum."""
+
+    stratum: int
+    segment: int
+    first_row: int
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The strata of a corpus: base-loss quantile x group, laid end to end on a line of `num_samples` places.
+
+    Stratum k is quantile k % num_quantiles of group k // num_quantiles. The extents stand in stratum order.
+    """
+
+    groups: tuple[str, ...]
+    num_quantiles: int
+    extents: tuple[Extent, ...]
+
+    @property
+    def num_strata(self) -> int:
+        return len(self.groups) * self.num_quantiles
+
+    @property
+    def num_samples(self) -> int:
+        return int(self.sizes.sum())
+
+    @cached_property
+    def sizes(self) -> Int64Array:
+        """int64 [num_strata]: how many samples each stratum holds."""
+        sizes = np.zeros(self.num_strata, dtype=np.int64)
+        np.add.at(sizes, self._columns[:, 0], self._columns[:, 3])
+        return sizes
+
+    def name(self, stratum: int) -> str:
+        return f"{self.groups[stratum // self.num_quantiles]}/q{stratum % self.num_quantiles}"
+
+    def locate(self, stratum: Int64Array, place: Int64Array) -> Int64Array:
+        """The sample ids, int64 [n], that stand at `place` (int64 [n], in [0, size)) of their strata (int64 [n])."""
+        on_line = self._stratum_starts[stratum] + place
+        index = np.searchsorted(self._extent_starts, on_line, side="right") - 1
+        return sample_ids(self._columns[index, 1], self._columns[index, 2] + on_line - self._extent_starts[index])
+
+    @cached_property
+    def _columns(self) -> Int64Array:
+        return np.array(self.extents, dtype=np.int64).reshape(-1, 4)
+
+    @cached_property
+    def _extent_starts(self) -> Int64Array:
+        return _starts(self._columns[:, 3])
+
+    @cached_property
+    def _stratum_starts(self) -> Int64Array:
+        return _starts(self.sizes)
+
+
+def _starts(lengths: Int64Array) -> Int64Array:
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)[:-1]])
+
+
+def extents_of(segment: int, strata: Int64Array) -> list[Extent]:
+    """The extents of a segment whose rows have the sorted `strata` (int64 [num_rows])."""
+    values, first_rows, counts = np.unique(strata, return_index=True, return_counts=True)
+    return [Extent(int(k), segment, int(f), int(n)) for k, f, n in zip(values, first_rows, counts, strict=True)]

@@ -1,0 +1,62 @@
+"""Policies: how the probabilities of the strata follow from their sizes and damage rates."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64Array = NDArray[np.float64]
+Int64Array = NDArray[np.int64]
+
+PolicyName = Literal["uniform", "mix_cd"]
+POLICY_NAMES: tuple[str, ...] = get_args(PolicyName)
+
+
+class Policy(Protocol):
+    """Takes sizes int64 [num_strata] and damage rates float64 [num_strata]; gives probabilities that sum to one."""
+
+    def probabilities(self, sizes: Int64Array, rates: Float64Array) -> Float64Array: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Every sample of the corpus is equally likely."""
+
+    def probabilities(self, sizes: Int64Array, rates: Float64Array) -> Float64Array:
+        return _shares(sizes.astype(np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class MixCd:
+    """P(k) proportional to N_k * alpha_k ** sharpness, mixed with a share `floor` of the uniform policy.
+
+    A sharpness of 1 draws a uniform sample of the estimated collateral damage, which is the paper's distribution;
+    sharpness and floor are this project's choice.
+    """
+
+    sharpness: float
+    floor: float
+
+    def probabilities(self, sizes: Int64Array, rates: Float64Array) -> Float64Array:
+        mass = sizes * (rates / rates.max()) ** self.sharpness
+        return (1.0 - self.floor) * _shares(mass) + self.floor * _shares(sizes.astype(np.float64))
+
+
+def _shares(mass: Float64Array) -> Float64Array:
+    shares: Float64Array = mass / mass.sum()
+    return shares
+
+
+def systematic(probabilities: Float64Array, num_draws: int, offset: float) -> Int64Array:
+    """Systematic resampling: the stratum of each of `num_draws` draws, int64 [num_draws], in ascending order.
+
+    Draw i falls where (offset + i) / num_draws lies on the cumulated probabilities, so stratum k is drawn
+    num_draws * P(k) times, rounded up or down (Kitagawa, "Monte Carlo filter and smoother", 1996). A stratum of
+    probability zero is never drawn.
+    """
+    cumulated = np.cumsum(probabilities)
+    points = (offset + np.arange(num_draws)) / num_draws * cumulated[-1]
+    last = int(np.flatnonzero(probabilities)[-1])
+    strata: Int64Array = np.minimum(np.searchsorted(cumulated, points, side="right"), last)
+    return strata

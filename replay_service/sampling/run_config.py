@@ -1,0 +1,79 @@
+"""What a run is told when it is created."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import cached_property
+
+from replay_service.sampling.damage import SIGNALS, Signal
+from replay_service.sampling.injection import exact_ratio
+from replay_service.sampling.policies import POLICY_NAMES, MixCd, Policy, PolicyName, Uniform
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run's configuration.
+
+    Attributes:
+        global_batch_size: sequences in one step of the whole job, rehearsed ones included.
+        injection_ratio: the share of those sequences that is rehearsal, as a decimal string ("0.05").
+        seed: every draw of the run is keyed by it; 0 to 2**63 - 1.
+        policy: `uniform` or `mix_cd`.
+        sharpness: exponent of the damage rate in `mix_cd`.
+        floor: share of the draws that stays uniform in `mix_cd`.
+        signal: what counts as damage: `token_flip`, `excess_loss` or `threshold`.
+        learnable_nats, delta_nats: the two bounds of the `threshold` signal, nats per token.
+        prior_weight: how many reported samples the pooled prior of a damage rate is worth.
+        half_life_steps: after how many steps a report counts half.
+        report_window_steps: how many steps a plan waits for its reports before they come too late.
+
+    Raises:
+        ValueError: names the first attribute that is out of range.
+    """
+
+    global_batch_size: int
+    injection_ratio: str
+    seed: int = 0
+    policy: PolicyName = "mix_cd"
+    sharpness: float = 1.0
+    floor: float = 0.1
+    signal: Signal = "token_flip"
+    learnable_nats: float = 3.0
+    delta_nats: float = 0.1
+    prior_weight: float = 8.0
+    half_life_steps: float = 500.0
+    report_window_steps: int = 1024
+
+    def __post_init__(self) -> None:
+        exact_ratio(self.injection_ratio)
+        _require(self.global_batch_size >= 1, "global_batch_size", self.global_batch_size, "at least 1")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
+        _require(self.policy in POLICY_NAMES, "policy", self.policy, f"one of {', '.join(POLICY_NAMES)}")
+        _require(self.signal in SIGNALS, "signal", self.signal, f"one of {', '.join(SIGNALS)}")
+        _require(0.0 <= self.sharpness <= 16.0, "sharpness", self.sharpness, "in [0, 16]")
+        _require(0.0 <= self.floor <= 1.0, "floor", self.floor, "in [0, 1]")
+        _require(math.isfinite(self.learnable_nats), "learnable_nats", self.learnable_nats, "finite")
+        _require(math.isfinite(self.delta_nats), "delta_nats", self.delta_nats, "finite")
+        _require(0.0 < self.prior_weight < math.inf, "prior_weight", self.prior_weight, "positive and finite")
+        _require(self.half_life_steps > 0.0, "half_life_steps", self.half_life_steps, "positive")
+        _require(self.report_window_steps >= 1, "report_window_steps", self.report_window_steps, "at least 1")
+
+    @cached_property
+    def ratio(self) -> Fraction:
+        return exact_ratio(self.injection_ratio)
+
+    def make_policy(self) -> Policy:
+        return MixCd(self.sharpness, self.floor) if self.policy == "mix_cd" else Uniform()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunConfig":
+        return cls(**json.loads(text))
+
+
+def _require(holds: bool, name: str, value: object, range_: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {range_}, not {value}")

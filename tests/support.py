@@ -1,0 +1,144 @@
+"""The smallest worlds that tests need: a corpus without a model, a tiny model, a running service."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import numpy as np
+
+from replay_service.corpus.manifest import DomainSummary, Manifest, Segment, write_manifest
+from replay_service.corpus.segments import SampleRows, write_segment
+from replay_service.corpus.strata import assign_strata, quantile_edges
+from replay_service.sampling.partition import extents_of
+
+SEPARATOR = 0
+
+
+def make_corpus(
+    folder: Path,
+    name: str = "wiki",
+    *,
+    domains: tuple[str, ...] = ("en", "fr"),
+    rows_per_domain: int = 40,
+    num_quantiles: int = 2,
+    seq_len: int = 12,
+    vocab_size: int = 300,
+    rows_per_segment: int = 30,
+    tokenizer_fingerprint: str = "none",
+    seed: int = 0,
+) -> Manifest:
+    """A corpus of random rows at folder/name, through the project's own writing code, without a model."""
+    rng = np.random.default_rng(seed)
+    num_rows = rows_per_domain * len(domains)
+    domain = np.repeat(np.arange(len(domains)), rows_per_domain)
+    base_loss = rng.gamma(4.0, 1.0, num_rows).astype(np.float32)
+    edges = quantile_edges(base_loss, domain, len(domains), num_quantiles)
+    stratum = assign_strata(base_loss, domain, edges)
+    correct = rng.random((num_rows, seq_len)) < 0.5
+    correct[:, 0] = False
+    rows = SampleRows(
+        input_ids=rng.integers(1, vocab_size, (num_rows, seq_len)).astype(np.uint16),
+        length=np.full(num_rows, seq_len, dtype=np.int32),
+        base_loss=base_loss,
+        base_correct=np.packbits(correct, axis=1, bitorder="little"),
+        stratum=stratum.astype(np.int32),
+    ).take(np.argsort(stratum, kind="stable"))
+    (folder / name / "segments").mkdir(parents=True)
+    segments = []
+    for number, first in enumerate(range(0, num_rows, rows_per_segment)):
+        part = rows.take(np.arange(first, min(first + rows_per_segment, num_rows)))
+        file = f"segments/{number:08d}.arrow"
+        write_segment(folder / name / file, part)
+        extents = [(e.stratum, e.first_row, e.num_rows) for e in extents_of(number, part.stratum)]
+        segments.append(Segment(file, len(part), extents))
+    manifest = Manifest(
+        name=name,
+        generation=1,
+        model="none",
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        vocab_size=vocab_size,
+        separator_id=SEPARATOR,
+        seq_len=seq_len,
+        precision="float32",
+        num_quantiles=num_quantiles,
+        settings_fingerprint="none",
+        num_documents=num_rows,
+        num_set_aside=0,
+        domains=[
+            DomainSummary(each, rows_per_domain, rows_per_domain * seq_len, float(base_loss[domain == i].mean()),
+                          edges[i].tolist())
+            for i, each in enumerate(domains)
+        ],
+        segments=segments,
+    )
+    write_manifest(folder / name, manifest)
+    return manifest
+
+
+def make_tiny_model(folder: Path, *, vocab_size: int = 300, seed: int = 0, hidden_size: int = 32) -> Path:
+    """A randomly initialised Llama of about 30,000 parameters with a byte-level tokenizer, saved in `folder`."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([f"the cat of number {i} sat on the mat. le chat est ici." for i in range(50)], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running_service(root: Path, *, port: int | None = None) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """A real server process on loopback: its base URL and the process."""
+    port = port or free_port()
+    command = [sys.executable, "-m", "replay_service", "serve", "--root", str(root), "--port", str(port)]
+    with (root / "serve.log").open("ab") as log, subprocess.Popen(command, stderr=log) as process:
+        base_url = f"http://127.0.0.1:{port}"
+        try:
+            _await_ready(base_url, process)
+            yield base_url, process
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+
+def _await_ready(base_url: str, process: "subprocess.Popen[bytes]") -> None:
+    for _ in range(200):
+        assert process.poll() is None, "the service stopped; see serve.log"
+        try:
+            if httpx2.get(f"{base_url}/readyz").status_code == 200:
+                return
+        except httpx2.TransportError:
+            time.sleep(0.1)
+    raise AssertionError("the service did not become ready")
