@@ -22,7 +22,7 @@ from replay_service.corpus.segments import list_rows, wide_binary, wide_list
 from replay_service.corpus.sources import Columns, Shard, read_documents
 from replay_service.corpus.staging import Packed, write_packed, write_part
 from replay_service.language.losses import token_losses
-from replay_service.language.model import Precision, autocast, best_device, load_model
+from replay_service.language.model import Precision, autocast, best_device, load_model, prepare_to_score
 from replay_service.language.packing import id_dtype, pack
 from replay_service.language.tokenizer import encode, load_tokenizer
 
@@ -126,7 +126,7 @@ class Scorer:
     def __init__(self, settings: PipelineSettings) -> None:
         torch.set_num_threads(settings.threads_per_scorer)
         self._device = best_device()
-        self._model = load_model(settings.model).to(self._device)
+        self._model = prepare_to_score(load_model(settings.model), settings.precision).to(self._device)
         self._precision = settings.precision
 
     def __call__(self, table: pa.Table) -> pa.Table:

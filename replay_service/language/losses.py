@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 
 class TokenLosses(NamedTuple):
@@ -16,7 +15,7 @@ class TokenLosses(NamedTuple):
     nll_BS: Tensor
     """float32 [B, S], nats; zero where there is nothing to predict. Differentiable."""
     correct_BS: Tensor
-    """bool [B, S]: the argmax is the token that came; False where there is nothing to predict."""
+    """bool [B, S]: no token is likelier than the one that came; False where there is nothing to predict."""
     mask_BS: Tensor
     """bool [B, S]: there is a token to predict."""
 
@@ -32,13 +31,20 @@ def token_losses(logits_BTV: Tensor, input_ids_BT: Tensor, length_B: Tensor) -> 
         logits_BTV: any float type; taken to float32 before the softmax.
         input_ids_BT: int64.
         length_B: int64, real tokens of each row, at least 2.
+
+    Logits are taken to float32 a row at a time: a batch of them would not fit into any cache.
     """
     target_BS = input_ids_BT[:, 1:]
     positions_S = torch.arange(1, input_ids_BT.shape[1], device=input_ids_BT.device)
     mask_BS = positions_S < length_B[:, None]
-    predictions_BSV = logits_BTV[:, :-1]
-    nll = cross_entropy(predictions_BSV.float().flatten(0, 1), target_BS.flatten(), reduction="none")
-    nll_BS = nll.view_as(target_BS) * mask_BS
+    rows = [_row_losses(logits_TV[:-1], target_S) for logits_TV, target_S in zip(logits_BTV, target_BS, strict=True)]
+    nll_BS, correct_BS = (torch.stack(column) for column in zip(*rows, strict=True))
+    return TokenLosses(nll_BS * mask_BS, correct_BS & mask_BS, mask_BS)
+
+
+def _row_losses(logits_SV: Tensor, target_S: Tensor) -> tuple[Tensor, Tensor]:
+    logits_SV = logits_SV.float()
+    chosen_S = logits_SV.gather(1, target_S[:, None]).squeeze(1)
     with torch.no_grad():
-        correct_BS = (predictions_BSV.argmax(dim=-1) == target_BS) & mask_BS
-    return TokenLosses(nll_BS, correct_BS, mask_BS)
+        correct_S = chosen_S >= logits_SV.amax(dim=1)
+    return logits_SV.logsumexp(dim=1) - chosen_S, correct_S

@@ -36,6 +36,17 @@ def load_model(name_or_path: str) -> Any:
     return model.eval()
 
 
+def prepare_to_score(model: Any, precision: Precision) -> Any:
+    """The model for forward passes alone: what `bf16` would cast in every pass is cast once, to the same results."""
+    model.requires_grad_(False)
+    if precision == "bf16":
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                # A parameter of its own: weights that are tied to an embedding stay float32 there.
+                module.weight = torch.nn.Parameter(module.weight.to(torch.bfloat16), requires_grad=False)
+    return model
+
+
 def check_seq_len(config: Any, seq_len: int) -> None:
     """Raises CorpusError when rows of `seq_len` tokens are more than the model has positions for."""
     limit = getattr(config, "max_position_embeddings", None)
