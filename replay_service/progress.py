@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from replay_service.corpus.ingest import IngestProgress
+if TYPE_CHECKING:
+    from replay_service.corpus.ingest import IngestProgress
 
 
 def progress_bar(console: Console) -> Progress:
@@ -22,12 +24,12 @@ def progress_bar(console: Console) -> Progress:
 
 
 @contextmanager
-def ingest_progress(console: Console, title: str) -> Iterator[Callable[[IngestProgress], None]]:
+def ingest_progress(console: Console, title: str) -> Iterator[Callable[["IngestProgress"], None]]:
     """A bar over the shards; the note counts rows and tokens."""
     with progress_bar(console) as bar:
         task = bar.add_task(title, total=None, note="starting the base model")
 
-        def show(progress: IngestProgress) -> None:
+        def show(progress: "IngestProgress") -> None:
             note = f"{progress.shards_done}/{progress.num_shards} shards, {progress.num_rows:,} rows, "
             note += f"{progress.num_tokens:,} tokens"
             bar.update(task, total=progress.num_shards, completed=progress.shards_done, note=note)

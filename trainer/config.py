@@ -1,0 +1,125 @@
+"""The trainer's configuration: a TOML file with strict keys."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from replay_service.language.packing import MIN_LENGTH
+from replay_service.names import NAME_PATTERN
+from replay_service.sampling.damage import Signal
+from replay_service.sampling.injection import exact_ratio
+from replay_service.sampling.policies import PolicyName
+from trainer.errors import InvalidTraining
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """The text to train on and to measure on."""
+
+    target: Path = Field(description="Shard or folder of shards of the fine-tuning text.")
+    heldout_target: Path | None = Field(None, description="Shards to measure the target loss on.")
+    heldout_pretraining: Path | None = Field(None, description="Shards to measure forgetting on, by domain.")
+    text_column: str = Field("text", description="Column that holds the text.")
+    domain_column: str | None = Field(None, description="Column that holds the domain of held-out text.")
+    seq_len: int = Field(512, ge=MIN_LENGTH, description="Tokens in a row; with rehearsal, those of the corpus.")
+
+
+class RehearsalConfig(Section):
+    """What to rehearse, how much, and where it comes from."""
+
+    service_url: str = Field("http://127.0.0.1:8400", description="The replay service.")
+    corpus: str = Field(pattern=NAME_PATTERN, description="Corpus to rehearse from.")
+    run: str = Field(pattern=NAME_PATTERN, description="Name of this job's run at the service.")
+    injection_ratio: str = Field(description='Share of the sequences of a batch that is rehearsal, such as "0.05".')
+    policy: PolicyName = Field("mix_cd", description="uniform or mix_cd.")
+    sharpness: float = Field(1.0, description="mix_cd: exponent of the damage rate.")
+    floor: float = Field(0.1, description="mix_cd: share of the draws that stays uniform.")
+    signal: Signal = Field("token_flip", description="What counts as damage.")
+    window_steps: int = Field(4, ge=1, description="Steps fetched in one request, one request ahead.")
+
+    @field_validator("injection_ratio", mode="before")
+    @classmethod
+    def _decimal(cls, value: object) -> str:
+        exact_ratio(str(value))
+        return str(value)
+
+
+class TrainConfig(Section):
+    """One fine-tuning job."""
+
+    model: str = Field(description="Model to tune: a local folder or a Hugging Face hub name.")
+    output: Path = Field(description="Folder for metrics, checkpoints and the tuned model.")
+    data: DataConfig
+    rehearsal: RehearsalConfig | None = Field(None, description="Leave it out to train without rehearsal.")
+    num_steps: int = Field(ge=1, description="Optimizer steps.")
+    global_batch_size: int = Field(
+        8, ge=1, description="Sequences in a step of the whole job, rehearsed ones included."
+    )
+    learning_rate: float = Field(3e-5, gt=0, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Decay after the warm-up.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    precision: Literal["corpus", "float32", "bf16"] = Field(
+        "corpus", description="Arithmetic; `corpus` takes what the base losses were measured in."
+    )
+    seed: int = Field(0, ge=0, description="Order of the fine-tuning rows, dropout, and the run's draws.")
+    num_workers: int = Field(1, ge=1, description="Ray Train workers.")
+    use_gpu: bool = Field(False, description="One GPU a worker.")
+    evaluate_every: int = Field(0, ge=0, description="Steps between measurements on held-out text; 0: first and last.")
+    checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0: none.")
+    max_failures: int = Field(0, ge=0, description="How often to go on from the last checkpoint after a failure.")
+    save_model: bool = Field(True, description="Save the tuned model to output/model.")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "TrainConfig":
+        if self.global_batch_size % self.num_workers:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of num_workers {self.num_workers}"
+            )
+        return self
+
+    def run_settings(self) -> dict[str, Any]:
+        """The settings of the run at the service."""
+        assert self.rehearsal is not None
+        shared = self.rehearsal.model_dump(include={"injection_ratio", "policy", "sharpness", "floor", "signal"})
+        return {**shared, "global_batch_size": self.global_batch_size, "seed": self.seed}
+
+
+def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
+    """The configuration in a TOML file; `overrides` replace keys, a dotted one reaches into a section.
+
+    Relative paths in the file count from the file's own folder.
+
+    Raises:
+        InvalidTraining: when the file is missing or is no TOML, or a key is unknown, missing or out of range.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InvalidTraining(f"configuration {path} cannot be read: {error}") from error
+    for name, value in (overrides or {}).items():
+        section, _, key = name.rpartition(".")
+        (content.setdefault(section, {}) if section else content)[key] = value
+    try:
+        return _absolute(TrainConfig.model_validate(content), path.parent.absolute())
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc'])) or 'the whole'}: {each['msg']}" for each in error.errors()]
+        raise InvalidTraining(f"configuration {path}: " + "; ".join(problems)) from error
+
+
+def _absolute(config: TrainConfig, folder: Path) -> TrainConfig:
+    def resolve(path: Path | None) -> Path | None:
+        return None if path is None else folder / path
+
+    data = config.data
+    paths = {name: resolve(getattr(data, name)) for name in ("target", "heldout_target", "heldout_pretraining")}
+    model = folder / config.model if (folder / config.model).is_dir() else config.model
+    return config.model_copy(
+        update={"data": data.model_copy(update=paths), "output": folder / config.output, "model": str(model)}
+    )

@@ -1,0 +1,45 @@
+"""What can go wrong between a training loop and the service.
+
+TrainerError
+├── InvalidTraining        the configuration, or the text to train on, cannot be used
+├── CorpusMismatch         the model to tune does not fit the corpus to rehearse from
+└── ServiceError
+    ├── ServiceUnavailable     no answer in time, however often it was tried
+    └── ServiceRefused         the service said no; `slug` is the stable name of the problem
+        └── ServiceUnknown     it does not know the run or the corpus
+"""
+
+
+class TrainerError(Exception):
+    """Says what was wrong and what to do about it."""
+
+
+class InvalidTraining(TrainerError):
+    pass
+
+
+class CorpusMismatch(TrainerError):
+    pass
+
+
+class ServiceError(TrainerError):
+    pass
+
+
+class ServiceUnavailable(ServiceError):
+    pass
+
+
+class ServiceRefused(ServiceError):
+    def __init__(self, slug: str, detail: str, status: int) -> None:
+        super().__init__(slug, detail, status)
+        self.slug = slug
+        self.detail = detail
+        self.status = status
+
+    def __str__(self) -> str:
+        return f"{self.detail} ({self.slug}, HTTP {self.status})"
+
+
+class ServiceUnknown(ServiceRefused):
+    pass

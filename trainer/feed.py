@@ -1,0 +1,91 @@
+"""The feed: one rank's batch of every step, fine-tuning rows and rehearsed ones together."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from replay_service.corpus.sources import Columns
+from replay_service.language.packing import PackedRows
+from replay_service.sampling.injection import exact_ratio, target_rows
+from trainer.client import ReplayClient
+from trainer.config import DataConfig, TrainConfig
+from trainer.errors import InvalidTraining
+from trainer.evaluation import TARGET, HeldOut
+from trainer.mixing import MixedBatch, mix
+from trainer.rehearsal import LossReporter, RehearsalStream
+from trainer.target import TargetRows, concatenated, packed_by_domain
+
+
+@dataclass(slots=True)
+class Feed:
+    """Gives the batch of each step, in order, and takes the losses of what was rehearsed in it."""
+
+    target: TargetRows
+    ratio: Fraction
+    global_batch_size: int
+    rank: int
+    world_size: int
+    stream: RehearsalStream | None
+    reporter: LossReporter | None
+
+    def next(self, step: int) -> MixedBatch:
+        """The batch of `step`; steps come in order, from the first one or from the one a state was loaded for."""
+        places = target_rows(step, self.rank, self.world_size, self.ratio, self.global_batch_size)
+        return mix(self.target.take(places), None if self.stream is None else next(self.stream))
+
+    def report(self, rows: np.ndarray) -> None:
+        if self.reporter is not None:
+            self.reporter.send(rows)
+
+    def flush(self) -> None:
+        """Wait until all reports are durable."""
+        if self.reporter is not None:
+            self.reporter.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.stream is None else self.stream.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.stream is not None:
+            self.stream.load_state_dict(state)
+
+
+@contextmanager
+def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -> Iterator[Feed]:
+    """The feed of one rank; its connections are closed at the end."""
+    packed = packed_by_domain(config.data.target, _columns(config.data), tokenizer, config.data.seq_len)
+    target = TargetRows(concatenated(list(packed.values())), config.seed)
+    rehearsal = config.rehearsal
+    if rehearsal is None:
+        yield Feed(target, Fraction(0), config.global_batch_size, rank, world_size, None, None)
+        return
+    with ReplayClient(rehearsal.service_url) as client:
+        stream = RehearsalStream(client, rehearsal.run, rank, world_size, rehearsal.window_steps)
+        reporter = LossReporter(client, rehearsal.run)
+        ratio = exact_ratio(rehearsal.injection_ratio)
+        try:
+            yield Feed(target, ratio, config.global_batch_size, rank, world_size, stream, reporter)
+        finally:
+            stream.close()
+            reporter.close()
+
+
+def load_heldout(data: DataConfig, tokenizer: Any) -> HeldOut:
+    """The held-out rows of every pretraining domain, and of the fine-tuning domain."""
+    rows: dict[str, PackedRows] = {}
+    if data.heldout_pretraining is not None:
+        rows |= packed_by_domain(data.heldout_pretraining, _columns(data), tokenizer, data.seq_len)
+        if TARGET in rows:
+            raise InvalidTraining(f"a held-out pretraining domain cannot be called {TARGET!r}; rename it")
+    if data.heldout_target is not None:
+        packed = packed_by_domain(data.heldout_target, _columns(data), tokenizer, data.seq_len)
+        rows[TARGET] = concatenated(list(packed.values()))
+    return HeldOut(rows)
+
+
+def _columns(data: DataConfig) -> Columns:
+    return Columns(data.text_column, data.domain_column)

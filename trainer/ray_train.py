@@ -1,0 +1,143 @@
+"""The job on Ray Train: a worker group that fails, resumes from its checkpoint, and goes on with the same plans."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from torch import Tensor
+
+from replay_service.errors import ReplayError
+from replay_service.language.model import Precision, check_seq_len, faster_precision, load_config
+from replay_service.language.tokenizer import fingerprint, load_tokenizer, separator_id
+from trainer.client import ReplayClient
+from trainer.config import TrainConfig
+from trainer.errors import CorpusMismatch, InvalidTraining, TrainerError
+from trainer.loop import fine_tune
+
+_STATE_FILE = "state.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class RayWorker:
+    """A Ray Train worker, as the training loop sees it."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @classmethod
+    def current(cls) -> "RayWorker":
+        context = ray.train.get_context()
+        return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+
+    def wrap(self, model: Any) -> Any:
+        return ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        if self.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def restore(self) -> dict[str, Any] | None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            state: dict[str, Any] = torch.load(Path(folder) / _STATE_FILE, map_location="cpu", weights_only=True)
+        return state
+
+    def save(self, state: dict[str, Any], step: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if self.rank == 0:
+                torch.save(state, Path(folder) / _STATE_FILE)
+                checkpoint = Checkpoint.from_directory(folder)
+            ray.train.report({"step": step}, checkpoint=checkpoint)
+
+
+def run_training(config: TrainConfig) -> None:
+    """Check the job, create its run at the service, and train it. Ray must run.
+
+    Called again with the same output folder after it was stopped, it goes on from the last checkpoint.
+
+    Raises:
+        CorpusMismatch: when the model's tokenizer or seq_len is not the corpus's.
+        InvalidTraining: when the model, the text or the configuration cannot be used.
+        ServiceError: when the service cannot be reached or refuses the run.
+    """
+    precision = preflight(config)
+    config.output.mkdir(parents=True, exist_ok=True)
+    (config.output / "config.json").write_text(config.model_dump_json(indent=2))
+    trainer = TorchTrainer(
+        _train_loop,
+        train_loop_config={"config": config.model_dump_json(), "precision": precision},
+        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(config.output),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _ours(error) from error
+
+
+def preflight(config: TrainConfig) -> Precision:
+    """Find what is wrong before any worker starts; the precision to train in."""
+    try:
+        check_seq_len(load_config(config.model), config.data.seq_len)
+        tokenizer = load_tokenizer(config.model)
+    except ReplayError as error:
+        raise InvalidTraining(error.detail) from error
+    precision = config.precision
+    rehearsal = config.rehearsal
+    if rehearsal is not None:
+        with ReplayClient(rehearsal.service_url) as client:
+            corpus = client.corpus(rehearsal.corpus)
+            _check_corpus(config, tokenizer, corpus.tokenizer_fingerprint, corpus.separator_id, corpus.seq_len)
+            client.ensure_run(rehearsal.run, rehearsal.corpus, config.run_settings())
+        if precision == "corpus":
+            precision = "bf16" if corpus.precision == "bf16" else "float32"
+    return faster_precision() if precision == "corpus" else precision
+
+
+def _check_corpus(config: TrainConfig, tokenizer: Any, tokens: str, separator: int, seq_len: int) -> None:
+    assert config.rehearsal is not None
+    corpus = config.rehearsal.corpus
+    if (fingerprint(tokenizer), separator_id(tokenizer)) != (tokens, separator):
+        raise CorpusMismatch(
+            f"the tokenizer of {config.model!r} is not the one that corpus {corpus!r} was made with; ingest the "
+            "pretraining shards with this model, or tune the model that the corpus was made for"
+        )
+    if seq_len != config.data.seq_len:
+        raise CorpusMismatch(
+            f"rows of corpus {corpus!r} have {seq_len} tokens, but data.seq_len is {config.data.seq_len}; set it to "
+            f"{seq_len}"
+        )
+
+
+def _train_loop(settings: dict[str, Any]) -> None:
+    config = TrainConfig.model_validate_json(settings["config"])
+    fine_tune(config, settings["precision"], RayWorker.current())
+
+
+def _ours(error: BaseException) -> BaseException:
+    """The error that our loop raised in a worker, out of what Ray wraps around it; else `error` itself."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    inner = [error.__cause__, getattr(error, "cause", None), *failures]
+    for each in inner:
+        if isinstance(each, TrainerError):
+            return each
+        if each is not None and isinstance(found := _ours(each), TrainerError):
+            return found
+    return error

@@ -1,0 +1,127 @@
+"""The rehearsal stream: this rank's samples, step by step, fetched ahead; and the losses that go back."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from replay_service.gateway.wire import Batch
+from trainer.client import ReplayClient
+from trainer.errors import InvalidTraining
+
+STATE_VERSION = 1
+
+
+@dataclass(slots=True)
+class RehearsalStream:
+    """Iterates over steps and gives the Batch that `rank` rehearses in each; a batch may be empty.
+
+    One window of `window_steps` steps is fetched in the background while the one before is trained on, so a plan is
+    made at most 2 * window_steps - 1 steps before it is used: a longer window costs fewer requests, a shorter one acts
+    on fresher reports.
+    """
+
+    client: ReplayClient
+    run: str
+    rank: int
+    world_size: int
+    window_steps: int = 4
+    next_step: int = 0
+    _windows: deque[Future[Batch]] = field(default_factory=deque, init=False, repr=False)
+    _executor: ThreadPoolExecutor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.window_steps < 1:
+            raise InvalidTraining(f"window_steps must be at least 1, not {self.window_steps}")
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rehearsal")
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self._windows:
+            self._fetch(self.next_step)
+        window = self._windows[0].result()
+        first, last = window.header.steps[0].step, window.header.steps[-1].step
+        if len(self._windows) == 1:
+            self._fetch(last + 1)
+        assert first <= self.next_step <= last
+        batch = window.of_step(self.next_step)
+        if self.next_step == last:
+            self._windows.popleft()
+        self.next_step += 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold; the world size is not in it, since a plan is sliced anew for any."""
+        return {"version": STATE_VERSION, "run": self.run, "next_step": self.next_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken; the same samples come as came then.
+
+        Raises:
+            InvalidTraining: when the state is of another version or of another run.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise InvalidTraining(
+                f"the rehearsal state is of version {state.get('version')}; this release reads {STATE_VERSION}"
+            )
+        if state["run"] != self.run:
+            raise InvalidTraining(f"the rehearsal state is of run {state['run']!r}, not of {self.run!r}")
+        self._windows.clear()
+        self.next_step = state["next_step"]
+
+    def close(self) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def _fetch(self, step: int) -> None:
+        self._windows.append(
+            self._executor.submit(
+                self.client.batch,
+                self.run,
+                step,
+                num_steps=self.window_steps,
+                rank=self.rank,
+                world_size=self.world_size,
+            )
+        )
+
+
+@dataclass(slots=True)
+class LossReporter:
+    """Sends losses in the background, in order; an error comes up at the next `send` or at `flush`."""
+
+    client: ReplayClient
+    run: str
+    num_accepted: int = 0
+    num_duplicate: int = 0
+    num_rejected: int = 0
+    _sent: deque[Future[None]] = field(default_factory=deque, init=False, repr=False)
+    _executor: ThreadPoolExecutor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="losses")
+
+    def send(self, rows: np.ndarray) -> None:
+        """Report losses (LOSS_ROW [n]) without waiting for the answer."""
+        while self._sent and self._sent[0].done():
+            self._sent.popleft().result()
+        if len(rows):
+            self._sent.append(self._executor.submit(self._report, rows))
+
+    def flush(self) -> None:
+        """Wait until all that was sent is durable."""
+        while self._sent:
+            self._sent.popleft().result()
+
+    def close(self) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def _report(self, rows: np.ndarray) -> None:
+        result = self.client.report(self.run, rows)
+        self.num_accepted += result.accepted
+        self.num_duplicate += result.duplicate
+        self.num_rejected += result.rejected
