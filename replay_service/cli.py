@@ -118,12 +118,21 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo keeps what it makes.")] = Path("replay-demo"),
     fast: Annotated[bool, typer.Option("--fast", help="The same path with less text and fewer steps.")] = False,
     hold: Annotated[bool, typer.Option("--hold", help="Keep the service up at the end, until Ctrl-C.")] = False,
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="Make the corpus and write the jobs, for a trainer elsewhere.")
+    ] = False,
+    service_url: Annotated[
+        str, typer.Option(help="With --prepare-only: where that trainer finds the service.")
+    ] = "http://127.0.0.1:8400",
 ) -> None:
     """See it work: fine-tune a real model with and without rehearsal, and compare what it forgets."""
     with _errors_as_messages():
-        from replay_service.demo.story import tell
+        from replay_service.demo import story
 
-        tell(console=Console(), model=model, folder=folder, fast=fast, hold=hold)
+        if prepare_only:
+            story.prepare_only(model=model, folder=folder, fast=fast, service_url=service_url)
+        else:
+            story.tell(model=model, folder=folder, fast=fast, hold=hold)
 
 
 def main() -> None:

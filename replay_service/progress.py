@@ -15,8 +15,8 @@ def progress_bar(console: Console) -> Progress:
     """The one form that all progress lines of the project have; a task's `note` field stands at the end."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description:<28}"),
-        BarColumn(bar_width=28),
+        TextColumn("{task.description:<23}"),
+        BarColumn(bar_width=16),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
@@ -30,8 +30,7 @@ def ingest_progress(console: Console, title: str) -> Iterator[Callable[["IngestP
         task = bar.add_task(title, total=None, note="starting the base model")
 
         def show(progress: "IngestProgress") -> None:
-            note = f"{progress.shards_done}/{progress.num_shards} shards, {progress.num_rows:,} rows, "
-            note += f"{progress.num_tokens:,} tokens"
+            note = f"{progress.num_rows:,} rows, {progress.num_tokens:,} tokens"
             bar.update(task, total=progress.num_shards, completed=progress.shards_done, note=note)
 
         yield show

@@ -64,7 +64,7 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
         yield Feed(target, Fraction(0), config.global_batch_size, rank, world_size, None, None)
         return
     with ReplayClient(rehearsal.service_url) as client:
-        stream = RehearsalStream(client, rehearsal.run, rank, world_size, rehearsal.window_steps)
+        stream = RehearsalStream(client, rehearsal.run, rank, world_size, config.num_steps, rehearsal.window_steps)
         reporter = LossReporter(client, rehearsal.run)
         ratio = exact_ratio(rehearsal.injection_ratio)
         try:

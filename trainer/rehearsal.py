@@ -19,6 +19,8 @@ STATE_VERSION = 1
 class RehearsalStream:
     """Iterates over steps and gives the Batch that `rank` rehearses in each; a batch may be empty.
 
+    It ends after `num_steps` steps, and asks for none beyond: a plan that nobody trains on would await its reports.
+
     One window of `window_steps` steps is fetched in the background while the one before is trained on, so a plan is
     made at most 2 * window_steps - 1 steps before it is used: a longer window costs fewer requests, a shorter one acts
     on fresher reports.
@@ -28,6 +30,7 @@ class RehearsalStream:
     run: str
     rank: int
     world_size: int
+    num_steps: int | None = None
     window_steps: int = 4
     next_step: int = 0
     _windows: deque[Future[Batch]] = field(default_factory=deque, init=False, repr=False)
@@ -42,8 +45,8 @@ class RehearsalStream:
         return self
 
     def __next__(self) -> Batch:
-        if not self._windows:
-            self._fetch(self.next_step)
+        if not self._windows and not self._fetch(self.next_step):
+            raise StopIteration
         window = self._windows[0].result()
         first, last = window.header.steps[0].step, window.header.steps[-1].step
         if len(self._windows) == 1:
@@ -77,17 +80,22 @@ class RehearsalStream:
     def close(self) -> None:
         self._executor.shutdown(cancel_futures=True)
 
-    def _fetch(self, step: int) -> None:
+    def _fetch(self, step: int) -> bool:
+        """Ask for the window that begins at `step`; False if the job ends before it."""
+        end = step + self.window_steps if self.num_steps is None else min(step + self.window_steps, self.num_steps)
+        if step >= end:
+            return False
         self._windows.append(
             self._executor.submit(
                 self.client.batch,
                 self.run,
                 step,
-                num_steps=self.window_steps,
+                num_steps=end - step,
                 rank=self.rank,
                 world_size=self.world_size,
             )
         )
+        return True
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from fastapi import FastAPI
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 import replay_service
 from replay_service.corpus.reader import CorpusStore
@@ -34,8 +35,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         summary="Prioritised rehearsal batches for fine-tuning without forgetting.",
         version=replay_service.__version__,
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
     )
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(TooLargeAsProblem, max_body_bytes=settings.max_body_bytes)
     install_problem_handlers(app)
     for module in (runs, batches, losses, statistics, corpora, health):

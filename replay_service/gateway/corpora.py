@@ -18,7 +18,7 @@ def list_corpora(service: Service) -> CorpusList:
     return CorpusList(corpora=[_describe(service.corpora.get(name)) for name in service.corpora.names()])
 
 
-@router.get("/{corpus}", operation_id="get_corpus", responses=responses(404))
+@router.get("/{corpus}", operation_id="get_corpus", responses=responses(404, 422))
 def get_corpus(corpus: str, service: Service) -> CorpusInfo:
     """One corpus: its base model, its rows and its domains."""
     return _describe(service.corpora.get(corpus))

@@ -17,11 +17,13 @@ from replay_service.sampling.events import LOSS_ROW
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["losses"])
 
+_SCHEMA = LossReport.model_json_schema()
+_SCHEMA["properties"]["rows"]["items"] = _SCHEMA.pop("$defs")["LossRow"]
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": LossReport.model_json_schema(ref_template="#/components/schemas/{model}")},
+            "application/json": {"schema": _SCHEMA},
             ARROW_STREAM: {"schema": {"type": "string", "format": "binary"}},
         },
     }
@@ -45,7 +47,7 @@ async def report_losses(run: str, request: Request, service: Service) -> ReportR
     try:
         rows = _decode(request.headers.get("content-type", ""), body)
     except ValidationError as error:
-        return invalid(error.errors(include_url=False))
+        return invalid([{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)])
     outcome = await run_in_threadpool(lambda: service.owners.get(run).report(rows))
     return ReportResult(accepted=outcome.accepted, duplicate=outcome.duplicate, rejected=outcome.rejected)
 

@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1/runs", tags=["runs"])
     "",
     operation_id="create_run",
     status_code=201,
-    responses={200: {"model": RunInfo}, **responses(404, 409, 422)},
+    responses={200: {"model": RunInfo}, **responses(404, 409, 413, 422)},
 )
 def create_run(body: RunCreate, service: Service, response: Response) -> RunInfo:
     """Create a run. Asking again for the same run is fine (200); for another configuration it is not (409)."""
@@ -39,7 +39,7 @@ def list_runs(service: Service) -> RunList:
     return RunList(runs=[describe(service, record.run) for record in service.journal.runs()])
 
 
-@router.get("/{run}", operation_id="get_run", responses=responses(404))
+@router.get("/{run}", operation_id="get_run", responses=responses(404, 422))
 def get_run(run: str, service: Service) -> RunInfo:
     """One run, its configuration and how far it is."""
     return describe(service, run)

@@ -11,13 +11,13 @@ from replay_service.sampling.run_state import RunState
 router = APIRouter(prefix="/v1/runs/{run}", tags=["statistics"])
 
 
-@router.get("/stats", operation_id="get_stats", responses=responses(404))
+@router.get("/stats", operation_id="get_stats", responses=responses(404, 422))
 def get_stats(run: str, service: Service) -> RunStats:
     """A run's statistics over all strata."""
     return service.owners.get(run).read(lambda state: summarise(run, state))
 
 
-@router.get("/strata", operation_id="get_strata", responses=responses(404))
+@router.get("/strata", operation_id="get_strata", responses=responses(404, 422))
 def get_strata(run: str, service: Service) -> StrataList:
     """The statistics, the damage rate and the probability of each stratum."""
     return service.owners.get(run).read(lambda state: list_strata(run, state))

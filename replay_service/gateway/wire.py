@@ -4,6 +4,7 @@ A batch is one record batch with a row for each rehearsed sample, in step order,
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -85,7 +86,24 @@ class Batch:
 
 
 _WIDE: Final = {"input_ids": wide_list, "base_correct": wide_binary}
-_COLUMNS: Final = tuple(name for name in Batch.__dataclass_fields__ if name != "header")
+
+
+def _is_ids(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_list(type_) and pa.types.is_unsigned_integer(type_.value_type))
+
+
+_COLUMNS: Final[dict[str, Callable[[pa.DataType], bool]]] = {
+    "step": pa.types.is_int64,
+    "sample_id": pa.types.is_int64,
+    "input_ids": _is_ids,
+    "length": pa.types.is_int32,
+    "base_loss": pa.types.is_float32,
+    "base_correct": pa.types.is_fixed_size_binary,
+    "stratum": pa.types.is_int32,
+    "probability": pa.types.is_float64,
+    "times_drawn": pa.types.is_int32,
+}
+"""The arrays of a batch, in the order of its fields, and whether an Arrow type is the right one."""
 
 
 def encode_batch(batch: Batch) -> pa.Buffer:
@@ -109,10 +127,10 @@ def decode_batch(body: bytes) -> Batch:
     records = _read(body)
     try:
         fields = json.loads((records.schema.metadata or {})[_HEADER_KEY])
-        steps = [StepHeader(**each) for each in fields.pop("steps")]
-        header = BatchHeader(steps=steps, **fields)
-        columns = [_array(records.column(name)) for name in _COLUMNS]
-    except (KeyError, TypeError, ValueError) as error:
+        steps = [StepHeader(**each) for each in fields["steps"]]
+        header = BatchHeader(**{**fields, "steps": steps})
+        columns = [_array(records, name, fits) for name, fits in _COLUMNS.items()]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the Arrow stream is no rehearsal batch: {error!r}") from error
     if header.wire_version != WIRE_VERSION:
         raise ValueError(f"the batch is of wire version {header.wire_version}; this release reads {WIRE_VERSION}")
@@ -135,37 +153,62 @@ def decode_losses(body: bytes) -> np.ndarray:
         ValueError: when the body is damaged, or lacks a column, or a column has another type or a null.
     """
     records = _read(body)
+    columns = {field.name: _array(records, field.name, field.type.equals) for field in LOSSES_SCHEMA}
     rows = np.empty(len(records), dtype=LOSS_ROW)
-    for name, type_ in zip(LOSSES_SCHEMA.names, LOSSES_SCHEMA.types, strict=True):
-        index = records.schema.get_field_index(name)
-        if index < 0 or records.schema.field(index).type != type_:
-            raise ValueError(f"the Arrow stream must have one column {name!r} of type {type_}")
-        if records.column(index).null_count:
-            raise ValueError(f"column {name!r} has nulls")
-        rows[name] = records.column(index).to_numpy()
+    for name, column in columns.items():
+        rows[name] = column
     return rows
 
 
 def _read(body: bytes) -> pa.RecordBatch:
     try:
+        _refuse_inflating(body)
         with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
             table = reader.read_all()
         table.validate(full=True)
         batches = table.combine_chunks().to_batches()
-    except (
-        pa.ArrowInvalid,
-        pa.ArrowNotImplementedError,
-        pa.ArrowSerializationError,
-        OSError,
-        EOFError,
-    ) as error:
+        if batches:
+            return batches[0]
+        return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in table.schema], schema=table.schema)
+    except (pa.ArrowException, OSError, EOFError) as error:
         raise ValueError(f"the body is no Arrow IPC stream: {error}") from error
-    if batches:
-        return batches[0]
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in table.schema], schema=table.schema)
 
 
-def _array(column: Any) -> NDArray[Any]:
+def _refuse_inflating(body: bytes) -> None:
+    """A limit on the body's size must limit what it decodes to: compressed zeros grow to 30,000 times their size."""
+    for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
+        if message.type == "dictionary":
+            raise ValueError("the Arrow stream has dictionary-encoded columns; send plain ones")
+        if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
+            raise ValueError("the Arrow stream has compressed buffers; send them uncompressed")
+
+
+def _is_compressed(metadata: bytes) -> bool:
+    """Whether a record batch's flatbuffer has its `compression` field (Arrow's format/Message.fbs)."""
+
+    def number(place: int, width: int) -> int:
+        return int.from_bytes(metadata[place : place + width], "little")
+
+    def field(table: int, index: int) -> int:
+        """Where a table's field stands, or 0 if it is left out."""
+        vtable = table - int.from_bytes(metadata[table : table + 4], "little", signed=True)
+        entry = 4 + 2 * index
+        offset = number(vtable + entry, 2) if entry < number(vtable, 2) else 0
+        return table + offset if offset else 0
+
+    header = field(number(0, 4), 2)
+    return field(header + number(header, 4), 3) != 0
+
+
+def _array(records: pa.RecordBatch, name: str, fits: Callable[[pa.DataType], bool]) -> NDArray[Any]:
+    index = records.schema.get_field_index(name)
+    if index < 0:
+        raise ValueError(f"the Arrow stream must have one column {name!r}")
+    column = records.column(index)
+    if not fits(column.type):
+        raise ValueError(f"column {name!r} must not be of type {column.type}")
+    if column.null_count:
+        raise ValueError(f"column {name!r} has nulls")
     if pa.types.is_fixed_size_list(column.type):
         return list_rows(column)
     if pa.types.is_fixed_size_binary(column.type):

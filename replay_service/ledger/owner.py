@@ -22,6 +22,9 @@ BaseLosses = Callable[[Int64Array], NDArray[np.float64]]
 _NUM_NAMED: Final = 5
 """How many of the rows at fault an error names."""
 
+_MOST_NATS: Final = 1e6
+"""Products and sums of losses up to this are far from an overflow, which would spoil the run's statistics for good."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReportOutcome:
@@ -146,6 +149,7 @@ def _check_values(rows: np.ndarray) -> None:
             ~np.isfinite(rows["loss_nats"]),
             "loss_nats is not a finite number; leave such rows out of the report",
         ),
+        (np.abs(rows["loss_nats"]) > _MOST_NATS, f"loss_nats is beyond {_MOST_NATS:,.0f} nats per token"),
         (rows["num_tokens"] < 1, "num_tokens is less than 1"),
         (
             (rows["num_flips"] < 0) | (rows["num_flips"] > rows["num_tokens"]),

@@ -6,6 +6,10 @@ the rows trained on, whatever the world size, and nothing has to be remembered t
 """
 
 from fractions import Fraction
+from typing import Final
+
+_MOST_DIGITS: Final = 400
+"""More than any float has; a longer number, "1e-999999999" say, would take hours to write out as a fraction."""
 
 
 def exact_ratio(ratio: float | str | Fraction) -> Fraction:
@@ -15,12 +19,19 @@ def exact_ratio(ratio: float | str | Fraction) -> Fraction:
         ValueError: when the ratio is not a number in [0, 1].
     """
     try:
-        exact = ratio if isinstance(ratio, Fraction) else Fraction(str(ratio))
+        exact = ratio if isinstance(ratio, Fraction) else _fraction(str(ratio))
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"injection_ratio must be a number in [0, 1], not {ratio!r}") from None
     if not 0 <= exact <= 1:
         raise ValueError(f"injection_ratio must lie in [0, 1], not {ratio}")
     return exact
+
+
+def _fraction(text: str) -> Fraction:
+    exponent = text.lower().partition("e")[2]
+    if max(len(text), abs(int(exponent or 0))) > _MOST_DIGITS:
+        raise ValueError(f"a number of more than {_MOST_DIGITS} digits")
+    return Fraction(text)
 
 
 def rehearsed_before(step: int, ratio: Fraction, global_batch_size: int) -> int:
