@@ -47,9 +47,11 @@ def ingest(
     """
     with _errors_as_messages():
         settings = _settings(config, root=root)
+        from replay_service.corpus.sources import Columns, find_shards
+
+        find_shards(source)  # a mistyped path shows before Ray starts, which takes seconds
         from replay_service.corpus.ingest import IngestSettings
         from replay_service.corpus.ingest import ingest as run_ingest
-        from replay_service.corpus.sources import Columns
         from replay_service.progress import ingest_progress
         from replay_service.ray_session import start_ray
 
@@ -142,7 +144,12 @@ def main() -> None:
 def _settings(config: Path | None, **flags: Any) -> Any:
     from replay_service.settings import load_settings
 
-    return load_settings(config, **flags)
+    try:
+        return load_settings(config, **flags)
+    except ValidationError:
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--config") from error
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,5 +1,6 @@
 """Settings of the service: defaults, then a TOML file, then REPLAY_ environment variables, then flags."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def load_settings(config_file: Path | None = None, **flags: Any) -> ServiceSetti
 
     Raises:
         pydantic.ValidationError: names every key that is unknown or out of range.
+        ValueError: when the configuration file is no TOML.
         FileNotFoundError: when the configuration file is not there.
     """
     given = {name: value for name, value in flags.items() if value is not None}
@@ -70,4 +72,7 @@ def load_settings(config_file: Path | None = None, **flags: Any) -> ServiceSetti
     class FromFile(ServiceSettings):
         model_config = SettingsConfigDict(toml_file=config_file)
 
-    return FromFile(**given)
+    try:
+        return FromFile(**given)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config_file} is no TOML file: {error}") from error

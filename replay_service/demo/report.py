@@ -47,7 +47,7 @@ class Outcome:
 
 def result_table(rehearsed: Outcome, plain: Outcome, stats: dict[str, Any]) -> Table:
     """The outcomes side by side."""
-    table = Table(title="What the model forgot, nats per token on held-out text", title_justify="left")
+    table = Table(title="What the model forgot, in nats per token on held-out text", title_justify="left")
     table.add_column("")
     table.add_column("without rehearsal", justify="right")
     table.add_column("with rehearsal (mix_cd)", justify="right")
@@ -94,14 +94,13 @@ def _draw_rates(axes: Any, strata: list[dict[str, Any]]) -> None:
         axes.bar(places, rates, 0.75 / num_quantiles, color=shade, label=f"q{quantile}")
     axes.set_xticks(range(len(domains)), domains)
     axes.set(title="Estimated damage rate of each stratum", ylabel="share of tokens, right -> wrong")
-    axes.legend(frameon=False, ncols=num_quantiles, title="base-loss quantile")
+    axes.margins(y=0.25)
+    axes.legend(frameon=False, ncols=num_quantiles, title="base-loss quantile", loc="upper center")
 
 
 def say_where_to_look(console: Console, folder: Path, base_url: str, run: str, *, running: bool) -> None:
     console.print(f"\npicture  {folder / 'forgetting.png'}", soft_wrap=True)
-    console.print(
-        f"metrics  {folder}/with_rehearsal/metrics.jsonl, {folder}/without_rehearsal/metrics.jsonl", soft_wrap=True
-    )
+    console.print(f"metrics  {folder}/with_rehearsal/metrics.jsonl and without_rehearsal/", soft_wrap=True)
     if running:
         console.print("\nThe service is up until Ctrl-C:")
     else:

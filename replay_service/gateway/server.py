@@ -1,6 +1,8 @@
 """The server process: uvicorn around the application, its log as JSON lines."""
 
 import logging
+import signal
+import sys
 
 import structlog
 import uvicorn
@@ -10,8 +12,12 @@ from replay_service.settings import ServiceSettings
 
 
 def run_server(settings: ServiceSettings) -> None:
-    """Serve until SIGTERM or SIGINT; open requests are finished first."""
+    """Serve until SIGTERM or SIGINT; open requests are finished first.
+
+    uvicorn raises the signal again once it has drained; a process that was asked to stop and did has not failed.
+    """
     _configure_logging(settings.log_level)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         create_app(settings),
         host=settings.host,

@@ -6,7 +6,7 @@ estimated per bin from the rehearsal samples that were trained on anyway.
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,10 @@ DAMAGE_OF: dict[str, Callable[[np.ndarray, float, float], Float64Array]] = {
 }
 
 
+_LEAST_DAMAGE: Final = 1e-100
+"""What some 330 half-lives leave of one damaged sample; of less, products of rates would underflow to 0 / 0."""
+
+
 def damage_rates(damage: Float64Array, count: Float64Array, prior_weight: float) -> Float64Array:
     """The damage rate alpha of each stratum, float64 [num_groups, num_quantiles], by partial pooling.
 
@@ -56,7 +60,7 @@ def damage_rates(damage: Float64Array, count: Float64Array, prior_weight: float)
     quantiles are themselves shrunk to the global rate in the same way. With no damage reported all rates are equal.
     The pooling is this project's choice; the paper leaves the estimator open.
     """
-    if damage.sum() <= 0.0:
+    if damage.sum() <= _LEAST_DAMAGE:
         return np.ones_like(damage)
     overall = damage.sum() / count.sum()
     group = _shrunk(damage.sum(axis=1), count.sum(axis=1), overall, prior_weight)
