@@ -126,13 +126,15 @@ def demo(
     service_url: Annotated[
         str, typer.Option(help="With --prepare-only: where that trainer finds the service.")
     ] = "http://127.0.0.1:8400",
+    root: Annotated[Path | None, typer.Option(help="With --prepare-only: folder of the service's data.")] = None,
 ) -> None:
     """See it work: fine-tune a real model with and without rehearsal, and compare what it forgets."""
     with _errors_as_messages():
         from replay_service.demo import story
 
         if prepare_only:
-            story.prepare_only(model=model, folder=folder, fast=fast, service_url=service_url)
+            corpora = _settings(None, root=root).corpora
+            story.prepare_only(model=model, folder=folder, corpora=corpora, fast=fast, service_url=service_url)
         else:
             story.tell(model=model, folder=folder, fast=fast, hold=hold)
 

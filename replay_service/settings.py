@@ -4,13 +4,15 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 
 class ServiceSettings(BaseSettings):
@@ -34,6 +36,16 @@ class ServiceSettings(BaseSettings):
     )
     drain_timeout_s: int = Field(30, ge=1, description="How long to finish open requests after SIGTERM.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe level logged.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_url(cls, url: str | None) -> str | None:
+        if url is not None:
+            try:
+                make_url(url)
+            except ArgumentError:
+                raise ValueError("is no SQLAlchemy URL, such as sqlite:////var/lib/replay/journal.sqlite") from None
+        return url
 
     @property
     def corpora(self) -> Path:

@@ -70,8 +70,13 @@ def make_corpus(
         num_documents=num_rows,
         num_set_aside=0,
         domains=[
-            DomainSummary(each, rows_per_domain, rows_per_domain * seq_len, float(base_loss[domain == i].mean()),
-                          edges[i].tolist())
+            DomainSummary(
+                each,
+                rows_per_domain,
+                rows_per_domain * seq_len,
+                float(base_loss[domain == i].mean()),
+                edges[i].tolist(),
+            )
             for i, each in enumerate(domains)
         ],
         segments=segments,
@@ -95,7 +100,9 @@ def make_tiny_model(folder: Path, *, vocab_size: int = 300, seed: int = 0, hidde
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([f"the cat of number {i} sat on the mat. le chat est ici." for i in range(50)], trainer)
+    tokenizer.train_from_iterator(
+        [f"the cat of number {i} sat on the mat. le chat est ici." for i in range(50)], trainer
+    )
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(

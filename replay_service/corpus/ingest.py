@@ -66,7 +66,13 @@ class IngestSettings:
     def __post_init__(self) -> None:
         if not is_name(self.name):
             raise CorpusError(f"{self.name!r} cannot name a corpus: a name is {NAME_RULE}")
-        for name, least in (("seq_len", 2), ("num_quantiles", 1), ("batch_size", 1), ("num_scorers", 1)):
+        for name, least in (
+            ("seq_len", 2),
+            ("num_quantiles", 1),
+            ("batch_size", 1),
+            ("num_scorers", 1),
+            ("rows_per_segment", 1),
+        ):
             if getattr(self, name) < least:
                 raise CorpusError(f"{name} must be at least {least}, not {getattr(self, name)}")
 

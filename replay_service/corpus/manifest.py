@@ -92,7 +92,7 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(**content)
     except (FileNotFoundError, NotADirectoryError):
         raise UnknownCorpus(f"there is no corpus {folder.name!r}; `replay-service ingest` makes one") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorpusError(f"{path} is damaged: {error}") from error
 
 

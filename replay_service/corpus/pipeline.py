@@ -89,7 +89,10 @@ def _pack_shards(table: pa.Table, shards: dict[str, Shard], settings: PipelineSe
 
 
 def pack_shard(key: str, shard: Shard, settings: PipelineSettings) -> Iterator[pa.Table]:
-    """Tokenize a shard and pack it, one table a domain; what it held is written down for the driver."""
+    """Tokenize a shard and pack it, one table a domain.
+
+    What it held is written down first: the next stages and the driver may see a row before this one ends.
+    """
     texts: dict[str, list[str]] = {}
     num_set_aside = 0
     for document in read_documents(shard, settings.columns):
@@ -97,10 +100,15 @@ def pack_shard(key: str, shard: Shard, settings: PipelineSettings) -> Iterator[p
             num_set_aside += 1
         else:
             texts.setdefault(document.domain, []).append(document.text)
-    first_row = 0
+    packed = {}
     for domain, documents in sorted(texts.items()):
         encoded = encode(_tokenizer(settings.model), documents)
-        rows = pack(encoded, settings.seq_len, settings.separator_id, id_dtype(settings.vocab_size))
+        packed[domain] = pack(encoded, settings.seq_len, settings.separator_id, id_dtype(settings.vocab_size))
+    num_rows = sum(len(rows) for rows in packed.values())
+    num_documents = sum(len(documents) for documents in texts.values())
+    write_packed(settings.staging, key, Packed(num_rows, num_documents, num_set_aside))
+    first_row = 0
+    for domain, rows in packed.items():
         yield pa.table(
             {
                 "shard_key": pa.array([key] * len(rows), pa.string()),
@@ -111,8 +119,6 @@ def pack_shard(key: str, shard: Shard, settings: PipelineSettings) -> Iterator[p
             }
         )
         first_row += len(rows)
-    num_documents = sum(len(documents) for documents in texts.values())
-    write_packed(settings.staging, key, Packed(first_row, num_documents, num_set_aside))
 
 
 @lru_cache(maxsize=1)

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def read_documents(shard: Shard, columns: Columns) -> Iterator[Document]:
     readers = {"parquet": _read_parquet, "jsonl": _read_jsonl, "text": _read_text}
     try:
         yield from readers[shard.kind](shard, columns)
-    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowInvalid, json.JSONDecodeError) as error:
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error, pa.ArrowException) as error:
         raise UnusableSource(f"shard {shard.path} cannot be read: {error}; mend it or take it out") from error
 
 
@@ -127,8 +128,18 @@ def _read_text(shard: Shard, _columns: Columns) -> Iterator[Document]:
 
 
 def _document(text: object, domain: object, shard: Shard) -> Document:
-    usable = isinstance(text, str) and bool(text.strip())
-    return Document(str(domain) if domain else shard.domain, str(text) if usable else None)
+    return Document(shard.domain if domain in (None, "") else str(domain), _usable(text))
+
+
+def _usable(text: object) -> str | None:
+    """The text, unless it is blank or holds half a surrogate pair, which no tokenizer takes."""
+    if not isinstance(text, str) or not text.strip():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return None
+    return text
 
 
 def _require_column(shard: Shard, name: str, present: list[str]) -> None:

@@ -32,8 +32,8 @@ FULL = Scale(
     amounts=Amounts(corpus=24_000, heldout=3_000, target=80_000),
     seq_len=96,
     num_quantiles=4,
-    num_steps=40,
-    evaluate_every=10,
+    num_steps=32,
+    evaluate_every=8,
     learning_rate=3e-4,
 )
 FAST = Scale(

@@ -70,16 +70,18 @@ def write_shards(folder: Path, amounts: Amounts, seed: int) -> None:
     """Write the demo's text as Parquet shards with the columns `text` and `domain`.
 
     folder/pretraining holds what is to be rehearsed, folder/heldout the same domains' text to measure forgetting on,
-    folder/target and folder/heldout_target the text to fine-tune on.
+    folder/target and folder/heldout_target the text to fine-tune on. The folder is there whole or not at all.
     """
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     for domain, documents in _pretraining_domains(seed).items():
         heldout, corpus = _take(documents, amounts.heldout), _take(documents, amounts.corpus)
-        _write(folder / "heldout" / f"{domain}.parquet", domain, heldout)
+        _write(partial / "heldout" / f"{domain}.parquet", domain, heldout)
         for number in range(3):
-            _write(folder / "pretraining" / f"{domain}-{number:05d}.parquet", domain, corpus[number::3])
+            _write(partial / "pretraining" / f"{domain}-{number:05d}.parquet", domain, corpus[number::3])
     target = _encyclopedia("es-es", seed)
-    _write(folder / "heldout_target" / "encyclopedia_es.parquet", "encyclopedia_es", _take(target, amounts.heldout))
-    _write(folder / "target" / "encyclopedia_es.parquet", "encyclopedia_es", _take(target, amounts.target))
+    _write(partial / "heldout_target" / "encyclopedia_es.parquet", "encyclopedia_es", _take(target, amounts.heldout))
+    _write(partial / "target" / "encyclopedia_es.parquet", "encyclopedia_es", _take(target, amounts.target))
+    partial.rename(folder)
 
 
 def _pretraining_domains(seed: int) -> dict[str, Iterator[str]]:

@@ -30,7 +30,7 @@ def tell(*, model: str | None, folder: Path, fast: bool, hold: bool) -> None:
     _clear(folder)
     with libraries_muted(folder / "demo.log") as terminal:
         console = Console(file=terminal, highlight=False)
-        model, manifest = _prepare(console, model, folder, scale)
+        model, manifest = _prepare(console, model, folder, folder / "corpora", scale)
         with service_process(folder) as base_url:
             console.print(f"  service up at {base_url}, journal {folder / 'journal.sqlite'}", soft_wrap=True)
             jobs = write_jobs(folder, model, manifest.precision, scale, base_url)
@@ -43,14 +43,17 @@ def tell(*, model: str | None, folder: Path, fast: bool, hold: bool) -> None:
                 _until_interrupted()
 
 
-def prepare_only(*, model: str | None, folder: Path, fast: bool, service_url: str) -> None:
-    """Make the demo's corpus and write its jobs, for a trainer elsewhere that finds the service at `service_url`."""
+def prepare_only(*, model: str | None, folder: Path, corpora: Path, fast: bool, service_url: str) -> None:
+    """Make the demo's corpus in `corpora` and write its jobs in `folder`, for a trainer elsewhere.
+
+    Called again, it finds its work done; a service that serves `corpora` is not disturbed.
+    """
     folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
     scale = FAST if fast else FULL
-    _clear(folder)
     with libraries_muted(folder / "demo.log") as terminal:
         console = Console(file=terminal, highlight=False)
-        model, manifest = _prepare(console, model, folder, scale)
+        model, manifest = _prepare(console, model, folder, corpora.absolute(), scale)
         job, _ = write_jobs(folder, model, manifest.precision, scale, service_url)
         console.print(f"job written to {job}", soft_wrap=True)
 
@@ -64,11 +67,12 @@ def _clear(folder: Path) -> None:
         journal.unlink()
 
 
-def _prepare(console: Console, model: str | None, folder: Path, scale: Scale) -> tuple[str, Manifest]:
+def _prepare(console: Console, model: str | None, folder: Path, corpora: Path, scale: Scale) -> tuple[str, Manifest]:
     with progress_bar(console) as bar:
         task = bar.add_task("fetch model and text", total=None, note="the first time takes longer")
         name = model or str(fetch_model())
-        write_shards(folder / "text", scale.amounts, scale.seed)
+        if not (folder / "text").exists():
+            write_shards(folder / "text", scale.amounts, scale.seed)
         bar.update(task, total=1, completed=1, note=Path(name).name)
     with progress_bar(console) as bar:
         task = bar.add_task("start Ray", total=None, note="")
@@ -76,7 +80,7 @@ def _prepare(console: Console, model: str | None, folder: Path, scale: Scale) ->
         bar.update(task, total=1, completed=1)
     settings = IngestSettings(
         source=folder / "text" / "pretraining",
-        folder=folder / "corpora",
+        folder=corpora,
         name=CORPUS,
         model=name,
         seq_len=scale.seq_len,

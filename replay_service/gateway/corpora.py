@@ -2,20 +2,30 @@
 
 from dataclasses import asdict
 
+import structlog
 from fastapi import APIRouter
 
 from replay_service.corpus.reader import Corpus
+from replay_service.errors import CorpusError
 from replay_service.gateway.models import CorpusInfo, CorpusList, DomainInfo
 from replay_service.gateway.problems import responses
 from replay_service.gateway.service import Service
+
+_log = structlog.get_logger()
 
 router = APIRouter(prefix="/v1/corpora", tags=["corpora"])
 
 
 @router.get("", operation_id="list_corpora")
 def list_corpora(service: Service) -> CorpusList:
-    """All corpora that can be rehearsed from, by name."""
-    return CorpusList(corpora=[_describe(service.corpora.get(name)) for name in service.corpora.names()])
+    """All corpora that can be rehearsed from, by name; the log names those that are damaged."""
+    corpora = []
+    for name in service.corpora.names():
+        try:
+            corpora.append(_describe(service.corpora.get(name)))
+        except CorpusError as error:
+            _log.warning("damaged corpus", corpus=name, problem=error.detail)
+    return CorpusList(corpora=corpora)
 
 
 @router.get("/{corpus}", operation_id="get_corpus", responses=responses(404, 422))

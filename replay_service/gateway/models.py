@@ -65,20 +65,25 @@ class RunCreate(RunSettings):
     corpus: Name
 
 
-class RunInfo(Model):
-    """A run and how far it is."""
+class RunSummary(Model):
+    """A run as it was created."""
 
     run: str
     corpus: str
     generation: int = Field(description="The generation of the corpus that the run sees.")
     created_at: str = Field(description="ISO 8601, UTC.")
     config: RunSettings
+
+
+class RunInfo(RunSummary):
+    """A run and how far it is."""
+
     next_step: int = Field(description="The first step that has no plan yet.")
     policy_version: int = Field(description="Counts the changes of the probabilities, from 1.")
 
 
 class RunList(Model):
-    runs: list[RunInfo]
+    runs: list[RunSummary]
 
 
 class BatchRequest(Model):

@@ -1,0 +1,92 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+import replay_service.cli
+import trainer.cli
+from replay_service.settings import load_settings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = ROOT / "docker-compose.yml"
+PROGRAMS = {"replay-service": replay_service.cli.app, "replay-trainer": trainer.cli.app}
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())["services"]
+    return content
+
+
+def test_the_file_is_valid() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("name", ["replay-service", "prepare", "trainer"])
+def test_every_service_runs_a_command_that_exists(services: dict[str, Any], name: str) -> None:
+    service = services[name]
+    (program,) = service.get("entrypoint", ["replay-service"])
+    command, *arguments = service["command"]
+    group: Any = typer.main.get_command(PROGRAMS[program])
+    context = group.commands[command].make_context(command, [str(each) for each in arguments])
+    assert context.params
+
+
+def test_the_service_listens_beyond_the_container_and_is_published_on_loopback_only(services: dict[str, Any]) -> None:
+    assert "0.0.0.0" in services["replay-service"]["command"]
+    published = [port for service in services.values() for port in service.get("ports", [])]
+    assert published == ["127.0.0.1:8400:8400"]
+
+
+def test_every_container_is_hardened(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["read_only"] is True, name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert "/tmp" in service["tmpfs"], name
+        assert "privileged" not in service, name
+
+
+def test_all_share_the_data_in_one_named_volume(services: dict[str, Any]) -> None:
+    assert yaml.safe_load(COMPOSE.read_text())["volumes"] == {"data": None}
+    for service in services.values():
+        assert service["volumes"] == ["data:/data"]
+        assert service["environment"]["REPLAY_ROOT"] == "/data"
+
+
+def test_the_service_comes_back_and_is_given_time_to_drain(services: dict[str, Any]) -> None:
+    service = services["replay-service"]
+    assert service["restart"] == "unless-stopped"
+    assert "/readyz" in service["healthcheck"]["test"][-1]
+    assert int(service["stop_grace_period"].removesuffix("s")) > load_settings().drain_timeout_s
+
+
+def test_the_demo_starts_only_when_it_is_asked_for(services: dict[str, Any]) -> None:
+    assert {name for name, service in services.items() if "profiles" not in service} == {"replay-service"}
+    assert all(services[name]["profiles"] == ["demo"] for name in ("prepare", "trainer"))
+
+
+def test_the_trainer_waits_for_its_job_and_for_the_service(services: dict[str, Any]) -> None:
+    assert services["trainer"]["depends_on"] == {
+        "prepare": {"condition": "service_completed_successfully"},
+        "replay-service": {"condition": "service_healthy"},
+    }
+
+
+def test_the_trainer_reads_what_was_prepared_and_asks_the_service(services: dict[str, Any]) -> None:
+    folder = services["prepare"]["command"][-1]
+    _, job, _, url = services["trainer"]["command"]
+    assert job == f"{folder}/trainer.toml"
+    assert url == "http://replay-service:8400"
+
+
+def test_every_image_is_built_from_the_dockerfile(services: dict[str, Any]) -> None:
+    for service in services.values():
+        assert (ROOT / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+    assert services["trainer"]["build"]["args"] == {"EXTRA": "demo"}

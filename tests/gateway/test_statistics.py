@@ -1,0 +1,101 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.gateway.worlds import assert_problem, batch_of, create_run, losses_of, report
+
+
+def stats_of(client: TestClient) -> dict[str, Any]:
+    content: dict[str, Any] = client.get("/v1/runs/tune/stats").raise_for_status().json()
+    return content
+
+
+def strata_of(client: TestClient) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = client.get("/v1/runs/tune/strata").raise_for_status().json()["strata"]
+    return content
+
+
+def total(strata: list[dict[str, Any]], name: str) -> float:
+    return sum(each[name] for each in strata)
+
+
+def test_a_new_run_has_learned_nothing(running: TestClient) -> None:
+    stats = stats_of(running)
+    assert (stats["num_trained"], stats["num_rehearsed"], stats["num_reported"], stats["num_pending"]) == (0, 0, 0, 0)
+    assert (stats["achieved_ratio"], stats["flip_rate"], stats["mean_loss_nats"]) == (0.0, None, None)
+    strata = strata_of(running)
+    assert [each["name"] for each in strata] == ["en/q0", "en/q1", "fr/q0", "fr/q1"]
+    assert [each["damage_rate"] for each in strata] == [1.0] * 4
+    assert [each["probability"] for each in strata] == pytest.approx([0.25] * 4)
+    assert total(strata, "num_samples") == 80
+
+
+def test_plans_are_counted(running: TestClient) -> None:
+    batch = batch_of(running, 0, 10)
+    stats, strata = stats_of(running), strata_of(running)
+    assert (stats["next_step"], stats["num_trained"]) == (10, 80)
+    assert stats["num_rehearsed"] == stats["num_pending"] == len(batch) == 24
+    assert stats["achieved_ratio"] == pytest.approx(0.3)
+    assert [each["num_drawn"] for each in strata] == np.bincount(batch.stratum, minlength=4).tolist()
+
+
+def test_the_statistics_are_the_sums_of_the_reports(running: TestClient) -> None:
+    batch = batch_of(running, 0, 10)
+    rows = losses_of(batch)
+    rng = np.random.default_rng(0)
+    rows["loss_nats"], rows["num_flips"] = rng.uniform(1, 5, len(rows)), rng.integers(0, 10, len(rows))
+    report(running, rows[:10])
+    report(running, rows[10:])
+    stats, strata = stats_of(running), strata_of(running)
+    assert stats["num_reported"] == total(strata, "num_reported") == len(rows)
+    assert stats["num_pending"] == 0
+    assert stats["num_tokens"] == total(strata, "num_tokens") == rows["num_tokens"].sum()
+    assert stats["num_flips"] == total(strata, "num_flips") == rows["num_flips"].sum()
+    assert stats["flip_rate"] == pytest.approx(rows["num_flips"].sum() / rows["num_tokens"].sum())
+    assert stats["mean_loss_nats"] == pytest.approx(rows["loss_nats"].mean())
+    assert stats["mean_excess_nats"] == pytest.approx((rows["loss_nats"] - batch.base_loss).mean())
+    for k, each in enumerate(strata):
+        here = batch.stratum == k
+        assert each["num_reported"] == here.sum()
+        assert each["num_flips"] == rows["num_flips"][here].sum()
+        assert each["mean_loss_nats"] == pytest.approx(rows["loss_nats"][here].mean())
+        assert each["mean_excess_nats"] == pytest.approx((rows["loss_nats"] - batch.base_loss)[here].mean())
+
+
+@pytest.mark.parametrize("damaged", range(4))
+def test_a_stratum_that_takes_damage_is_rehearsed_more(running: TestClient, damaged: int) -> None:
+    before = strata_of(running)[damaged]["probability"]
+    batch = batch_of(running, 0, 20)
+    rows = losses_of(batch)
+    rows["num_flips"][batch.stratum == damaged] = 8
+    report(running, rows)
+    strata = strata_of(running)
+    assert strata[damaged]["probability"] > 1.5 * before
+    assert max(strata, key=lambda each: each["damage_rate"])["stratum"] == damaged
+    assert total(strata, "probability") == pytest.approx(1.0)
+    assert stats_of(running)["policy_version"] == batch_of(running, 20).header.steps[0].policy_version > 1
+    later = batch_of(running, 20, 500)
+    shares = np.bincount(later.stratum, minlength=4) / len(later)
+    assert shares == pytest.approx([each["probability"] for each in strata], abs=0.02)
+
+
+def test_the_uniform_policy_does_not_follow_the_damage(client: TestClient) -> None:
+    create_run(client, policy="uniform")
+    batch = batch_of(client, 0, 20)
+    rows = losses_of(batch)
+    rows["num_flips"][batch.stratum == 0] = 8
+    report(client, rows)
+    assert [each["probability"] for each in strata_of(client)] == pytest.approx([0.25] * 4)
+
+
+def test_a_stratum_that_was_drawn_through_begins_a_new_epoch(client: TestClient) -> None:
+    create_run(client, injection_ratio="1", policy="uniform")
+    batch_of(client, 0, 10)
+    assert [(each["num_drawn"], each["epoch"]) for each in strata_of(client)] == [(20, 1)] * 4
+
+
+@pytest.mark.parametrize("part", ["stats", "strata"])
+def test_an_unknown_run_has_no_statistics(client: TestClient, part: str) -> None:
+    assert_problem(client.get(f"/v1/runs/nobody/{part}"), 404, "unknown-run")

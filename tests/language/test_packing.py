@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replay_service.language.packing import MIN_LENGTH, PackedRows, id_dtype, pack
+
+SEPARATOR = 0
+documents = st.lists(st.lists(st.integers(1, 299), max_size=25), max_size=10)
+seq_lens = st.integers(2, 16)
+pure = settings(max_examples=100, deadline=None)
+
+
+def packed(documents: list[list[int]], seq_len: int) -> PackedRows:
+    return pack(documents, seq_len, SEPARATOR, id_dtype(300))
+
+
+def unpacked(rows: PackedRows) -> list[int]:
+    return [token for ids, length in zip(rows.input_ids, rows.length, strict=True) for token in ids[:length].tolist()]
+
+
+def laid_end_to_end(documents: list[list[int]]) -> list[int]:
+    return [token for document in documents for token in [*document, SEPARATOR]]
+
+
+@given(documents, seq_lens)
+@pure
+def test_every_token_stands_in_one_row_in_order_but_for_a_lone_last_separator(
+    documents: list[list[int]], seq_len: int
+) -> None:
+    line, tokens = laid_end_to_end(documents), unpacked(packed(documents, seq_len))
+    assert tokens == line[: len(tokens)]
+    lost = line[len(tokens) :]
+    assert lost in ([], [SEPARATOR])
+    assert not lost or len(line) % seq_len == 1
+
+
+@given(documents, seq_lens)
+@pure
+def test_every_row_predicts_something_and_all_but_the_last_are_full(documents: list[list[int]], seq_len: int) -> None:
+    rows = packed(documents, seq_len)
+    assert rows.input_ids.shape == (len(rows), seq_len)
+    assert ((rows.length >= MIN_LENGTH) & (rows.length <= seq_len)).all()
+    assert (rows.length[:-1] == seq_len).all()
+
+
+@given(documents, seq_lens)
+@pure
+def test_padding_is_the_separator_and_types_are_as_stated(documents: list[list[int]], seq_len: int) -> None:
+    rows = packed(documents, seq_len)
+    assert rows.input_ids.dtype == np.uint16
+    assert rows.length.dtype == np.int32
+    if len(rows):
+        assert (rows.input_ids[-1, rows.length[-1] :] == SEPARATOR).all()
+
+
+def test_documents_are_closed_by_the_separator_and_cross_rows() -> None:
+    rows = packed([[1, 2, 3], [4], [5, 6]], 4)
+    assert rows.input_ids.tolist() == [[1, 2, 3, 0], [4, 0, 5, 6]]
+    assert rows.length.tolist() == [4, 4]
+
+
+def test_a_short_last_row_is_padded() -> None:
+    rows = packed([[1, 2, 3], [4]], 4)
+    assert rows.input_ids.tolist() == [[1, 2, 3, 0], [4, 0, 0, 0]]
+    assert rows.length.tolist() == [4, 2]
+
+
+@pytest.mark.parametrize("documents", [[], [[]]])
+def test_nothing_to_predict_packs_into_no_row(documents: list[list[int]]) -> None:
+    rows = packed(documents, 8)
+    assert rows.input_ids.shape == (0, 8)
+    assert len(rows) == 0
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32)]
+)
+def test_ids_take_the_narrowest_type_that_holds_the_vocabulary(vocab_size: int, dtype: type) -> None:
+    assert id_dtype(vocab_size) == dtype
+    rows = pack([[vocab_size - 1]], 2, vocab_size - 2, id_dtype(vocab_size))
+    assert rows.input_ids.tolist() == [[vocab_size - 1, vocab_size - 2]]

@@ -1,0 +1,87 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from replay_service.errors import CorpusError
+from replay_service.language.tokenizer import encode, fingerprint, load_tokenizer, separator_id
+from tests.support import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return load_tokenizer(str(tiny_model))
+
+
+def word_tokenizer(*words: str, **special: str) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def test_equal_tokenizers_have_equal_fingerprints(tokenizer: Any, tiny_model: Path) -> None:
+    assert fingerprint(load_tokenizer(str(tiny_model))) == fingerprint(tokenizer)
+    assert len(fingerprint(tokenizer)) == 16
+
+
+def test_how_a_tokenizer_was_used_does_not_change_its_fingerprint(tiny_model: Path) -> None:
+    used = load_tokenizer(str(tiny_model))
+    before = fingerprint(used)
+    used.pad_token = used.eos_token
+    used(["one text", "another, longer text"], padding="longest", truncation=True, max_length=4)
+    used.backend_tokenizer.enable_padding(length=32)
+    used.backend_tokenizer.enable_truncation(max_length=8)
+    assert fingerprint(used) == before
+
+
+def test_another_vocabulary_has_another_fingerprint(tokenizer: Any, tmp_path: Path) -> None:
+    other = load_tokenizer(str(make_tiny_model(tmp_path, vocab_size=280)))
+    assert fingerprint(other) != fingerprint(tokenizer)
+
+
+def test_the_same_words_with_other_ids_have_another_fingerprint() -> None:
+    assert fingerprint(word_tokenizer("?", "cat", "dog")) != fingerprint(word_tokenizer("?", "dog", "cat"))
+
+
+def test_the_separator_is_the_end_of_text_token_if_there_is_one(tokenizer: Any) -> None:
+    assert separator_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert separator_id(word_tokenizer("?", "</s>", "<end>", eos_token="<end>")) == 1
+
+
+def test_else_the_separator_is_the_eos_token() -> None:
+    assert separator_id(word_tokenizer("?", "cat", "<end>", eos_token="<end>")) == 2
+
+
+def test_a_tokenizer_that_cannot_end_a_document_is_refused() -> None:
+    with pytest.raises(CorpusError, match="end-of-text"):
+        separator_id(word_tokenizer("?", "cat"))
+
+
+@given(texts=st.lists(st.text(st.characters(codec="utf-8"), max_size=30), max_size=5))
+@settings(max_examples=50, deadline=None)
+def test_encoded_text_is_decoded_to_itself(tokenizer: Any, texts: list[str]) -> None:
+    assert [tokenizer.decode(ids) for ids in encode(tokenizer, texts)] == texts
+
+
+def test_text_that_spells_a_special_token_stays_text(tokenizer: Any) -> None:
+    (ids,) = encode(tokenizer, ["end <|endoftext|> start"])
+    assert separator_id(tokenizer) not in ids
+    assert tokenizer.decode(ids) == "end <|endoftext|> start"
+
+
+def test_nothing_is_added_to_a_text_or_cut_from_it(tokenizer: Any) -> None:
+    texts = ["the cat", "sat", "the cat" * 500]
+    together = encode(tokenizer, texts)
+    assert together == [encode(tokenizer, [text])[0] for text in texts]
+    assert len(together[2]) > 500
+    assert encode(tokenizer, [""]) == [[]]
+    assert encode(tokenizer, []) == []
+
+
+def test_a_folder_without_a_tokenizer_is_named_in_the_error(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=str(tmp_path)):
+        load_tokenizer(str(tmp_path))

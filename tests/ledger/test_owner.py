@@ -1,0 +1,222 @@
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from replay_service.corpus.reader import Corpus
+from replay_service.errors import InvalidReport, StepOutOfRange
+from replay_service.ledger.journal import Journal
+from replay_service.ledger.owner import ReportOutcome, RunOwner
+from replay_service.sampling.events import LOSS_ROW
+from tests.ledger.worlds import ids_of, image_of, losses_of, made_corpus, open_journal, owner_of, record_of
+from tests.sampling.worlds import same_plan
+
+AHEAD = 64
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return made_corpus(tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with open_journal(tmp_path / "ledger.db") as journal:
+        journal.create_run(record_of(report_window_steps=6))
+        yield journal
+
+
+@pytest.fixture
+def owner(journal: Journal, corpus: Corpus) -> RunOwner:
+    return owner_of(journal, corpus)
+
+
+def test_a_plan_never_changes_once_it_was_asked_for(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
+    first = owner.plan(0, 4, AHEAD)
+    owner.report(losses_of(0, ids_of(first[0]), num_flips=11))
+    assert all(map(same_plan, owner.plan(0, 4, AHEAD), first))
+    assert all(map(same_plan, owner_of(journal, corpus).plan(0, 4, AHEAD), first))
+
+
+def test_asking_again_writes_nothing(owner: RunOwner, journal: Journal) -> None:
+    owner.plan(0, 4, AHEAD)
+    owner.plan(1, 2, AHEAD)
+    assert journal.num_events("tuning") == 4
+
+
+def test_a_window_far_ahead_plans_every_step_before_it(owner: RunOwner, journal: Journal) -> None:
+    assert [plan.step for plan in owner.plan(10, 2, AHEAD)] == [10, 11]
+    assert [plan.step for plan in journal.planned("tuning", 0, 100)] == list(range(12))
+
+
+@pytest.mark.parametrize(("first_step", "num_steps"), [(-1, 1), (-5, 10), (64, 1), (0, 65), (10**12, 1)])
+def test_a_step_out_of_range_plans_nothing(owner: RunOwner, journal: Journal, first_step: int, num_steps: int) -> None:
+    before = image_of(owner)
+    with pytest.raises(StepOutOfRange) as refusal:
+        owner.plan(first_step, num_steps, AHEAD)
+    assert refusal.value.extensions == {"next_step": 0}
+    assert image_of(owner) == before
+    assert journal.num_events("tuning") == 0
+
+
+def test_the_last_step_within_reach_is_planned(owner: RunOwner) -> None:
+    owner.plan(0, AHEAD, AHEAD)
+    assert owner.read(lambda state: state.next_step) == AHEAD
+    owner.plan(2 * AHEAD - 1, 1, AHEAD)
+    with pytest.raises(StepOutOfRange):
+        owner.plan(3 * AHEAD, 1, AHEAD)
+
+
+def test_a_report_is_folded_in_with_the_base_losses_of_the_corpus(owner: RunOwner, corpus: Corpus) -> None:
+    (plan,) = owner.plan(0, 1, AHEAD)
+    ids = ids_of(plan)
+    assert owner.report(losses_of(0, ids, loss=3.0)) == ReportOutcome(len(ids), 0, 0)
+    totals = owner.read(lambda state: state.totals)
+    assert totals.samples.sum() == len(ids)
+    assert totals.tokens.sum() == 11 * len(ids)
+    expected = (3.0 - corpus.base_losses(np.array(ids))).sum()
+    assert totals.excess_nats.sum() == pytest.approx(expected)
+
+
+def test_a_report_sent_twice_counts_once(owner: RunOwner, journal: Journal) -> None:
+    (plan,) = owner.plan(0, 1, AHEAD)
+    report = losses_of(0, ids_of(plan))
+    owner.report(report)
+    before, num_events = image_of(owner), journal.num_events("tuning")
+    assert owner.report(report) == ReportOutcome(0, len(report), 0)
+    assert image_of(owner) == before
+    assert journal.num_events("tuning") == num_events
+
+
+def test_a_report_sent_twice_counts_once_across_a_restart(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
+    (plan,) = owner.plan(0, 1, AHEAD)
+    report = losses_of(0, ids_of(plan))
+    owner.report(report[:1])
+    assert owner_of(journal, corpus).report(report) == ReportOutcome(len(report) - 1, 1, 0)
+
+
+def test_a_sample_that_two_ranks_report_in_one_request_counts_once(owner: RunOwner) -> None:
+    (plan,) = owner.plan(0, 1, AHEAD)
+    ids = ids_of(plan)
+    both = np.concatenate([losses_of(0, ids, rank=1, loss=5.0), losses_of(0, ids, rank=0, loss=1.0)])
+    assert owner.report(both) == ReportOutcome(len(ids), len(ids), 0)
+    assert owner.read(lambda state: state.totals.samples.sum()) == len(ids)
+    assert owner.read(lambda state: state.totals.loss_nats.sum()) == pytest.approx(5.0 * len(ids))
+
+
+def test_one_request_may_report_many_steps_and_ranks(owner: RunOwner, journal: Journal) -> None:
+    plans = owner.plan(0, 3, AHEAD)
+    rows = np.concatenate(
+        [losses_of(plan.step, [each], rank=i) for plan in plans for i, each in enumerate(ids_of(plan))]
+    )
+    shuffled = rows[np.random.default_rng(0).permutation(len(rows))]
+    assert owner.report(shuffled).accepted == len(rows)
+    assert owner.read(lambda state: state.pending) == {}
+    reports = [(event.step, event.rank) for event in list(journal.events("tuning"))[3:]]
+    assert reports == sorted({(int(row["step"]), int(row["rank"])) for row in rows})
+
+
+def test_an_empty_report_changes_nothing(owner: RunOwner, journal: Journal) -> None:
+    owner.plan(0, 1, AHEAD)
+    assert owner.report(np.empty(0, dtype=LOSS_ROW)) == ReportOutcome(0, 0, 0)
+    assert journal.num_events("tuning") == 1
+
+
+def test_a_report_after_the_window_is_rejected(owner: RunOwner, journal: Journal) -> None:
+    early, *_ = owner.plan(0, 7, AHEAD)
+    before, num_events = image_of(owner), journal.num_events("tuning")
+    assert owner.report(losses_of(0, ids_of(early))) == ReportOutcome(0, 0, len(ids_of(early)))
+    assert image_of(owner) == before
+    assert journal.num_events("tuning") == num_events
+
+
+def test_a_report_in_the_last_step_of_the_window_is_accepted(owner: RunOwner) -> None:
+    early, *_ = owner.plan(0, 6, AHEAD)
+    assert owner.report(losses_of(0, ids_of(early))) == ReportOutcome(len(ids_of(early)), 0, 0)
+
+
+def test_late_and_timely_rows_of_one_request_are_told_apart(owner: RunOwner) -> None:
+    plans = owner.plan(0, 8, AHEAD)
+    early, timely = losses_of(0, ids_of(plans[0])), losses_of(7, ids_of(plans[7]))
+    outcome = owner.report(np.concatenate([early, timely, timely[:1]]))
+    assert outcome == ReportOutcome(len(timely), 1, len(early))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("loss_nats", math.nan),
+        ("loss_nats", math.inf),
+        ("loss_nats", -math.inf),
+        ("loss_nats", 1e300),
+        ("num_tokens", 0),
+        ("num_tokens", -3),
+        ("num_flips", -1),
+        ("num_flips", 12),
+        ("rank", -1),
+        ("step", 2),
+        ("step", -1),
+        ("step", 2**62),
+        ("sample_id", -1),
+        ("sample_id", 999 << 32),
+    ],
+)
+def test_a_bad_row_fails_the_whole_report_and_changes_nothing(
+    owner: RunOwner, journal: Journal, field: str, value: float
+) -> None:
+    plans = owner.plan(0, 2, AHEAD)
+    rows = np.concatenate([losses_of(plan.step, ids_of(plan)) for plan in plans])
+    good = rows.copy()
+    rows[field][-1] = value
+    before, num_events = image_of(owner), journal.num_events("tuning")
+    with pytest.raises(InvalidReport):
+        owner.report(rows)
+    assert image_of(owner) == before
+    assert journal.num_events("tuning") == num_events
+    assert owner.report(good).accepted == len(good)
+
+
+def test_a_sample_of_another_step_was_not_planned_for_this_one(owner: RunOwner) -> None:
+    first, second = owner.plan(0, 2, AHEAD)
+    strangers = sorted(set(ids_of(second)) - set(ids_of(first)))
+    with pytest.raises(InvalidReport, match=str(strangers[0])):
+        owner.report(losses_of(0, strangers))
+
+
+def test_the_refusal_names_the_rows_at_fault(owner: RunOwner) -> None:
+    (plan,) = owner.plan(0, 1, AHEAD)
+    with pytest.raises(InvalidReport, match="loss_nats") as refusal:
+        owner.report(losses_of(0, ids_of(plan), loss=[1.0, math.nan, 1.0, math.nan]))
+    assert refusal.value.extensions == {"rows": [1, 3]}
+
+
+def test_the_state_after_a_restart_is_the_state_before_it(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
+    for plan in owner.plan(0, 9, AHEAD)[4:]:
+        owner.report(losses_of(plan.step, ids_of(plan)[::2], num_flips=plan.step % 4))
+    restarted = owner_of(journal, corpus)
+    assert image_of(restarted) == image_of(owner)
+    assert all(map(same_plan, restarted.plan(9, 5, AHEAD), owner_of(journal, corpus).plan(9, 5, AHEAD)))
+
+
+def test_a_commit_that_fails_leaves_the_state_as_it_was(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
+    (plan,) = owner.plan(0, 1, AHEAD)
+    rival = owner_of(journal, corpus)
+    rival.report(losses_of(0, ids_of(plan)[:1]))
+    before = image_of(owner)
+    with pytest.raises(IntegrityError):
+        owner.plan(1, 3, AHEAD)
+    with pytest.raises(IntegrityError):
+        owner.report(losses_of(0, ids_of(plan)[1:]))
+    assert image_of(owner) == before
+
+
+def test_of_two_owners_of_a_run_the_second_writer_fails(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
+    rival = owner_of(journal, corpus)
+    promised = rival.plan(0, 2, AHEAD)
+    with pytest.raises(IntegrityError):
+        owner.plan(0, 1, AHEAD)
+    assert all(map(same_plan, journal.planned("tuning", 0, 9), promised))
+    assert image_of(owner_of(journal, corpus)) == image_of(rival)

@@ -1,0 +1,142 @@
+"""A run's life in any order of events, against a model of a few dictionaries."""
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from replay_service.corpus.reader import CorpusStore
+from replay_service.errors import InvalidReport, RunExists, StepOutOfRange
+from replay_service.ledger.owner import ReportOutcome
+from replay_service.ledger.owners import Owners
+from tests.ledger.worlds import ids_of, image_of, losses_of, open_journal, record_of
+from tests.support import make_corpus
+
+AHEAD = 8
+WINDOW = 5
+
+
+class RunLife(RuleBasedStateMachine):
+    """The model: what each step's plan was, and which of its samples have been accepted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = ExitStack()
+        self.folder = Path(self.place.enter_context(tempfile.TemporaryDirectory()))
+        make_corpus(self.folder, rows_per_domain=12)
+        self.open()
+        self.plans: dict[int, bytes] = {}
+        self.samples: dict[int, list[int]] = {}
+        self.accepted: dict[int, set[int]] = {}
+        self.num_tokens = 0
+
+    def open(self) -> None:
+        self.process = self.place.enter_context(ExitStack())
+        self.journal = self.process.enter_context(open_journal(self.folder / "ledger.db"))
+        self.owners = Owners(self.journal, CorpusStore(self.folder).get)
+
+    @property
+    def next_step(self) -> int:
+        return len(self.plans)
+
+    @initialize(policy=st.sampled_from(["mix_cd", "uniform"]), ratio=st.sampled_from(["0.1", "0.4", "1"]))
+    def create(self, policy: str, ratio: str) -> None:
+        self.record = record_of(
+            global_batch_size=10, injection_ratio=ratio, policy=policy, report_window_steps=WINDOW, half_life_steps=3.0
+        )
+        assert self.owners.create(self.record)
+        self.owner = self.owners.get("tuning")
+
+    @rule()
+    def create_again(self) -> None:
+        assert not self.owners.create(self.record)
+        with pytest.raises(RunExists):
+            self.owners.create(record_of(seed=12345))
+
+    @rule(back=st.integers(0, 6), num_steps=st.integers(1, 4))
+    def plan(self, back: int, num_steps: int) -> None:
+        first_step = max(0, self.next_step - back)
+        plans = self.owner.plan(first_step, num_steps, AHEAD)
+        assert [plan.step for plan in plans] == list(range(first_step, first_step + num_steps))
+        for plan in plans:
+            promised = self.plans.setdefault(plan.step, plan.rows.tobytes())
+            assert plan.rows.tobytes() == promised
+            self.samples[plan.step] = ids_of(plan)
+            self.accepted.setdefault(plan.step, set())
+
+    @rule(beyond=st.integers(0, 3))
+    def plan_too_far(self, beyond: int) -> None:
+        with pytest.raises(StepOutOfRange):
+            self.owner.plan(self.next_step + AHEAD + beyond, 1, AHEAD)
+
+    @precondition(lambda self: any(self.samples.values()))
+    @rule(data=st.data())
+    def report(self, data: st.DataObject) -> None:
+        step = data.draw(st.sampled_from([step for step, ids in self.samples.items() if ids]), label="step")
+        given = data.draw(st.lists(st.sampled_from(self.samples[step]), min_size=1, max_size=6), label="samples")
+        ranks = data.draw(st.lists(st.integers(0, 2), min_size=len(given), max_size=len(given)), label="ranks")
+        rows = losses_of(step, given, loss=data.draw(st.floats(0.0, 8.0), label="loss"))
+        rows["rank"] = ranks
+        outcome = self.owner.report(rows)
+        assert outcome == self._expected(step, given)
+        if outcome.accepted:
+            self.accepted[step] |= set(given)
+            self.num_tokens += 11 * outcome.accepted
+
+    def _expected(self, step: int, given: list[int]) -> ReportOutcome:
+        different = set(given)
+        if step < self.next_step - WINDOW:
+            return ReportOutcome(0, len(given) - len(different), len(different))
+        new = len(different - self.accepted[step])
+        return ReportOutcome(new, len(given) - new, 0)
+
+    @rule(step=st.integers(-2, 40))
+    def report_a_stranger(self, step: int) -> None:
+        with pytest.raises(InvalidReport):
+            self.owner.report(losses_of(step, [7 << 32]))
+
+    @rule()
+    def reopen(self) -> None:
+        before = image_of(self.owner)
+        self.process.close()
+        self.open()
+        self.owner = self.owners.get("tuning")
+        assert image_of(self.owner) == before
+
+    @invariant()
+    def plans_stand_in_the_journal_as_promised(self) -> None:
+        journalled = {plan.step: plan.rows.tobytes() for plan in self.journal.planned("tuning", 0, 1000)}
+        assert journalled == self.plans
+
+    @invariant()
+    def totals_are_those_of_the_accepted_reports(self) -> None:
+        num_accepted = sum(map(len, self.accepted.values()))
+        samples, tokens, next_step = self.owner.read(
+            lambda state: (state.totals.samples.sum(), state.totals.tokens.sum(), state.next_step)
+        )
+        assert (samples, tokens, next_step) == (num_accepted, self.num_tokens, self.next_step)
+
+    @invariant()
+    def what_is_pending_is_what_no_report_was_accepted_for(self) -> None:
+        waited_for = {
+            step: sorted(set(ids) - self.accepted[step])
+            for step, ids in self.samples.items()
+            if step >= self.next_step - WINDOW and set(ids) - self.accepted[step]
+        }
+        pending = self.owner.read(
+            lambda state: {step: each.rows["sample_id"].tolist() for step, each in state.pending.items()}
+        )
+        assert pending == waited_for
+
+    def teardown(self) -> None:
+        self.place.close()
+
+
+RunLife.TestCase.settings = settings(
+    max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestRunLife = RunLife.TestCase

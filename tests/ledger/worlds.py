@@ -1,0 +1,63 @@
+"""A corpus on disk, a journal on SQLite and run owners on both."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from replay_service.corpus.reader import Corpus
+from replay_service.ledger.journal import Journal, RunRecord
+from replay_service.ledger.owner import RunOwner
+from replay_service.ledger.schema import open_database
+from replay_service.sampling.events import LOSS_ROW, Planned
+from replay_service.sampling.run_config import RunConfig
+from tests.sampling.worlds import image
+from tests.support import make_corpus
+
+
+def made_corpus(folder: Path) -> Corpus:
+    make_corpus(folder)
+    return Corpus(folder / "wiki")
+
+
+@contextmanager
+def open_journal(path: Path) -> Iterator[Journal]:
+    engine = open_database(f"sqlite:///{path}")
+    yield Journal(engine)
+    engine.dispose()
+
+
+def record_of(run: str = "tuning", **config: object) -> RunRecord:
+    settings: dict[str, object] = {"global_batch_size": 16, "injection_ratio": "0.25", "seed": 3, **config}
+    return RunRecord(run, "wiki", 1, RunConfig(**settings), "2026-01-01T00:00:00Z")  # type: ignore[arg-type]
+
+
+def owner_of(journal: Journal, corpus: Corpus, run: str = "tuning") -> RunOwner:
+    """The owner that a process which has just started would hold."""
+    return RunOwner(journal, journal.run(run), corpus.partition, corpus.base_losses)
+
+
+def losses_of(
+    step: int,
+    sample_ids: Sequence[int],
+    *,
+    rank: int = 0,
+    loss: float | Sequence[float] = 2.5,
+    num_tokens: int = 11,
+    num_flips: int = 2,
+) -> np.ndarray:
+    rows = np.zeros(len(sample_ids), dtype=LOSS_ROW)
+    rows["step"], rows["rank"], rows["sample_id"], rows["loss_nats"] = step, rank, sample_ids, loss
+    rows["num_tokens"], rows["num_flips"] = num_tokens, num_flips
+    return rows
+
+
+def ids_of(plan: Planned) -> list[int]:
+    """The sample ids of a plan, each once."""
+    ids: list[int] = np.unique(plan.rows["sample_id"]).tolist()
+    return ids
+
+
+def image_of(owner: RunOwner) -> dict[str, object]:
+    return owner.read(image)

@@ -1,0 +1,66 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replay_service.sampling.policies import MixCd, Uniform
+from replay_service.sampling.run_config import RunConfig
+
+configs = st.builds(
+    RunConfig,
+    global_batch_size=st.integers(1, 10**6),
+    injection_ratio=st.decimals(0, 1, places=6).map(str),
+    seed=st.integers(0, 2**63 - 1),
+    policy=st.sampled_from(["uniform", "mix_cd"]),
+    sharpness=st.floats(0.0, 16.0),
+    floor=st.floats(0.0, 1.0),
+    signal=st.sampled_from(["token_flip", "excess_loss", "threshold"]),
+    learnable_nats=st.floats(-10, 10),
+    delta_nats=st.floats(-10, 10),
+    prior_weight=st.floats(0.01, 1e6),
+    half_life_steps=st.floats(0.01, 1e9) | st.just(math.inf),
+    report_window_steps=st.integers(1, 10**6),
+)
+
+
+@given(configs)
+@settings(max_examples=50, deadline=None)
+def test_a_configuration_survives_being_written_down(config: RunConfig) -> None:
+    assert RunConfig.from_json(config.to_json()) == config
+    assert RunConfig.from_json(config.to_json()).ratio == config.ratio
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("global_batch_size", 0),
+        ("injection_ratio", "1.5"),
+        ("injection_ratio", "a little"),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("policy", "oracle"),
+        ("signal", "hunch"),
+        ("sharpness", -0.1),
+        ("sharpness", 17.0),
+        ("sharpness", math.nan),
+        ("floor", -0.01),
+        ("floor", 1.01),
+        ("floor", math.nan),
+        ("learnable_nats", math.inf),
+        ("delta_nats", math.nan),
+        ("prior_weight", 0.0),
+        ("prior_weight", math.inf),
+        ("half_life_steps", 0.0),
+        ("half_life_steps", math.nan),
+        ("report_window_steps", 0),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        RunConfig(**{"global_batch_size": 8, "injection_ratio": "0.1", name: value})
+
+
+def test_the_policy_is_made_with_the_runs_numbers() -> None:
+    assert RunConfig(8, "0.1", policy="uniform").make_policy() == Uniform()
+    assert RunConfig(8, "0.1", sharpness=2.0, floor=0.3).make_policy() == MixCd(2.0, 0.3)

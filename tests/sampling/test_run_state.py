@@ -1,0 +1,168 @@
+import copy
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replay_service.sampling.events import Event
+from replay_service.sampling.run_state import FIRST_VISITS, LATER_VISITS, RunState, fold
+from tests.sampling.worlds import image, initial_state, plan_by_hand, planned, report_of
+
+
+def lived(data: st.DataObject) -> tuple[list[Event], RunState]:
+    """A journal of plans and reports as a run might see them, and the state after it."""
+    state = initial_state([5, 9, 3, 8], num_quantiles=2, report_window_steps=6)
+    journal: list[Event] = []
+    for _ in range(data.draw(st.integers(1, 12), label="turns")):
+        if state.pending and data.draw(st.booleans(), label="report now"):
+            step = data.draw(st.sampled_from(sorted(state.pending)), label="step")
+            waiting = state.pending[step].rows["sample_id"].tolist()
+            chosen = data.draw(st.lists(st.sampled_from(waiting), min_size=1, unique=True), label="samples")
+            event = report_of(step, chosen, loss=data.draw(st.floats(0, 9), label="loss"))
+            fold(state, event)
+            journal.append(event)
+        else:
+            journal += planned(state, state.next_step + data.draw(st.integers(0, 3), label="more"))
+    return journal, state
+
+
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+def test_folding_a_journal_again_gives_the_same_state(data: st.DataObject) -> None:
+    journal, state = lived(data)
+    again = initial_state([5, 9, 3, 8], num_quantiles=2, report_window_steps=6)
+    for event in journal:
+        fold(again, event)
+    assert image(again) == image(state)
+    assert again.probabilities().tobytes() == state.probabilities().tobytes()
+
+
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+def test_reading_the_probabilities_changes_nothing(data: st.DataObject) -> None:
+    _, state = lived(data)
+    before = image(copy.deepcopy(state))
+    assert state.probabilities().sum() == pytest.approx(1.0)
+    assert image(state) == before
+
+
+def test_before_any_report_every_sample_is_equally_likely() -> None:
+    state = initial_state([10, 30, 20, 40])
+    assert state.probabilities() == pytest.approx(np.array([0.1, 0.3, 0.2, 0.4]))
+
+
+def test_a_damaged_stratum_is_drawn_more_often_from_then_on() -> None:
+    state = initial_state([50, 50])
+    fold(state, plan_by_hand(0, [1, 2, 3, 4], [0, 0, 1, 1]))
+    fold(state, report_of(0, [1, 2, 3, 4], num_flips=[8, 8, 1, 1]))
+    probabilities = state.probabilities()
+    assert probabilities[0] > 0.55 > 0.5 > probabilities[1] > 0.05
+
+
+def test_a_plan_moves_the_cursors_and_awaits_its_reports() -> None:
+    state = initial_state([50, 50, 50])
+    fold(state, plan_by_hand(0, [9, 4, 7], [2, 0, 2]))
+    assert state.next_step == 1
+    assert state.cursors.tolist() == [1, 0, 2]
+    assert state.pending[0].rows["sample_id"].tolist() == [4, 7, 9]
+    assert state.policy_version == 1
+
+
+def test_a_report_counts_towards_the_totals_of_its_strata_and_the_policy_version() -> None:
+    state = initial_state([50, 50, 50])
+    fold(state, plan_by_hand(0, [9, 4, 7], [2, 0, 2]))
+    fold(state, report_of(0, [7, 9], loss=[3.0, 1.5], base_loss=1.0, num_tokens=10, num_flips=[4, 1]))
+    totals = state.totals
+    assert (totals.samples.tolist(), totals.tokens.tolist(), totals.flips.tolist()) == (
+        [0, 0, 2],
+        [0, 0, 20],
+        [0, 0, 5],
+    )
+    assert (totals.loss_nats.tolist(), totals.excess_nats.tolist()) == ([0.0, 0.0, 4.5], [0.0, 0.0, 2.5])
+    assert state.pending[0].rows["sample_id"].tolist() == [4]
+    assert state.policy_version == 2
+
+
+def test_a_step_that_is_reported_in_full_awaits_nothing() -> None:
+    state = initial_state([50])
+    fold(state, plan_by_hand(0, [1, 2], [0, 0]))
+    fold(state, report_of(0, [2], rank=1))
+    fold(state, report_of(0, [1], rank=0))
+    assert state.pending == {}
+
+
+def test_a_sample_drawn_twice_in_a_step_awaits_one_report() -> None:
+    state = initial_state([50])
+    fold(state, plan_by_hand(0, [3, 3, 3], [0, 0, 0]))
+    assert state.cursors.tolist() == [3]
+    fold(state, report_of(0, [3]))
+    assert state.totals.samples.tolist() == [1]
+    assert state.pending == {}
+
+
+def test_first_and_later_visits_are_kept_apart() -> None:
+    state = initial_state([50])
+    fold(state, plan_by_hand(0, [1, 2], [0, 0], times_drawn=1))
+    fold(state, plan_by_hand(1, [1], [0], times_drawn=2))
+    fold(state, plan_by_hand(2, [2], [0], times_drawn=3))
+    for step, sample, flips in ((0, 1, 10), (1, 1, 5), (2, 2, 5)):
+        fold(state, report_of(step, [sample], num_flips=flips))
+    half_life = state.config.half_life_steps
+    assert state.recent.count[FIRST_VISITS, 0] == pytest.approx(0.5 ** (2 / half_life))
+    assert state.recent.count[LATER_VISITS, 0] == pytest.approx(0.5 ** (1 / half_life) + 1)
+    assert state.recent.damage[FIRST_VISITS, 0] == pytest.approx(0.5 ** (2 / half_life))
+    assert state.recent.damage[LATER_VISITS, 0] == pytest.approx(0.5 * (0.5 ** (1 / half_life) + 1))
+
+
+def with_ten_plans(half_life_steps: float = 4.0) -> RunState:
+    state = initial_state([50, 50], half_life_steps=half_life_steps)
+    for step in range(10):
+        fold(state, plan_by_hand(step, [2 * step, 2 * step + 1], [0, 1]))
+    return state
+
+
+def test_a_report_counts_half_when_reports_are_a_half_life_further() -> None:
+    state = with_ten_plans(half_life_steps=4.0)
+    fold(state, report_of(0, [0], num_flips=10))
+    fold(state, report_of(8, [17], num_flips=10))
+    assert state.recent.damage.sum(axis=0).tolist() == [0.25, 1.0]
+    assert state.recent.count.sum(axis=0).tolist() == [0.25, 1.0]
+
+
+@given(st.permutations(range(10)))
+@settings(max_examples=30, deadline=None)
+def test_the_decay_follows_the_steps_and_not_the_order_of_the_reports(order: list[int]) -> None:
+    in_order, shuffled = with_ten_plans(), with_ten_plans()
+    for state, steps in ((in_order, range(10)), (shuffled, order)):
+        for step in steps:
+            fold(state, report_of(step, [2 * step], num_flips=step))
+    assert shuffled.recent.origin == in_order.recent.origin == 9
+    assert shuffled.recent.count == pytest.approx(in_order.recent.count)
+    assert shuffled.recent.damage == pytest.approx(in_order.recent.damage)
+
+
+def test_the_decay_does_not_depend_on_how_often_reports_come() -> None:
+    at_once, one_by_one = with_ten_plans(), with_ten_plans()
+    fold(at_once, report_of(5, [10, 11], num_flips=3))
+    fold(one_by_one, report_of(5, [10], num_flips=3))
+    fold(one_by_one, report_of(5, [11], num_flips=3, rank=1))
+    assert one_by_one.recent.damage == pytest.approx(at_once.recent.damage)
+    assert one_by_one.recent.count == pytest.approx(at_once.recent.count)
+
+
+def test_a_plan_is_no_longer_awaited_once_the_window_has_passed() -> None:
+    state = initial_state([500], report_window_steps=3)
+    for last_step in range(10):
+        planned(state, last_step)
+        assert sorted(state.pending) == list(range(max(0, last_step - 2), last_step + 1))
+
+
+def test_the_signal_of_the_run_decides_what_is_damage() -> None:
+    damage = {}
+    for signal in ("token_flip", "excess_loss", "threshold"):
+        state = initial_state([50], signal=signal, learnable_nats=1.0, delta_nats=0.5)
+        fold(state, plan_by_hand(0, [1], [0]))
+        fold(state, report_of(0, [1], loss=3.5, base_loss=1.0, num_tokens=10, num_flips=2))
+        damage[signal] = state.recent.damage.sum()
+    assert damage == {"token_flip": 0.2, "excess_loss": 2.5, "threshold": 1.0}

@@ -1,0 +1,89 @@
+"""Small partitions, journals and comparisons that tests of the pure core, and of the ledger, share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replay_service.sampling.events import PLANNED_ROW, REPORTED_ROW, Planned, Reported
+from replay_service.sampling.partition import Partition, extents_of
+from replay_service.sampling.plan import plan_steps
+from replay_service.sampling.run_config import RunConfig
+from replay_service.sampling.run_state import RunState, fold
+
+
+def partition_of(segments: Sequence[Sequence[int]], num_strata: int, num_quantiles: int = 1) -> Partition:
+    """The partition of a corpus whose segments' rows have these strata; each segment is sorted here."""
+    extents = [
+        extent
+        for number, strata in enumerate(segments)
+        for extent in extents_of(number, np.sort(np.array(strata, dtype=np.int64)))
+    ]
+    groups = tuple(f"g{i}" for i in range(num_strata // num_quantiles))
+    return Partition(groups, num_quantiles, tuple(sorted(extents)))
+
+
+def partition_of_sizes(sizes: Sequence[int], num_quantiles: int = 1) -> Partition:
+    """A partition with strata of these sizes, over two segments, most strata having rows in both."""
+    strata = np.repeat(np.arange(len(sizes)), sizes)
+    return partition_of([strata[::2].tolist(), strata[1::2].tolist()], len(sizes), num_quantiles)
+
+
+def planned(state: RunState, last_step: int) -> list[Planned]:
+    """Plan up to `last_step` and fold the plans in."""
+    plans = plan_steps(state, last_step)
+    for each in plans:
+        fold(state, each)
+    return plans
+
+
+def plan_by_hand(step: int, sample_ids: Sequence[int], strata: Sequence[int], times_drawn: int = 1) -> Planned:
+    rows = np.zeros(len(sample_ids), dtype=PLANNED_ROW)
+    rows["sample_id"], rows["stratum"], rows["times_drawn"] = sample_ids, strata, times_drawn
+    return Planned(step, 1, rows)
+
+
+def report_of(
+    step: int,
+    sample_ids: Sequence[int] | NDArray[np.int64],
+    *,
+    rank: int = 0,
+    loss: float | Sequence[float] = 2.0,
+    base_loss: float = 1.0,
+    num_tokens: int = 10,
+    num_flips: int | Sequence[int] = 5,
+) -> Reported:
+    rows = np.zeros(len(sample_ids), dtype=REPORTED_ROW)
+    rows["sample_id"], rows["loss_nats"], rows["base_loss_nats"] = sample_ids, loss, base_loss
+    rows["num_tokens"], rows["num_flips"] = num_tokens, num_flips
+    return Reported(step, rank, rows)
+
+
+def initial_state(sizes: Sequence[int], *, num_quantiles: int = 1, **config: object) -> RunState:
+    settings: dict[str, object] = {"global_batch_size": 8, "injection_ratio": "0.5", "seed": 7, **config}
+    return RunState.initial(RunConfig(**settings), partition_of_sizes(sizes, num_quantiles))  # type: ignore[arg-type]
+
+
+def image(state: RunState) -> dict[str, object]:
+    """Everything that a state remembers, down to the bytes: two states are the same if and only if these are equal."""
+    arrays = {
+        "cursors": state.cursors,
+        **{name: getattr(state.totals, name) for name in ("samples", "tokens", "flips", "loss_nats", "excess_nats")},
+        "recent count": state.recent.count,
+        "recent damage": state.recent.damage,
+    }
+    return {
+        "origin": state.recent.origin,
+        "next_step": state.next_step,
+        "policy_version": state.policy_version,
+        "pending": {step: each.rows.tobytes() for step, each in state.pending.items()},
+        **{name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()},
+    }
+
+
+def same_plan(left: Planned, right: Planned) -> bool:
+    return (left.step, left.policy_version, left.rows.tobytes()) == (
+        right.step,
+        right.policy_version,
+        right.rows.tobytes(),
+    )

@@ -1,0 +1,155 @@
+"""Who may import whom, held by reading the sources."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("ray", "torch", "transformers")
+
+
+def modules(package: str) -> dict[str, Path]:
+    """The modules of a package, by dotted name."""
+    found = {}
+    for path in sorted((ROOT / package.replace(".", "/")).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(module: str, path: Path) -> Iterator[str]:
+    """What a module imports anywhere in it, as dotted names; a submodule taken from its package counts as itself."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" if is_module(f"{base}.{alias.name}") else base for alias in node.names)
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == each or name.startswith(f"{each}.") for each in packages)
+
+
+def edges(*packages: str) -> list[tuple[str, str]]:
+    """(module, what it imports) for every import of every module in the packages."""
+    return [
+        (module, name)
+        for package in packages
+        for module, path in modules(package).items()
+        for name in imports(module, path)
+    ]
+
+
+def ours(*packages: str) -> list[tuple[str, str]]:
+    return [(module, name) for module, name in edges(*packages) if within(name, "replay_service", "trainer")]
+
+
+def strangers(found: list[tuple[str, str]], *allowed: str) -> list[tuple[str, str]]:
+    return [(module, name) for module, name in found if not within(name, *allowed)]
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded after the statement."""
+    code = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"
+    command = [sys.executable, "-W", "error", "-c", code]
+    return set(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, cwd=ROOT).stdout.split())
+
+
+def test_the_parser_sees_every_form_of_import(tmp_path: Path) -> None:
+    path = tmp_path / "forms.py"
+    path.write_text(
+        "import a.b\nfrom c import d\nfrom . import errors\nfrom ..sampling.events import X\n"
+        "def f():\n    from replay_service.corpus import ingest, manifest\n"
+    )
+    assert list(imports("replay_service.gateway.forms", path)) == [
+        "a.b",
+        "c",
+        "replay_service.gateway",
+        "replay_service.sampling.events",
+        "replay_service.corpus.ingest",
+        "replay_service.corpus.manifest",
+    ]
+
+
+def test_sampling_is_pure() -> None:
+    found = strangers(edges("replay_service.sampling"), "numpy", "replay_service.sampling", *sys.stdlib_module_names)
+    assert found == []
+
+
+def test_the_ledger_knows_sampling_alone_and_neither_the_web_nor_ray() -> None:
+    allowed = ("replay_service.sampling", "replay_service.errors", "replay_service.ledger")
+    assert strangers(ours("replay_service.ledger"), *allowed) == []
+    assert [edge for edge in edges("replay_service.ledger") if within(edge[1], "fastapi", "starlette", *HEAVY)] == []
+
+
+def test_language_stands_alone() -> None:
+    allowed = ("replay_service.errors", "replay_service.language")
+    assert strangers(ours("replay_service.language"), *allowed) == []
+
+
+def test_the_gateway_only_reads_corpora() -> None:
+    writing_side = [f"replay_service.corpus.{name}" for name in ("ingest", "pipeline", "staging", "sources")]
+    forbidden = (
+        "replay_service.demo",
+        "replay_service.language",
+        "replay_service.ray_session",
+        "trainer",
+        *writing_side,
+        *HEAVY,
+    )
+    assert [edge for edge in edges("replay_service.gateway") if within(edge[1], *forbidden)] == []
+
+
+def test_only_the_writing_side_of_a_corpus_imports_the_heavy_libraries() -> None:
+    allowed = ("ingest", "pipeline", "staging")
+    heavy = {module for module, name in edges("replay_service.corpus") if within(name, *HEAVY)}
+    assert heavy <= {f"replay_service.corpus.{name}" for name in allowed}
+
+
+def test_only_the_demo_knows_the_trainer_and_only_the_command_line_knows_the_demo() -> None:
+    for module, name in ours("replay_service"):
+        if within(name, "trainer"):
+            assert within(module, "replay_service.demo"), (module, name)
+        if within(name, "replay_service.demo"):
+            assert within(module, "replay_service.demo", "replay_service.cli"), (module, name)
+
+
+def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> None:
+    allowed = (
+        "replay_service.gateway.wire",
+        "replay_service.sampling.injection",
+        "replay_service.sampling.events",
+        "replay_service.sampling.damage",
+        "replay_service.sampling.policies",
+        "replay_service.corpus.sources",
+        "replay_service.language",
+        "replay_service.errors",
+        "replay_service.names",
+        "replay_service.ray_session",
+        "replay_service.progress",
+        "trainer",
+    )
+    assert strangers(ours("trainer"), *allowed) == []
+
+
+@pytest.mark.parametrize(
+    "module", ["replay_service.gateway.app", "replay_service.gateway.server", "replay_service.cli"]
+)
+def test_the_service_starts_without_the_heavy_libraries(module: str) -> None:
+    assert loaded_by(f"import {module}").isdisjoint(HEAVY)
+
+
+def test_the_client_loads_neither_torch_nor_ray() -> None:
+    assert loaded_by("import trainer.client").isdisjoint(HEAVY)

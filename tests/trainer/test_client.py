@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+
+from replay_service.sampling.events import LOSS_ROW
+from tests.support import free_port, make_corpus, running_service
+from trainer.client import ReplayClient, RetryPolicy
+from trainer.errors import ServiceError, ServiceRefused, ServiceUnavailable, ServiceUnknown
+
+SETTINGS = {"global_batch_size": 8, "injection_ratio": "0.5", "seed": 3}
+QUICK = RetryPolicy(give_up_after_s=0.3, first_wait_s=0.01, longest_wait_s=0.02)
+
+
+class Flaky(httpx2.BaseTransport):
+    """Fails the first requests in the given ways, then sends them on."""
+
+    def __init__(self, failures: list[Exception | httpx2.Response]) -> None:
+        self.failures = failures
+        self.num_requests = 0
+        self._onward = httpx2.HTTPTransport()
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.num_requests += 1
+        if self.failures:
+            failure = self.failures.pop(0)
+            if isinstance(failure, Exception):
+                raise failure
+            return failure
+        return self._onward.handle_request(request)
+
+    def close(self) -> None:
+        self._onward.close()
+
+
+def losses_of(step: int, sample_ids: "np.ndarray") -> "np.ndarray":
+    rows = np.zeros(len(sample_ids), dtype=LOSS_ROW)
+    rows["step"], rows["sample_id"], rows["loss_nats"], rows["num_tokens"] = step, sample_ids, 2.5, 11
+    return rows
+
+
+def test_batches_come_and_losses_go(service_url: str) -> None:
+    with ReplayClient(service_url) as client:
+        client.ensure_run("client-1", "wiki", SETTINGS)
+        batch = client.batch("client-1", 0, num_steps=2)
+        assert [header.num_rehearsed for header in batch.header.steps] == [4, 4]
+        assert batch.of_step(1).step.tolist() == [1, 1, 1, 1]
+        rows = losses_of(0, batch.of_step(0).sample_id)
+        assert client.report("client-1", rows).accepted == 4
+        assert client.report("client-1", rows).duplicate == 4
+        assert client.stats("client-1")["num_reported"] == 4
+        assert sum(each["num_reported"] for each in client.strata("client-1")) == 4
+
+
+def test_the_same_run_is_found_again_and_another_one_refused(service_url: str) -> None:
+    with ReplayClient(service_url) as client:
+        client.ensure_run("client-2", "wiki", SETTINGS)
+        client.ensure_run("client-2", "wiki", SETTINGS)
+        with pytest.raises(ServiceRefused) as refusal:
+            client.ensure_run("client-2", "wiki", {**SETTINGS, "seed": 4})
+        assert (refusal.value.slug, refusal.value.status) == ("run-exists", 409)
+
+
+def test_what_the_service_does_not_know_has_a_type_of_its_own(service_url: str) -> None:
+    with ReplayClient(service_url) as client:
+        with pytest.raises(ServiceUnknown, match="no run"):
+            client.batch("never-made", 0)
+        with pytest.raises(ServiceUnknown, match="no corpus"):
+            client.corpus("never-made")
+
+
+def test_failures_that_pass_go_unnoticed(service_url: str) -> None:
+    busy = httpx2.Response(503, headers={"Retry-After": "0"})
+    transport = Flaky([httpx2.ConnectError("refused"), busy, httpx2.ReadTimeout("slow"), httpx2.Response(502)])
+    with ReplayClient(service_url, transport=transport, retry=RetryPolicy(30, 0.01, 0.02)) as client:
+        assert client.corpus("wiki").num_samples == 80
+    assert transport.num_requests == 5
+
+
+def test_a_refusal_is_not_tried_again(service_url: str) -> None:
+    transport = Flaky([])
+    with ReplayClient(service_url, transport=transport) as client, pytest.raises(ServiceUnknown):
+        client.corpus("never-made")
+    assert transport.num_requests == 1
+
+
+def test_a_service_that_stays_away_is_a_typed_error() -> None:
+    with (
+        ReplayClient(f"http://127.0.0.1:{free_port()}", retry=QUICK) as client,
+        pytest.raises(ServiceUnavailable, match="did not answer"),
+    ):
+        client.corpus("wiki")
+
+
+def test_a_service_that_keeps_failing_is_a_typed_error() -> None:
+    transport = Flaky([httpx2.Response(503) for _ in range(10_000)])
+    with (
+        ReplayClient("http://127.0.0.1:1", transport=transport, retry=QUICK) as client,
+        pytest.raises(ServiceUnavailable, match="kept failing"),
+    ):
+        client.corpus("wiki")
+
+
+def test_another_server_is_told_apart() -> None:
+    transport = Flaky([httpx2.Response(404, text="<html>"), httpx2.Response(200, content=b"not arrow")])
+    with ReplayClient("http://127.0.0.1:1", transport=transport) as client:
+        with pytest.raises(ServiceRefused, match="is it a replay service"):
+            client.corpus("wiki")
+        with pytest.raises(ServiceError, match="sent no batch"):
+            client.batch("any", 0)
+
+
+def test_a_restart_of_the_service_goes_unnoticed(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "corpora")
+    port = free_port()
+    with running_service(tmp_path, port=port) as (base_url, process):
+        client = ReplayClient(base_url)
+        client.ensure_run("a-run", "wiki", SETTINGS)
+        before = client.batch("a-run", 0, num_steps=3)
+        process.kill()
+    with running_service(tmp_path, port=port), client:
+        after = client.batch("a-run", 0, num_steps=3)
+    assert after.sample_id.tolist() == before.sample_id.tolist()

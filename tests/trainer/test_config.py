@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+
+from trainer.config import read_config
+from trainer.errors import InvalidTraining
+
+WHOLE = """
+model = "a-model"
+output = "out"
+num_steps = 5
+
+[data]
+target = "text"
+
+[rehearsal]
+corpus = "wiki"
+run = "a-run"
+injection_ratio = "0.05"
+"""
+
+
+def written(folder: Path, text: str = WHOLE) -> Path:
+    path = folder / "job.toml"
+    path.write_text(text)
+    return path
+
+
+def test_relative_paths_count_from_the_file(tmp_path: Path) -> None:
+    config = read_config(written(tmp_path))
+    assert config.output == tmp_path / "out"
+    assert config.data.target == tmp_path / "text"
+    assert config.model == "a-model"
+
+
+def test_a_model_folder_beside_the_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a-model").mkdir()
+    assert read_config(written(tmp_path)).model == str(tmp_path / "a-model")
+
+
+def test_flags_override_keys_of_sections(tmp_path: Path) -> None:
+    config = read_config(written(tmp_path), {"num_steps": 7, "rehearsal.injection_ratio": "0.1"})
+    assert config.rehearsal is not None
+    assert (config.num_steps, config.rehearsal.injection_ratio) == (7, "0.1")
+
+
+def test_the_run_gets_what_the_file_says(tmp_path: Path) -> None:
+    settings = read_config(written(tmp_path)).run_settings()
+    assert (settings["injection_ratio"], settings["global_batch_size"], settings["policy"]) == ("0.05", 8, "mix_cd")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        ("num_steps = 5", "num_steps = 0", "num_steps"),
+        ("num_steps = 5", "num_stepz = 5", "num_stepz"),
+        ('run = "a-run"', 'run = "../a"', "rehearsal.run"),
+        ('"0.05"', '"1.5"', "injection_ratio"),
+        ('"0.05"', '"much"', "injection_ratio"),
+        ("num_steps = 5", "num_steps = 5\nnum_workers = 3", "not a multiple of num_workers 3"),
+        ("[data]", "[daten]", "daten"),
+        ('target = "text"', 'target = "text"\nseq_len = 1', "data.seq_len"),
+        ("num_steps = 5", "num_steps =", "cannot be read"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, names: str) -> None:
+    with pytest.raises(InvalidTraining, match=names):
+        read_config(written(tmp_path, WHOLE.replace(old, new)))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidTraining, match=r"none\.toml cannot be read"):
+        read_config(tmp_path / "none.toml")

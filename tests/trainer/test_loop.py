@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from replay_service.language.model import load_model
+from tests.trainer.worlds import AloneWorker, a_job, write_text
+from trainer.client import ReplayClient
+from trainer.loop import fine_tune
+from trainer.metrics import MetricsFile
+from trainer.ray_train import preflight
+
+
+def losses_of(output: Path) -> list[float]:
+    return [line["target_loss"] for line in MetricsFile(output / "metrics.jsonl").lines() if line["kind"] == "step"]
+
+
+def test_training_lowers_the_target_loss(tmp_path: Path, tiny_model: Path) -> None:
+    job = a_job(tmp_path, tiny_model, None, num_steps=60, learning_rate=3e-3)
+    fine_tune(job, "float32", AloneWorker())
+    losses = losses_of(tmp_path)
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_it_is_the_plain_loop_when_nothing_is_rehearsed(tmp_path: Path, tiny_model: Path) -> None:
+    job = a_job(tmp_path, tiny_model, None, num_steps=3, schedule="constant")
+    fine_tune(job, "float32", AloneWorker())
+    got = losses_of(tmp_path)
+
+    from replay_service.corpus.sources import Columns
+    from replay_service.language.tokenizer import load_tokenizer
+    from trainer.target import TargetRows, concatenated, packed_by_domain
+
+    packed = packed_by_domain(job.data.target, Columns(), load_tokenizer(job.model), job.data.seq_len)
+    rows = TargetRows(concatenated(list(packed.values())), job.seed)
+    model = load_model(job.model).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+    for step in range(3):
+        batch = rows.take(range(4 * step, 4 * step + 4))
+        assert (batch.length == job.data.seq_len).all()
+        ids = torch.from_numpy(batch.input_ids.astype("int64"))
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert got[step] == pytest.approx(loss.item(), abs=1e-5)
+
+
+def test_reports_add_up_to_what_was_rehearsed(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+    job = a_job(tmp_path, tiny_model, service_url, run="sums", policy="mix_cd", num_steps=20)
+    fine_tune(job, preflight(job), AloneWorker())
+    with ReplayClient(service_url) as client:
+        stats, strata = client.stats("sums"), client.strata("sums")
+    steps = [line for line in MetricsFile(tmp_path / "metrics.jsonl").lines() if line["kind"] == "step"]
+    assert stats["num_rehearsed"] == stats["num_reported"] == sum(step["num_rehearsed"] for step in steps) == 24
+    assert stats["num_tokens"] == sum(step["num_rehearsed_tokens"] for step in steps)
+    assert stats["achieved_ratio"] == 24 / 80 == 0.3
+    for name in ("num_reported", "num_tokens", "num_flips"):
+        assert sum(each[name] for each in strata) == stats[name]
+
+
+def test_forgetting_is_measured_at_the_first_and_the_last_step(tmp_path: Path, tiny_model: Path) -> None:
+    job = a_job(tmp_path, tiny_model, None)
+    heldout = write_text(tmp_path / "held" / "news.parquet", 5)
+    job = job.model_copy(update={"data": job.data.model_copy(update={"heldout_pretraining": heldout})})
+    fine_tune(job, "float32", AloneWorker())
+    evaluations = MetricsFile(tmp_path / "metrics.jsonl").evaluations()
+    assert list(evaluations) == [0, 10]
+    assert list(evaluations[0]) == ["news"]
+
+
+def test_a_resumed_loop_is_bitwise_the_same(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+    whole = a_job(tmp_path / "whole", tiny_model, service_url, run="whole", num_steps=12, checkpoint_every=5)
+    worker = AloneWorker()
+    fine_tune(whole, preflight(whole), worker)
+    again = a_job(tmp_path / "again", tiny_model, service_url, run="whole", num_steps=12, checkpoint_every=5)
+    assert worker.state is not None
+    assert worker.state["step"] == 10
+    fine_tune(again, preflight(again), AloneWorker(worker.state))
+    assert losses_of(tmp_path / "again") == losses_of(tmp_path / "whole")[10:]

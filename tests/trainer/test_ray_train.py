@@ -1,0 +1,91 @@
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from replay_service.sampling.injection import exact_ratio, num_rehearsed
+from tests.support import make_tiny_model
+from tests.trainer.worlds import AloneWorker, a_job
+from trainer.client import ReplayClient
+from trainer.errors import CorpusMismatch, InvalidTraining, ServiceRefused
+from trainer.loop import fine_tune
+from trainer.metrics import MetricsFile
+from trainer.ray_train import preflight, run_training
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def steps_of(output: Path) -> list[dict[str, float]]:
+    return [line for line in MetricsFile(output / "metrics.jsonl").lines() if line["kind"] == "step"]
+
+
+def test_two_workers_rehearse_exactly_what_is_planned(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+    job = a_job(tmp_path, tiny_model, service_url, run="two", num_workers=2, policy="mix_cd", save_model=True)
+    run_training(job)
+    ratio = exact_ratio("0.3")
+    assert [step["num_rehearsed"] for step in steps_of(tmp_path)] == [num_rehearsed(s, ratio, 4) for s in range(10)]
+    with ReplayClient(service_url) as client:
+        stats = client.stats("two")
+    assert (stats["num_rehearsed"], stats["num_reported"], stats["num_pending"]) == (12, 12, 0)
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    assert json.loads((tmp_path / "config.json").read_text())["num_steps"] == 10
+
+
+def test_a_killed_worker_resumes_to_the_same_losses(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+    changes = {"num_steps": 60, "checkpoint_every": 10, "max_failures": 3}
+    calm, struck = (a_job(tmp_path / name, tiny_model, service_url, run=name, **changes) for name in ("calm", "struck"))
+    fine_tune(calm, preflight(calm), AloneWorker())
+    killer = threading.Thread(target=kill_a_worker_after, args=(struck.output, 25))
+    killer.start()
+    run_training(struck)
+    killer.join()
+    expected, got = steps_of(calm.output), steps_of(struck.output)
+    assert [step["step"] for step in got] == list(range(60))
+    assert [step["target_loss"] for step in got] == [step["target_loss"] for step in expected]
+    with ReplayClient(service_url) as client:
+        stats = client.stats("struck")
+    assert (stats["num_reported"], stats["num_pending"]) == (72, 0)
+
+
+def kill_a_worker_after(output: Path, num_steps: int) -> None:
+    """SIGKILL the training process once it has made some steps."""
+    while len(steps_of(output)) < num_steps:
+        threading.Event().wait(0.02)
+    victims = [p.pid for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+    assert victims
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_an_error_of_the_service_comes_up_as_itself(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+    preflight(a_job(tmp_path, tiny_model, service_url, run="taken"))
+    with pytest.raises(ServiceRefused, match="exists with another configuration"):
+        run_training(a_job(tmp_path, tiny_model, service_url, run="taken", injection_ratio="0.5"))
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, service_url: str) -> None:
+    other = make_tiny_model(tmp_path / "other", vocab_size=280)
+    with pytest.raises(CorpusMismatch, match="tokenizer"):
+        preflight(a_job(tmp_path, other, service_url, run="other"))
+
+
+def test_rows_of_another_width_are_refused(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+    job = a_job(tmp_path, tiny_model, service_url, run="wide")
+    wide = job.model_copy(update={"data": job.data.model_copy(update={"seq_len": 20})})
+    with pytest.raises(CorpusMismatch, match="have 12 tokens"):
+        preflight(wide)
+
+
+def test_rows_beyond_the_model_are_refused(tmp_path: Path, tiny_model: Path) -> None:
+    job = a_job(tmp_path, tiny_model, None)
+    with pytest.raises(InvalidTraining, match="beyond the model's 64 positions"):
+        preflight(job.model_copy(update={"data": job.data.model_copy(update={"seq_len": 65})}))
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidTraining, match="no-such-model"):
+        preflight(a_job(tmp_path, tmp_path / "no-such-model", None))

@@ -1,0 +1,97 @@
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from tests.trainer.test_client import losses_of
+from trainer.client import ReplayClient
+from trainer.errors import InvalidTraining, ServiceRefused
+from trainer.rehearsal import LossReporter, RehearsalStream
+
+SETTINGS = {"global_batch_size": 8, "injection_ratio": "0.3", "policy": "uniform"}
+
+
+@pytest.fixture
+def client(service_url: str, request: pytest.FixtureRequest) -> ReplayClient:
+    client = ReplayClient(service_url)
+    request.addfinalizer(client.close)
+    client.ensure_run(run_name(request), "wiki", SETTINGS)
+    return client
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest) -> str:
+    return run_name(request)
+
+
+def run_name(request: pytest.FixtureRequest) -> str:
+    return f"stream-{abs(hash(request.node.nodeid))}"
+
+
+def ids(stream: RehearsalStream, num_steps: int) -> list[list[int]]:
+    return [next(stream).sample_id.tolist() for _ in range(num_steps)]
+
+
+def test_a_stream_gives_every_step_its_plan(client: ReplayClient, run: str) -> None:
+    stream = RehearsalStream(client, run, 0, 1, num_steps=10, window_steps=4)
+    batches = list(stream)
+    assert [len(batch) for batch in batches] == [2, 2, 3, 2, 3, 2, 2, 3, 2, 3]
+    whole = client.batch(run, 0, num_steps=10)
+    assert np.concatenate([batch.sample_id for batch in batches]).tolist() == whole.sample_id.tolist()
+
+
+def test_a_stream_asks_for_no_step_beyond_its_end(client: ReplayClient, run: str) -> None:
+    list(RehearsalStream(client, run, 0, 1, num_steps=10, window_steps=4))
+    assert client.stats(run)["next_step"] == 10
+
+
+def test_the_ranks_of_any_world_size_share_the_same_plan(client: ReplayClient, run: str) -> None:
+    alone = ids(RehearsalStream(client, run, 0, 1), 8)
+    for world_size in (2, 3):
+        ranks = [ids(RehearsalStream(client, run, rank, world_size), 8) for rank in range(world_size)]
+        together = [sorted(chain(*step)) for step in zip(*ranks, strict=True)]
+        assert together == [sorted(step) for step in alone]
+
+
+def test_a_resumed_stream_goes_on_with_the_same_samples(client: ReplayClient, run: str) -> None:
+    whole = ids(RehearsalStream(client, run, 0, 1, window_steps=3), 12)
+    first = RehearsalStream(client, run, 0, 1, window_steps=3)
+    ids(first, 5)
+    second = RehearsalStream(client, run, 0, 1, window_steps=5)
+    second.load_state_dict(first.state_dict())
+    assert ids(second, 7) == whole[5:]
+
+
+def test_a_stream_goes_back_to_where_its_state_was_taken(client: ReplayClient, run: str) -> None:
+    stream = RehearsalStream(client, run, 0, 1)
+    state = stream.state_dict()
+    first = ids(stream, 6)
+    stream.load_state_dict(state)
+    assert ids(stream, 6) == first
+
+
+def test_a_state_of_another_run_or_version_is_refused(client: ReplayClient, run: str) -> None:
+    stream = RehearsalStream(client, run, 0, 1)
+    with pytest.raises(InvalidTraining, match="of run 'other'"):
+        stream.load_state_dict({"version": 1, "run": "other", "next_step": 3})
+    with pytest.raises(InvalidTraining, match="version 9"):
+        stream.load_state_dict({"version": 9})
+    with pytest.raises(InvalidTraining, match="window_steps"):
+        RehearsalStream(client, run, 0, 1, window_steps=0)
+
+
+def test_reports_are_durable_after_a_flush_and_counted(client: ReplayClient, run: str) -> None:
+    batch = client.batch(run, 0, num_steps=4)
+    reporter = LossReporter(client, run)
+    for step in range(4):
+        reporter.send(losses_of(step, batch.of_step(step).sample_id))
+    reporter.flush()
+    assert (reporter.num_accepted, reporter.num_duplicate) == (9, 0)
+    assert client.stats(run)["num_reported"] == 9
+
+
+def test_a_refused_report_comes_up_at_the_flush(client: ReplayClient, run: str) -> None:
+    reporter = LossReporter(client, run)
+    reporter.send(losses_of(50, np.array([1])))
+    with pytest.raises(ServiceRefused, match="no plan yet"):
+        reporter.flush()

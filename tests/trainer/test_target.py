@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from replay_service.corpus.sources import Columns
+from replay_service.language.packing import PackedRows
+from replay_service.language.tokenizer import load_tokenizer
+from tests.trainer.worlds import write_text
+from trainer.errors import InvalidTraining
+from trainer.target import TargetRows, packed_by_domain
+
+
+def numbered(num_rows: int) -> PackedRows:
+    return PackedRows(np.arange(num_rows, dtype=np.uint16)[:, None], np.ones(num_rows, dtype=np.int32))
+
+
+def test_every_epoch_has_every_row_once_in_another_order() -> None:
+    rows = TargetRows(numbered(10), seed=1)
+    first, second = (rows.take(range(start, start + 10)).input_ids.ravel().tolist() for start in (0, 10))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_a_place_holds_the_same_row_however_it_is_reached() -> None:
+    rows = TargetRows(numbered(7), seed=1)
+    whole = rows.take(range(0, 30)).input_ids.ravel().tolist()
+    again = TargetRows(numbered(7), seed=1)
+    assert again.take(range(13, 30)).input_ids.ravel().tolist() == whole[13:]
+    assert again.take(range(0, 5)).input_ids.ravel().tolist() == whole[:5]
+
+
+def test_another_seed_is_another_order() -> None:
+    one, other = (TargetRows(numbered(50), seed).take(range(50)).input_ids.ravel().tolist() for seed in (1, 2))
+    assert one != other
+
+
+def test_text_is_packed_by_domain(tmp_path: Path, tiny_model: Path) -> None:
+    write_text(tmp_path / "a" / "x.parquet", 5)
+    write_text(tmp_path / "b" / "y.parquet", 9)
+    packed = packed_by_domain(tmp_path, Columns(), load_tokenizer(str(tiny_model)), 16)
+    assert list(packed) == ["a", "b"]
+    assert len(packed["b"]) > len(packed["a"]) > 0
+
+
+def test_missing_or_empty_text_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    with pytest.raises(InvalidTraining, match="nowhere"):
+        packed_by_domain(tmp_path / "nowhere", Columns(), tokenizer, 16)
+    (tmp_path / "empty.txt").write_text("  \n")
+    with pytest.raises(InvalidTraining, match="holds no text"):
+        packed_by_domain(tmp_path, Columns(), tokenizer, 16)
