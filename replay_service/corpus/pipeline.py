@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from replay_service.corpus.segments import list_rows, wide_binary, wide_list
 from replay_service.corpus.sources import Columns, Shard, read_documents
@@ -56,6 +56,10 @@ _CPUS_TO_PACK = 0.5
 """Other than a scorer's one CPU, since Ray Data would else fuse both stages, and tokenizing would hold up the model."""
 
 
+_CPUS_A_PACKER = 4
+"""Tokenizing costs far less than scoring: more packers would only load their libraries, beside the scorers."""
+
+
 def run_pipeline(shards: dict[str, Shard], settings: PipelineSettings) -> Iterator[StagedPart]:
     """Pack, score and stage `shards` (by shard key); yields every part when it has been written."""
     on_gpu = ray.cluster_resources().get("GPU", 0) > 0
@@ -65,6 +69,7 @@ def run_pipeline(shards: dict[str, Shard], settings: PipelineSettings) -> Iterat
             _pack_shards,
             batch_size=1,
             batch_format="pyarrow",
+            compute=TaskPoolStrategy(size=max(1, int(ray.cluster_resources()["CPU"]) // _CPUS_A_PACKER)),
             num_cpus=_CPUS_TO_PACK,
             fn_kwargs={"shards": shards, "settings": settings},
         )

@@ -37,12 +37,12 @@ FULL = Scale(
     learning_rate=3e-4,
 )
 FAST = Scale(
-    amounts=Amounts(corpus=6_000, heldout=1_500, target=20_000),
+    amounts=Amounts(corpus=4_500, heldout=1_500, target=20_000),
     seq_len=64,
     num_quantiles=2,
-    num_steps=10,
-    evaluate_every=10,
-    learning_rate=4e-4,
+    num_steps=8,
+    evaluate_every=8,
+    learning_rate=5e-4,
 )
 
 
