@@ -115,7 +115,7 @@ def test_a_sample_of_another_step_refuses_the_report(running: TestClient) -> Non
     rows["step"] = 1 - rows["step"]
     before = all_of(running)
     content = assert_problem(report(running, rows), 422, "invalid-report")
-    assert str(batch.of_step(0).sample_id[0]) in content["detail"]
+    assert str(batch.of_step(1).sample_id[0]) in content["detail"]
     assert all_of(running) == before
 
 
