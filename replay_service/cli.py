@@ -18,6 +18,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+journal_app = typer.Typer(help="Audit the journal of a service.", no_args_is_help=True)
+app.add_typer(journal_app, name="journal")
 console = Console(stderr=True)
 
 
@@ -139,8 +141,63 @@ def demo(
             story.tell(model=model, folder=folder, fast=fast, hold=hold)
 
 
+@journal_app.command()
+def verify(
+    run: Annotated[str, typer.Argument(help="The run to verify.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file of the service's settings.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the corpora and of the default journal.")] = None,
+    database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the journal (SQLite in root).")] = None,
+) -> None:
+    """Fold a run's journal again from its first event and compare with every snapshot, byte for byte."""
+    with _errors_as_messages(), _open_journal(config, root, database_url) as (journal, corpora):
+        from replay_service.ledger import audit
+
+        record = journal.run(run)
+        verdict = audit.verify(journal, record, corpora.get(record.corpus).partition)
+    found = f"{verdict.num_events:,} events, {verdict.num_snapshots:,} snapshots"
+    if not verdict.holds:
+        console.print(
+            f"[red]run {run} does not verify:[/red] {found}; snapshots that differ: {verdict.wrong_snapshots}, "
+            f"missing events: {verdict.missing_events}",
+            soft_wrap=True,
+        )
+        sys.exit(1)
+    console.print(f"run {run} verifies: {found}")
+
+
+@journal_app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="The run to export.")],
+    parquet: Annotated[Path, typer.Option(help="File to write, one row a sample of an event.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file of the service's settings.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the corpora and of the default journal.")] = None,
+    database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the journal (SQLite in root).")] = None,
+) -> None:
+    """Write a run's journal as a Parquet file for analysts."""
+    with _errors_as_messages(), _open_journal(config, root, database_url) as (journal, _):
+        from replay_service.ledger import audit
+
+        num_rows = audit.export_parquet(journal, journal.run(run).run, parquet)
+    console.print(f"{num_rows:,} rows in {parquet}", soft_wrap=True)
+
+
 def main() -> None:
     app()
+
+
+@contextlib.contextmanager
+def _open_journal(config: Path | None, root: Path | None, database_url: str | None) -> Iterator[tuple[Any, Any]]:
+    """The journal and the corpora of a service's settings; a service may run on them meanwhile."""
+    from replay_service.corpus.reader import CorpusStore
+    from replay_service.ledger.journal import Journal
+    from replay_service.ledger.schema import open_database
+
+    settings = _settings(config, root=root, database_url=database_url)
+    if settings.database_url is None and not (settings.root / "journal.sqlite").exists():
+        raise FileNotFoundError(f"there is no journal in {settings.root}; name the service's folder with --root")
+    engine = open_database(settings.journal_url)
+    yield Journal(engine), CorpusStore(settings.corpora)
+    engine.dispose()
 
 
 def _settings(config: Path | None, **flags: Any) -> Any:

@@ -10,6 +10,7 @@ ReplayError
 │   ├── UnknownRun
 │   ├── RunExists            the name is taken by a run with another configuration
 │   ├── InvalidRun           its configuration cannot be served
+│   ├── RunClosed            it was closed, and plans no further step
 │   ├── StepOutOfRange       a step before the first or too far ahead
 │   └── InvalidReport        a report that does not fit the plan, or a loss that is not a number
 └── InvalidRequest           the request itself
@@ -68,6 +69,10 @@ class RunExists(RunError):
 
 class InvalidRun(RunError):
     slug, title, status = "invalid-run", "The run's configuration cannot be served", 422
+
+
+class RunClosed(RunError):
+    slug, title, status = "run-closed", "The run is closed", 409
 
 
 class StepOutOfRange(RunError):

@@ -89,6 +89,22 @@ class ReplayClient:
         """Create a run, or find it if it is there with the same settings."""
         return self._json("POST", "/v1/runs", json={"run": run, "corpus": corpus, **settings})
 
+    def run(self, run: str) -> dict[str, Any]:
+        """A run, its configuration and how far it is, as GET /v1/runs/{run} gives it."""
+        return self._json("GET", f"/v1/runs/{run}")
+
+    def configure(self, run: str, **changes: Any) -> dict[str, Any]:
+        """Change how a run samples, from its first step that has no plan yet."""
+        return self._json("PATCH", f"/v1/runs/{run}", json=changes)
+
+    def rewind(self, run: str, step: int) -> dict[str, Any]:
+        """Go back to the state that a run had after `step`; -1 is the beginning. A new attempt begins."""
+        return self._json("POST", f"/v1/runs/{run}/rewind", json={"step": step})
+
+    def close_run(self, run: str) -> dict[str, Any]:
+        """Plan no further step of a run."""
+        return self._json("POST", f"/v1/runs/{run}/close")
+
     def batch(self, run: str, step: int, *, num_steps: int = 1, rank: int = 0, world_size: int = 1) -> Batch:
         """The samples that `rank` rehearses in a window of steps; none is an answer too."""
         window = {"step": step, "num_steps": num_steps, "rank": rank, "world_size": world_size}

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from replay_service.corpus.sources import Columns
+from replay_service.gateway.wire import Batch
 from replay_service.language.packing import PackedRows
-from replay_service.sampling.injection import exact_ratio, target_rows
+from replay_service.sampling.injection import target_rows
 from trainer.client import ReplayClient
 from trainer.config import DataConfig, TrainConfig
 from trainer.errors import InvalidTraining
@@ -25,7 +25,6 @@ class Feed:
     """Gives the batch of each step, in order, and takes the losses of what was rehearsed in it."""
 
     target: TargetRows
-    ratio: Fraction
     global_batch_size: int
     rank: int
     world_size: int
@@ -34,8 +33,17 @@ class Feed:
 
     def next(self, step: int) -> MixedBatch:
         """The batch of `step`; steps come in order, from the first one or from the one a state was loaded for."""
-        places = target_rows(step, self.rank, self.world_size, self.ratio, self.global_batch_size)
-        return mix(self.target.take(places), None if self.stream is None else next(self.stream))
+        rehearsed = None if self.stream is None else next(self.stream)
+        planned, before = (0, 0) if rehearsed is None else _counts(rehearsed)
+        places = target_rows(step, planned, before, self.rank, self.world_size, self.global_batch_size)
+        return mix(self.target.take(places), rehearsed)
+
+    def rewind(self, first_step: int) -> None:
+        """Make the run ready to go on at `first_step`; one rank calls this, before any asks for a batch."""
+        if self.stream is not None:
+            client, run = self.stream.client, self.stream.run
+            if client.run(run)["next_step"] > first_step:
+                client.rewind(run, first_step - 1)
 
     def report(self, rows: np.ndarray) -> None:
         if self.reporter is not None:
@@ -54,6 +62,11 @@ class Feed:
             self.stream.load_state_dict(state)
 
 
+def _counts(rehearsed: Batch) -> tuple[int, int]:
+    """How many rows the whole job rehearses in the step, and in all the steps before."""
+    return rehearsed.only_step.num_rehearsed, rehearsed.only_step.rehearsed_before
+
+
 @contextmanager
 def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -> Iterator[Feed]:
     """The feed of one rank; its connections are closed at the end."""
@@ -61,14 +74,13 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
     target = TargetRows(concatenated(list(packed.values())), config.seed)
     rehearsal = config.rehearsal
     if rehearsal is None:
-        yield Feed(target, Fraction(0), config.global_batch_size, rank, world_size, None, None)
+        yield Feed(target, config.global_batch_size, rank, world_size, None, None)
         return
     with ReplayClient(rehearsal.service_url) as client:
         stream = RehearsalStream(client, rehearsal.run, rank, world_size, config.num_steps, rehearsal.window_steps)
         reporter = LossReporter(client, rehearsal.run)
-        ratio = exact_ratio(rehearsal.injection_ratio)
         try:
-            yield Feed(target, ratio, config.global_batch_size, rank, world_size, stream, reporter)
+            yield Feed(target, config.global_batch_size, rank, world_size, stream, reporter)
         finally:
             stream.close()
             reporter.close()

@@ -93,6 +93,10 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None
     with open_feed(config, tokenizer, worker.rank, worker.world_size) as feed:
         if state is not None:
             feed.load_state_dict(state["feed"])
+        if worker.rank == 0:
+            feed.rewind(first_step)
+        # Nobody may ask for a batch before the run is rewound.
+        worker.sum_over_ranks(torch.zeros(1, device=worker.device))
         for step in range(first_step, config.num_steps):
             _evaluate_if_due(config, precision, worker, tuning, heldout, metrics, step)
             _train_step(config, precision, worker, tuning, feed, metrics, step)

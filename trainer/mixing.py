@@ -67,6 +67,7 @@ def loss_rows(batch: MixedBatch, losses: TokenLosses, step: int, rank: int) -> n
     rows = np.empty(len(rehearsed), dtype=LOSS_ROW)
     rows["step"] = step
     rows["rank"] = rank
+    rows["attempt"] = rehearsed.header.attempt
     rows["sample_id"] = rehearsed.sample_id
     rows["loss_nats"] = losses.mean_nats()[first:].detach().cpu().numpy()
     rows["num_tokens"] = mask_RS.sum(axis=1)

@@ -13,7 +13,7 @@ from replay_service.gateway.models import MAX_INT64, BatchRequest
 from replay_service.gateway.problems import responses
 from replay_service.gateway.service import ReplayService, Service
 from replay_service.gateway.wire import ARROW_STREAM, Batch, BatchHeader, StepHeader, encode_batch
-from replay_service.ledger.journal import RunRecord
+from replay_service.ledger.owner import RunOwner
 from replay_service.sampling.events import Planned
 from replay_service.sampling.injection import rank_positions
 
@@ -34,7 +34,7 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
     "/batches",
     operation_id="get_batches",
     response_class=Response,
-    responses={**_CONTENT, **responses(404, 406, 413, 422)},
+    responses={**_CONTENT, **responses(404, 406, 409, 413, 422)},
 )
 def get_batches(run: str, body: BatchRequest, request: Request, service: Service) -> Response:
     """The samples that one rank rehearses in a window of steps.
@@ -45,8 +45,10 @@ def get_batches(run: str, body: BatchRequest, request: Request, service: Service
     as_json = _wants_json(request)
     _check(service, body)
     owner = service.owners.get(run)
+    # Read before the plan: if a rewind comes between, reports of this batch are stale, and never mistaken.
+    attempt = owner.attempt
     plans = owner.plan(body.step, body.num_steps, service.settings.max_steps_ahead)
-    batch = _read(service.corpora.get(owner.record.corpus), owner.record, plans, body)
+    batch = _read(service.corpora.get(owner.record.corpus), owner, attempt, plans, body)
     if as_json:
         return JSONResponse(_to_json(batch))
     headers = {"Replay-Run": run, "Replay-Injection-Ratio": batch.header.injection_ratio}
@@ -76,21 +78,23 @@ def _check(service: ReplayService, body: BatchRequest) -> None:
         raise StepOutOfRange(f"step {body.step} is beyond the last step there can be")
 
 
-def _read(corpus: Corpus, record: RunRecord, plans: Sequence[Planned], body: BatchRequest) -> Batch:
+def _read(corpus: Corpus, owner: RunOwner, attempt: int, plans: Sequence[Planned], body: BatchRequest) -> Batch:
+    record = owner.record
     parts = [plan.rows[_slice(plan, body)] for plan in plans]
     planned = np.concatenate(parts)
     samples = corpus.rows(planned["sample_id"])
     return Batch(
         header=BatchHeader(
             run=record.run,
+            attempt=attempt,
             corpus=record.corpus,
             generation=record.generation,
-            injection_ratio=record.config.injection_ratio,
+            injection_ratio=owner.read(lambda state: state.config.injection_ratio),
             rank=body.rank,
             world_size=body.world_size,
             seq_len=corpus.manifest.seq_len,
             separator_id=corpus.manifest.separator_id,
-            steps=[StepHeader(plan.step, len(plan.rows), plan.policy_version) for plan in plans],
+            steps=[_step_header(plan) for plan in plans],
         ),
         step=np.repeat([plan.step for plan in plans], [len(part) for part in parts]),
         sample_id=planned["sample_id"],
@@ -102,6 +106,10 @@ def _read(corpus: Corpus, record: RunRecord, plans: Sequence[Planned], body: Bat
         probability=planned["probability"],
         times_drawn=planned["times_drawn"],
     )
+
+
+def _step_header(plan: Planned) -> StepHeader:
+    return StepHeader(plan.step, len(plan.rows), plan.rehearsed_before, plan.policy_version)
 
 
 def _slice(plan: Planned, body: BatchRequest) -> slice:
@@ -130,12 +138,14 @@ def _to_json(batch: Batch) -> dict[str, Any]:
             {
                 "step": each.step,
                 "num_rehearsed": each.num_rehearsed,
+                "rehearsed_before": each.rehearsed_before,
                 "policy_version": each.policy_version,
                 "samples": samples,
             }
         )
     return {
         "run": header.run,
+        "attempt": header.attempt,
         "corpus": header.corpus,
         "generation": header.generation,
         "injection_ratio": header.injection_ratio,

@@ -65,6 +65,33 @@ class RunCreate(RunSettings):
     corpus: Name
 
 
+class RunChange(Model):
+    """What to change of a run's configuration; what is left out stays as it is."""
+
+    injection_ratio: str | float | None = None
+    policy: PolicyName | None = None
+    sharpness: float | None = Field(None, ge=0, le=16)
+    floor: float | None = Field(None, ge=0, le=1)
+    signal: Signal | None = None
+    learnable_nats: float | None = None
+    delta_nats: float | None = None
+    prior_weight: float | None = Field(None, gt=0, le=1e9)
+    half_life_steps: float | None = Field(None, gt=0, le=1e12)
+
+    def changes(self) -> dict[str, object]:
+        """What was given, by name."""
+        given = self.model_dump(exclude_none=True)
+        if self.injection_ratio is not None:
+            given["injection_ratio"] = str(self.injection_ratio)
+        return given
+
+
+class RewindRequest(Model):
+    """Where to go back to."""
+
+    step: int = Field(ge=-1, le=MAX_INT64, description="The last step to keep; -1 keeps none.")
+
+
 class RunSummary(Model):
     """A run as it was created."""
 
@@ -72,7 +99,7 @@ class RunSummary(Model):
     corpus: str
     generation: int = Field(description="The generation of the corpus that the run sees.")
     created_at: str = Field(description="ISO 8601, UTC.")
-    config: RunSettings
+    config: RunSettings = Field(description="As the run was created; of one run, as it is now.")
 
 
 class RunInfo(RunSummary):
@@ -80,6 +107,8 @@ class RunInfo(RunSummary):
 
     next_step: int = Field(description="The first step that has no plan yet.")
     policy_version: int = Field(description="Counts the changes of the probabilities, from 1.")
+    attempt: int = Field(description="Counts the rewinds, from 1.")
+    closed: bool = Field(description="Whether the run plans no further step.")
 
 
 class RunList(Model):
@@ -103,6 +132,7 @@ class LossRow(Model):
     sample_id: int = Field(ge=0, le=MAX_INT64)
     loss_nats: float = Field(description="Mean loss over num_tokens predictions, nats per token.")
     num_tokens: int = Field(ge=1, le=1 << 30, description="Predicted tokens.")
+    attempt: int = Field(0, ge=0, le=1 << 30, description="That of the batch; 0 means the run's current one.")
     num_flips: int = Field(
         ge=0,
         le=1 << 30,
@@ -119,7 +149,7 @@ class ReportResult(Model):
 
     accepted: int = Field(description="Folded into the damage estimate, durably.")
     duplicate: int = Field(description="Reported before; changed nothing.")
-    rejected: int = Field(description="Came after the run stopped waiting for them; changed nothing.")
+    rejected: int = Field(description="Came too late, or from before a rewind; changed nothing.")
 
 
 class RunStats(Model):

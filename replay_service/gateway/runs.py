@@ -6,10 +6,12 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from replay_service.errors import InvalidRun
-from replay_service.gateway.models import RunCreate, RunInfo, RunList, RunSettings, RunSummary
+from replay_service.gateway.models import RewindRequest, RunChange, RunCreate, RunInfo, RunList, RunSettings, RunSummary
 from replay_service.gateway.problems import responses
 from replay_service.gateway.service import ReplayService, Service
 from replay_service.ledger.journal import RunRecord
+from replay_service.ledger.owner import RunOwner
+from replay_service.sampling.run_state import RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
@@ -46,10 +48,48 @@ def get_run(run: str, service: Service) -> RunInfo:
     return _describe(service, run)
 
 
+@router.patch("/{run}", operation_id="configure_run", responses=responses(404, 413, 422))
+def configure_run(run: str, body: RunChange, service: Service) -> RunInfo:
+    """Change how a run samples, from its first step that has no plan yet. The policy gets a new version.
+
+    A change of the damage signal or of its bounds begins the damage estimate anew.
+    """
+    service.owners.get(run).configure(body.changes())
+    return _describe(service, run)
+
+
+@router.post("/{run}/rewind", operation_id="rewind_run", responses=responses(404, 413, 422))
+def rewind_run(run: str, body: RewindRequest, service: Service) -> RunInfo:
+    """Go back to the state that the run had after a step, as a training job does that resumes from a checkpoint.
+
+    What was planned, reported and configured of later steps is forgotten, and planned anew when it is asked for. A new
+    attempt begins: reports of batches that were served before are stale, and counted as rejected.
+    """
+    service.owners.get(run).rewind(body.step)
+    return _describe(service, run)
+
+
+@router.post("/{run}/close", operation_id="close_run", responses=responses(404, 422))
+def close_run(run: str, service: Service) -> RunInfo:
+    """Plan no further step (409). Plans that were made are still served, and reports of them still count."""
+    service.owners.get(run).close()
+    return _describe(service, run)
+
+
 def _describe(service: ReplayService, run: str) -> RunInfo:
     owner = service.owners.get(run)
-    next_step, policy_version = owner.read(lambda state: (state.next_step, state.policy_version))
-    return RunInfo(**_summary(owner.record), next_step=next_step, policy_version=policy_version)
+    return owner.read(lambda state: _info(owner, state))
+
+
+def _info(owner: RunOwner, state: RunState) -> RunInfo:
+    summary = {**_summary(owner.record), "config": RunSettings(**asdict(state.config))}
+    return RunInfo(
+        **summary,
+        next_step=state.next_step,
+        policy_version=state.policy_version,
+        attempt=owner.attempt,
+        closed=state.closed,
+    )
 
 
 def _summary(record: RunRecord) -> dict[str, Any]:

@@ -5,7 +5,7 @@ A batch is one record batch with a row for each rehearsed sample, in step order,
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -29,6 +29,8 @@ class StepHeader:
     step: int
     num_rehearsed: int
     """Samples that the whole job rehearses in the step, over all ranks."""
+    rehearsed_before: int
+    """Samples that the whole job rehearses in all the steps before."""
     policy_version: int
 
 
@@ -37,6 +39,7 @@ class BatchHeader:
     """What a batch says of itself."""
 
     run: str
+    attempt: int
     corpus: str
     generation: int
     injection_ratio: str
@@ -79,10 +82,17 @@ class Batch:
     def __len__(self) -> int:
         return len(self.step)
 
+    @property
+    def only_step(self) -> StepHeader:
+        """The header of the one step of this batch; `of_step` gives such batches."""
+        (header,) = self.header.steps
+        return header
+
     def of_step(self, step: int) -> "Batch":
         """The rows of one step, as views."""
         first, last = np.searchsorted(self.step, [step, step + 1])
-        return Batch(self.header, *(getattr(self, name)[first:last] for name in _COLUMNS))
+        header = replace(self.header, steps=[each for each in self.header.steps if each.step == step])
+        return Batch(header, *(getattr(self, name)[first:last] for name in _COLUMNS))
 
 
 _WIDE: Final = {"input_ids": wide_list, "base_correct": wide_binary}

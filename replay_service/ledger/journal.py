@@ -1,15 +1,24 @@
-"""The journal: runs and their events, in the order in which they happened."""
+"""The journal: runs, their events in the order in which they happened, and snapshots of their states."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import Engine, Row, func, insert, select
+from sqlalchemy import Connection, Engine, Row, delete, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from replay_service.errors import RunExists, UnknownRun
-from replay_service.ledger.schema import events, runs
-from replay_service.sampling.events import PLANNED_ROW, REPORTED_ROW, Event, Planned, Reported
+from replay_service.ledger.schema import events, runs, snapshots
+from replay_service.sampling.events import (
+    PLANNED_ROW,
+    REPORTED_ROW,
+    Closed,
+    Configured,
+    JournalEvent,
+    Planned,
+    Reported,
+    Rewound,
+)
 from replay_service.sampling.run_config import RunConfig
 
 
@@ -22,6 +31,25 @@ class RunRecord:
     generation: int
     config: RunConfig
     created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A run's state after its first `seq` events; `attempt` counts its rewinds, from 1."""
+
+    seq: int
+    attempt: int
+    next_step: int
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An event where it stands in the journal."""
+
+    seq: int
+    attempt: int
+    event: JournalEvent
 
 
 class Journal:
@@ -60,32 +88,62 @@ class Journal:
             raise UnknownRun(f"there is no run {name!r}; GET /v1/runs lists them, POST /v1/runs creates one")
         return _record(row)
 
-    def append(self, run: str, first_seq: int, new: Sequence[Event]) -> None:
-        """Commit the events `new`, numbered from `first_seq`, in one transaction.
+    def append(
+        self, run: str, attempt: int, first_seq: int, new: Sequence[JournalEvent], snapshot: Snapshot | None = None
+    ) -> None:
+        """Commit the events `new`, numbered from `first_seq`, and a snapshot if one is due, in one transaction.
 
         A number that is taken means that somebody else writes this run: the transaction fails and nothing is kept.
         """
-        values = [{"run": run, "seq": first_seq + i, **_columns(each)} for i, each in enumerate(new)]
         with self._engine.begin() as connection:
-            connection.execute(insert(events), values)
+            _insert_events(connection, run, attempt, first_seq, new)
+            if snapshot is not None:
+                _insert_snapshot(connection, run, snapshot)
 
-    def events(self, run: str) -> Iterator[Event]:
-        """All events of a run, oldest first, read in a stream."""
-        query = select(events).where(events.c.run == run).order_by(events.c.seq)
+    def append_rewind(self, run: str, seq: int, event: Rewound, snapshot: Snapshot) -> None:
+        """Commit a rewind and the state that it leads to; snapshots of what it forgets go away with it."""
+        forgotten = (snapshots.c.run == run, snapshots.c.next_step > snapshot.next_step)
+        with self._engine.begin() as connection:
+            _insert_events(connection, run, snapshot.attempt, seq, [event])
+            connection.execute(delete(snapshots).where(*forgotten))
+            _insert_snapshot(connection, run, snapshot)
+
+    def entries(self, run: str, first_seq: int = 0) -> Iterator[Entry]:
+        """The events of a run from number `first_seq` on, oldest first, read in a stream."""
+        query = select(events).where(events.c.run == run, events.c.seq >= first_seq).order_by(events.c.seq)
         with self._engine.connect() as connection:
             for row in connection.execution_options(yield_per=1000).execute(query):
-                yield _event(row)
+                yield Entry(row.seq, row.attempt, _event(row))
 
     def planned(self, run: str, first_step: int, num_steps: int) -> list[Planned]:
-        """The plans of a window of steps, in step order; steps without a plan are left out."""
+        """The plans of a window of steps, in step order; steps without a plan are left out.
+
+        Of a step that was planned again after a rewind, the last plan is the one that stands.
+        """
         query = (
             select(events)
             .where(events.c.run == run, events.c.kind == "planned")
             .where(events.c.step.between(first_step, first_step + num_steps - 1))
-            .order_by(events.c.step)
+            .order_by(events.c.step, events.c.attempt)
         )
         with self._engine.connect() as connection:
-            return [_planned(row) for row in connection.execute(query)]
+            last = {row.step: row for row in connection.execute(query)}
+        return [_planned(row) for row in last.values()]
+
+    def latest_snapshot(self, run: str, most_next_step: int | None = None) -> Snapshot | None:
+        """The latest snapshot of a run, or of those whose next step is at most `most_next_step`."""
+        query = select(snapshots).where(snapshots.c.run == run).order_by(snapshots.c.seq.desc()).limit(1)
+        if most_next_step is not None:
+            query = query.where(snapshots.c.next_step <= most_next_step)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else _snapshot(row)
+
+    def snapshots(self, run: str) -> list[Snapshot]:
+        """All snapshots of a run, oldest first."""
+        with self._engine.connect() as connection:
+            query = select(snapshots).where(snapshots.c.run == run).order_by(snapshots.c.seq)
+            return [_snapshot(row) for row in connection.execute(query)]
 
     def num_events(self, run: str) -> int:
         with self._engine.connect() as connection:
@@ -93,29 +151,66 @@ class Journal:
             return connection.execute(query).scalar_one()
 
 
+def _insert_events(connection: Connection, run: str, attempt: int, first_seq: int, new: Sequence[JournalEvent]) -> None:
+    values = [{"run": run, "seq": first_seq + i, "attempt": attempt, **_columns(event)} for i, event in enumerate(new)]
+    connection.execute(insert(events), values)
+
+
+def _insert_snapshot(connection: Connection, run: str, snapshot: Snapshot) -> None:
+    connection.execute(
+        insert(snapshots).values(
+            run=run,
+            seq=snapshot.seq,
+            attempt=snapshot.attempt,
+            next_step=snapshot.next_step,
+            state=snapshot.state,
+        )
+    )
+
+
 def _record(row: Row[tuple[object, ...]]) -> RunRecord:
     return RunRecord(row.run, row.corpus, row.generation, RunConfig.from_json(row.config), row.created_at)
 
 
-def _columns(event: Event) -> dict[str, object]:
-    if isinstance(event, Planned):
-        kind, policy_version, rank = "planned", event.policy_version, None
-    else:
-        kind, policy_version, rank = "reported", None, event.rank
-    return {
-        "kind": kind,
+def _snapshot(row: Row[tuple[object, ...]]) -> Snapshot:
+    return Snapshot(row.seq, row.attempt, row.next_step, row.state)
+
+
+def _columns(event: JournalEvent) -> dict[str, object]:
+    columns: dict[str, object] = {
+        "kind": type(event).__name__.lower(),
         "step": event.step,
-        "policy_version": policy_version,
-        "rank": rank,
-        "rows": event.rows.tobytes(),
+        "policy_version": None,
+        "rehearsed_before": None,
+        "rank": None,
+        "payload": b"",
     }
+    match event:
+        case Planned():
+            columns |= {"policy_version": event.policy_version, "rehearsed_before": event.rehearsed_before}
+            columns["payload"] = event.rows.tobytes()
+        case Reported():
+            columns |= {"rank": event.rank, "payload": event.rows.tobytes()}
+        case Configured():
+            columns["payload"] = event.config.to_json().encode()
+    return columns
 
 
-def _event(row: Row[tuple[object, ...]]) -> Event:
-    if row.kind == "planned":
-        return _planned(row)
-    return Reported(row.step, row.rank, np.frombuffer(row.rows, dtype=REPORTED_ROW))
+def _event(row: Row[tuple[object, ...]]) -> JournalEvent:
+    match row.kind:
+        case "planned":
+            return _planned(row)
+        case "reported":
+            return Reported(row.step, row.rank, np.frombuffer(row.payload, dtype=REPORTED_ROW))
+        case "configured":
+            return Configured(row.step, RunConfig.from_json(row.payload.decode()))
+        case "closed":
+            return Closed(row.step)
+        case "rewound":
+            return Rewound(row.step)
+    raise ValueError(f"the journal has an event of kind {row.kind!r}, which this release does not know")
 
 
 def _planned(row: Row[tuple[object, ...]]) -> Planned:
-    return Planned(row.step, row.policy_version, np.frombuffer(row.rows, dtype=PLANNED_ROW))
+    rows = np.frombuffer(row.payload, dtype=PLANNED_ROW)
+    return Planned(row.step, row.policy_version, row.rehearsed_before, rows)

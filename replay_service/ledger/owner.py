@@ -8,16 +8,33 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_service.errors import InvalidReport, StepOutOfRange
-from replay_service.ledger.journal import Journal, RunRecord
-from replay_service.sampling.events import REPORTED_ROW, Planned, Reported
+from replay_service.errors import InvalidReport, InvalidRun, RunClosed, StepOutOfRange
+from replay_service.ledger.journal import Journal, RunRecord, Snapshot
+from replay_service.sampling.events import (
+    REPORTED_ROW,
+    Closed,
+    Configured,
+    Event,
+    Planned,
+    Reported,
+    Rewound,
+    surviving,
+)
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.plan import plan_steps
+from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.run_state import RunState, fold
+from replay_service.sampling.state_bytes import from_bytes, to_bytes
 
 Int64Array = NDArray[np.int64]
 T = TypeVar("T")
 BaseLosses = Callable[[Int64Array], NDArray[np.float64]]
+
+SNAPSHOT_EVERY: Final = 1000
+"""Events between two snapshots, by default: a restore folds at most about so many."""
+
+CURRENT_ATTEMPT: Final = 0
+"""What a report says that does not know of attempts."""
 
 _NUM_NAMED: Final = 5
 """How many of the rows at fault an error names."""
@@ -28,7 +45,7 @@ _MOST_NATS: Final = 1e6
 
 @dataclass(frozen=True, slots=True)
 class ReportOutcome:
-    """What became of the rows of a report: `rejected` ones came after the run stopped waiting for them."""
+    """What became of the rows of a report: `rejected` ones came too late, or from before a rewind."""
 
     accepted: int
     duplicate: int
@@ -38,16 +55,33 @@ class ReportOutcome:
 class RunOwner:
     """Holds the state of one run in memory and folds every event into it after the event is committed."""
 
-    def __init__(self, journal: Journal, record: RunRecord, partition: Partition, base_losses: BaseLosses) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        record: RunRecord,
+        partition: Partition,
+        base_losses: BaseLosses,
+        snapshot_every: int = SNAPSHOT_EVERY,
+    ) -> None:
         self.record = record
         self._journal = journal
         self._base_losses = base_losses
+        self._partition = partition
+        self._snapshot_every = snapshot_every
         self._lock = threading.Lock()
-        self._state = RunState.initial(record.config, partition)
-        self._num_events = 0
-        for event in journal.events(record.run):
-            fold(self._state, event)
+        latest = journal.latest_snapshot(record.run)
+        self._state, self._num_events, self._attempt = restored(latest, record.config, partition)
+        self._last_snapshot = self._num_events
+        for entry in journal.entries(record.run, self._num_events):
+            # A rewind leaves a snapshot, so there is none among the events after the latest one.
+            assert not isinstance(entry.event, Rewound)
+            fold(self._state, entry.event)
             self._num_events += 1
+
+    @property
+    def attempt(self) -> int:
+        """Counts the run's rewinds, from 1; reports of an earlier attempt are stale."""
+        return self._attempt
 
     def plan(self, first_step: int, num_steps: int, max_steps_ahead: int) -> list[Planned]:
         """The plans of a window of steps; those that were never asked for are made, up to the last one.
@@ -66,8 +100,10 @@ class RunOwner:
                     next_step=next_step,
                 )
             if last_step >= next_step:
+                if self._state.closed:
+                    raise RunClosed(f"run {self.record.run!r} is closed and plans no step from {next_step} on")
                 self._commit(plan_steps(self._state, last_step))
-        return self._journal.planned(self.record.run, first_step, num_steps)
+            return self._journal.planned(self.record.run, first_step, num_steps)
 
     def report(self, rows: np.ndarray) -> ReportOutcome:
         """Fold the losses `rows` (LOSS_ROW [n]) in, all of them or none.
@@ -78,24 +114,85 @@ class RunOwner:
         """
         _check_values(rows)
         with self._lock:
-            groups = [self._sorted_out(group) for group in _by_step_and_rank(_once_each(rows))]
+            current = rows[(rows["attempt"] == CURRENT_ATTEMPT) | (rows["attempt"] == self._attempt)]
+            num_stale = len(rows) - len(current)
+            groups = [self._sorted_out(group) for group in _by_step_and_rank(_once_each(current))]
             events = [event for event, _ in groups if len(event.rows)]
             if events:
                 self._commit(events)
         accepted = sum(len(event.rows) for event in events)
-        rejected = sum(late for _, late in groups)
+        rejected = num_stale + sum(late for _, late in groups)
         return ReportOutcome(accepted, len(rows) - accepted - rejected, rejected)
+
+    def configure(self, changes: dict[str, object]) -> None:
+        """Change the configuration from the first unplanned step on; the policy gets a new version.
+
+        Raises:
+            InvalidRun: when an attribute is unknown, fixed for the life of a run, or out of range.
+        """
+        with self._lock:
+            try:
+                config = self._state.config.changed(**changes)
+            except ValueError as error:
+                raise InvalidRun(str(error)) from error
+            if config != self._state.config:
+                self._commit([Configured(self._state.next_step - 1, config)])
+
+    def close(self) -> None:
+        """Plan no further step; reports of planned steps still count. A rewind to an earlier step opens it again."""
+        with self._lock:
+            if not self._state.closed:
+                self._commit([Closed(self._state.next_step - 1)])
+
+    def rewind(self, step: int) -> None:
+        """Go back to the state that the run had after `step`; -1 is the beginning.
+
+        What was planned, reported and configured of later steps is forgotten, and a new attempt begins.
+
+        Raises:
+            StepOutOfRange: when the step has no plan. Nothing is changed then.
+        """
+        with self._lock:
+            if not -1 <= step < self._state.next_step:
+                raise StepOutOfRange(
+                    f"run {self.record.run!r} cannot be rewound to step {step}: it has plans up to step "
+                    f"{self._state.next_step - 1}; -1 is the beginning",
+                    next_step=self._state.next_step,
+                )
+            state = self._state_after(step)
+            seq, attempt = self._num_events, self._attempt + 1
+            snapshot = Snapshot(seq + 1, attempt, state.next_step, to_bytes(state))
+            self._journal.append_rewind(self.record.run, seq, Rewound(step), snapshot)
+            self._state, self._attempt = state, attempt
+            self._num_events = self._last_snapshot = seq + 1
+
+    def _state_after(self, step: int) -> RunState:
+        """The fold of all events of steps up to `step`, from the latest snapshot that holds no later one."""
+        latest = self._journal.latest_snapshot(self.record.run, most_next_step=step + 1)
+        state, first_seq, _ = restored(latest, self.record.config, self._partition)
+        entries = (entry.event for entry in self._journal.entries(self.record.run, first_seq))
+        for event in surviving((event for event in entries if not isinstance(event, Rewound)), step):
+            fold(state, event)
+        return state
 
     def read(self, view: Callable[[RunState], T]) -> T:
         """What `view` makes of the state, which must not escape from it: events wait until it returns."""
         with self._lock:
             return view(self._state)
 
-    def _commit(self, events: Sequence[Planned | Reported]) -> None:
-        self._journal.append(self.record.run, self._num_events, events)
+    def _commit(self, events: Sequence[Event]) -> None:
+        due = self._num_events - self._last_snapshot >= self._snapshot_every
+        snapshot = self._snapshot() if due else None
+        self._journal.append(self.record.run, self._attempt, self._num_events, events, snapshot)
+        if snapshot is not None:
+            self._last_snapshot = snapshot.seq
         for event in events:
             fold(self._state, event)
         self._num_events += len(events)
+
+    def _snapshot(self) -> Snapshot:
+        """The state before the events that are about to be committed."""
+        return Snapshot(self._num_events, self._attempt, self._state.next_step, to_bytes(self._state))
 
     def _sorted_out(self, rows: np.ndarray) -> tuple[Reported, int]:
         """The event of one step's and rank's rows that await a report, and how many came too late."""
@@ -129,6 +226,13 @@ class RunOwner:
             reported[name] = rows[name]
         reported["base_loss_nats"] = self._base_losses(rows["sample_id"])
         return reported
+
+
+def restored(snapshot: Snapshot | None, config: RunConfig, partition: Partition) -> tuple[RunState, int, int]:
+    """The state in a snapshot, the number of events in it and the attempt; without one, those of a new run."""
+    if snapshot is None:
+        return RunState.initial(config, partition), 0, 1
+    return from_bytes(snapshot.state, partition), snapshot.seq, snapshot.attempt
 
 
 def _once_each(rows: np.ndarray) -> np.ndarray:

@@ -35,17 +35,30 @@ events = Table(
     metadata,
     Column("run", ForeignKey("runs.run"), primary_key=True),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, nullable=False),
     Column("kind", String(16), nullable=False),
     Column("step", BigInteger, nullable=False),
     Column("policy_version", BigInteger, nullable=True),
+    Column("rehearsed_before", BigInteger, nullable=True),
     Column("rank", Integer, nullable=True),
-    Column("rows", LargeBinary, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("run", ForeignKey("runs.run"), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, nullable=False),
+    Column("next_step", BigInteger, nullable=False),
+    Column("state", LargeBinary, nullable=False),
 )
 
 one_plan_a_step = Index(
     "one_plan_a_step",
     events.c.run,
     events.c.step,
+    events.c.attempt,
     unique=True,
     sqlite_where=events.c.kind == "planned",
     postgresql_where=events.c.kind == "planned",

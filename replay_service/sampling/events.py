@@ -1,8 +1,11 @@
 """The events of a run's journal. Their rows are numpy records, so that writing one down is one copy of bytes."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from replay_service.sampling.run_config import RunConfig
 
 PLANNED_ROW = np.dtype([("sample_id", "<i8"), ("stratum", "<i4"), ("times_drawn", "<i4"), ("probability", "<f8")])
 """times_drawn counts this draw too, so 1 means a first visit; probability is that of a single draw."""
@@ -15,9 +18,10 @@ LOSS_ROW = np.dtype(
         ("loss_nats", "<f8"),
         ("num_tokens", "<i4"),
         ("num_flips", "<i4"),
+        ("attempt", "<i4"),
     ]
 )
-"""What a trainer says of one rehearsed sample, before it becomes an event."""
+"""What a trainer says of one rehearsed sample, before it becomes an event. An attempt of 0 is the run's current one."""
 
 REPORTED_ROW = np.dtype(
     [
@@ -38,11 +42,13 @@ class Planned:
     Attributes:
         step: the global training step.
         policy_version: the version of the probabilities that the samples were drawn by.
+        rehearsed_before: how many samples all the steps before this one rehearse.
         rows: PLANNED_ROW [num_rehearsed].
     """
 
     step: int
     policy_version: int
+    rehearsed_before: int
     rows: np.ndarray
 
 
@@ -61,4 +67,35 @@ class Reported:
     rows: np.ndarray
 
 
-Event = Planned | Reported
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """After `step`, the last that had a plan (-1 if none had), the run samples by `config`."""
+
+    step: int
+    config: RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The job is over: no step after `step`, the last that had a plan, will be planned."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rewound:
+    """The job goes back to the end of `step`: events of later steps are forgotten. -1 is the beginning."""
+
+    step: int
+
+
+Event = Planned | Reported | Configured | Closed
+"""What is folded into a run's state."""
+
+JournalEvent = Event | Rewound
+"""What stands in a journal. A rewind is not folded: it says which of the events before it still are."""
+
+
+def surviving(events: Iterable[Event], step: int) -> Iterator[Event]:
+    """The events that a rewind to the end of `step` leaves, in their order."""
+    return (event for event in events if event.step <= step)

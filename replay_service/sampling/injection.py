@@ -59,20 +59,29 @@ def rank_positions(num_planned: int, step: int, rank: int, world_size: int) -> r
     return range((rank - step) % world_size, num_planned, world_size)
 
 
-def target_rows(step: int, rank: int, world_size: int, ratio: Fraction, global_batch_size: int) -> range:
+def target_rows(
+    step: int, num_planned: int, rehearsed_before: int, rank: int, world_size: int, global_batch_size: int
+) -> range:
     """The places in the endless stream of fine-tuning rows that `rank` trains on in `step`.
 
+    Args:
+        step: the global training step.
+        num_planned: how many rows the whole job rehearses in it.
+        rehearsed_before: how many it rehearses in all the steps before.
+        rank: in [0, world_size).
+        world_size: a divisor of global_batch_size.
+        global_batch_size: rows of a step, rehearsed ones included.
+
     Rehearsed rows replace fine-tuning rows, so a rank's batch always has global_batch_size / world_size rows, and a
-    change of world size changes neither the rows of a step nor their order.
+    change of world size or of the injection ratio leaves no fine-tuning row out and takes none twice.
 
     Raises:
         ValueError: when world_size does not divide global_batch_size, or rank is not in [0, world_size).
     """
     if global_batch_size % world_size:
         raise ValueError(f"global_batch_size {global_batch_size} is not a multiple of world_size {world_size}")
-    num_planned = num_rehearsed(step, ratio, global_batch_size)
     local = global_batch_size // world_size
-    counts = [local - len(rank_positions(num_planned, step, each, world_size)) for each in range(world_size)]
-    rank_positions(num_planned, step, rank, world_size)
-    first = step * global_batch_size - rehearsed_before(step, ratio, global_batch_size) + sum(counts[:rank])
-    return range(first, first + counts[rank])
+    mine = local - len(rank_positions(num_planned, step, rank, world_size))
+    before = sum(local - len(rank_positions(num_planned, step, each, world_size)) for each in range(rank))
+    first = step * global_batch_size - rehearsed_before + before
+    return range(first, first + mine)

@@ -27,10 +27,10 @@ def plan_steps(state: RunState, last_step: int) -> list[Planned]:
     cursors = state.cursors.copy()
     plans = []
     for step in range(state.next_step, last_step + 1):
-        num_draws = num_rehearsed(step, config.ratio, config.global_batch_size)
+        num_draws = num_rehearsed(step - state.ratio_since, config.ratio, config.global_batch_size)
         rows = _draw(state.partition, probabilities, cursors, config.seed, step, num_draws)
+        plans.append(Planned(step, version, int(cursors.sum()), rows))
         np.add.at(cursors, rows["stratum"], 1)
-        plans.append(Planned(step, version, rows))
     return plans
 
 

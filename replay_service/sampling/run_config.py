@@ -2,13 +2,16 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
 from replay_service.sampling.damage import SIGNALS, Signal
 from replay_service.sampling.injection import exact_ratio
 from replay_service.sampling.policies import POLICY_NAMES, MixCd, Policy, PolicyName, Uniform
+
+FIXED = frozenset({"global_batch_size", "seed", "report_window_steps"})
+"""What stays as it was when the run was created."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,17 @@ class RunConfig:
 
     def make_policy(self) -> Policy:
         return MixCd(self.sharpness, self.floor) if self.policy == "mix_cd" else Uniform()
+
+    def changed(self, **changes: object) -> "RunConfig":
+        """This configuration with some attributes changed.
+
+        Raises:
+            ValueError: when an attribute is unknown, fixed for the life of a run, or out of range.
+        """
+        for name in changes:
+            if name in FIXED or name not in RunConfig.__dataclass_fields__:
+                raise ValueError(f"{name} cannot be changed while a run goes on")
+        return replace(self, **changes)  # type: ignore[arg-type]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

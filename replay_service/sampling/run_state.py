@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.sampling.damage import DAMAGE_OF, damage_rates
-from replay_service.sampling.events import Event, Planned
+from replay_service.sampling.events import Configured, Event, Planned, Reported
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.run_config import RunConfig
 
@@ -105,6 +105,9 @@ class RunState:
     next_step: int = 0
     """The first step that has no plan yet."""
     policy_version: int = 1
+    ratio_since: int = 0
+    """The step from which the injection ratio has been what it is."""
+    closed: bool = False
 
     @classmethod
     def initial(cls, config: RunConfig, partition: Partition) -> "RunState":
@@ -129,8 +132,12 @@ def fold(state: RunState, event: Event) -> None:
     """
     if isinstance(event, Planned):
         _fold_planned(state, event.step, event.rows)
-    else:
+    elif isinstance(event, Reported):
         _fold_reported(state, event.step, event.rows)
+    elif isinstance(event, Configured):
+        _fold_configured(state, event.config)
+    else:
+        state.closed = True
 
 
 def _fold_planned(state: RunState, step: int, rows: np.ndarray) -> None:
@@ -140,6 +147,20 @@ def _fold_planned(state: RunState, step: int, rows: np.ndarray) -> None:
     state.pending.pop(step - state.config.report_window_steps, None)
     if len(rows):
         state.pending[step] = Pending.of(rows)
+
+
+def _fold_configured(state: RunState, config: RunConfig) -> None:
+    if config.ratio != state.config.ratio:
+        state.ratio_since = state.next_step
+    if _damage_unit(config) != _damage_unit(state.config):
+        state.recent = DecayedSums.zeros(state.partition.num_strata)
+    state.config = config
+    state.policy_version += 1
+
+
+def _damage_unit(config: RunConfig) -> tuple[str, float, float]:
+    """Sums of damage in different units do not add up, so a change of unit begins them anew."""
+    return config.signal, config.learnable_nats, config.delta_nats
 
 
 def _fold_reported(state: RunState, step: int, rows: np.ndarray) -> None:

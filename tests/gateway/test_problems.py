@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -30,19 +31,30 @@ def subclasses(kind: type[errors.ReplayError]) -> Iterator[type[errors.ReplayErr
         yield from subclasses(each)
 
 
+def body_of(path: str, method: str) -> dict[str, Any] | None:
+    """A good body for a route, or None if it takes none."""
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/runs": {"run": "tune", "corpus": "wiki", "global_batch_size": 8, "injection_ratio": "0.5"},
+        "/v1/runs/{run}": {"floor": 0.2},
+        "/v1/runs/{run}/batches": {"step": 0},
+        "/v1/runs/{run}/losses": {"rows": []},
+        "/v1/runs/{run}/rewind": {"step": 0},
+    }
+    return None if method == "GET" else bodies.get(path)
+
+
 @pytest.mark.parametrize("name", UNKNOWN_NAMES)
 def test_every_route_answers_an_unknown_name_with_a_problem(client: TestClient, name: str) -> None:
     for path, method in routes():
         if "{" in path:
-            body = {"rows": []} if path.endswith("losses") else {"step": 0}
-            assert_problem(client.request(method, named(path, name), json=body if method == "POST" else None), 404)
+            assert_problem(client.request(method, named(path, name), json=body_of(path, method)), 404)
 
 
 def test_every_route_answers_a_body_that_is_no_json_with_a_problem(client: TestClient) -> None:
     for path, method in routes():
-        if method == "POST":
+        if body_of(path, method) is not None:
             headers = {"content-type": "application/json"}
-            response = client.post(named(path, "nobody"), content=b"{", headers=headers)
+            response = client.request(method, named(path, "nobody"), content=b"{", headers=headers)
             assert_problem(response, 422, "invalid-request")
 
 
@@ -96,8 +108,9 @@ def test_an_unforeseen_exception_is_a_problem_that_gives_nothing_away(root: Path
 def test_a_request_over_the_limit_is_a_problem_on_every_route(root: Path) -> None:
     with client_on(root, max_body_bytes=1024) as client:
         for path, method in routes():
-            if method == "POST":
-                assert_problem(client.post(named(path, "nobody"), content=b"x" * 2000), 413, "body-too-large")
+            if body_of(path, method) is not None:
+                response = client.request(method, named(path, "nobody"), content=b"x" * 2000)
+                assert_problem(response, 413, "body-too-large")
 
 
 def test_every_kind_of_error_has_a_name_of_its_own_and_a_place_in_the_tree() -> None:

@@ -27,7 +27,18 @@ Decoder = Callable[[bytes], Any]
 
 def make_batch(num_rows: int) -> Batch:
     rng = np.random.default_rng(0)
-    header = BatchHeader("tune", "wiki", 1, "0.3", 0, 1, SEQ_LEN, 0, [StepHeader(4, num_rows, 2), StepHeader(5, 0, 2)])
+    header = BatchHeader(
+        "tune",
+        1,
+        "wiki",
+        1,
+        "0.3",
+        0,
+        1,
+        SEQ_LEN,
+        0,
+        [StepHeader(4, num_rows, 7, 2), StepHeader(5, 0, 7 + num_rows, 2)],
+    )
     return Batch(
         header=header,
         step=np.full(num_rows, 4, dtype=np.int64),

@@ -11,7 +11,7 @@ from replay_service.errors import InvalidReport, StepOutOfRange
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import ReportOutcome, RunOwner
 from replay_service.sampling.events import LOSS_ROW
-from tests.ledger.worlds import ids_of, image_of, losses_of, made_corpus, open_journal, owner_of, record_of
+from tests.ledger.worlds import events_of, ids_of, image_of, losses_of, made_corpus, open_journal, owner_of, record_of
 from tests.sampling.worlds import same_plan
 
 AHEAD = 64
@@ -115,7 +115,7 @@ def test_one_request_may_report_many_steps_and_ranks(owner: RunOwner, journal: J
     shuffled = rows[np.random.default_rng(0).permutation(len(rows))]
     assert owner.report(shuffled).accepted == len(rows)
     assert owner.read(lambda state: state.pending) == {}
-    reports = [(event.step, event.rank) for event in list(journal.events("tuning"))[3:]]
+    reports = [(event.step, event.rank) for event in events_of(journal)[3:]]
     assert reports == sorted({(int(row["step"]), int(row["rank"])) for row in rows})
 
 

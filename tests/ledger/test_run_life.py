@@ -11,9 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from replay_service.corpus.reader import CorpusStore
 from replay_service.errors import InvalidReport, RunExists, StepOutOfRange
+from replay_service.ledger import audit
 from replay_service.ledger.owner import ReportOutcome
 from replay_service.ledger.owners import Owners
-from tests.ledger.worlds import ids_of, image_of, losses_of, open_journal, record_of
+from tests.ledger.worlds import bytes_of, ids_of, image_of, losses_of, open_journal, record_of
 from tests.support import make_corpus
 
 AHEAD = 8
@@ -21,7 +22,7 @@ WINDOW = 5
 
 
 class RunLife(RuleBasedStateMachine):
-    """The model: what each step's plan was, and which of its samples have been accepted."""
+    """The model: what each step's plan was, which of its samples have been accepted, and the state's bytes after it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,12 +33,12 @@ class RunLife(RuleBasedStateMachine):
         self.plans: dict[int, bytes] = {}
         self.samples: dict[int, list[int]] = {}
         self.accepted: dict[int, set[int]] = {}
-        self.num_tokens = 0
+        self.images: dict[int, bytes] = {}
 
     def open(self) -> None:
         self.process = self.place.enter_context(ExitStack())
         self.journal = self.process.enter_context(open_journal(self.folder / "ledger.db"))
-        self.owners = Owners(self.journal, CorpusStore(self.folder).get)
+        self.owners = Owners(self.journal, CorpusStore(self.folder).get, snapshot_every=4)
 
     @property
     def next_step(self) -> int:
@@ -60,6 +61,7 @@ class RunLife(RuleBasedStateMachine):
     @rule(back=st.integers(0, 6), num_steps=st.integers(1, 4))
     def plan(self, back: int, num_steps: int) -> None:
         first_step = max(0, self.next_step - back)
+        self.images[self.next_step - 1] = bytes_of(self.owner)
         plans = self.owner.plan(first_step, num_steps, AHEAD)
         assert [plan.step for plan in plans] == list(range(first_step, first_step + num_steps))
         for plan in plans:
@@ -85,7 +87,7 @@ class RunLife(RuleBasedStateMachine):
         assert outcome == self._expected(step, given)
         if outcome.accepted:
             self.accepted[step] |= set(given)
-            self.num_tokens += 11 * outcome.accepted
+            self.images = {s: image for s, image in self.images.items() if s < step}
 
     def _expected(self, step: int, given: list[int]) -> ReportOutcome:
         different = set(given)
@@ -99,17 +101,57 @@ class RunLife(RuleBasedStateMachine):
         with pytest.raises(InvalidReport):
             self.owner.report(losses_of(step, [7 << 32]))
 
+    @precondition(lambda self: self.plans)
+    @rule(data=st.data())
+    def rewind(self, data: st.DataObject) -> None:
+        step = data.draw(st.integers(-1, self.next_step - 1), label="step")
+        attempt = self.owner.attempt
+        self.owner.rewind(step)
+        assert self.owner.attempt == attempt + 1
+        assert bytes_of(self.owner) == self.images.get(step, bytes_of(self.owner))
+        for forgotten in (self.plans, self.samples, self.accepted, self.images):
+            for each in [each for each in forgotten if each > step]:
+                del forgotten[each]
+
+    @rule(beyond=st.integers(0, 3))
+    def rewind_to_nowhere(self, beyond: int) -> None:
+        for step in (self.next_step + beyond, -2 - beyond):
+            with pytest.raises(StepOutOfRange):
+                self.owner.rewind(step)
+
+    @precondition(lambda self: any(self.samples.values()))
+    @rule(data=st.data())
+    def report_from_before_a_rewind(self, data: st.DataObject) -> None:
+        step = data.draw(st.sampled_from([step for step, ids in self.samples.items() if ids]), label="step")
+        rows = losses_of(step, self.samples[step])
+        rows["attempt"] = self.owner.attempt + data.draw(st.sampled_from([-1, 1]), label="attempts off") or 99
+        assert self.owner.report(rows) == ReportOutcome(0, 0, len(rows))
+
+    @rule(floor=st.sampled_from([0.1, 0.5]), signal=st.sampled_from(["token_flip", "excess_loss"]))
+    def configure(self, floor: float, signal: str) -> None:
+        before = self.owner.read(lambda state: (state.policy_version, state.config))
+        self.owner.configure({"floor": floor, "signal": signal})
+        self.images.pop(self.next_step - 1, None)
+        version, config = self.owner.read(lambda state: (state.policy_version, state.config))
+        assert (config.floor, config.signal) == (floor, signal)
+        assert version == before[0] + (config != before[1])
+
+    @rule()
+    def verify(self) -> None:
+        partition = CorpusStore(self.folder).get("wiki").partition
+        assert audit.verify(self.journal, self.record, partition).holds
+
     @rule()
     def reopen(self) -> None:
-        before = image_of(self.owner)
+        before = image_of(self.owner), self.owner.attempt
         self.process.close()
         self.open()
         self.owner = self.owners.get("tuning")
-        assert image_of(self.owner) == before
+        assert (image_of(self.owner), self.owner.attempt) == before
 
     @invariant()
     def plans_stand_in_the_journal_as_promised(self) -> None:
-        journalled = {plan.step: plan.rows.tobytes() for plan in self.journal.planned("tuning", 0, 1000)}
+        journalled = {plan.step: plan.rows.tobytes() for plan in self.journal.planned("tuning", 0, self.next_step)}
         assert journalled == self.plans
 
     @invariant()
@@ -118,7 +160,7 @@ class RunLife(RuleBasedStateMachine):
         samples, tokens, next_step = self.owner.read(
             lambda state: (state.totals.samples.sum(), state.totals.tokens.sum(), state.next_step)
         )
-        assert (samples, tokens, next_step) == (num_accepted, self.num_tokens, self.next_step)
+        assert (samples, tokens, next_step) == (num_accepted, 11 * num_accepted, self.next_step)
 
     @invariant()
     def what_is_pending_is_what_no_report_was_accepted_for(self) -> None:

@@ -10,8 +10,9 @@ from replay_service.corpus.reader import Corpus
 from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owner import RunOwner
 from replay_service.ledger.schema import open_database
-from replay_service.sampling.events import LOSS_ROW, Planned
+from replay_service.sampling.events import LOSS_ROW, JournalEvent, Planned
 from replay_service.sampling.run_config import RunConfig
+from replay_service.sampling.state_bytes import to_bytes
 from tests.sampling.worlds import image
 from tests.support import make_corpus
 
@@ -57,6 +58,15 @@ def ids_of(plan: Planned) -> list[int]:
     """The sample ids of a plan, each once."""
     ids: list[int] = np.unique(plan.rows["sample_id"]).tolist()
     return ids
+
+
+def events_of(journal: Journal, run: str = "tuning") -> list[JournalEvent]:
+    return [entry.event for entry in journal.entries(run)]
+
+
+def bytes_of(owner: RunOwner) -> bytes:
+    """The canonical bytes of the state that an owner holds."""
+    return owner.read(to_bytes)
 
 
 def image_of(owner: RunOwner) -> dict[str, object]:

@@ -67,12 +67,12 @@ def test_a_rank_outside_the_world_is_refused(rank: int) -> None:
     with pytest.raises(ValueError, match="rank must lie in"):
         rank_positions(10, 0, rank, 4)
     with pytest.raises(ValueError, match="rank must lie in"):
-        target_rows(0, rank, 4, Fraction(1, 10), 8)
+        target_rows(0, 1, 0, rank, 4, 8)
 
 
 def test_a_world_that_does_not_divide_the_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="not a multiple"):
-        target_rows(0, 0, 3, Fraction(1, 10), 8)
+        target_rows(0, 1, 0, 0, 3, 8)
 
 
 @given(ratios, st.integers(1, 8), st.integers(0, 10**6), st.lists(st.sampled_from([1, 2, 3, 4, 6, 8, 12]), max_size=6))
@@ -83,8 +83,9 @@ def test_target_rows_follow_each_other_over_ranks_steps_and_changes_of_world(
     batch = 24 * batch_of_24
     next_row = first_step * batch - rehearsed_before(first_step, ratio, batch)
     for step, world_size in enumerate(world_sizes, first_step):
+        planned, before = num_rehearsed(step, ratio, batch), rehearsed_before(step, ratio, batch)
         for rank in range(world_size):
-            rows = target_rows(step, rank, world_size, ratio, batch)
+            rows = target_rows(step, planned, before, rank, world_size, batch)
             assert rows.start == next_row
             next_row = rows.stop
 
@@ -98,7 +99,7 @@ def test_every_rank_trains_on_its_even_share_of_the_batch(
     num_planned = num_rehearsed(step, ratio, batch)
     for rank in range(world_size):
         rehearsed = rank_positions(num_planned, step, rank, world_size)
-        assert len(rehearsed) + len(target_rows(step, rank, world_size, ratio, batch)) == local
+        assert len(rehearsed) + len(target_rows(step, num_planned, 0, rank, world_size, batch)) == local
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def planned(state: RunState, last_step: int) -> list[Planned]:
 def plan_by_hand(step: int, sample_ids: Sequence[int], strata: Sequence[int], times_drawn: int = 1) -> Planned:
     rows = np.zeros(len(sample_ids), dtype=PLANNED_ROW)
     rows["sample_id"], rows["stratum"], rows["times_drawn"] = sample_ids, strata, times_drawn
-    return Planned(step, 1, rows)
+    return Planned(step, 1, 0, rows)
 
 
 def report_of(
@@ -76,6 +76,9 @@ def image(state: RunState) -> dict[str, object]:
         "origin": state.recent.origin,
         "next_step": state.next_step,
         "policy_version": state.policy_version,
+        "ratio_since": state.ratio_since,
+        "closed": state.closed,
+        "config": state.config,
         "pending": {step: each.rows.tobytes() for step, each in state.pending.items()},
         **{name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()},
     }

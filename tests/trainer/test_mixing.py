@@ -17,7 +17,7 @@ def target_rows(num_rows: int) -> PackedRows:
 def rehearsed_rows(base_correct: list[list[int]], length: list[int]) -> Batch:
     num = len(length)
     return Batch(
-        header=BatchHeader("a-run", "wiki", 1, "0.5", 0, 1, SEQ_LEN, 0, []),
+        header=BatchHeader("a-run", 3, "wiki", 1, "0.5", 0, 1, SEQ_LEN, 0, []),
         step=np.full(num, 7),
         sample_id=np.arange(100, 100 + num),
         input_ids=np.full((num, SEQ_LEN), 3, dtype=np.uint16),
@@ -63,6 +63,7 @@ def test_a_flip_is_a_token_that_was_right_and_is_wrong() -> None:
     assert rows["sample_id"].tolist() == [100, 101]
     assert set(rows["step"]) == {7}
     assert set(rows["rank"]) == {2}
+    assert set(rows["attempt"]) == {3}
 
 
 def test_a_row_whose_loss_is_not_finite_is_left_out() -> None:

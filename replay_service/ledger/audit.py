@@ -1,0 +1,119 @@
+"""The audit: a run's journal folded again from its first event, and its events as a table for analysts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from replay_service.ledger.journal import Entry, Journal, RunRecord
+from replay_service.sampling.events import Event, JournalEvent, Planned, Reported, Rewound, surviving
+from replay_service.sampling.partition import Partition
+from replay_service.sampling.run_state import RunState, fold
+from replay_service.sampling.state_bytes import to_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What folding a journal again showed."""
+
+    num_events: int
+    num_snapshots: int
+    wrong_snapshots: list[int]
+    """The event numbers of snapshots that differ from the fold."""
+    missing_events: list[int]
+    """Numbers that no event has, although later ones do."""
+
+    @property
+    def holds(self) -> bool:
+        return not (self.wrong_snapshots or self.missing_events)
+
+
+def verify(journal: Journal, record: RunRecord, partition: Partition) -> Verdict:
+    """Fold all events of a run from the first one, and compare with every snapshot, byte for byte."""
+    snapshots = {snapshot.seq: snapshot for snapshot in journal.snapshots(record.run)}
+    state, standing = RunState.initial(record.config, partition), list[Event]()
+    wrong: list[int] = []
+    missing: list[int] = []
+    expected = 0
+    for entry in journal.entries(record.run):
+        missing += range(expected, entry.seq)
+        expected = entry.seq + 1
+        if isinstance(entry.event, Rewound):
+            standing = list(surviving(standing, entry.event.step))
+            state = _folded(standing, record, partition)
+        else:
+            standing.append(entry.event)
+            fold(state, entry.event)
+        snapshot = snapshots.get(expected)
+        if snapshot is not None and snapshot.state != to_bytes(state):
+            wrong.append(snapshot.seq)
+    return Verdict(expected, len(snapshots), wrong, missing)
+
+
+def _folded(events: list[Event], record: RunRecord, partition: Partition) -> RunState:
+    state = RunState.initial(record.config, partition)
+    for event in events:
+        fold(state, event)
+    return state
+
+
+def export_parquet(journal: Journal, run: str, path: Path) -> int:
+    """Write a run's journal as Parquet, one row a sample of an event; returns the number of rows.
+
+    An event without samples has one row whose sample columns are null.
+    """
+    num_rows = 0
+    with pq.ParquetWriter(path, _SCHEMA) as writer:
+        for entry in journal.entries(run):
+            table = _table(entry)
+            writer.write_table(table)
+            num_rows += len(table)
+    return num_rows
+
+
+_SCHEMA = pa.schema(
+    [
+        ("seq", pa.int64()),
+        ("attempt", pa.int32()),
+        ("kind", pa.string()),
+        ("step", pa.int64()),
+        ("policy_version", pa.int64()),
+        ("rank", pa.int32()),
+        ("sample_id", pa.int64()),
+        ("stratum", pa.int32()),
+        ("times_drawn", pa.int32()),
+        ("probability", pa.float64()),
+        ("loss_nats", pa.float64()),
+        ("base_loss_nats", pa.float64()),
+        ("num_tokens", pa.int32()),
+        ("num_flips", pa.int32()),
+    ]
+)
+
+
+def _table(entry: Entry) -> pa.Table:
+    event = entry.event
+    rows = _rows(event)
+    num = 1 if rows is None else len(rows)
+    shared = {
+        "seq": entry.seq,
+        "attempt": entry.attempt,
+        "kind": type(event).__name__.lower(),
+        "step": event.step,
+        "policy_version": getattr(event, "policy_version", None),
+        "rank": getattr(event, "rank", None),
+    }
+    of_samples = {} if rows is None else {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
+    columns = [
+        pa.array(of_samples[field.name], field.type)
+        if field.name in of_samples
+        else pa.array([shared.get(field.name)] * num, field.type)
+        for field in _SCHEMA
+    ]
+    return pa.Table.from_arrays(columns, schema=_SCHEMA)
+
+
+def _rows(event: JournalEvent) -> np.ndarray | None:
+    return event.rows if isinstance(event, Planned | Reported) and len(event.rows) else None

@@ -1,0 +1,86 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from sqlalchemy import create_engine, text
+
+from replay_service.corpus.reader import Corpus
+from replay_service.ledger import audit
+from replay_service.ledger.journal import Journal
+from replay_service.ledger.owner import RunOwner
+from tests.ledger.worlds import ids_of, losses_of, made_corpus, open_journal, record_of
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return made_corpus(tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with open_journal(tmp_path / "ledger.db") as journal:
+        journal.create_run(record_of())
+        yield journal
+
+
+def a_long_run(journal: Journal, corpus: Corpus) -> RunOwner:
+    """Twenty steps, reports, a change, and a rewind from step 15 to step 9; a snapshot every five events."""
+    owner = RunOwner(journal, journal.run("tuning"), corpus.partition, corpus.base_losses, snapshot_every=5)
+    for step in range(16):
+        (plan,) = owner.plan(step, 1, 100)
+        owner.report(losses_of(step, ids_of(plan)))
+    owner.configure({"floor": 0.3})
+    owner.rewind(9)
+    owner.plan(10, 10, 100)
+    owner.close()
+    return owner
+
+
+def execute(tmp_path: Path, statement: str) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'ledger.db'}")
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+def test_a_journal_verifies(journal: Journal, corpus: Corpus) -> None:
+    a_long_run(journal, corpus)
+    verdict = audit.verify(journal, record_of(), corpus.partition)
+    assert verdict.holds
+    assert verdict.num_events == journal.num_events("tuning") == 16 + 16 + 1 + 1 + 10 + 1
+    assert verdict.num_snapshots >= 5
+
+
+def test_a_snapshot_that_was_tampered_with_is_found(journal: Journal, corpus: Corpus, tmp_path: Path) -> None:
+    a_long_run(journal, corpus)
+    seq = journal.snapshots("tuning")[1].seq
+    execute(tmp_path, f"UPDATE snapshots SET state = x'00' WHERE seq = {seq}")
+    assert audit.verify(journal, record_of(), corpus.partition).wrong_snapshots == [seq]
+
+
+def test_an_event_that_was_taken_out_is_found(journal: Journal, corpus: Corpus, tmp_path: Path) -> None:
+    a_long_run(journal, corpus)
+    execute(tmp_path, "DELETE FROM events WHERE seq = 3")
+    verdict = audit.verify(journal, record_of(), corpus.partition)
+    assert verdict.missing_events == [3]
+    assert not verdict.holds
+
+
+def test_an_empty_journal_verifies(journal: Journal, corpus: Corpus) -> None:
+    assert audit.verify(journal, record_of(), corpus.partition) == audit.Verdict(0, 0, [], [])
+
+
+def test_a_journal_is_exported_a_row_a_sample(journal: Journal, corpus: Corpus, tmp_path: Path) -> None:
+    a_long_run(journal, corpus)
+    num_rows = audit.export_parquet(journal, "tuning", tmp_path / "journal.parquet")
+    table = pq.read_table(tmp_path / "journal.parquet")
+    assert len(table) == num_rows
+    kinds = table["kind"].to_pylist()
+    assert {kind: kinds.count(kind) for kind in ("configured", "rewound", "closed")} == dict.fromkeys(
+        ("configured", "rewound", "closed"), 1
+    )
+    assert kinds.count("planned") == 4 * (16 + 10)
+    losses = [row["loss_nats"] for row in table.to_pylist() if row["kind"] == "reported"]
+    assert set(losses) == {2.5}
+    assert table["seq"].to_pylist() == sorted(table["seq"].to_pylist())
