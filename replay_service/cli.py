@@ -189,15 +189,15 @@ def main() -> None:
 def _open_journal(config: Path | None, root: Path | None, database_url: str | None) -> Iterator[tuple[Any, Any]]:
     """The journal and the corpora of a service's settings; a service may run on them meanwhile."""
     from replay_service.corpus.reader import CorpusStore
+    from replay_service.ledger.database import open_database
     from replay_service.ledger.journal import Journal
-    from replay_service.ledger.schema import open_database
 
     settings = _settings(config, root=root, database_url=database_url)
     if settings.database_url is None and not (settings.root / "journal.sqlite").exists():
         raise FileNotFoundError(f"there is no journal in {settings.root}; name the service's folder with --root")
-    engine = open_database(settings.journal_url)
-    yield Journal(engine), CorpusStore(settings.corpora)
-    engine.dispose()
+    journal = Journal(open_database(settings.journal_url))
+    yield journal, CorpusStore(settings.corpora)
+    journal.close()
 
 
 def _settings(config: Path | None, **flags: Any) -> Any:

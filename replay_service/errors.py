@@ -10,9 +10,11 @@ ReplayError
 │   ├── UnknownRun
 │   ├── RunExists            the name is taken by a run with another configuration
 │   ├── InvalidRun           its configuration cannot be served
+│   ├── RunTaken             another process owns it now
 │   ├── RunClosed            it was closed, and plans no further step
 │   ├── StepOutOfRange       a step before the first or too far ahead
 │   └── InvalidReport        a report that does not fit the plan, or a loss that is not a number
+├── JournalUnavailable       what was to be written did not become durable; nothing was changed
 └── InvalidRequest           the request itself
     ├── NotAcceptable
     ├── UnsupportedMediaType
@@ -71,6 +73,10 @@ class InvalidRun(RunError):
     slug, title, status = "invalid-run", "The run's configuration cannot be served", 422
 
 
+class RunTaken(RunError):
+    slug, title, status = "run-taken", "Another process owns the run", 409
+
+
 class RunClosed(RunError):
     slug, title, status = "run-closed", "The run is closed", 409
 
@@ -81,6 +87,10 @@ class StepOutOfRange(RunError):
 
 class InvalidReport(RunError):
     slug, title, status = "invalid-report", "The report cannot be folded in", 422
+
+
+class JournalUnavailable(ReplayError):
+    slug, title, status = "journal-unavailable", "The journal cannot be written", 503
 
 
 class InvalidRequest(ReplayError):

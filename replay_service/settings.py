@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import (
@@ -24,6 +24,10 @@ class ServiceSettings(BaseSettings):
     database_url: str | None = Field(
         None, description="SQLAlchemy URL of the journal; by default an SQLite file in `root`."
     )
+    durability: Literal["full", "relaxed"] = Field(
+        "full", description="full: answers survive a loss of power; relaxed: they survive the process."
+    )
+    snapshot_every: int = Field(1000, ge=1, description="Events between two snapshots of a run's state.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8400, ge=0, le=65535, description="Port to listen on.")
     allow_unauthenticated: bool = Field(

@@ -29,3 +29,30 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     ray.shutdown()
     if home is not None:
         os.environ["HOME"] = home
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """One PostgreSQL server for all tests that need it: a URL template with the field `{database}`.
+
+    Its folder is not one of pytest's, which only their owner can enter: root runs the server as somebody else.
+    """
+    import tempfile
+
+    from tests.databases import find_postgresql, postgresql_server
+
+    if find_postgresql() is None:
+        pytest.skip("PostgreSQL is not installed: no initdb and postgres in PATH or in /usr/lib/postgresql/*/bin")
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder, postgresql_server(Path(folder)) as url:
+        yield url
+
+
+@pytest.fixture
+def postgresql_database(postgresql_url: str) -> Iterator[str]:
+    """The URL of a fresh, empty database on that server."""
+    import uuid
+
+    from tests.databases import fresh_database
+
+    with fresh_database(postgresql_url, f"test_{uuid.uuid4().hex[:12]}") as url:
+        yield url

@@ -12,9 +12,9 @@ from replay_service.corpus.reader import CorpusStore
 from replay_service.gateway import batches, corpora, health, losses, runs, statistics
 from replay_service.gateway.problems import TooLargeAsProblem, install_problem_handlers
 from replay_service.gateway.service import ReplayService
+from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owners import Owners
-from replay_service.ledger.schema import open_database
 from replay_service.settings import ServiceSettings
 
 
@@ -24,11 +24,12 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings.corpora.mkdir(parents=True, exist_ok=True)
-        engine = open_database(settings.journal_url)
-        store, journal = CorpusStore(settings.corpora), Journal(engine)
-        app.state.service = ReplayService(settings, store, journal, Owners(journal, store.get), _now)
+        store = CorpusStore(settings.corpora)
+        journal = Journal(open_database(settings.journal_url, settings.durability))
+        owners = Owners(journal, store.get, settings.snapshot_every)
+        app.state.service = ReplayService(settings, store, journal, owners, _now)
         yield
-        engine.dispose()
+        journal.close()
 
     app = FastAPI(
         title="Replay service",

@@ -15,7 +15,7 @@ def healthz() -> Health:
     return Health(status="ok")
 
 
-@router.get("/readyz", operation_id="readyz", responses=responses(500))
+@router.get("/readyz", operation_id="readyz", responses=responses(503))
 def readyz(service: Service) -> Health:
     """The journal and the corpora can be read."""
     service.journal.runs()

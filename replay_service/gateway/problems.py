@@ -8,11 +8,12 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from replay_service.errors import BodyTooLarge, InvalidRequest, ReplayError
+from replay_service.errors import BodyTooLarge, InvalidRequest, JournalUnavailable, ReplayError
 from replay_service.gateway.models import Problem
 
 PROBLEM_JSON = "application/problem+json"
@@ -27,7 +28,10 @@ def problem(status: int, slug: str, title: str, detail: str, **extensions: objec
 
 
 def of_error(error: ReplayError) -> JSONResponse:
-    return problem(error.status, error.slug, error.title, error.detail, **error.extensions)
+    response = problem(error.status, error.slug, error.title, error.detail, **error.extensions)
+    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        response.headers["Retry-After"] = "1"
+    return response
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -51,6 +55,11 @@ def install_problem_handlers(app: FastAPI) -> None:
         response = problem(error.status_code, phrase.lower().replace(" ", "-"), phrase, str(error.detail))
         response.headers.update(error.headers or {})
         return response
+
+    @app.exception_handler(SQLAlchemyError)
+    async def database_error(request: Request, error: SQLAlchemyError) -> Response:
+        _log.error("database error", method=request.method, path=request.url.path, exc_info=error)
+        return of_error(JournalUnavailable("the journal cannot be read now; the service's log says why"))
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:

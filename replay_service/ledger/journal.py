@@ -1,13 +1,15 @@
 """The journal: runs, their events in the order in which they happened, and snapshots of their states."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import Connection, Engine, Row, delete, func, insert, select
+from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from replay_service.errors import RunExists, UnknownRun
+from replay_service.ledger.committer import Committer, Lease
 from replay_service.ledger.schema import events, runs, snapshots
 from replay_service.sampling.events import (
     PLANNED_ROW,
@@ -53,10 +55,16 @@ class Entry:
 
 
 class Journal:
-    """Every method that writes returns after its commit."""
+    """Reads answer what is committed. Events are written under a lease, and durable when their future ends."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._committer = Committer(engine)
+
+    def close(self) -> None:
+        """Finish what is being written, and let the database go."""
+        self._committer.close()
+        self._engine.dispose()
 
     def create_run(self, record: RunRecord) -> None:
         """Write down a new run.
@@ -70,6 +78,7 @@ class Journal:
             "generation": record.generation,
             "config": record.config.to_json(),
             "created_at": record.created_at,
+            "owner_epoch": 0,
         }
         try:
             with self._engine.begin() as connection:
@@ -88,25 +97,42 @@ class Journal:
             raise UnknownRun(f"there is no run {name!r}; GET /v1/runs lists them, POST /v1/runs creates one")
         return _record(row)
 
+    def take(self, run: str) -> Lease:
+        """Become the owner of a run; from now on nothing that an earlier owner writes is kept."""
+        one_more = update(runs).where(runs.c.run == run).values(owner_epoch=runs.c.owner_epoch + 1)
+        with self._engine.begin() as connection:
+            epoch = connection.execute(one_more.returning(runs.c.owner_epoch)).scalar_one_or_none()
+        if epoch is None:
+            raise UnknownRun(f"there is no run {run!r} to own")
+        return Lease(run, epoch)
+
     def append(
-        self, run: str, attempt: int, first_seq: int, new: Sequence[JournalEvent], snapshot: Snapshot | None = None
-    ) -> None:
-        """Commit the events `new`, numbered from `first_seq`, and a snapshot if one is due, in one transaction.
+        self,
+        lease: Lease,
+        attempt: int,
+        first_seq: int,
+        new: Sequence[JournalEvent],
+        snapshot: Snapshot | None = None,
+    ) -> Future[None]:
+        """Write the events `new`, numbered from `first_seq`, and a snapshot if one is due: all of it or nothing."""
 
-        A number that is taken means that somebody else writes this run: the transaction fails and nothing is kept.
-        """
-        with self._engine.begin() as connection:
-            _insert_events(connection, run, attempt, first_seq, new)
+        def write(connection: Connection) -> None:
+            _insert_events(connection, lease.run, attempt, first_seq, new)
             if snapshot is not None:
-                _insert_snapshot(connection, run, snapshot)
+                _insert_snapshot(connection, lease.run, snapshot)
 
-    def append_rewind(self, run: str, seq: int, event: Rewound, snapshot: Snapshot) -> None:
-        """Commit a rewind and the state that it leads to; snapshots of what it forgets go away with it."""
-        forgotten = (snapshots.c.run == run, snapshots.c.next_step > snapshot.next_step)
-        with self._engine.begin() as connection:
-            _insert_events(connection, run, snapshot.attempt, seq, [event])
-            connection.execute(delete(snapshots).where(*forgotten))
-            _insert_snapshot(connection, run, snapshot)
+        return self._committer.submit(lease, write)
+
+    def append_rewind(self, lease: Lease, seq: int, event: Rewound, snapshot: Snapshot) -> Future[None]:
+        """Write a rewind and the state that it leads to; snapshots of what it forgets go away with it."""
+
+        def write(connection: Connection) -> None:
+            _insert_events(connection, lease.run, snapshot.attempt, seq, [event])
+            later = (snapshots.c.run == lease.run, snapshots.c.next_step > snapshot.next_step)
+            connection.execute(delete(snapshots).where(*later))
+            _insert_snapshot(connection, lease.run, snapshot)
+
+        return self._committer.submit(lease, write)
 
     def entries(self, run: str, first_seq: int = 0) -> Iterator[Entry]:
         """The events of a run from number `first_seq` on, oldest first, read in a stream."""

@@ -1,14 +1,16 @@
 """The owner of a run: it orders the run's events, and nobody else writes them."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_service.errors import InvalidReport, InvalidRun, RunClosed, StepOutOfRange
+from replay_service.errors import InvalidReport, InvalidRun, RunClosed, RunTaken, StepOutOfRange
 from replay_service.ledger.journal import Journal, RunRecord, Snapshot
 from replay_service.sampling.events import (
     REPORTED_ROW,
@@ -53,7 +55,8 @@ class ReportOutcome:
 
 
 class RunOwner:
-    """Holds the state of one run in memory and folds every event into it after the event is committed."""
+    """Holds the state of one run in memory. Events are folded in as they are written down; an answer waits until they
+    are durable, and all that were before them. So reports that come together become durable by one commit."""
 
     def __init__(
         self,
@@ -69,14 +72,33 @@ class RunOwner:
         self._partition = partition
         self._snapshot_every = snapshot_every
         self._lock = threading.Lock()
-        latest = journal.latest_snapshot(record.run)
-        self._state, self._num_events, self._attempt = restored(latest, record.config, partition)
+        self._lease = journal.take(record.run)
+        self._load()
+
+    def _load(self) -> None:
+        """The state that the journal tells: its latest snapshot, and the events after it."""
+        latest = self._journal.latest_snapshot(self.record.run)
+        self._state, self._num_events, self._attempt = restored(latest, self.record.config, self._partition)
         self._last_snapshot = self._num_events
-        for entry in journal.entries(record.run, self._num_events):
+        for entry in self._journal.entries(self.record.run, self._num_events):
             # A rewind leaves a snapshot, so there is none among the events after the latest one.
             assert not isinstance(entry.event, Rewound)
             fold(self._state, entry.event)
             self._num_events += 1
+        self._last_write: Future[None] = Future()
+        self._last_write.set_result(None)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else writes or reads the state meanwhile. After a failed write it is read from the journal again."""
+        with self._lock:
+            failure = self._lease.failure
+            if isinstance(failure, RunTaken):
+                raise failure
+            if failure is not None:
+                self._load()
+                self._lease = self._lease.renewed()
+            yield
 
     @property
     def attempt(self) -> int:
@@ -91,7 +113,7 @@ class RunOwner:
                 planned step. Nothing is planned then.
         """
         last_step = first_step + num_steps - 1
-        with self._lock:
+        with self._alone():
             next_step = self._state.next_step
             if first_step < 0 or last_step >= next_step + max_steps_ahead:
                 raise StepOutOfRange(
@@ -103,7 +125,9 @@ class RunOwner:
                 if self._state.closed:
                     raise RunClosed(f"run {self.record.run!r} is closed and plans no step from {next_step} on")
                 self._commit(plan_steps(self._state, last_step))
-            return self._journal.planned(self.record.run, first_step, num_steps)
+            durable = self._last_write
+        durable.result()
+        return self._journal.planned(self.record.run, first_step, num_steps)
 
     def report(self, rows: np.ndarray) -> ReportOutcome:
         """Fold the losses `rows` (LOSS_ROW [n]) in, all of them or none.
@@ -113,13 +137,15 @@ class RunOwner:
                 planned for its step.
         """
         _check_values(rows)
-        with self._lock:
+        with self._alone():
             current = rows[(rows["attempt"] == CURRENT_ATTEMPT) | (rows["attempt"] == self._attempt)]
             num_stale = len(rows) - len(current)
             groups = [self._sorted_out(group) for group in _by_step_and_rank(_once_each(current))]
             events = [event for event, _ in groups if len(event.rows)]
             if events:
                 self._commit(events)
+            durable = self._last_write
+        durable.result()
         accepted = sum(len(event.rows) for event in events)
         rejected = num_stale + sum(late for _, late in groups)
         return ReportOutcome(accepted, len(rows) - accepted - rejected, rejected)
@@ -130,19 +156,23 @@ class RunOwner:
         Raises:
             InvalidRun: when an attribute is unknown, fixed for the life of a run, or out of range.
         """
-        with self._lock:
+        with self._alone():
             try:
                 config = self._state.config.changed(**changes)
             except ValueError as error:
                 raise InvalidRun(str(error)) from error
             if config != self._state.config:
                 self._commit([Configured(self._state.next_step - 1, config)])
+            durable = self._last_write
+        durable.result()
 
     def close(self) -> None:
         """Plan no further step; reports of planned steps still count. A rewind to an earlier step opens it again."""
-        with self._lock:
+        with self._alone():
             if not self._state.closed:
                 self._commit([Closed(self._state.next_step - 1)])
+            durable = self._last_write
+        durable.result()
 
     def rewind(self, step: int) -> None:
         """Go back to the state that the run had after `step`; -1 is the beginning.
@@ -152,7 +182,8 @@ class RunOwner:
         Raises:
             StepOutOfRange: when the step has no plan. Nothing is changed then.
         """
-        with self._lock:
+        with self._alone():
+            self._last_write.result()
             if not -1 <= step < self._state.next_step:
                 raise StepOutOfRange(
                     f"run {self.record.run!r} cannot be rewound to step {step}: it has plans up to step "
@@ -162,7 +193,7 @@ class RunOwner:
             state = self._state_after(step)
             seq, attempt = self._num_events, self._attempt + 1
             snapshot = Snapshot(seq + 1, attempt, state.next_step, to_bytes(state))
-            self._journal.append_rewind(self.record.run, seq, Rewound(step), snapshot)
+            self._journal.append_rewind(self._lease, seq, Rewound(step), snapshot).result()
             self._state, self._attempt = state, attempt
             self._num_events = self._last_snapshot = seq + 1
 
@@ -177,13 +208,13 @@ class RunOwner:
 
     def read(self, view: Callable[[RunState], T]) -> T:
         """What `view` makes of the state, which must not escape from it: events wait until it returns."""
-        with self._lock:
+        with self._alone():
             return view(self._state)
 
     def _commit(self, events: Sequence[Event]) -> None:
         due = self._num_events - self._last_snapshot >= self._snapshot_every
         snapshot = self._snapshot() if due else None
-        self._journal.append(self.record.run, self._attempt, self._num_events, events, snapshot)
+        self._last_write = self._journal.append(self._lease, self._attempt, self._num_events, events, snapshot)
         if snapshot is not None:
             self._last_snapshot = snapshot.seq
         for event in events:
@@ -212,6 +243,7 @@ class RunOwner:
         """A sample that awaits no report was reported before, or was never planned."""
         if not len(sample_ids):
             return
+        self._last_write.result()
         (plan,) = self._journal.planned(self.record.run, step, 1)
         strangers = np.setdiff1d(sample_ids, plan.rows["sample_id"])
         if len(strangers):

@@ -1,9 +1,8 @@
-"""The tables of the ledger."""
+"""The tables of the ledger. Migrations make them: a change here comes with one, and a test compares the two."""
 
 from sqlalchemy import (
     BigInteger,
     Column,
-    Engine,
     ForeignKey,
     Index,
     Integer,
@@ -12,11 +11,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    create_engine,
-    event,
 )
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.pool import ConnectionPoolEntry
 
 metadata = MetaData()
 
@@ -28,12 +23,13 @@ runs = Table(
     Column("generation", Integer, nullable=False),
     Column("config", Text, nullable=False),
     Column("created_at", String(32), nullable=False),
+    Column("owner_epoch", BigInteger, nullable=False),
 )
 
 events = Table(
     "events",
     metadata,
-    Column("run", ForeignKey("runs.run"), primary_key=True),
+    Column("run", String(64), ForeignKey("runs.run"), primary_key=True),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("attempt", Integer, nullable=False),
     Column("kind", String(16), nullable=False),
@@ -47,7 +43,7 @@ events = Table(
 snapshots = Table(
     "snapshots",
     metadata,
-    Column("run", ForeignKey("runs.run"), primary_key=True),
+    Column("run", String(64), ForeignKey("runs.run"), primary_key=True),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("attempt", Integer, nullable=False),
     Column("next_step", BigInteger, nullable=False),
@@ -63,20 +59,3 @@ one_plan_a_step = Index(
     sqlite_where=events.c.kind == "planned",
     postgresql_where=events.c.kind == "planned",
 )
-
-
-def open_database(url: str) -> Engine:
-    """An engine on the ledger's database, its tables made if they are missing."""
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _durable_sqlite)
-    metadata.create_all(engine)
-    return engine
-
-
-def _durable_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
-    """WAL lets readers go on while an event is written; FULL makes a commit survive a loss of power."""
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()

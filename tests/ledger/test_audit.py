@@ -18,8 +18,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    with open_journal(tmp_path / "ledger.db") as journal:
+def journal(database_url: str) -> Iterator[Journal]:
+    with open_journal(database_url) as journal:
         journal.create_run(record_of())
         yield journal
 
@@ -37,8 +37,8 @@ def a_long_run(journal: Journal, corpus: Corpus) -> RunOwner:
     return owner
 
 
-def execute(tmp_path: Path, statement: str) -> None:
-    engine = create_engine(f"sqlite:///{tmp_path / 'ledger.db'}")
+def execute(database_url: str, statement: str) -> None:
+    engine = create_engine(database_url)
     with engine.begin() as connection:
         connection.execute(text(statement))
     engine.dispose()
@@ -52,16 +52,17 @@ def test_a_journal_verifies(journal: Journal, corpus: Corpus) -> None:
     assert verdict.num_snapshots >= 5
 
 
-def test_a_snapshot_that_was_tampered_with_is_found(journal: Journal, corpus: Corpus, tmp_path: Path) -> None:
+def test_a_snapshot_that_was_tampered_with_is_found(journal: Journal, corpus: Corpus, database_url: str) -> None:
     a_long_run(journal, corpus)
     seq = journal.snapshots("tuning")[1].seq
-    execute(tmp_path, f"UPDATE snapshots SET state = x'00' WHERE seq = {seq}")
+    other = "(SELECT state FROM snapshots AS other WHERE other.seq > snapshots.seq ORDER BY seq LIMIT 1)"
+    execute(database_url, f"UPDATE snapshots SET state = {other} WHERE seq = {seq}")
     assert audit.verify(journal, record_of(), corpus.partition).wrong_snapshots == [seq]
 
 
-def test_an_event_that_was_taken_out_is_found(journal: Journal, corpus: Corpus, tmp_path: Path) -> None:
+def test_an_event_that_was_taken_out_is_found(journal: Journal, corpus: Corpus, database_url: str) -> None:
     a_long_run(journal, corpus)
-    execute(tmp_path, "DELETE FROM events WHERE seq = 3")
+    execute(database_url, "DELETE FROM events WHERE seq = 3")
     verdict = audit.verify(journal, record_of(), corpus.partition)
     assert verdict.missing_events == [3]
     assert not verdict.holds

@@ -1,21 +1,19 @@
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy.exc import IntegrityError
 
-from replay_service.errors import RunExists, UnknownRun
+from replay_service.errors import JournalUnavailable, RunExists, UnknownRun
 from replay_service.ledger.journal import Journal
 from replay_service.sampling.events import Planned, Reported
-from tests.ledger.worlds import events_of, open_journal, record_of
+from tests.ledger.worlds import events_of, open_journal, record_of, write
 from tests.sampling.worlds import plan_by_hand, report_of, same_plan
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    with open_journal(tmp_path / "ledger.db") as journal:
+def journal(database_url: str) -> Iterator[Journal]:
+    with open_journal(database_url) as journal:
         journal.create_run(record_of())
         yield journal
 
@@ -42,8 +40,8 @@ def test_a_run_that_was_never_created_is_unknown(journal: Journal) -> None:
 
 def test_events_are_read_back_in_order_and_to_the_byte(journal: Journal) -> None:
     plan, report = plan_by_hand(0, [7, 2**40], [1, 0]), report_of(0, [2**40], rank=3, loss=0.1)
-    journal.append("tuning", 1, 0, [plan, report])
-    journal.append("tuning", 1, 2, [plan_by_hand(1, [], [])])
+    write(journal, "tuning", 0, [plan, report])
+    write(journal, "tuning", 2, [plan_by_hand(1, [], [])])
     first, second, third = events_of(journal)
     assert isinstance(first, Planned)
     assert same_plan(first, plan)
@@ -53,24 +51,24 @@ def test_events_are_read_back_in_order_and_to_the_byte(journal: Journal) -> None
     assert len(third.rows) == 0
 
 
-def test_events_outlive_the_process_that_wrote_them(journal: Journal, tmp_path: Path) -> None:
-    journal.append("tuning", 1, 0, [plan_by_hand(0, [1], [0])])
-    with open_journal(tmp_path / "ledger.db") as later:
+def test_events_outlive_the_process_that_wrote_them(journal: Journal, database_url: str) -> None:
+    write(journal, "tuning", 0, [plan_by_hand(0, [1], [0])])
+    with open_journal(database_url) as later:
         assert len(list(events_of(later))) == later.num_events("tuning") == 1
 
 
 def test_runs_do_not_see_each_others_events(journal: Journal) -> None:
     journal.create_run(record_of("another"))
-    journal.append("tuning", 1, 0, [plan_by_hand(0, [1], [0])])
+    write(journal, "tuning", 0, [plan_by_hand(0, [1], [0])])
     assert list(journal.entries("another")) == []
     assert journal.planned("another", 0, 5) == []
-    journal.append("another", 1, 0, [plan_by_hand(0, [2], [0])])
+    write(journal, "another", 0, [plan_by_hand(0, [2], [0])])
     assert [journal.num_events(run) for run in ("tuning", "another")] == [1, 1]
 
 
 def test_plans_of_a_window_come_in_step_order_without_reports(journal: Journal) -> None:
     plans = [plan_by_hand(step, [step], [0]) for step in range(6)]
-    journal.append("tuning", 1, 0, [*plans[:3], report_of(1, [1]), *plans[3:]])
+    write(journal, "tuning", 0, [*plans[:3], report_of(1, [1]), *plans[3:]])
     window = journal.planned("tuning", 2, 3)
     assert [plan.step for plan in window] == [2, 3, 4]
     assert all(same_plan(plan, plans[plan.step]) for plan in window)
@@ -78,25 +76,25 @@ def test_plans_of_a_window_come_in_step_order_without_reports(journal: Journal) 
 
 
 def test_a_number_that_is_taken_fails_the_whole_append(journal: Journal) -> None:
-    journal.append("tuning", 1, 0, [plan_by_hand(0, [1], [0]), plan_by_hand(1, [2], [0])])
-    with pytest.raises(IntegrityError):
-        journal.append("tuning", 1, 1, [plan_by_hand(2, [3], [0]), plan_by_hand(3, [4], [0])])
+    write(journal, "tuning", 0, [plan_by_hand(0, [1], [0]), plan_by_hand(1, [2], [0])])
+    with pytest.raises(JournalUnavailable):
+        write(journal, "tuning", 1, [plan_by_hand(2, [3], [0]), plan_by_hand(3, [4], [0])])
     assert [plan.step for plan in journal.planned("tuning", 0, 10)] == [0, 1]
 
 
 def test_a_step_is_planned_once_whatever_the_number_of_the_event(journal: Journal) -> None:
-    journal.append("tuning", 1, 0, [plan_by_hand(0, [1], [0])])
-    with pytest.raises(IntegrityError):
-        journal.append("tuning", 1, 1, [report_of(0, [1]), plan_by_hand(0, [9], [0])])
+    write(journal, "tuning", 0, [plan_by_hand(0, [1], [0])])
+    with pytest.raises(JournalUnavailable):
+        write(journal, "tuning", 1, [report_of(0, [1]), plan_by_hand(0, [9], [0])])
     assert journal.num_events("tuning") == 1
 
 
 def test_events_of_a_run_that_was_never_created_are_refused(journal: Journal) -> None:
-    with pytest.raises(IntegrityError):
-        journal.append("nobody", 1, 0, [plan_by_hand(0, [1], [0])])
+    with pytest.raises(UnknownRun):
+        write(journal, "nobody", 0, [plan_by_hand(0, [1], [0])])
 
 
 def test_rows_of_a_journal_survive_as_arrays_that_can_be_reckoned_with(journal: Journal) -> None:
-    journal.append("tuning", 1, 0, [plan_by_hand(0, [5, 6], [1, 2])])
+    write(journal, "tuning", 0, [plan_by_hand(0, [5, 6], [1, 2])])
     (plan,) = journal.planned("tuning", 0, 1)
     assert np.sum(plan.rows["sample_id"]) == 11

@@ -1,17 +1,30 @@
 import math
+import time
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from replay_service.corpus.reader import Corpus
-from replay_service.errors import InvalidReport, StepOutOfRange
+from replay_service.errors import InvalidReport, JournalUnavailable, RunTaken, StepOutOfRange
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import ReportOutcome, RunOwner
 from replay_service.sampling.events import LOSS_ROW
-from tests.ledger.worlds import events_of, ids_of, image_of, losses_of, made_corpus, open_journal, owner_of, record_of
+from tests.ledger.worlds import (
+    bytes_of,
+    events_of,
+    ids_of,
+    image_of,
+    losses_of,
+    made_corpus,
+    open_journal,
+    owner_of,
+    record_of,
+)
 from tests.sampling.worlds import same_plan
 
 AHEAD = 64
@@ -23,8 +36,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    with open_journal(tmp_path / "ledger.db") as journal:
+def journal(database_url: str) -> Iterator[Journal]:
+    with open_journal(database_url) as journal:
         journal.create_run(record_of(report_window_steps=6))
         yield journal
 
@@ -201,22 +214,65 @@ def test_the_state_after_a_restart_is_the_state_before_it(owner: RunOwner, journ
     assert all(map(same_plan, restarted.plan(9, 5, AHEAD), owner_of(journal, corpus).plan(9, 5, AHEAD)))
 
 
-def test_a_commit_that_fails_leaves_the_state_as_it_was(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
+def test_a_commit_that_fails_changes_nothing_and_the_owner_goes_on(
+    owner: RunOwner, corpus: Corpus, journal: Journal, database_url: str
+) -> None:
     (plan,) = owner.plan(0, 1, AHEAD)
-    rival = owner_of(journal, corpus)
-    rival.report(losses_of(0, ids_of(plan)[:1]))
-    before = image_of(owner)
-    with pytest.raises(IntegrityError):
-        owner.plan(1, 3, AHEAD)
-    with pytest.raises(IntegrityError):
-        owner.report(losses_of(0, ids_of(plan)[1:]))
-    assert image_of(owner) == before
+    before = bytes_of(owner)
+    with out_of_order(database_url):
+        with pytest.raises(JournalUnavailable):
+            owner.plan(1, 3, AHEAD)
+        with pytest.raises(SQLAlchemyError):
+            owner.report(losses_of(0, ids_of(plan)))
+    assert bytes_of(owner) == before
+    assert owner.report(losses_of(0, ids_of(plan))).accepted == len(ids_of(plan))
+    assert bytes_of(owner) == bytes_of(owner_of(journal, corpus))
+
+
+@contextmanager
+def out_of_order(database_url: str) -> Iterator[None]:
+    """A database that cannot be written meanwhile."""
+    engine = create_engine(database_url)
+    for before, after in (("events", "gone"), ("gone", "events")):
+        with engine.begin() as connection:
+            connection.execute(text(f"ALTER TABLE {before} RENAME TO {after}"))
+        if after == "gone":
+            yield
+    engine.dispose()
+
+
+def test_reports_that_come_together_are_durable_by_one_commit(owner: RunOwner, database_url: str) -> None:
+    plans = owner.plan(0, 6, AHEAD)
+    commits: list[object] = []
+    engine = owner._journal._engine
+
+    def count(connection: object) -> None:
+        commits.append(connection)
+
+    event.listen(engine, "commit", count)
+    rival = create_engine(database_url)
+    with rival.connect() as connection:
+        connection.execute(text("UPDATE runs SET generation = generation"))
+        with ThreadPoolExecutor(6) as pool:
+            waiting = [pool.submit(owner.report, losses_of(plan.step, ids_of(plan))) for plan in plans]
+            for _ in range(1000):
+                if owner._num_events == 12:
+                    break
+                time.sleep(0.01)
+            connection.commit()
+            assert sum(each.result().accepted for each in waiting) == sum(len(ids_of(plan)) for plan in plans)
+    event.remove(engine, "commit", count)
+    rival.dispose()
+    assert len(commits) <= 3
 
 
 def test_of_two_owners_of_a_run_the_second_writer_fails(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
     rival = owner_of(journal, corpus)
     promised = rival.plan(0, 2, AHEAD)
-    with pytest.raises(IntegrityError):
-        owner.plan(0, 1, AHEAD)
+    for _ in range(2):
+        with pytest.raises(RunTaken):
+            owner.plan(3, 1, AHEAD)
+    with pytest.raises(RunTaken):
+        owner.report(losses_of(0, ids_of(promised[0])))
     assert all(map(same_plan, journal.planned("tuning", 0, 9), promised))
     assert image_of(owner_of(journal, corpus)) == image_of(rival)

@@ -1,6 +1,5 @@
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -22,8 +21,8 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> CorpusStore:
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    with open_journal(tmp_path / "ledger.db") as journal:
+def journal(database_url: str) -> Iterator[Journal]:
+    with open_journal(database_url) as journal:
         yield journal
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from replay_service.corpus.reader import Corpus
+from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owner import RunOwner
-from replay_service.ledger.schema import open_database
 from replay_service.sampling.events import LOSS_ROW, JournalEvent, Planned
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.state_bytes import to_bytes
@@ -23,10 +23,11 @@ def made_corpus(folder: Path) -> Corpus:
 
 
 @contextmanager
-def open_journal(path: Path) -> Iterator[Journal]:
-    engine = open_database(f"sqlite:///{path}")
-    yield Journal(engine)
-    engine.dispose()
+def open_journal(place: Path | str) -> Iterator[Journal]:
+    """A journal in an SQLite file, or in the database that a URL names."""
+    journal = Journal(open_database(f"sqlite:///{place}" if isinstance(place, Path) else place))
+    yield journal
+    journal.close()
 
 
 def record_of(run: str = "tuning", **config: object) -> RunRecord:
@@ -58,6 +59,11 @@ def ids_of(plan: Planned) -> list[int]:
     """The sample ids of a plan, each once."""
     ids: list[int] = np.unique(plan.rows["sample_id"]).tolist()
     return ids
+
+
+def write(journal: Journal, run: str, first_seq: int, events: Sequence[JournalEvent]) -> None:
+    """Write events as a new owner would, and wait until they are durable."""
+    journal.append(journal.take(run), 1, first_seq, events).result()
 
 
 def events_of(journal: Journal, run: str = "tuning") -> list[JournalEvent]:

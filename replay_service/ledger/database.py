@@ -1,0 +1,67 @@
+"""The ledger's database: SQLite on one machine, PostgreSQL for many; opened, made durable, and brought up to date."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+Durability = Literal["full", "relaxed"]
+"""`full`: what was answered survives a loss of power. `relaxed`: it survives the death of the process."""
+
+_MIGRATION_LOCK = 7310254
+_SQLITE = {"full": "FULL", "relaxed": "NORMAL"}
+_POSTGRESQL = {"full": "on", "relaxed": "off"}
+
+
+def open_database(url: str, durability: Durability = "full") -> Engine:
+    """An engine on the ledger's database, its tables made or migrated to this release's schema."""
+    engine = create_engine(url)
+    configure = {"sqlite": _configure_sqlite, "postgresql": _configure_postgresql}[engine.dialect.name]
+    event.listen(engine, "connect", configure(durability))
+    with engine.connect() as connection:
+        migrate(connection)
+    return engine
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the schema up to date; of two processes that start at once, one waits for the other."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    connection.commit()
+
+
+OnConnect = Callable[[DBAPIConnection, ConnectionPoolEntry], None]
+
+
+def _configure_sqlite(durability: Durability) -> OnConnect:
+    """WAL lets readers go on while an event is written."""
+    synchronous = f"synchronous={_SQLITE[durability]}"
+    return _on_connect(
+        [f"PRAGMA {each}" for each in ("journal_mode=WAL", synchronous, "foreign_keys=ON", "busy_timeout=10000")]
+    )
+
+
+def _configure_postgresql(durability: Durability) -> OnConnect:
+    return _on_connect([f"SET synchronous_commit = {_POSTGRESQL[durability]}"])
+
+
+def _on_connect(statements: list[str]) -> OnConnect:
+    def configure(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        for statement in statements:
+            cursor.execute(statement)
+        cursor.close()
+        connection.commit()
+
+    return configure

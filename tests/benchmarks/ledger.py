@@ -1,0 +1,228 @@
+"""What planning, reporting and restoring cost, as ratios within one run: `python -m tests.benchmarks.ledger`.
+
+README.md in this folder says what each ratio means.
+"""
+
+import argparse
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from replay_service.corpus.reader import Corpus
+from replay_service.ledger.journal import Journal
+from replay_service.ledger.owner import RunOwner
+from replay_service.sampling.events import LOSS_ROW, REPORTED_ROW, Planned
+from replay_service.sampling.partition import Extent, Partition
+from replay_service.sampling.plan import plan_steps
+from replay_service.sampling.run_config import RunConfig
+from replay_service.sampling.run_state import RunState, fold
+from tests.ledger.worlds import open_journal, owner_of, record_of
+from tests.sampling.worlds import report_of
+from tests.support import make_corpus
+
+MOST_ROWS: Final = 2**31
+"""Of one segment."""
+
+ROWS_A_REPORT: Final = 64
+NUM_RANKS: Final = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--events", type=int, nargs="+", default=[10**3, 10**4, 10**5])
+    wanted = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_corpus(root, rows_per_domain=50_000, rows_per_segment=50_000, num_quantiles=8)
+        corpus = Corpus(root / "wiki")
+        for table in (
+            planning(wanted.repeats),
+            reporting(root, corpus, wanted.repeats),
+            restoring(root, corpus, wanted.repeats, wanted.events),
+        ):
+            print(table, end="\n\n", flush=True)
+
+
+# Planning
+
+
+def planning(repeats: int, steps: int = 200) -> str:
+    """One step of 64 draws, planned and folded in, against the same at 10^6 samples in 64 strata."""
+    cases = [(num, 64) for num in (10**6, 10**9, 10**12)] + [(10**6, num) for num in (1000, 10_000)]
+    cases += [(10**12, 10_000)]
+    states = [warm_state(partition_of(*case)) for case in cases]
+    seconds = repeated(repeats, [lambda state=state: seconds_a_step(state, steps) for state in states])
+    rows = [
+        [f"{samples:.0e}", f"{strata:,}", f"{len(state.partition.extents):,}", *measured(own, seconds[0], "ms")]
+        for (samples, strata), state, own in zip(cases, states, seconds, strict=True)
+    ]
+    return as_table(["samples", "strata", "extents", "a step", "ratio"], rows)
+
+
+def partition_of(num_samples: int, num_strata: int) -> Partition:
+    """Strata of equal size laid end to end through as few segments as hold them; one that spans segments is cut."""
+    ends = [num_samples * (k + 1) // num_strata for k in range(num_strata)]
+    extents, first = [], 0
+    for stratum, end in enumerate(ends):
+        while first < end:
+            segment, row = divmod(first, MOST_ROWS)
+            num_rows = min(end - first, MOST_ROWS - row)
+            extents.append(Extent(stratum, segment, row, num_rows))
+            first += num_rows
+    return Partition(("all",), num_strata, tuple(extents))
+
+
+def warm_state(partition: Partition) -> RunState:
+    """The state of a run that has had reports, so that its probabilities differ."""
+    state = RunState.initial(
+        RunConfig(global_batch_size=256, injection_ratio="0.25", report_window_steps=16), partition
+    )
+    for plan in plan_steps(state, 9):
+        fold(state, plan)
+        ids = np.unique(plan.rows["sample_id"])
+        fold(state, report_of(plan.step, ids, num_flips=(ids % 7).tolist()))
+    return state
+
+
+def seconds_a_step(state: RunState, steps: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(steps):
+        (plan,) = plan_steps(state, state.next_step)
+        fold(state, plan)
+    return (time.perf_counter() - begin) / steps
+
+
+# Reporting
+
+
+def reporting(root: Path, corpus: Corpus, repeats: int, num_reports: int = 400) -> str:
+    """Losses made durable a second, against bare inserts of the same bytes with a commit for each report."""
+    numbers = count()
+    ways: list[Callable[[], float]] = [
+        lambda: bare_rate(root / f"bare-{next(numbers)}", num_reports),
+        lambda: owner_rate(root / f"owner-{next(numbers)}", corpus, num_reports, 1),
+        lambda: owner_rate(root / f"owner-{next(numbers)}", corpus, num_reports, NUM_RANKS),
+    ]
+    bare, *owned = repeated(repeats, ways)
+    rows = [["bare inserts, 1 thread", *measured(bare, bare, "losses/s")]]
+    for own, threads in zip(owned, ("1 thread", f"{NUM_RANKS} threads"), strict=True):
+        rows.append([f"RunOwner.report, {threads}", *measured(own, bare, "losses/s")])
+    return as_table(["what", "rate", "ratio"], rows)
+
+
+def owner_rate(path: Path, corpus: Corpus, num_reports: int, num_threads: int) -> float:
+    """Losses a second when the ranks' reports, one step each, come from `num_threads` threads."""
+    with open_journal(path) as journal:
+        journal.create_run(record_of(global_batch_size=4 * NUM_RANKS * ROWS_A_REPORT))
+        owner = owner_of(journal, corpus)
+        steps = owner.plan(0, num_reports // NUM_RANKS, 1 << 20)
+        of_ranks = [[losses_of_rank(plan, rank) for plan in steps] for rank in range(NUM_RANKS)]
+        shares = [[rows for rank in of_ranks[i::num_threads] for rows in rank] for i in range(num_threads)]
+        with ThreadPoolExecutor(num_threads) as threads:
+            begin = time.perf_counter()
+            accepted = sum(threads.map(lambda share: report_all(owner, share), shares))
+            return accepted / (time.perf_counter() - begin)
+
+
+def losses_of_rank(plan: Planned, rank: int) -> np.ndarray:
+    ids = plan.rows["sample_id"][rank::NUM_RANKS]
+    rows = np.zeros(len(ids), dtype=LOSS_ROW)
+    rows["step"], rows["rank"], rows["sample_id"] = plan.step, rank, ids
+    rows["loss_nats"], rows["num_tokens"], rows["num_flips"] = 2.5, 11, ids % 5
+    return rows
+
+
+def report_all(owner: RunOwner, reports: Sequence[np.ndarray]) -> int:
+    return sum(owner.report(rows).accepted for rows in reports)
+
+
+def bare_rate(path: Path, num_reports: int) -> float:
+    """Losses a second of a table like the journal's, under the journal's pragmas."""
+    with closing(sqlite3.connect(path)) as connection:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        columns = "run TEXT, seq INTEGER, attempt INTEGER, kind TEXT, step INTEGER, rank INTEGER, payload BLOB"
+        connection.execute(f"CREATE TABLE events ({columns}, PRIMARY KEY (run, seq))")
+        payload = np.zeros(ROWS_A_REPORT, dtype=REPORTED_ROW).tobytes()
+        begin = time.perf_counter()
+        for seq in range(num_reports):
+            row = ("tuning", seq, 1, "reported", seq // NUM_RANKS, seq % NUM_RANKS, payload)
+            connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            connection.commit()
+        return num_reports * ROWS_A_REPORT / (time.perf_counter() - begin)
+
+
+# Restoring
+
+
+def restoring(root: Path, corpus: Corpus, repeats: int, lengths: Sequence[int]) -> str:
+    """Opening the owner of a run, against the one with the shortest history."""
+    names = [f"of-{length}" for length in lengths]
+    with open_journal(root / "histories") as journal:
+        for name, length in zip(names, lengths, strict=True):
+            journal.create_run(record_of(name))
+            write_history(owner_of(journal, corpus, name), journal, length)
+        ways = [lambda name=name: seconds_to_restore(journal, corpus, name) for name in names]
+        seconds = repeated(repeats, ways)
+        snapshots = [journal.latest_snapshot(name) for name in names]
+    rows = [
+        [f"{length:,}", f"{length - (0 if snapshot is None else snapshot.seq):,}", *measured(own, seconds[0], "ms")]
+        for length, snapshot, own in zip(lengths, snapshots, seconds, strict=True)
+    ]
+    return as_table(["events", "of them after the snapshot", "restore", "ratio"], rows)
+
+
+def write_history(owner: RunOwner, journal: Journal, num_events: int, at_once: int = 500) -> None:
+    """Plans and reports in turn, each request of `at_once` steps, so that few commits write many events."""
+    for first in range(0, num_events // 2, at_once):
+        plans = owner.plan(first, at_once, 1 << 20)
+        reports = []
+        for plan in plans:
+            rows = np.zeros(len(plan.rows), dtype=LOSS_ROW)
+            rows["step"], rows["sample_id"] = plan.step, plan.rows["sample_id"]
+            rows["loss_nats"], rows["num_tokens"], rows["num_flips"] = 2.5, 11, rows["sample_id"] % 5
+            reports.append(rows)
+        owner.report(np.concatenate(reports))
+    assert journal.num_events(owner.record.run) == num_events
+
+
+def seconds_to_restore(journal: Journal, corpus: Corpus, name: str) -> float:
+    begin = time.perf_counter()
+    owner_of(journal, corpus, name)
+    return time.perf_counter() - begin
+
+
+# Repeats, ratios and their spread
+
+
+def repeated(repeats: int, ways: Sequence[Callable[[], float]]) -> list[list[float]]:
+    """What each way measured, [ways][repeats]; they take turns, so that a slow moment of the machine hits them all."""
+    rounds = [[way() for way in ways] for _ in range(repeats)]
+    return [list(each) for each in zip(*rounds, strict=True)]
+
+
+def measured(own: Sequence[float], base: Sequence[float], unit: str) -> Iterator[str]:
+    """Two cells: the median, and the ratio to `base` in the same round as median (least-most)."""
+    median = statistics.median(own)
+    yield f"{1000 * median:.3g} ms" if unit == "ms" else f"{median:,.0f} {unit}"
+    ratios = [each / other for each, other in zip(own, base, strict=True)]
+    yield f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
