@@ -8,11 +8,13 @@ ReplayError
 │   └── ModelMismatch        another model or tokenizer than the corpus was made with
 ├── RunError
 │   ├── UnknownRun
+│   ├── UnknownSample        nothing was reported of it
 │   ├── RunExists            the name is taken by a run with another configuration
 │   ├── InvalidRun           its configuration cannot be served
 │   ├── RunTaken             another process owns it now
 │   ├── RunClosed            it was closed, and plans no further step
 │   ├── StepOutOfRange       a step before the first or too far ahead
+│   ├── AwaitingReports      a fenced run plans the step when the reports of earlier ones have come
 │   └── InvalidReport        a report that does not fit the plan, or a loss that is not a number
 ├── JournalUnavailable       what was to be written did not become durable; nothing was changed
 └── InvalidRequest           the request itself
@@ -65,6 +67,10 @@ class UnknownRun(RunError):
     slug, title, status = "unknown-run", "There is no such run", 404
 
 
+class UnknownSample(RunError):
+    slug, title, status = "unknown-sample", "Nothing is known of the sample", 404
+
+
 class RunExists(RunError):
     slug, title, status = "run-exists", "The name of the run is taken", 409
 
@@ -83,6 +89,10 @@ class RunClosed(RunError):
 
 class StepOutOfRange(RunError):
     slug, title, status = "step-out-of-range", "The step cannot be planned", 422
+
+
+class AwaitingReports(RunError):
+    slug, title, status = "awaiting-reports", "The plan waits for reports", 503
 
 
 class InvalidReport(RunError):

@@ -28,6 +28,9 @@ class ServiceSettings(BaseSettings):
         "full", description="full: answers survive a loss of power; relaxed: they survive the process."
     )
     snapshot_every: int = Field(1000, ge=1, description="Events between two snapshots of a run's state.")
+    seal_after_s: float = Field(
+        600.0, gt=0, description="How long a fenced run waits for reports before it plans without them."
+    )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8400, ge=0, le=65535, description="Port to listen on.")
     allow_unauthenticated: bool = Field(

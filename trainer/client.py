@@ -9,8 +9,9 @@ import numpy as np
 import stamina
 
 from replay_service.gateway.wire import ARROW_STREAM, Batch, decode_batch, encode_losses
-from trainer.errors import ServiceError, ServiceRefused, ServiceUnavailable, ServiceUnknown
+from trainer.errors import NotReady, ServiceError, ServiceRefused, ServiceUnavailable, ServiceUnknown
 
+PROBLEM_JSON = "application/problem+json"
 _RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -56,7 +57,7 @@ class ReplayClient:
         transport: the seam for tests; None opens sockets.
 
     Raises, from every method:
-        ServiceUnavailable: when there was no answer in time.
+        ServiceUnavailable: when there was no answer in time; NotReady when a fenced plan still waits for reports.
         ServiceRefused: when the service said no; ServiceUnknown when it knows no such run or corpus.
     """
 
@@ -164,16 +165,22 @@ def _wait_for(error: Exception) -> bool | float:
     if not isinstance(error, httpx2.HTTPStatusError) or error.response.status_code not in _RETRIED_STATUSES:
         return False
     after = error.response.headers.get("Retry-After", "")
-    return float(after) if after.isdigit() else True
+    return float(after) if after.isdigit() and int(after) else True
 
 
 def _refusal(response: httpx2.Response) -> ServiceError:
+    if response.headers.get("Content-Type") == PROBLEM_JSON and _slug(response) == "awaiting-reports":
+        return NotReady(str(response.json()["detail"]))
     if response.status_code in _RETRIED_STATUSES:
         return ServiceUnavailable(f"the service at {response.url} kept failing: HTTP {response.status_code}")
     try:
-        problem = response.json()
-        slug, detail = str(problem["type"]).rpartition(":")[2], str(problem["detail"])
+        slug, detail = _slug(response), str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):
         slug, detail = "unknown-answer", f"{response.url} answered with no problem document; is it a replay service?"
     kind = ServiceUnknown if slug in ("unknown-run", "unknown-corpus") else ServiceRefused
     return kind(slug, detail, response.status_code)
+
+
+def _slug(response: httpx2.Response) -> str:
+    """The stable name of a problem."""
+    return str(response.json()["type"]).rpartition(":")[2]

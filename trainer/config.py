@@ -11,6 +11,7 @@ from replay_service.names import NAME_PATTERN
 from replay_service.sampling.damage import Signal
 from replay_service.sampling.injection import exact_ratio
 from replay_service.sampling.policies import PolicyName
+from replay_service.sampling.run_config import FeedbackMode
 from trainer.errors import InvalidTraining
 
 
@@ -40,7 +41,20 @@ class RehearsalConfig(Section):
     sharpness: float = Field(1.0, description="mix_cd: exponent of the damage rate.")
     floor: float = Field(0.1, description="mix_cd: share of the draws that stays uniform.")
     signal: Signal = Field("token_flip", description="What counts as damage.")
+    feedback: FeedbackMode = Field(
+        "latest", description="latest: plans use the reports that have come; fenced: reproducible, exactly those due."
+    )
+    feedback_lag: int = Field(8, ge=1, description="fenced: by how many steps reports lag behind plans.")
     window_steps: int = Field(4, ge=1, description="Steps fetched in one request, one request ahead.")
+
+    @model_validator(mode="after")
+    def _fits_fence(self) -> "RehearsalConfig":
+        if self.feedback == "fenced" and self.window_steps > self.feedback_lag:
+            raise ValueError(
+                f"window_steps {self.window_steps} is more than feedback_lag {self.feedback_lag}: a window would wait "
+                "for its own reports"
+            )
+        return self
 
     @field_validator("injection_ratio", mode="before")
     @classmethod
@@ -88,7 +102,8 @@ class TrainConfig(Section):
         """The settings of the run at the service."""
         assert self.rehearsal is not None
         shared = self.rehearsal.model_dump(include={"injection_ratio", "policy", "sharpness", "floor", "signal"})
-        return {**shared, "global_batch_size": self.global_batch_size, "seed": self.seed}
+        feedback = {"mode": self.rehearsal.feedback, "lag": self.rehearsal.feedback_lag}
+        return {**shared, "feedback": feedback, "global_batch_size": self.global_batch_size, "seed": self.seed}
 
 
 def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:

@@ -5,6 +5,7 @@ TrainerError
 ├── CorpusMismatch         the model to tune does not fit the corpus to rehearse from
 └── ServiceError
     ├── ServiceUnavailable     no answer in time, however often it was tried
+    │   └── NotReady           the plan waits for reports of earlier steps; ask again
     └── ServiceRefused         the service said no; `slug` is the stable name of the problem
         └── ServiceUnknown     it does not know the run or the corpus
 """
@@ -27,6 +28,10 @@ class ServiceError(TrainerError):
 
 
 class ServiceUnavailable(ServiceError):
+    pass
+
+
+class NotReady(ServiceUnavailable):
     pass
 
 

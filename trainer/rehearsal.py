@@ -10,7 +10,7 @@ import numpy as np
 
 from replay_service.gateway.wire import Batch
 from trainer.client import ReplayClient
-from trainer.errors import InvalidTraining
+from trainer.errors import InvalidTraining, NotReady
 
 STATE_VERSION = 1
 
@@ -35,6 +35,7 @@ class RehearsalStream:
     next_step: int = 0
     _windows: deque[Future[Batch]] = field(default_factory=deque, init=False, repr=False)
     _executor: ThreadPoolExecutor = field(init=False, repr=False)
+    _closed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.window_steps < 1:
@@ -78,24 +79,27 @@ class RehearsalStream:
         self.next_step = state["next_step"]
 
     def close(self) -> None:
-        self._executor.shutdown(cancel_futures=True)
+        self._closed = True
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _fetch(self, step: int) -> bool:
         """Ask for the window that begins at `step`; False if the job ends before it."""
         end = step + self.window_steps if self.num_steps is None else min(step + self.window_steps, self.num_steps)
         if step >= end:
             return False
-        self._windows.append(
-            self._executor.submit(
-                self.client.batch,
-                self.run,
-                step,
-                num_steps=end - step,
-                rank=self.rank,
-                world_size=self.world_size,
-            )
-        )
+        self._windows.append(self._executor.submit(self._ask, step, end - step))
         return True
+
+    def _ask(self, step: int, num_steps: int) -> Batch:
+        while True:
+            try:
+                return self.client.batch(
+                    self.run, step, num_steps=num_steps, rank=self.rank, world_size=self.world_size
+                )
+            except NotReady:
+                # The job is slower than the client is patient; the service seals what it has waited for too long.
+                if self._closed:
+                    raise
 
 
 @dataclass(slots=True)

@@ -9,11 +9,12 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 import replay_service
 from replay_service.corpus.reader import CorpusStore
-from replay_service.gateway import batches, corpora, health, losses, runs, statistics
+from replay_service.gateway import batches, corpora, health, losses, runs, samples, statistics
 from replay_service.gateway.problems import TooLargeAsProblem, install_problem_handlers
 from replay_service.gateway.service import ReplayService
 from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal
+from replay_service.ledger.owner import OwnerLimits
 from replay_service.ledger.owners import Owners
 from replay_service.settings import ServiceSettings
 
@@ -26,7 +27,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         settings.corpora.mkdir(parents=True, exist_ok=True)
         store = CorpusStore(settings.corpora)
         journal = Journal(open_database(settings.journal_url, settings.durability))
-        owners = Owners(journal, store.get, settings.snapshot_every)
+        owners = Owners(journal, store.get, OwnerLimits(settings.snapshot_every, settings.seal_after_s))
         app.state.service = ReplayService(settings, store, journal, owners, _now)
         yield
         journal.close()
@@ -40,7 +41,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(TooLargeAsProblem, max_body_bytes=settings.max_body_bytes)
     install_problem_handlers(app)
-    for module in (runs, batches, losses, statistics, corpora, health):
+    for module in (runs, batches, losses, statistics, samples, corpora, health):
         app.include_router(module.router)
     return app
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from replay_service.names import NAME_PATTERN, NAME_RULE
 from replay_service.sampling.damage import Signal
 from replay_service.sampling.policies import PolicyName
-from replay_service.sampling.run_config import RunConfig
+from replay_service.sampling.run_config import FeedbackMode, RunConfig
 
 MAX_INT64 = 2**63 - 1
 
@@ -32,6 +32,15 @@ class Problem(Model):
     detail: str = Field(description="What was wrong this time, and what to do.")
 
 
+class FeedbackSettings(Model):
+    """When a plan takes reports into account."""
+
+    mode: FeedbackMode = Field(
+        "latest", description="latest: reports that have come. fenced: exactly those of steps up to `lag` before."
+    )
+    lag: int = Field(8, ge=1, le=1 << 20, description="fenced: by how many steps reports lag behind plans.")
+
+
 class RunSettings(Model):
     """How a run samples."""
 
@@ -53,9 +62,13 @@ class RunSettings(Model):
     half_life_steps: float = Field(500.0, gt=0, le=1e12, description="After how many steps a report counts half.")
     report_window_steps: int = Field(1024, ge=1, le=1 << 20, description="How many steps a plan waits for its reports.")
 
+    feedback: FeedbackSettings = Field(
+        default_factory=FeedbackSettings, description="Whether plans wait for reports, to be reproducible."
+    )
+
     def to_config(self) -> RunConfig:
         """Raises ValueError when the values do not go together."""
-        return RunConfig(**{**self.model_dump(), "injection_ratio": str(self.injection_ratio)})
+        return RunConfig.from_dict({**self.model_dump(), "injection_ratio": str(self.injection_ratio)})
 
 
 class RunCreate(RunSettings):
@@ -193,6 +206,43 @@ class StrataList(Model):
     run: str
     policy_version: int
     strata: list[StratumStats]
+
+
+class SampleInfo(Model):
+    """What was measured of one rehearsed sample."""
+
+    sample_id: int
+    stratum: int
+    num_visits: int = Field(description="How often it was rehearsed and reported.")
+    first_step: int
+    last_step: int
+    base_loss_nats: float = Field(description="Loss of the base model, nats per token.")
+    loss_nats: float = Field(description="Loss at the last step, nats per token.")
+    excess_nats: float = Field(description="loss_nats - base_loss_nats.")
+    num_tokens: int = Field(description="Predicted tokens, over all visits.")
+    num_flips: int = Field(description="Of those, collateral damage.")
+
+
+class SamplePage(Model):
+    run: str
+    samples: list[SampleInfo]
+    cursor: str | None = Field(description="Give it with the next request to go on; null at the end.")
+
+
+class SampleVisit(Model):
+    """One report of a sample."""
+
+    step: int
+    rank: int
+    loss_nats: float
+    num_tokens: int
+    num_flips: int
+
+
+class SampleHistory(SampleInfo):
+    """What was measured of one sample, visit by visit."""
+
+    visits: list[SampleVisit]
 
 
 class DomainInfo(Model):

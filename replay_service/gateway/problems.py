@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from replay_service.errors import BodyTooLarge, InvalidRequest, JournalUnavailable, ReplayError
+from replay_service.errors import AwaitingReports, BodyTooLarge, InvalidRequest, JournalUnavailable, ReplayError
 from replay_service.gateway.models import Problem
 
 PROBLEM_JSON = "application/problem+json"
@@ -30,7 +30,7 @@ def problem(status: int, slug: str, title: str, detail: str, **extensions: objec
 def of_error(error: ReplayError) -> JSONResponse:
     response = problem(error.status, error.slug, error.title, error.detail, **error.extensions)
     if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        response.headers["Retry-After"] = "1"
+        response.headers["Retry-After"] = "0" if isinstance(error, AwaitingReports) else "1"
     return response
 
 

@@ -2,25 +2,31 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from replay_service.errors import RunExists, UnknownRun
+from replay_service.ledger import samples
 from replay_service.ledger.committer import Committer, Lease
+from replay_service.ledger.samples import SampleQuery, SampleStatistics
 from replay_service.ledger.schema import events, runs, snapshots
 from replay_service.sampling.events import (
     PLANNED_ROW,
     REPORTED_ROW,
     Closed,
     Configured,
+    Event,
     JournalEvent,
     Planned,
     Reported,
     Rewound,
+    Sealed,
+    surviving,
 )
+from replay_service.sampling.partition import Partition
 from replay_service.sampling.run_config import RunConfig
 
 
@@ -113,26 +119,47 @@ class Journal:
         first_seq: int,
         new: Sequence[JournalEvent],
         snapshot: Snapshot | None = None,
+        partition: Partition | None = None,
     ) -> Future[None]:
-        """Write the events `new`, numbered from `first_seq`, and a snapshot if one is due: all of it or nothing."""
+        """Write the events `new`, numbered from `first_seq`, and a snapshot if one is due: all of it or nothing.
+
+        With a `partition`, the statistics of the samples that are reported on are brought up to date too.
+        """
 
         def write(connection: Connection) -> None:
             _insert_events(connection, lease.run, attempt, first_seq, new)
+            if partition is not None:
+                samples.record(connection, lease.run, new, partition)
             if snapshot is not None:
                 _insert_snapshot(connection, lease.run, snapshot)
 
         return self._committer.submit(lease, write)
 
-    def append_rewind(self, lease: Lease, seq: int, event: Rewound, snapshot: Snapshot) -> Future[None]:
-        """Write a rewind and the state that it leads to; snapshots of what it forgets go away with it."""
+    def append_rewind(
+        self, lease: Lease, seq: int, event: Rewound, snapshot: Snapshot, partition: Partition
+    ) -> Future[None]:
+        """Write a rewind and the state that it leads to; what was derived from forgotten events goes away with it."""
+        standing = list(surviving(self._standing(lease.run), event.step))
 
         def write(connection: Connection) -> None:
             _insert_events(connection, lease.run, snapshot.attempt, seq, [event])
             later = (snapshots.c.run == lease.run, snapshots.c.next_step > snapshot.next_step)
             connection.execute(delete(snapshots).where(*later))
             _insert_snapshot(connection, lease.run, snapshot)
+            samples.forget(connection, lease.run)
+            samples.record(connection, lease.run, standing, partition)
 
         return self._committer.submit(lease, write)
+
+    def _standing(self, run: str) -> list[Event]:
+        """The committed events of a run that no rewind has taken back."""
+        standing: list[Event] = []
+        for entry in self.entries(run):
+            if isinstance(entry.event, Rewound):
+                standing = list(surviving(standing, entry.event.step))
+            else:
+                standing.append(entry.event)
+        return standing
 
     def entries(self, run: str, first_seq: int = 0) -> Iterator[Entry]:
         """The events of a run from number `first_seq` on, oldest first, read in a stream."""
@@ -155,6 +182,27 @@ class Journal:
         with self._engine.connect() as connection:
             last = {row.step: row for row in connection.execute(query)}
         return [_planned(row) for row in last.values()]
+
+    def samples(self, run: str, query: SampleQuery) -> list[SampleStatistics]:
+        """What was measured of a run's samples: one page."""
+        with self._engine.connect() as connection:
+            return samples.page(connection, run, query)
+
+    def sample(self, run: str, sample_id: int) -> tuple[SampleStatistics, list[Reported]] | None:
+        """What was measured of one sample, and its reports, oldest first; None if there are none."""
+        with self._engine.connect() as connection:
+            found = samples.one(connection, run, sample_id)
+        if found is None:
+            return None
+        reports = (event for event in self._standing(run) if isinstance(event, Reported))
+        of_sample = (replace(each, rows=each.rows[each.rows["sample_id"] == sample_id]) for each in reports)
+        return found, [each for each in of_sample if len(each.rows)]
+
+    def is_sealed(self, run: str, step: int) -> bool:
+        """Whether the run went on without the missing reports of a step."""
+        query = select(events.c.seq).where(events.c.run == run, events.c.kind == "sealed", events.c.step == step)
+        with self._engine.connect() as connection:
+            return connection.execute(query.limit(1)).first() is not None
 
     def latest_snapshot(self, run: str, most_next_step: int | None = None) -> Snapshot | None:
         """The latest snapshot of a run, or of those whose next step is at most `most_next_step`."""
@@ -230,6 +278,8 @@ def _event(row: Row[tuple[object, ...]]) -> JournalEvent:
             return Reported(row.step, row.rank, np.frombuffer(row.payload, dtype=REPORTED_ROW))
         case "configured":
             return Configured(row.step, RunConfig.from_json(row.payload.decode()))
+        case "sealed":
+            return Sealed(row.step)
         case "closed":
             return Closed(row.step)
         case "rewound":

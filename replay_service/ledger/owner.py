@@ -1,6 +1,7 @@
 """The owner of a run: it orders the run's events, and nobody else writes them."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_service.errors import InvalidReport, InvalidRun, RunClosed, RunTaken, StepOutOfRange
+from replay_service.errors import AwaitingReports, InvalidReport, InvalidRun, RunClosed, RunTaken, StepOutOfRange
 from replay_service.ledger.journal import Journal, RunRecord, Snapshot
 from replay_service.sampling.events import (
     REPORTED_ROW,
@@ -20,6 +21,7 @@ from replay_service.sampling.events import (
     Planned,
     Reported,
     Rewound,
+    Sealed,
     surviving,
 )
 from replay_service.sampling.partition import Partition
@@ -31,9 +33,6 @@ from replay_service.sampling.state_bytes import from_bytes, to_bytes
 Int64Array = NDArray[np.int64]
 T = TypeVar("T")
 BaseLosses = Callable[[Int64Array], NDArray[np.float64]]
-
-SNAPSHOT_EVERY: Final = 1000
-"""Events between two snapshots, by default: a restore folds at most about so many."""
 
 CURRENT_ATTEMPT: Final = 0
 """What a report says that does not know of attempts."""
@@ -54,6 +53,22 @@ class ReportOutcome:
     rejected: int
 
 
+@dataclass(frozen=True, slots=True)
+class OwnerLimits:
+    """How owners keep house.
+
+    Attributes:
+        snapshot_every: events between two snapshots; a restore folds about so many at most.
+        seal_after_s: how long a fenced run waits for reports, from the first request that was refused for them.
+    """
+
+    snapshot_every: int = 1000
+    seal_after_s: float = 600.0
+
+
+DEFAULT_LIMITS: Final = OwnerLimits()
+
+
 class RunOwner:
     """Holds the state of one run in memory. Events are folded in as they are written down; an answer waits until they
     are durable, and all that were before them. So reports that come together become durable by one commit."""
@@ -64,13 +79,16 @@ class RunOwner:
         record: RunRecord,
         partition: Partition,
         base_losses: BaseLosses,
-        snapshot_every: int = SNAPSHOT_EVERY,
+        limits: OwnerLimits = DEFAULT_LIMITS,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.record = record
         self._journal = journal
         self._base_losses = base_losses
         self._partition = partition
-        self._snapshot_every = snapshot_every
+        self._limits = limits
+        self._monotonic = monotonic
+        self._refused_at: dict[int, float] = {}
         self._lock = threading.Lock()
         self._lease = journal.take(record.run)
         self._load()
@@ -124,6 +142,7 @@ class RunOwner:
             if last_step >= next_step:
                 if self._state.closed:
                     raise RunClosed(f"run {self.record.run!r} is closed and plans no step from {next_step} on")
+                self._await_reports(last_step)
                 self._commit(plan_steps(self._state, last_step))
             durable = self._last_write
         durable.result()
@@ -193,7 +212,7 @@ class RunOwner:
             state = self._state_after(step)
             seq, attempt = self._num_events, self._attempt + 1
             snapshot = Snapshot(seq + 1, attempt, state.next_step, to_bytes(state))
-            self._journal.append_rewind(self._lease, seq, Rewound(step), snapshot).result()
+            self._journal.append_rewind(self._lease, seq, Rewound(step), snapshot, self._partition).result()
             self._state, self._attempt = state, attempt
             self._num_events = self._last_snapshot = seq + 1
 
@@ -211,10 +230,38 @@ class RunOwner:
         with self._alone():
             return view(self._state)
 
+    def _await_reports(self, last_step: int) -> None:
+        """Refuse to plan up to `last_step` while a fenced run lacks reports for it, but seal steps that lack them long.
+
+        The time counts from the first refusal, on a clock that does not jump.
+        """
+        fence, next_step = self._state.config.fence, self._state.next_step
+        if fence is not None and last_step - fence >= next_step:
+            raise StepOutOfRange(
+                f"steps {next_step} to {last_step} of run {self.record.run!r} cannot be planned at once: its "
+                f"reports lag {fence} steps behind its plans; ask for at most {fence} steps at once",
+                next_step=next_step,
+            )
+        awaited = self._state.awaited_before(last_step)
+        now = self._monotonic()
+        self._refused_at = {step: self._refused_at.get(step, now) for step in awaited}
+        overdue = [step for step in awaited if now - self._refused_at[step] >= self._limits.seal_after_s]
+        if overdue:
+            self._commit([Sealed(step) for step in overdue])
+        if len(overdue) < len(awaited):
+            raise AwaitingReports(
+                f"the plan of step {last_step} of run {self.record.run!r} waits for the reports of "
+                f"{len(awaited) - len(overdue)} earlier steps; they are sealed without them after "
+                f"{self._limits.seal_after_s:g} s",
+                awaited_steps=awaited[:_NUM_NAMED],
+            )
+
     def _commit(self, events: Sequence[Event]) -> None:
-        due = self._num_events - self._last_snapshot >= self._snapshot_every
+        due = self._num_events - self._last_snapshot >= self._limits.snapshot_every
         snapshot = self._snapshot() if due else None
-        self._last_write = self._journal.append(self._lease, self._attempt, self._num_events, events, snapshot)
+        self._last_write = self._journal.append(
+            self._lease, self._attempt, self._num_events, events, snapshot, self._partition
+        )
         if snapshot is not None:
             self._last_snapshot = snapshot.seq
         for event in events:
@@ -236,8 +283,15 @@ class RunOwner:
         pending = self._state.pending.get(step)
         awaited = np.zeros(len(rows), dtype=bool) if pending is None else pending.find(rows["sample_id"]) >= 0
         self._check_planned(step, rows["sample_id"][~awaited])
-        too_late = step < self._state.next_step - self._state.config.report_window_steps
-        return Reported(step, rank, self._reported(rows[awaited])), len(rows) if too_late else 0
+        num_late = int((~awaited).sum()) if self._is_over(step) else 0
+        return Reported(step, rank, self._reported(rows[awaited])), num_late
+
+    def _is_over(self, step: int) -> bool:
+        """Whether the run stopped waiting for the reports of a step."""
+        config, next_step = self._state.config, self._state.next_step
+        if step < next_step - config.report_window_steps:
+            return True
+        return config.fence is not None and self._journal.is_sealed(self.record.run, step)
 
     def _check_planned(self, step: int, sample_ids: Int64Array) -> None:
         """A sample that awaits no report was reported before, or was never planned."""

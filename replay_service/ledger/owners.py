@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from replay_service.errors import InvalidRun, RunExists
 from replay_service.ledger.journal import Journal, RunRecord
-from replay_service.ledger.owner import SNAPSHOT_EVERY, RunOwner
+from replay_service.ledger.owner import DEFAULT_LIMITS, OwnerLimits, RunOwner
 from replay_service.sampling.partition import Partition
 
 
@@ -31,10 +31,10 @@ class Owners:
     """One owner a run; `corpus_of` gives a corpus by name or raises UnknownCorpus."""
 
     def __init__(
-        self, journal: Journal, corpus_of: Callable[[str], SampledCorpus], snapshot_every: int = SNAPSHOT_EVERY
+        self, journal: Journal, corpus_of: Callable[[str], SampledCorpus], limits: OwnerLimits = DEFAULT_LIMITS
     ) -> None:
         self._journal = journal
-        self._snapshot_every = snapshot_every
+        self._limits = limits
         self._corpus_of = corpus_of
         self._lock = threading.Lock()
         self._owners: dict[str, RunOwner] = {}
@@ -64,9 +64,7 @@ class Owners:
             if run not in self._owners:
                 record = self._journal.run(run)
                 corpus = self._corpus_of(record.corpus)
-                self._owners[run] = RunOwner(
-                    self._journal, record, corpus.partition, corpus.base_losses, self._snapshot_every
-                )
+                self._owners[run] = RunOwner(self._journal, record, corpus.partition, corpus.base_losses, self._limits)
             return self._owners[run]
 
     def _check_fits(self, record: RunRecord) -> None:

@@ -3,6 +3,7 @@
 from sqlalchemy import (
     BigInteger,
     Column,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -49,6 +50,24 @@ snapshots = Table(
     Column("next_step", BigInteger, nullable=False),
     Column("state", LargeBinary, nullable=False),
 )
+
+samples = Table(
+    "samples",
+    metadata,
+    Column("run", String(64), ForeignKey("runs.run"), primary_key=True),
+    Column("sample_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("stratum", Integer, nullable=False),
+    Column("num_visits", Integer, nullable=False),
+    Column("first_step", BigInteger, nullable=False),
+    Column("last_step", BigInteger, nullable=False),
+    Column("base_loss_nats", Double, nullable=False),
+    Column("loss_nats", Double, nullable=False),
+    Column("excess_nats", Double, nullable=False),
+    Column("num_tokens", BigInteger, nullable=False),
+    Column("num_flips", BigInteger, nullable=False),
+)
+
+worst_samples = Index("worst_samples", samples.c.run, samples.c.excess_nats)
 
 one_plan_a_step = Index(
     "one_plan_a_step",

@@ -76,6 +76,13 @@ class Configured:
 
 
 @dataclass(frozen=True, slots=True)
+class Sealed:
+    """The run waits no longer for reports of `step`: in fenced mode, plans go on without them."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """The job is over: no step after `step`, the last that had a plan, will be planned."""
 
@@ -89,7 +96,7 @@ class Rewound:
     step: int
 
 
-Event = Planned | Reported | Configured | Closed
+Event = Planned | Reported | Configured | Sealed | Closed
 """What is folded into a run's state."""
 
 JournalEvent = Event | Rewound

@@ -62,6 +62,19 @@ class Partition:
         index = np.searchsorted(self._extent_starts, on_line, side="right") - 1
         return sample_ids(self._columns[index, 1], self._columns[index, 2] + on_line - self._extent_starts[index])
 
+    def stratum_of(self, sample_id: Int64Array) -> Int64Array:
+        """The stratum of each sample of this partition, int64 [n]."""
+        extents, first_ids = self._by_address
+        strata: Int64Array = extents[np.searchsorted(first_ids, sample_id, side="right") - 1, 0]
+        return strata
+
+    @cached_property
+    def _by_address(self) -> tuple[Int64Array, Int64Array]:
+        """The extents in the order of their addresses, and the first sample id of each."""
+        first_ids = sample_ids(self._columns[:, 1], self._columns[:, 2])
+        order = np.argsort(first_ids)
+        return self._columns[order], first_ids[order]
+
     @cached_property
     def _columns(self) -> Int64Array:
         return np.array(self.extents, dtype=np.int64).reshape(-1, 4)

@@ -10,7 +10,7 @@ from replay_service.sampling.injection import num_rehearsed
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.permutation import keys, permute, uniform
 from replay_service.sampling.policies import systematic
-from replay_service.sampling.run_state import RunState
+from replay_service.sampling.run_state import RunState, pass_fence
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
@@ -22,14 +22,18 @@ _SHUFFLE: Final = 3
 
 def plan_steps(state: RunState, last_step: int) -> list[Planned]:
     """The plans of every step from the state's next one to `last_step`, both included; `state` is left as it is."""
-    config, version = state.config, state.policy_version
+    config = state.config
     probabilities = state.probabilities()
-    cursors = state.cursors.copy()
+    cursors, learned = state.cursors.copy(), state.what_plans_learn_from()
     plans = []
     for step in range(state.next_step, last_step + 1):
+        known = learned.policy_version
+        pass_fence(learned, step)
+        if learned.policy_version != known:
+            probabilities = learned.probabilities()
         num_draws = num_rehearsed(step - state.ratio_since, config.ratio, config.global_batch_size)
         rows = _draw(state.partition, probabilities, cursors, config.seed, step, num_draws)
-        plans.append(Planned(step, version, int(cursors.sum()), rows))
+        plans.append(Planned(step, learned.policy_version, int(cursors.sum()), rows))
         np.add.at(cursors, rows["stratum"], 1)
     return plans
 

@@ -2,16 +2,40 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
+from typing import Any, Literal, get_args
 
 from replay_service.sampling.damage import SIGNALS, Signal
 from replay_service.sampling.injection import exact_ratio
 from replay_service.sampling.policies import POLICY_NAMES, MixCd, Policy, PolicyName, Uniform
 
-FIXED = frozenset({"global_batch_size", "seed", "report_window_steps"})
+FeedbackMode = Literal["latest", "fenced"]
+FEEDBACK_MODES: tuple[str, ...] = get_args(FeedbackMode)
+
+FIXED = frozenset({"global_batch_size", "seed", "report_window_steps", "feedback"})
 """What stays as it was when the run was created."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """When a plan takes reports into account.
+
+    `latest`: those that have come. `fenced`: exactly those of the steps up to `lag` before the planned one, in the
+    order of the steps and whatever the order they came in; the plan waits for them. So two executions of a job get the
+    same plans, however their requests were timed.
+
+    Raises:
+        ValueError: names what is out of range.
+    """
+
+    mode: FeedbackMode = "latest"
+    lag: int = 8
+
+    def __post_init__(self) -> None:
+        _require(self.mode in FEEDBACK_MODES, "feedback.mode", self.mode, f"one of {', '.join(FEEDBACK_MODES)}")
+        _require(1 <= self.lag <= 1 << 20, "feedback.lag", self.lag, "in [1, 2**20]")
 
 
 @dataclass(frozen=True)
@@ -30,6 +54,7 @@ class RunConfig:
         prior_weight: how many reported samples the pooled prior of a damage rate is worth.
         half_life_steps: after how many steps a report counts half.
         report_window_steps: how many steps a plan waits for its reports before they come too late.
+        feedback: when a plan takes reports into account.
 
     Raises:
         ValueError: names the first attribute that is out of range.
@@ -47,6 +72,7 @@ class RunConfig:
     prior_weight: float = 8.0
     half_life_steps: float = 500.0
     report_window_steps: int = 1024
+    feedback: Feedback = field(default_factory=Feedback)
 
     def __post_init__(self) -> None:
         exact_ratio(self.injection_ratio)
@@ -61,6 +87,11 @@ class RunConfig:
         _require(0.0 < self.prior_weight < math.inf, "prior_weight", self.prior_weight, "positive and finite")
         _require(self.half_life_steps > 0.0, "half_life_steps", self.half_life_steps, "positive")
         _require(self.report_window_steps >= 1, "report_window_steps", self.report_window_steps, "at least 1")
+
+    @property
+    def fence(self) -> int | None:
+        """By how many steps reports lag behind plans in fenced mode, else None."""
+        return self.feedback.lag if self.feedback.mode == "fenced" else None
 
     @cached_property
     def ratio(self) -> Fraction:
@@ -85,7 +116,12 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "RunConfig":
-        return cls(**json.loads(text))
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
+        """From what `dataclasses.asdict` gives."""
+        return cls(**{**values, "feedback": Feedback(**values.get("feedback", {}))})
 
 
 def _require(holds: bool, name: str, value: object, range_: str) -> None:

@@ -1,13 +1,13 @@
 """A run is a fold over its journal: this is the state, and the one function that folds an event into it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.sampling.damage import DAMAGE_OF, damage_rates
-from replay_service.sampling.events import Configured, Event, Planned, Reported
+from replay_service.sampling.events import Configured, Event, Planned, Reported, Sealed
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.run_config import RunConfig
 
@@ -16,6 +16,10 @@ Int64Array = NDArray[np.int64]
 
 FIRST_VISITS: Final = 0
 LATER_VISITS: Final = 1
+
+
+HELD_ROW = np.dtype([("sample_id", "<i8"), ("stratum", "<i4"), ("visit", "<i4"), ("damage", "<f8")])
+"""What a report says of a sample, in the unit of the run's damage signal."""
 
 
 @dataclass(slots=True, eq=False)
@@ -102,6 +106,8 @@ class RunState:
     totals: Totals
     recent: DecayedSums
     pending: dict[int, Pending] = field(default_factory=dict)
+    held: dict[int, np.ndarray] = field(default_factory=dict)
+    """HELD_ROW of each step: in fenced mode, what was measured and no plan may know yet."""
     next_step: int = 0
     """The first step that has no plan yet."""
     policy_version: int = 1
@@ -113,6 +119,16 @@ class RunState:
     def initial(cls, config: RunConfig, partition: Partition) -> "RunState":
         num = partition.num_strata
         return cls(config, partition, np.zeros(num, dtype=np.int64), Totals.zeros(num), DecayedSums.zeros(num))
+
+    def awaited_before(self, step: int) -> list[int]:
+        """The steps whose reports the plan of `step` must wait for; none unless the run is fenced."""
+        fence = self.config.fence
+        return [] if fence is None else sorted(each for each in self.pending if each <= step - fence)
+
+    def what_plans_learn_from(self) -> "RunState":
+        """A state that `pass_fence` may change while this one stays as it is."""
+        recent = replace(self.recent, count=self.recent.count.copy(), damage=self.recent.damage.copy())
+        return replace(self, recent=recent, held=dict(self.held))
 
     def damage_rates(self) -> Float64Array:
         """alpha of each stratum, float64 [num_strata]."""
@@ -136,12 +152,15 @@ def fold(state: RunState, event: Event) -> None:
         _fold_reported(state, event.step, event.rows)
     elif isinstance(event, Configured):
         _fold_configured(state, event.config)
+    elif isinstance(event, Sealed):
+        state.pending.pop(event.step, None)
     else:
         state.closed = True
 
 
 def _fold_planned(state: RunState, step: int, rows: np.ndarray) -> None:
     assert step == state.next_step, f"plan of step {step} where step {state.next_step} was next"
+    pass_fence(state, step)
     np.add.at(state.cursors, rows["stratum"], 1)
     state.next_step = step + 1
     state.pending.pop(step - state.config.report_window_steps, None)
@@ -154,6 +173,7 @@ def _fold_configured(state: RunState, config: RunConfig) -> None:
         state.ratio_since = state.next_step
     if _damage_unit(config) != _damage_unit(state.config):
         state.recent = DecayedSums.zeros(state.partition.num_strata)
+        state.held.clear()
     state.config = config
     state.policy_version += 1
 
@@ -168,13 +188,33 @@ def _fold_reported(state: RunState, step: int, rows: np.ndarray) -> None:
     index = pending.find(rows["sample_id"])
     assert (index >= 0).all(), f"report of step {step} names a sample that awaits none"
     plan = pending.rows[index]
-    stratum = plan["stratum"].astype(np.int64)
-    visit = np.where(plan["times_drawn"] == 1, FIRST_VISITS, LATER_VISITS)
-    config = state.config
-    damage = DAMAGE_OF[config.signal](rows, config.learnable_nats, config.delta_nats)
-    state.totals.add(stratum, rows)
-    state.recent.add(step, config.half_life_steps, (visit, stratum), damage)
-    state.policy_version += 1
+    state.totals.add(plan["stratum"].astype(np.int64), rows)
+    damage = DAMAGE_OF[state.config.signal](rows, state.config.learnable_nats, state.config.delta_nats)
+    measured = np.empty(len(rows), dtype=HELD_ROW)
+    measured["sample_id"], measured["stratum"], measured["damage"] = plan["sample_id"], plan["stratum"], damage
+    measured["visit"] = np.where(plan["times_drawn"] == 1, FIRST_VISITS, LATER_VISITS)
+    if state.config.fence is None:
+        _learn(state, step, measured)
+    else:
+        state.held[step] = np.concatenate([state.held.get(step, measured[:0]), measured])
     pending.rows = np.delete(pending.rows, index)
     if not len(pending.rows):
         del state.pending[step]
+
+
+def pass_fence(state: RunState, step: int) -> None:
+    """In fenced mode, learn what the plan of `step` may know: the reports of the steps up to the lag before it."""
+    if state.config.fence is not None:
+        for each in sorted(held for held in state.held if held <= step - state.config.fence):
+            _learn(state, each, in_canonical_order(state.held.pop(each)))
+
+
+def in_canonical_order(measured: np.ndarray) -> np.ndarray:
+    """HELD_ROW in an order that does not depend on who reported first."""
+    return measured[np.argsort(measured["sample_id"], kind="stable")]
+
+
+def _learn(state: RunState, step: int, measured: np.ndarray) -> None:
+    cell = (measured["visit"].astype(np.int64), measured["stratum"].astype(np.int64))
+    state.recent.add(step, state.config.half_life_steps, cell, measured["damage"])
+    state.policy_version += 1

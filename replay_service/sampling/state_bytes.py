@@ -3,7 +3,7 @@
 magic, version   8 + 4 bytes
 length           4 bytes: of the head
 head             JSON with sorted keys: the configuration, the counters, and the steps that await reports
-arrays           little-endian, in the order of `_arrays`, then the pending rows in step order
+arrays           little-endian, in the order of `_arrays`, then the pending and the held rows in step order
 """
 
 import json
@@ -17,7 +17,7 @@ import numpy as np
 from replay_service.sampling.events import PLANNED_ROW
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.run_config import RunConfig
-from replay_service.sampling.run_state import Pending, RunState
+from replay_service.sampling.run_state import HELD_ROW, Pending, RunState, in_canonical_order
 
 STATE_VERSION: Final = 1
 _MAGIC: Final = b"replayst"
@@ -26,7 +26,7 @@ _PREFIX: Final = struct.Struct("<8sII")
 
 def to_bytes(state: RunState) -> bytes:
     """The canonical bytes of a state; its partition is not in them, since the corpus has it."""
-    steps = sorted(state.pending)
+    steps, held = sorted(state.pending), sorted(state.held)
     head = {
         "config": asdict(state.config),
         "next_step": state.next_step,
@@ -36,10 +36,12 @@ def to_bytes(state: RunState) -> bytes:
         "origin": state.recent.origin,
         "num_strata": state.partition.num_strata,
         "pending": [[step, len(state.pending[step].rows)] for step in steps],
+        "held": [[step, len(state.held[step])] for step in held],
     }
     text = json.dumps(head, sort_keys=True, separators=(",", ":")).encode()
     arrays = [array.astype(array.dtype.newbyteorder("<")).tobytes() for array in _arrays(state)]
     rows = [state.pending[step].rows.tobytes() for step in steps]
+    rows += [in_canonical_order(state.held[step]).tobytes() for step in held]
     return b"".join([_PREFIX.pack(_MAGIC, STATE_VERSION, len(text)), text, *arrays, *rows])
 
 
@@ -57,7 +59,7 @@ def from_bytes(data: bytes, partition: Partition) -> RunState:
     head = json.loads(data[_PREFIX.size : _PREFIX.size + length])
     if head["num_strata"] != partition.num_strata:
         raise ValueError(f"the state has {head['num_strata']} strata, but the corpus {partition.num_strata}")
-    state = RunState.initial(RunConfig(**head["config"]), partition)
+    state = RunState.initial(RunConfig.from_dict(head["config"]), partition)
     for name in ("next_step", "policy_version", "ratio_since", "closed"):
         setattr(state, name, head[name])
     state.recent.origin = head["origin"]
@@ -68,6 +70,9 @@ def from_bytes(data: bytes, partition: Partition) -> RunState:
     for step, num_rows in head["pending"]:
         state.pending[step] = Pending(np.frombuffer(data, PLANNED_ROW, num_rows, place))
         place += num_rows * PLANNED_ROW.itemsize
+    for step, num_rows in head["held"]:
+        state.held[step] = np.frombuffer(data, HELD_ROW, num_rows, place)
+        place += num_rows * HELD_ROW.itemsize
     if place != len(data):
         raise ValueError(f"the state has {len(data)} bytes where {place} were expected")
     return state

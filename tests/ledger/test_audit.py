@@ -8,7 +8,7 @@ from sqlalchemy import create_engine, text
 from replay_service.corpus.reader import Corpus
 from replay_service.ledger import audit
 from replay_service.ledger.journal import Journal
-from replay_service.ledger.owner import RunOwner
+from replay_service.ledger.owner import OwnerLimits, RunOwner
 from tests.ledger.worlds import ids_of, losses_of, made_corpus, open_journal, record_of
 
 
@@ -26,7 +26,9 @@ def journal(database_url: str) -> Iterator[Journal]:
 
 def a_long_run(journal: Journal, corpus: Corpus) -> RunOwner:
     """Twenty steps, reports, a change, and a rewind from step 15 to step 9; a snapshot every five events."""
-    owner = RunOwner(journal, journal.run("tuning"), corpus.partition, corpus.base_losses, snapshot_every=5)
+    owner = RunOwner(
+        journal, journal.run("tuning"), corpus.partition, corpus.base_losses, OwnerLimits(snapshot_every=5)
+    )
     for step in range(16):
         (plan,) = owner.plan(step, 1, 100)
         owner.report(losses_of(step, ids_of(plan)))

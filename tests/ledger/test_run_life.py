@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from replay_service.corpus.reader import CorpusStore
 from replay_service.errors import InvalidReport, RunExists, StepOutOfRange
 from replay_service.ledger import audit
-from replay_service.ledger.owner import ReportOutcome
+from replay_service.ledger.owner import OwnerLimits, ReportOutcome
 from replay_service.ledger.owners import Owners
+from replay_service.ledger.samples import SampleQuery
 from tests.ledger.worlds import bytes_of, ids_of, image_of, losses_of, open_journal, record_of
 from tests.support import make_corpus
 
@@ -38,7 +39,7 @@ class RunLife(RuleBasedStateMachine):
     def open(self) -> None:
         self.process = self.place.enter_context(ExitStack())
         self.journal = self.process.enter_context(open_journal(self.folder / "ledger.db"))
-        self.owners = Owners(self.journal, CorpusStore(self.folder).get, snapshot_every=4)
+        self.owners = Owners(self.journal, CorpusStore(self.folder).get, OwnerLimits(snapshot_every=4))
 
     @property
     def next_step(self) -> int:
@@ -161,6 +162,11 @@ class RunLife(RuleBasedStateMachine):
             lambda state: (state.totals.samples.sum(), state.totals.tokens.sum(), state.next_step)
         )
         assert (samples, tokens, next_step) == (num_accepted, 11 * num_accepted, self.next_step)
+
+    @invariant()
+    def samples_were_visited_as_often_as_reports_were_accepted(self) -> None:
+        samples = self.journal.samples("tuning", SampleQuery("sample_id", False, 1000))
+        assert sum(each.num_visits for each in samples) == sum(map(len, self.accepted.values()))
 
     @invariant()
     def what_is_pending_is_what_no_report_was_accepted_for(self) -> None:

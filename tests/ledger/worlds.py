@@ -32,7 +32,7 @@ def open_journal(place: Path | str) -> Iterator[Journal]:
 
 def record_of(run: str = "tuning", **config: object) -> RunRecord:
     settings: dict[str, object] = {"global_batch_size": 16, "injection_ratio": "0.25", "seed": 3, **config}
-    return RunRecord(run, "wiki", 1, RunConfig(**settings), "2026-01-01T00:00:00Z")  # type: ignore[arg-type]
+    return RunRecord(run, "wiki", 1, RunConfig.from_dict(settings), "2026-01-01T00:00:00Z")
 
 
 def owner_of(journal: Journal, corpus: Corpus, run: str = "tuning") -> RunOwner:

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay_service.sampling.partition import ROW_BITS, ROW_MASK, Extent, Partition, extents_of, sample_ids
-from tests.sampling.worlds import partition_of
+from tests.sampling.worlds import partition_of, partition_of_sizes
 
 NUM_STRATA = 6
 
@@ -69,3 +69,10 @@ def test_strata_are_named_by_group_and_quantile() -> None:
 def test_extents_are_the_stretches_of_equal_strata() -> None:
     extents = extents_of(4, np.array([0, 0, 2, 2, 2, 5]))
     assert extents == [Extent(0, 4, 0, 2), Extent(2, 4, 2, 3), Extent(5, 4, 5, 1)]
+
+
+def test_every_sample_is_found_in_its_stratum() -> None:
+    partition = partition_of_sizes([5, 0, 7, 3, 1])
+    strata = np.repeat(np.arange(5), partition.sizes)
+    places = np.concatenate([np.arange(size) for size in partition.sizes])
+    assert partition.stratum_of(partition.locate(strata, places)).tolist() == strata.tolist()

@@ -64,3 +64,18 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> No
 def test_the_policy_is_made_with_the_runs_numbers() -> None:
     assert RunConfig(8, "0.1", policy="uniform").make_policy() == Uniform()
     assert RunConfig(8, "0.1", sharpness=2.0, floor=0.3).make_policy() == MixCd(2.0, 0.3)
+
+
+def test_what_may_change_changes_and_the_rest_stays() -> None:
+    config = RunConfig(global_batch_size=8, injection_ratio="0.1")
+    changed = config.changed(floor=0.5, policy="uniform")
+    assert (changed.floor, changed.policy, changed.injection_ratio) == (0.5, "uniform", "0.1")
+    for name in ("seed", "global_batch_size", "feedback", "nonsense"):
+        with pytest.raises(ValueError, match=f"{name} cannot be changed"):
+            config.changed(**{name: 1})
+
+
+def test_feedback_out_of_range_is_named() -> None:
+    for values in ({"mode": "sometimes"}, {"lag": 0}):
+        with pytest.raises(ValueError, match="feedback"):
+            RunConfig.from_dict({"global_batch_size": 8, "injection_ratio": "0.1", "feedback": values})

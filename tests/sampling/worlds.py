@@ -79,6 +79,7 @@ def image(state: RunState) -> dict[str, object]:
         "ratio_since": state.ratio_since,
         "closed": state.closed,
         "config": state.config,
+        "held": {step: rows.tobytes() for step, rows in state.held.items()},
         "pending": {step: each.rows.tobytes() for step, each in state.pending.items()},
         **{name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()},
     }

@@ -1,11 +1,14 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from replay_service.language.model import load_model
+from replay_service.language.tokenizer import load_tokenizer
 from tests.trainer.worlds import AloneWorker, a_job, write_text
 from trainer.client import ReplayClient
+from trainer.feed import open_feed
 from trainer.loop import fine_tune
 from trainer.metrics import MetricsFile
 from trainer.ray_train import preflight
@@ -28,7 +31,6 @@ def test_it_is_the_plain_loop_when_nothing_is_rehearsed(tmp_path: Path, tiny_mod
     got = losses_of(tmp_path)
 
     from replay_service.corpus.sources import Columns
-    from replay_service.language.tokenizer import load_tokenizer
     from trainer.target import TargetRows, concatenated, packed_by_domain
 
     packed = packed_by_domain(job.data.target, Columns(), load_tokenizer(job.model), job.data.seq_len)
@@ -79,3 +81,52 @@ def test_a_resumed_loop_is_bitwise_the_same(tmp_path: Path, tiny_model: Path, se
     assert worker.state["step"] == 10
     fine_tune(again, preflight(again), AloneWorker(worker.state))
     assert losses_of(tmp_path / "again") == losses_of(tmp_path / "whole")[10:]
+
+
+def test_a_fenced_job_is_bitwise_the_same_however_its_requests_were_timed(
+    tmp_path: Path, tiny_model: Path, service_url: str
+) -> None:
+    fenced = {"feedback": "fenced", "feedback_lag": 5}
+    losses = []
+    for name, window_steps in (("one", 1), ("two", 5)):
+        rehearsal = {**fenced, "window_steps": window_steps}
+        job = a_job(
+            tmp_path / name, tiny_model, service_url, run=f"fenced-{name}", policy="mix_cd", rehearsal=rehearsal
+        )
+        fine_tune(job, preflight(job), AloneWorker())
+        losses.append(losses_of(tmp_path / name))
+    assert losses[0] == losses[1]
+
+
+def test_a_resumed_fenced_job_learns_what_it_learned(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+    changes: dict[str, Any] = {"num_steps": 20, "checkpoint_every": 8, "policy": "mix_cd"}
+    changes["rehearsal"] = {"feedback": "fenced", "feedback_lag": 4}
+    worker = AloneWorker()
+    whole = a_job(tmp_path / "whole", tiny_model, service_url, run="fenced-whole", **changes)
+    fine_tune(whole, preflight(whole), worker)
+    changes["rehearsal"] = {"feedback": "fenced", "feedback_lag": 4}
+    again = a_job(tmp_path / "again", tiny_model, service_url, run="fenced-whole", **changes)
+    fine_tune(again, preflight(again), AloneWorker(worker.state))
+    assert losses_of(tmp_path / "again") == losses_of(tmp_path / "whole")[16:]
+    with ReplayClient(service_url) as client:
+        info, stats = client.run("fenced-whole"), client.stats("fenced-whole")
+    assert (info["attempt"], info["next_step"]) == (2, 20)
+    assert (stats["num_reported"], stats["num_pending"]) == (24, 0)
+
+
+def test_a_ratio_that_changes_on_the_way_leaves_no_row_out(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+    job = a_job(tmp_path, tiny_model, service_url, run="changing", rehearsal={"window_steps": 1})
+    preflight(job)
+    taken: list[int] = []
+    with (
+        open_feed(job, load_tokenizer(job.model), 0, 1) as feed,
+        ReplayClient(service_url) as client,
+    ):
+        for step in range(job.num_steps):
+            if step == 5:
+                client.configure("changing", injection_ratio="0.75")
+            batch = feed.next(step)
+            assert len(batch.length_B) == job.global_batch_size
+            taken.append(batch.num_rehearsed)
+    assert taken[:5] == [1, 1, 1, 1, 2]
+    assert taken[-3:] == [3, 3, 3]

@@ -65,6 +65,7 @@ def a_job(folder: Path, model: Path, service_url: str | None, **changes: Any) ->
             "injection_ratio": ratio,
             "policy": policy,
             "window_steps": 3,
+            **changes.pop("rehearsal", {}),
         }
     values = {
         "model": str(model),

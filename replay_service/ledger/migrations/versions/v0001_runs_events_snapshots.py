@@ -1,4 +1,4 @@
-"""The first schema: runs, their events and their snapshots."""
+"""The first schema: runs, their events and snapshots, and what was measured of each sample."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -46,8 +46,23 @@ def upgrade() -> None:
         sa.Column("next_step", sa.BigInteger, nullable=False),
         sa.Column("state", sa.LargeBinary, nullable=False),
     )
+    op.create_table(
+        "samples",
+        sa.Column("run", sa.String(64), sa.ForeignKey("runs.run"), primary_key=True),
+        sa.Column("sample_id", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("stratum", sa.Integer, nullable=False),
+        sa.Column("num_visits", sa.Integer, nullable=False),
+        sa.Column("first_step", sa.BigInteger, nullable=False),
+        sa.Column("last_step", sa.BigInteger, nullable=False),
+        sa.Column("base_loss_nats", sa.Double, nullable=False),
+        sa.Column("loss_nats", sa.Double, nullable=False),
+        sa.Column("excess_nats", sa.Double, nullable=False),
+        sa.Column("num_tokens", sa.BigInteger, nullable=False),
+        sa.Column("num_flips", sa.BigInteger, nullable=False),
+    )
+    op.create_index("worst_samples", "samples", ["run", "excess_nats"])
 
 
 def downgrade() -> None:
-    for table in ("snapshots", "events", "runs"):
+    for table in ("samples", "snapshots", "events", "runs"):
         op.drop_table(table)

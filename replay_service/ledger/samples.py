@@ -1,0 +1,127 @@
+"""Per-sample statistics: what was measured of each rehearsed sample, derived from the reports.
+
+A report's rows travel to the database as one JSON document and are merged there, so that it costs no Python a row.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+from sqlalchemy import Connection, and_, delete, or_, select, text
+
+from replay_service.ledger.schema import samples
+from replay_service.sampling.events import JournalEvent, Reported
+from replay_service.sampling.partition import Partition
+
+SampleOrder = Literal["sample_id", "excess_loss", "loss", "visits", "last_step", "flips"]
+SAMPLE_ORDERS: Final[tuple[str, ...]] = get_args(SampleOrder)
+_COLUMN_OF: Final = {
+    "sample_id": samples.c.sample_id,
+    "excess_loss": samples.c.excess_nats,
+    "loss": samples.c.loss_nats,
+    "visits": samples.c.num_visits,
+    "last_step": samples.c.last_step,
+    "flips": samples.c.num_flips,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SampleStatistics:
+    """What was measured of one sample: `loss_nats` and `excess_nats` at its last step, the rest over all visits."""
+
+    sample_id: int
+    stratum: int
+    num_visits: int
+    first_step: int
+    last_step: int
+    base_loss_nats: float
+    loss_nats: float
+    excess_nats: float
+    num_tokens: int
+    num_flips: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleQuery:
+    """One page of samples: those after the place (value of the order, sample id), in one stratum or in all."""
+
+    order: SampleOrder
+    descending: bool
+    limit: int
+    stratum: int | None = None
+    after: tuple[float, int] | None = None
+
+    def place_of(self, sample: SampleStatistics) -> tuple[float, int]:
+        """Where a sample stands in this order."""
+        return getattr(sample, _COLUMN_OF[self.order].name), sample.sample_id
+
+
+def record(connection: Connection, run: str, events: Sequence[JournalEvent], partition: Partition) -> None:
+    """Merge reports into the statistics of their samples."""
+    statement = text(_MERGE.format(rows=_ROWS[connection.dialect.name]))
+    for event in events:
+        if isinstance(event, Reported):
+            columns = [event.rows[name].tolist() for name in event.rows.dtype.names or ()]
+            strata = partition.stratum_of(event.rows["sample_id"]).tolist()
+            rows = json.dumps(list(zip(strata, *columns, strict=True)))
+            connection.execute(statement, {"run": run, "step": event.step, "rows": rows})
+
+
+def forget(connection: Connection, run: str) -> None:
+    connection.execute(delete(samples).where(samples.c.run == run))
+
+
+def page(connection: Connection, run: str, query: SampleQuery) -> list[SampleStatistics]:
+    column = _COLUMN_OF[query.order]
+    statement = select(samples).where(samples.c.run == run)
+    if query.stratum is not None:
+        statement = statement.where(samples.c.stratum == query.stratum)
+    if query.after is not None:
+        value, sample_id = query.after
+        further = column < value if query.descending else column > value
+        statement = statement.where(or_(further, and_(column == value, samples.c.sample_id > sample_id)))
+    statement = statement.order_by(column.desc() if query.descending else column, samples.c.sample_id)
+    return [_statistics(row) for row in connection.execute(statement.limit(query.limit))]
+
+
+def one(connection: Connection, run: str, sample_id: int) -> SampleStatistics | None:
+    row = connection.execute(select(samples).where(samples.c.run == run, samples.c.sample_id == sample_id)).first()
+    return None if row is None else _statistics(row)
+
+
+def _statistics(row: Any) -> SampleStatistics:
+    return SampleStatistics(**{name: getattr(row, name) for name in SampleStatistics.__dataclass_fields__})
+
+
+_ROWS: Final = {
+    "sqlite": """
+        SELECT json_extract(value, '$[0]') AS stratum, json_extract(value, '$[1]') AS sample_id,
+               json_extract(value, '$[2]') AS loss, json_extract(value, '$[3]') AS base_loss,
+               json_extract(value, '$[4]') AS num_tokens, json_extract(value, '$[5]') AS num_flips
+        FROM json_each(:rows)""",
+    "postgresql": """
+        SELECT CAST(value ->> 0 AS integer) AS stratum, CAST(value ->> 1 AS bigint) AS sample_id,
+               CAST(value ->> 2 AS double precision) AS loss, CAST(value ->> 3 AS double precision) AS base_loss,
+               CAST(value ->> 4 AS bigint) AS num_tokens, CAST(value ->> 5 AS bigint) AS num_flips
+        FROM json_array_elements(CAST(:rows AS json)) AS value""",
+}
+
+_MERGE: Final = """
+    INSERT INTO samples (run, sample_id, stratum, num_visits, first_step, last_step, base_loss_nats, loss_nats,
+                         excess_nats, num_tokens, num_flips)
+    SELECT :run, sample_id, stratum, 1, :step, :step, base_loss, loss, loss - base_loss, num_tokens, num_flips
+    FROM ({rows}) AS reported WHERE true
+    ON CONFLICT (run, sample_id) DO UPDATE SET
+        num_visits = samples.num_visits + 1,
+        num_tokens = samples.num_tokens + excluded.num_tokens,
+        num_flips = samples.num_flips + excluded.num_flips,
+        loss_nats = CASE WHEN excluded.last_step < samples.last_step THEN samples.loss_nats
+                         ELSE excluded.loss_nats END,
+        excess_nats = CASE WHEN excluded.last_step < samples.last_step THEN samples.excess_nats
+                           ELSE excluded.excess_nats END,
+        first_step = CASE WHEN excluded.first_step < samples.first_step THEN excluded.first_step
+                          ELSE samples.first_step END,
+        last_step = CASE WHEN excluded.last_step < samples.last_step THEN samples.last_step
+                         ELSE excluded.last_step END
+"""

@@ -1,0 +1,133 @@
+"""Fenced mode: plans that do not depend on when reports come."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from replay_service.corpus.reader import Corpus
+from replay_service.errors import AwaitingReports, StepOutOfRange
+from replay_service.ledger import audit
+from replay_service.ledger.journal import Journal
+from replay_service.ledger.owner import OwnerLimits, RunOwner
+from tests.ledger.worlds import bytes_of, ids_of, losses_of, made_corpus, open_journal, record_of
+
+LAG = 3
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return made_corpus(tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture
+def journal(database_url: str) -> Iterator[Journal]:
+    with open_journal(database_url) as journal:
+        yield journal
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def fenced(journal: Journal, corpus: Corpus, clock: Clock, run: str = "tuning") -> RunOwner:
+    """A new run, or one that is opened again."""
+    if run not in [record.run for record in journal.runs()]:
+        journal.create_run(record_of(run, policy="mix_cd", feedback={"mode": "fenced", "lag": LAG}, floor=0.0))
+    limits = OwnerLimits(snapshot_every=7, seal_after_s=60.0)
+    return RunOwner(journal, journal.run(run), corpus.partition, corpus.base_losses, limits, clock)
+
+
+def a_life(owner: RunOwner, seed: int) -> list[bytes]:
+    """Twenty steps; reports of a step come in an order and in pieces that depend on the seed, as late as they may."""
+    rng = random.Random(seed)
+    plans: list[bytes] = []
+    waiting: list[tuple[int, int]] = []
+    for step in range(20):
+        rng.shuffle(waiting)
+        due = [each for each in waiting if each[0] <= step - LAG or rng.random() < 0.5]
+        for planned_step, sample in due:
+            flips = (sample * 7 + planned_step) % 11
+            owner.report(losses_of(planned_step, [sample], num_flips=flips))
+        waiting = [each for each in waiting if each not in due]
+        (plan,) = owner.plan(step, 1, 100)
+        plans.append(plan.rows.tobytes())
+        waiting += [(step, sample) for sample in ids_of(plan)]
+    return plans
+
+
+def test_plans_do_not_depend_on_when_and_in_which_order_reports_come(
+    journal: Journal, corpus: Corpus, clock: Clock
+) -> None:
+    lives = [a_life(fenced(journal, corpus, clock, f"life-{seed}"), seed) for seed in range(4)]
+    assert all(life == lives[0] for life in lives)
+
+
+def test_plans_learn_from_reports(journal: Journal, corpus: Corpus, clock: Clock) -> None:
+    learned = a_life(fenced(journal, corpus, clock), 0)
+    journal.create_run(record_of("uniform", policy="uniform"))
+    blind = RunOwner(journal, journal.run("uniform"), corpus.partition, corpus.base_losses)
+    unlearned = [plan.rows["sample_id"].tobytes() for plan in blind.plan(0, 20, 100)]
+    assert learned != unlearned
+
+
+def test_a_plan_waits_for_the_reports_that_it_may_know(journal: Journal, corpus: Corpus, clock: Clock) -> None:
+    owner = fenced(journal, corpus, clock)
+    plans = owner.plan(0, LAG, 100)
+    before = bytes_of(owner)
+    with pytest.raises(AwaitingReports) as refusal:
+        owner.plan(LAG, 1, 100)
+    assert refusal.value.extensions["awaited_steps"] == [0]
+    assert bytes_of(owner) == before
+    owner.report(losses_of(0, ids_of(plans[0])))
+    assert len(owner.plan(LAG, 1, 100)) == 1
+    with pytest.raises(AwaitingReports):
+        owner.plan(LAG + 1, 1, 100)
+
+
+def test_what_was_planned_is_served_without_waiting(journal: Journal, corpus: Corpus, clock: Clock) -> None:
+    owner = fenced(journal, corpus, clock)
+    owner.plan(0, LAG, 100)
+    assert len(owner.plan(0, LAG, 100)) == LAG
+
+
+def test_a_window_that_would_wait_for_itself_is_refused(journal: Journal, corpus: Corpus, clock: Clock) -> None:
+    owner = fenced(journal, corpus, clock)
+    with pytest.raises(StepOutOfRange, match="at most 3 steps at once"):
+        owner.plan(0, LAG + 1, 100)
+
+
+def test_a_report_that_never_comes_is_sealed_after_a_while(journal: Journal, corpus: Corpus, clock: Clock) -> None:
+    owner = fenced(journal, corpus, clock)
+    first, *_ = owner.plan(0, LAG, 100)
+    owner.report(losses_of(0, ids_of(first)[:1]))
+    for clock.now in (1000.0, 1059.0):
+        with pytest.raises(AwaitingReports):
+            owner.plan(LAG, 1, 100)
+    clock.now = 1060.0
+    assert len(owner.plan(LAG, 1, 100)) == 1
+    late = owner.report(losses_of(0, ids_of(first)))
+    assert (late.accepted, late.rejected) == (0, len(ids_of(first)))
+    assert bytes_of(fenced(journal, corpus, clock)) == bytes_of(owner)
+    assert audit.verify(journal, owner.record, corpus.partition).holds
+
+
+def test_a_fenced_run_restores_and_rewinds_to_the_byte(journal: Journal, corpus: Corpus, clock: Clock) -> None:
+    owner = fenced(journal, corpus, clock)
+    a_life(owner, 0)
+    assert bytes_of(fenced(journal, corpus, clock)) == bytes_of(owner)
+    again = fenced(journal, corpus, clock)
+    again.rewind(9)
+    for step in range(10 - LAG, 10):
+        (plan,) = again.plan(step, 1, 100)
+        again.report(losses_of(step, ids_of(plan)))
+    assert len(again.plan(10, 1, 100)) == 1
+    assert audit.verify(journal, owner.record, corpus.partition).holds

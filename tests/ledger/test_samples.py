@@ -1,0 +1,125 @@
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from replay_service.corpus.reader import Corpus
+from replay_service.ledger.journal import Journal
+from replay_service.ledger.owner import RunOwner
+from replay_service.ledger.samples import SampleOrder, SampleQuery, SampleStatistics
+from tests.ledger.worlds import ids_of, losses_of, made_corpus, open_journal, owner_of, record_of
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return made_corpus(tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture
+def journal(database_url: str) -> Iterator[Journal]:
+    with open_journal(database_url) as journal:
+        journal.create_run(record_of(global_batch_size=40, injection_ratio="0.5"))
+        yield journal
+
+
+@pytest.fixture
+def owner(journal: Journal, corpus: Corpus) -> RunOwner:
+    return owner_of(journal, corpus)
+
+
+def reported(owner: RunOwner, num_steps: int, seed: int = 0) -> dict[int, list[tuple[int, float, int]]]:
+    """Report all samples of some steps, in any order; (step, loss, flips) of every report, by sample, in step order."""
+    rng = np.random.default_rng(seed)
+    history: dict[int, list[tuple[int, float, int]]] = {}
+    plans = owner.plan(0, num_steps, 100)
+    for index in rng.permutation(num_steps):
+        for sample in ids_of(plans[index]):
+            loss, flips = float(rng.normal(3.0)), int(rng.integers(11))
+            assert owner.report(losses_of(int(index), [sample], loss=loss, num_flips=flips)).accepted == 1
+            history.setdefault(sample, []).append((int(index), loss, flips))
+    return {sample: sorted(visits) for sample, visits in history.items()}
+
+
+def expected(corpus: Corpus, history: dict[int, list[tuple[int, float, int]]]) -> dict[int, SampleStatistics]:
+    statistics = {}
+    for sample, visits in history.items():
+        steps, losses, flips = zip(*visits, strict=True)
+        rows = corpus.rows(np.array([sample]))
+        base = float(rows.base_loss[0])
+        statistics[sample] = SampleStatistics(
+            sample_id=sample,
+            stratum=int(rows.stratum[0]),
+            num_visits=len(visits),
+            first_step=steps[0],
+            last_step=steps[-1],
+            base_loss_nats=base,
+            loss_nats=losses[-1],
+            excess_nats=losses[-1] - base,
+            num_tokens=11 * len(visits),
+            num_flips=sum(flips),
+        )
+    return statistics
+
+
+def all_samples(journal: Journal, **query: Any) -> list[SampleStatistics]:
+    return journal.samples("tuning", SampleQuery(**{"order": "sample_id", "descending": False, "limit": 1000, **query}))
+
+
+def test_statistics_are_those_of_the_reports_in_any_order(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
+    history = reported(owner, 9)
+    assert max(map(len, history.values())) > 1
+    assert {each.sample_id: each for each in all_samples(journal)} == expected(corpus, history)
+
+
+def test_a_duplicate_changes_nothing(owner: RunOwner, journal: Journal) -> None:
+    (plan,) = owner.plan(0, 1, 100)
+    owner.report(losses_of(0, ids_of(plan)))
+    before = all_samples(journal)
+    owner.report(losses_of(0, ids_of(plan), loss=9.0))
+    assert all_samples(journal) == before
+
+
+def test_a_rewind_takes_back_what_it_forgets(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
+    history = reported(owner, 9)
+    owner.rewind(4)
+    kept = {sample: [visit for visit in visits if visit[0] <= 4] for sample, visits in history.items()}
+    kept = {sample: visits for sample, visits in kept.items() if visits}
+    assert {each.sample_id: each for each in all_samples(journal)} == expected(corpus, kept)
+    owner.plan(5, 1, 100)
+    owner.rewind(-1)
+    assert all_samples(journal) == []
+
+
+@pytest.mark.parametrize("order", ["sample_id", "excess_loss", "loss", "visits", "last_step", "flips"])
+@pytest.mark.parametrize("descending", [False, True])
+def test_pages_hold_every_sample_once_in_order(
+    owner: RunOwner, journal: Journal, order: SampleOrder, descending: bool
+) -> None:
+    reported(owner, 7)
+    whole = all_samples(journal, order=order, descending=descending)
+    query = SampleQuery(order, descending, 5)
+    paged: list[SampleStatistics] = []
+    while page := journal.samples("tuning", query):
+        paged += page
+        query = SampleQuery(order, descending, 5, after=query.place_of(page[-1]))
+    assert paged == whole
+    values = [query.place_of(each)[0] for each in whole]
+    assert values == sorted(values, reverse=descending)
+
+
+def test_one_stratum_can_be_asked_for(owner: RunOwner, journal: Journal) -> None:
+    reported(owner, 5)
+    by_stratum = [all_samples(journal, stratum=stratum) for stratum in range(4)]
+    assert all(each.stratum == stratum for stratum, page in enumerate(by_stratum) for each in page)
+    assert sum(map(len, by_stratum)) == len(all_samples(journal))
+
+
+def test_a_sample_has_its_history(owner: RunOwner, journal: Journal) -> None:
+    history = reported(owner, 9)
+    sample, visits = max(history.items(), key=lambda each: len(each[1]))
+    found = journal.sample("tuning", sample)
+    assert found is not None
+    told = sorted((each.step, each.rows["loss_nats"][0], each.rows["num_flips"][0]) for each in found[1])
+    assert told == visits
+    assert journal.sample("tuning", 10**15) is None
