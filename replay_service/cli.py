@@ -196,8 +196,10 @@ def _open_journal(config: Path | None, root: Path | None, database_url: str | No
     if settings.database_url is None and not (settings.root / "journal.sqlite").exists():
         raise FileNotFoundError(f"there is no journal in {settings.root}; name the service's folder with --root")
     journal = Journal(open_database(settings.journal_url))
-    yield journal, CorpusStore(settings.corpora)
-    journal.close()
+    try:
+        yield journal, CorpusStore(settings.corpora)
+    finally:
+        journal.close()
 
 
 def _settings(config: Path | None, **flags: Any) -> Any:

@@ -29,8 +29,10 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         journal = Journal(open_database(settings.journal_url, settings.durability))
         owners = Owners(journal, store.get, OwnerLimits(settings.snapshot_every, settings.seal_after_s))
         app.state.service = ReplayService(settings, store, journal, owners, _now)
-        yield
-        journal.close()
+        try:
+            yield
+        finally:
+            journal.close()
 
     app = FastAPI(
         title="Replay service",

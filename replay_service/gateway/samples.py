@@ -29,13 +29,13 @@ def list_samples(
     cursor: Annotated[str | None, Query(description="Where the page before ended.")] = None,
 ) -> SamplePage:
     """The rehearsed samples of a run, the most damaged first, page by page."""
-    service.journal.run(run)
+    corpus = service.corpora.get(service.journal.run(run).corpus)
     name = order.removeprefix("-")
     if name not in SAMPLE_ORDERS:
         raise InvalidRequest(f"order must be one of {_ORDERS}, or one of them with a minus, not {order!r}")
     after = None if cursor is None else _place(cursor)
     query = SampleQuery(cast(SampleOrder, name), order.startswith("-"), limit, stratum, after)
-    found = service.journal.samples(run, query)
+    found = service.journal.samples(run, query, corpus.partition)
     further = _cursor(query.place_of(found[-1])) if len(found) == limit else None
     return SamplePage(run=run, samples=[SampleInfo(**asdict(each)) for each in found], cursor=further)
 
@@ -43,8 +43,8 @@ def list_samples(
 @router.get("/{sample_id}", operation_id="get_sample", responses=responses(404, 422))
 def get_sample(run: str, sample_id: int, service: Service) -> SampleHistory:
     """One rehearsed sample and its reports, oldest first."""
-    service.journal.run(run)
-    found = service.journal.sample(run, sample_id) if 0 <= sample_id <= MAX_INT64 else None
+    corpus = service.corpora.get(service.journal.run(run).corpus)
+    found = service.journal.sample(run, sample_id, corpus.partition) if 0 <= sample_id <= MAX_INT64 else None
     if found is None:
         raise UnknownSample(f"nothing was reported of sample {sample_id} in run {run!r}; its samples can be listed")
     statistics, reports = found

@@ -6,11 +6,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
+import structlog
 from sqlalchemy import Connection, Engine, update
-from sqlalchemy.exc import SQLAlchemyError
 
 from replay_service.errors import JournalUnavailable, ReplayError, RunTaken
 from replay_service.ledger.schema import runs
+
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +44,7 @@ class Committer:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._queue: SimpleQueue[_Write | None] = SimpleQueue()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._thread.start()
 
@@ -51,11 +54,15 @@ class Committer:
         The future raises RunTaken when the lease's epoch has passed, and JournalUnavailable when the commit failed.
         """
         write = _Write(lease, work)
-        self._queue.put(write)
+        if self._closed:
+            _fail([write], JournalUnavailable("the journal is closed: the service is stopping"))
+        else:
+            self._queue.put(write)
         return write.done
 
     def close(self) -> None:
-        """Write what waits, then stop."""
+        """Write what waits, then stop; what is submitted from now on fails."""
+        self._closed = True
         self._queue.put(None)
         self._thread.join()
 
@@ -94,7 +101,9 @@ class Committer:
                     write.work(connection)
         except ReplayError as error:
             return error
-        except SQLAlchemyError as error:
+        except Exception as error:
+            # The edge of a thread that every run depends on: whatever a driver raises, it must live on.
+            _log.error("the journal could not be written", runs=[write.lease.run for write in writes], exc_info=error)
             return JournalUnavailable(f"the journal could not be written: {error.__class__.__name__}; try again")
         return None
 

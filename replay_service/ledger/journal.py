@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
@@ -18,16 +19,17 @@ from replay_service.sampling.events import (
     REPORTED_ROW,
     Closed,
     Configured,
-    Event,
     JournalEvent,
     Planned,
     Reported,
     Rewound,
     Sealed,
-    surviving,
 )
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.run_config import RunConfig
+
+CATCH_UP_EVENTS: Final = 1000
+"""Events whose reports are merged into the per-sample statistics at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,27 +121,18 @@ class Journal:
         first_seq: int,
         new: Sequence[JournalEvent],
         snapshot: Snapshot | None = None,
-        partition: Partition | None = None,
     ) -> Future[None]:
-        """Write the events `new`, numbered from `first_seq`, and a snapshot if one is due: all of it or nothing.
-
-        With a `partition`, the statistics of the samples that are reported on are brought up to date too.
-        """
+        """Write the events `new`, numbered from `first_seq`, and a snapshot if one is due: all of it or nothing."""
 
         def write(connection: Connection) -> None:
             _insert_events(connection, lease.run, attempt, first_seq, new)
-            if partition is not None:
-                samples.record(connection, lease.run, new, partition)
             if snapshot is not None:
                 _insert_snapshot(connection, lease.run, snapshot)
 
         return self._committer.submit(lease, write)
 
-    def append_rewind(
-        self, lease: Lease, seq: int, event: Rewound, snapshot: Snapshot, partition: Partition
-    ) -> Future[None]:
+    def append_rewind(self, lease: Lease, seq: int, event: Rewound, snapshot: Snapshot) -> Future[None]:
         """Write a rewind and the state that it leads to; what was derived from forgotten events goes away with it."""
-        standing = list(surviving(self._standing(lease.run), event.step))
 
         def write(connection: Connection) -> None:
             _insert_events(connection, lease.run, snapshot.attempt, seq, [event])
@@ -147,23 +140,36 @@ class Journal:
             connection.execute(delete(snapshots).where(*later))
             _insert_snapshot(connection, lease.run, snapshot)
             samples.forget(connection, lease.run)
-            samples.record(connection, lease.run, standing, partition)
 
         return self._committer.submit(lease, write)
 
-    def _standing(self, run: str) -> list[Event]:
-        """The committed events of a run that no rewind has taken back."""
-        standing: list[Event] = []
-        for entry in self.entries(run):
-            if isinstance(entry.event, Rewound):
-                standing = list(surviving(standing, entry.event.step))
-            else:
-                standing.append(entry.event)
-        return standing
+    def _standing_reports(self, run: str, first_seq: int, num_entries: int) -> tuple[list[Reported], int]:
+        """The reports among `num_entries` events from `first_seq` on that no rewind has taken back, and how many
+        events there were."""
+        entries = list(self.entries(run, first_seq, num_entries))
+        with self._engine.connect() as connection:
+            query = select(events.c.seq, events.c.step).where(events.c.run == run, events.c.kind == "rewound")
+            rewinds = connection.execute(query).all()
+        reports = [
+            entry.event
+            for entry in entries
+            if isinstance(entry.event, Reported)
+            and all(entry.event.step <= step for seq, step in rewinds if seq > entry.seq)
+        ]
+        return reports, len(entries)
 
-    def entries(self, run: str, first_seq: int = 0) -> Iterator[Entry]:
+    def _catch_up(self, run: str, partition: Partition) -> None:
+        """Bring the samples up to date, some events at a time, so that nobody waits long for the database."""
+        num_entries = CATCH_UP_EVENTS
+        while num_entries == CATCH_UP_EVENTS:
+            with self._engine.begin() as connection:
+                first_seq = samples.begin(connection, run)
+                reports, num_entries = self._standing_reports(run, first_seq, CATCH_UP_EVENTS)
+                samples.merge(connection, run, reports, partition, first_seq + num_entries)
+
+    def entries(self, run: str, first_seq: int = 0, most: int | None = None) -> Iterator[Entry]:
         """The events of a run from number `first_seq` on, oldest first, read in a stream."""
-        query = select(events).where(events.c.run == run, events.c.seq >= first_seq).order_by(events.c.seq)
+        query = select(events).where(events.c.run == run, events.c.seq >= first_seq).order_by(events.c.seq).limit(most)
         with self._engine.connect() as connection:
             for row in connection.execution_options(yield_per=1000).execute(query):
                 yield Entry(row.seq, row.attempt, _event(row))
@@ -183,18 +189,20 @@ class Journal:
             last = {row.step: row for row in connection.execute(query)}
         return [_planned(row) for row in last.values()]
 
-    def samples(self, run: str, query: SampleQuery) -> list[SampleStatistics]:
+    def samples(self, run: str, query: SampleQuery, partition: Partition) -> list[SampleStatistics]:
         """What was measured of a run's samples: one page."""
+        self._catch_up(run, partition)
         with self._engine.connect() as connection:
             return samples.page(connection, run, query)
 
-    def sample(self, run: str, sample_id: int) -> tuple[SampleStatistics, list[Reported]] | None:
+    def sample(self, run: str, sample_id: int, partition: Partition) -> tuple[SampleStatistics, list[Reported]] | None:
         """What was measured of one sample, and its reports, oldest first; None if there are none."""
+        self._catch_up(run, partition)
         with self._engine.connect() as connection:
             found = samples.one(connection, run, sample_id)
         if found is None:
             return None
-        reports = (event for event in self._standing(run) if isinstance(event, Reported))
+        reports, _ = self._standing_reports(run, 0, self.num_events(run))
         of_sample = (replace(each, rows=each.rows[each.rows["sample_id"] == sample_id]) for each in reports)
         return found, [each for each in of_sample if len(each.rows)]
 

@@ -212,7 +212,7 @@ class RunOwner:
             state = self._state_after(step)
             seq, attempt = self._num_events, self._attempt + 1
             snapshot = Snapshot(seq + 1, attempt, state.next_step, to_bytes(state))
-            self._journal.append_rewind(self._lease, seq, Rewound(step), snapshot, self._partition).result()
+            self._journal.append_rewind(self._lease, seq, Rewound(step), snapshot).result()
             self._state, self._attempt = state, attempt
             self._num_events = self._last_snapshot = seq + 1
 
@@ -259,9 +259,7 @@ class RunOwner:
     def _commit(self, events: Sequence[Event]) -> None:
         due = self._num_events - self._last_snapshot >= self._limits.snapshot_every
         snapshot = self._snapshot() if due else None
-        self._last_write = self._journal.append(
-            self._lease, self._attempt, self._num_events, events, snapshot, self._partition
-        )
+        self._last_write = self._journal.append(self._lease, self._attempt, self._num_events, events, snapshot)
         if snapshot is not None:
             self._last_snapshot = snapshot.seq
         for event in events:

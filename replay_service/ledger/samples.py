@@ -1,17 +1,18 @@
 """Per-sample statistics: what was measured of each rehearsed sample, derived from the reports.
 
-A report's rows travel to the database as one JSON document and are merged there, so that it costs no Python a row.
+They are derived data and catch up with the journal when somebody asks, so a report pays nothing for them. A report's
+rows travel to the database as one JSON document and are merged there, which costs no Python a row.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-from sqlalchemy import Connection, and_, delete, or_, select, text
+from sqlalchemy import Connection, and_, delete, insert, or_, select, text, update
 
-from replay_service.ledger.schema import samples
-from replay_service.sampling.events import JournalEvent, Reported
+from replay_service.ledger.schema import sample_progress, samples
+from replay_service.sampling.events import Reported
 from replay_service.sampling.partition import Partition
 
 SampleOrder = Literal["sample_id", "excess_loss", "loss", "visits", "last_step", "flips"]
@@ -57,19 +58,30 @@ class SampleQuery:
         return getattr(sample, _COLUMN_OF[self.order].name), sample.sample_id
 
 
-def record(connection: Connection, run: str, events: Sequence[JournalEvent], partition: Partition) -> None:
-    """Merge reports into the statistics of their samples."""
+def begin(connection: Connection, run: str) -> int:
+    """Keep everybody else from merging into a run's samples; the number of the first event that is not in them."""
+    mine = sample_progress.c.run == run
+    if not connection.execute(update(sample_progress).where(mine).values(seq=sample_progress.c.seq)).rowcount:
+        connection.execute(insert(sample_progress).values(run=run, seq=0))
+    seq: int = connection.execute(select(sample_progress.c.seq).where(mine)).scalar_one()
+    return seq
+
+
+def merge(connection: Connection, run: str, reports: Iterable[Reported], partition: Partition, next_seq: int) -> None:
+    """Merge reports into the statistics of their samples; `next_seq` is the first event that is not in them then."""
     statement = text(_MERGE.format(rows=_ROWS[connection.dialect.name]))
-    for event in events:
-        if isinstance(event, Reported):
-            columns = [event.rows[name].tolist() for name in event.rows.dtype.names or ()]
-            strata = partition.stratum_of(event.rows["sample_id"]).tolist()
-            rows = json.dumps(list(zip(strata, *columns, strict=True)))
-            connection.execute(statement, {"run": run, "step": event.step, "rows": rows})
+    for event in reports:
+        columns = [event.rows[name].tolist() for name in event.rows.dtype.names or ()]
+        strata = partition.stratum_of(event.rows["sample_id"]).tolist()
+        rows = json.dumps(list(zip(strata, *columns, strict=True)))
+        connection.execute(statement, {"run": run, "step": event.step, "rows": rows})
+    connection.execute(update(sample_progress).where(sample_progress.c.run == run).values(seq=next_seq))
 
 
 def forget(connection: Connection, run: str) -> None:
+    """Begin anew: the next `merge` starts with the first event."""
     connection.execute(delete(samples).where(samples.c.run == run))
+    connection.execute(delete(sample_progress).where(sample_progress.c.run == run))
 
 
 def page(connection: Connection, run: str, query: SampleQuery) -> list[SampleStatistics]:

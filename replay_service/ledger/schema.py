@@ -67,6 +67,14 @@ samples = Table(
     Column("num_flips", BigInteger, nullable=False),
 )
 
+# Which events the samples hold already.
+sample_progress = Table(
+    "sample_progress",
+    metadata,
+    Column("run", String(64), ForeignKey("runs.run"), primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+)
+
 worst_samples = Index("worst_samples", samples.c.run, samples.c.excess_nats)
 
 one_plan_a_step = Index(

@@ -22,7 +22,7 @@ def routes() -> list[tuple[str, str]]:
 
 
 def named(path: str, name: str) -> str:
-    return path.replace("{run}", name).replace("{corpus}", name)
+    return path.replace("{run}", name).replace("{corpus}", name).replace("{sample_id}", "5")
 
 
 def subclasses(kind: type[errors.ReplayError]) -> Iterator[type[errors.ReplayError]]:

@@ -165,7 +165,8 @@ class RunLife(RuleBasedStateMachine):
 
     @invariant()
     def samples_were_visited_as_often_as_reports_were_accepted(self) -> None:
-        samples = self.journal.samples("tuning", SampleQuery("sample_id", False, 1000))
+        partition = CorpusStore(self.folder).get("wiki").partition
+        samples = self.journal.samples("tuning", SampleQuery("sample_id", False, 1000), partition)
         assert sum(each.num_visits for each in samples) == sum(map(len, self.accepted.values()))
 
     @invariant()

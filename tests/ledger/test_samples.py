@@ -62,22 +62,23 @@ def expected(corpus: Corpus, history: dict[int, list[tuple[int, float, int]]]) -
     return statistics
 
 
-def all_samples(journal: Journal, **query: Any) -> list[SampleStatistics]:
-    return journal.samples("tuning", SampleQuery(**{"order": "sample_id", "descending": False, "limit": 1000, **query}))
+def all_samples(journal: Journal, corpus: Corpus, **query: Any) -> list[SampleStatistics]:
+    whole = SampleQuery(**{"order": "sample_id", "descending": False, "limit": 1000, **query})
+    return journal.samples("tuning", whole, corpus.partition)
 
 
 def test_statistics_are_those_of_the_reports_in_any_order(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
     history = reported(owner, 9)
     assert max(map(len, history.values())) > 1
-    assert {each.sample_id: each for each in all_samples(journal)} == expected(corpus, history)
+    assert {each.sample_id: each for each in all_samples(journal, corpus)} == expected(corpus, history)
 
 
-def test_a_duplicate_changes_nothing(owner: RunOwner, journal: Journal) -> None:
+def test_a_duplicate_changes_nothing(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
     (plan,) = owner.plan(0, 1, 100)
     owner.report(losses_of(0, ids_of(plan)))
-    before = all_samples(journal)
+    before = all_samples(journal, corpus)
     owner.report(losses_of(0, ids_of(plan), loss=9.0))
-    assert all_samples(journal) == before
+    assert all_samples(journal, corpus) == before
 
 
 def test_a_rewind_takes_back_what_it_forgets(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
@@ -85,22 +86,22 @@ def test_a_rewind_takes_back_what_it_forgets(owner: RunOwner, journal: Journal, 
     owner.rewind(4)
     kept = {sample: [visit for visit in visits if visit[0] <= 4] for sample, visits in history.items()}
     kept = {sample: visits for sample, visits in kept.items() if visits}
-    assert {each.sample_id: each for each in all_samples(journal)} == expected(corpus, kept)
+    assert {each.sample_id: each for each in all_samples(journal, corpus)} == expected(corpus, kept)
     owner.plan(5, 1, 100)
     owner.rewind(-1)
-    assert all_samples(journal) == []
+    assert all_samples(journal, corpus) == []
 
 
 @pytest.mark.parametrize("order", ["sample_id", "excess_loss", "loss", "visits", "last_step", "flips"])
 @pytest.mark.parametrize("descending", [False, True])
 def test_pages_hold_every_sample_once_in_order(
-    owner: RunOwner, journal: Journal, order: SampleOrder, descending: bool
+    owner: RunOwner, journal: Journal, corpus: Corpus, order: SampleOrder, descending: bool
 ) -> None:
     reported(owner, 7)
-    whole = all_samples(journal, order=order, descending=descending)
+    whole = all_samples(journal, corpus, order=order, descending=descending)
     query = SampleQuery(order, descending, 5)
     paged: list[SampleStatistics] = []
-    while page := journal.samples("tuning", query):
+    while page := journal.samples("tuning", query, corpus.partition):
         paged += page
         query = SampleQuery(order, descending, 5, after=query.place_of(page[-1]))
     assert paged == whole
@@ -108,18 +109,18 @@ def test_pages_hold_every_sample_once_in_order(
     assert values == sorted(values, reverse=descending)
 
 
-def test_one_stratum_can_be_asked_for(owner: RunOwner, journal: Journal) -> None:
+def test_one_stratum_can_be_asked_for(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
     reported(owner, 5)
-    by_stratum = [all_samples(journal, stratum=stratum) for stratum in range(4)]
+    by_stratum = [all_samples(journal, corpus, stratum=stratum) for stratum in range(4)]
     assert all(each.stratum == stratum for stratum, page in enumerate(by_stratum) for each in page)
-    assert sum(map(len, by_stratum)) == len(all_samples(journal))
+    assert sum(map(len, by_stratum)) == len(all_samples(journal, corpus))
 
 
-def test_a_sample_has_its_history(owner: RunOwner, journal: Journal) -> None:
+def test_a_sample_has_its_history(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
     history = reported(owner, 9)
     sample, visits = max(history.items(), key=lambda each: len(each[1]))
-    found = journal.sample("tuning", sample)
+    found = journal.sample("tuning", sample, corpus.partition)
     assert found is not None
     told = sorted((each.step, each.rows["loss_nats"][0], each.rows["num_flips"][0]) for each in found[1])
     assert told == visits
-    assert journal.sample("tuning", 10**15) is None
+    assert journal.sample("tuning", 10**15, corpus.partition) is None

@@ -26,8 +26,10 @@ def made_corpus(folder: Path) -> Corpus:
 def open_journal(place: Path | str) -> Iterator[Journal]:
     """A journal in an SQLite file, or in the database that a URL names."""
     journal = Journal(open_database(f"sqlite:///{place}" if isinstance(place, Path) else place))
-    yield journal
-    journal.close()
+    try:
+        yield journal
+    finally:
+        journal.close()
 
 
 def record_of(run: str = "tuning", **config: object) -> RunRecord:

@@ -127,3 +127,9 @@ def test_the_draws_of_a_released_version_stay_the_same() -> None:
     assert keys(7, 1, 2).tolist() == [1650069959653123811]
     assert permuted(7, 10, np.arange(10)).tolist() == [3, 1, 2, 5, 8, 7, 9, 4, 6, 0]
     assert permuted(7, 10**12, np.arange(3)).tolist() == [755418918675, 247801825349, 250307379064]
+
+
+@pytest.mark.slow
+def test_it_is_a_bijection_for_every_size_up_to_ten_thousand() -> None:
+    for size in range(1, 10_001):
+        assert (np.bincount(permuted(size, size, np.arange(size)), minlength=size) == 1).all(), size

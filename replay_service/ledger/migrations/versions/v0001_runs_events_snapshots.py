@@ -60,9 +60,14 @@ def upgrade() -> None:
         sa.Column("num_tokens", sa.BigInteger, nullable=False),
         sa.Column("num_flips", sa.BigInteger, nullable=False),
     )
+    op.create_table(
+        "sample_progress",
+        sa.Column("run", sa.String(64), sa.ForeignKey("runs.run"), primary_key=True),
+        sa.Column("seq", sa.BigInteger, nullable=False),
+    )
     op.create_index("worst_samples", "samples", ["run", "excess_nats"])
 
 
 def downgrade() -> None:
-    for table in ("samples", "snapshots", "events", "runs"):
+    for table in ("sample_progress", "samples", "snapshots", "events", "runs"):
         op.drop_table(table)
