@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from replay_service.errors import AwaitingReports, InvalidReport, InvalidRun, RunClosed, RunTaken, StepOutOfRange
 from replay_service.ledger.journal import Journal, RunRecord, Snapshot
+from replay_service.ledger.reports import NUM_NAMED, by_step_and_rank, check_values, once_each
 from replay_service.sampling.events import (
     REPORTED_ROW,
     Closed,
@@ -36,12 +37,6 @@ BaseLosses = Callable[[Int64Array], NDArray[np.float64]]
 
 CURRENT_ATTEMPT: Final = 0
 """What a report says that does not know of attempts."""
-
-_NUM_NAMED: Final = 5
-"""How many of the rows at fault an error names."""
-
-_MOST_NATS: Final = 1e6
-"""Products and sums of losses up to this are far from an overflow, which would spoil the run's statistics for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +150,11 @@ class RunOwner:
             InvalidReport: when a loss is not finite, a count is impossible, a step has no plan, or a sample was not
                 planned for its step.
         """
-        _check_values(rows)
+        check_values(rows)
         with self._alone():
             current = rows[(rows["attempt"] == CURRENT_ATTEMPT) | (rows["attempt"] == self._attempt)]
             num_stale = len(rows) - len(current)
-            groups = [self._sorted_out(group) for group in _by_step_and_rank(_once_each(current))]
+            groups = [self._sorted_out(group) for group in by_step_and_rank(once_each(current))]
             events = [event for event, _ in groups if len(event.rows)]
             if events:
                 self._commit(events)
@@ -253,7 +248,7 @@ class RunOwner:
                 f"the plan of step {last_step} of run {self.record.run!r} waits for the reports of "
                 f"{len(awaited) - len(overdue)} earlier steps; they are sealed without them after "
                 f"{self._limits.seal_after_s:g} s",
-                awaited_steps=awaited[:_NUM_NAMED],
+                awaited_steps=awaited[:NUM_NAMED],
             )
 
     def _commit(self, events: Sequence[Event]) -> None:
@@ -301,7 +296,7 @@ class RunOwner:
         if len(strangers):
             raise InvalidReport(
                 f"{len(strangers)} samples were not planned for step {step} of run {self.record.run!r}: "
-                f"{strangers[:_NUM_NAMED].tolist()}; report sample ids as the batch of that step named them"
+                f"{strangers[:NUM_NAMED].tolist()}; report sample ids as the batch of that step named them"
             )
 
     def _reported(self, rows: np.ndarray) -> np.ndarray:
@@ -317,39 +312,3 @@ def restored(snapshot: Snapshot | None, config: RunConfig, partition: Partition)
     if snapshot is None:
         return RunState.initial(config, partition), 0, 1
     return from_bytes(snapshot.state, partition), snapshot.seq, snapshot.attempt
-
-
-def _once_each(rows: np.ndarray) -> np.ndarray:
-    """The first row of each sample of a step, in the order given; a second one, of any rank, is a duplicate."""
-    _, first = np.unique(rows[["step", "sample_id"]], return_index=True)
-    return rows[np.sort(first)]
-
-
-def _by_step_and_rank(rows: np.ndarray) -> list[np.ndarray]:
-    rows = rows[np.lexsort((rows["rank"], rows["step"]))]
-    changes = (np.diff(rows["step"]) != 0) | (np.diff(rows["rank"]) != 0)
-    return [group for group in np.split(rows, np.flatnonzero(changes) + 1) if len(group)]
-
-
-def _check_values(rows: np.ndarray) -> None:
-    rules = [
-        (
-            ~np.isfinite(rows["loss_nats"]),
-            "loss_nats is not a finite number; leave such rows out of the report",
-        ),
-        (np.abs(rows["loss_nats"]) > _MOST_NATS, f"loss_nats is beyond {_MOST_NATS:,.0f} nats per token"),
-        (rows["num_tokens"] < 1, "num_tokens is less than 1"),
-        (
-            (rows["num_flips"] < 0) | (rows["num_flips"] > rows["num_tokens"]),
-            "num_flips is not in [0, num_tokens]",
-        ),
-        (rows["rank"] < 0, "rank is negative"),
-    ]
-    for broken, what in rules:
-        if broken.any():
-            where = np.flatnonzero(broken)
-            raise InvalidReport(
-                f"{len(where)} of {len(rows)} rows: {what} (first at row {where[0]}, sample "
-                f"{rows['sample_id'][where[0]]}); nothing was folded in",
-                rows=where[:_NUM_NAMED].tolist(),
-            )

@@ -2,6 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from replay_service.corpus.reader import Corpus
+from tests.ledger.worlds import made_corpus
+
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
@@ -10,3 +13,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'ledger.db'}"
     url: str = request.getfixturevalue("postgresql_database")
     return url
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """A corpus of random rows, two domains of two quantiles; nothing writes to it."""
+    return made_corpus(tmp_path_factory.mktemp("corpora"))

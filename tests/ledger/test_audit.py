@@ -9,12 +9,7 @@ from replay_service.corpus.reader import Corpus
 from replay_service.ledger import audit
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import OwnerLimits, RunOwner
-from tests.ledger.worlds import ids_of, losses_of, made_corpus, open_journal, record_of
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return made_corpus(tmp_path_factory.mktemp("corpora"))
+from tests.ledger.worlds import ids_of, losses_of, open_journal, record_of
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ from tests.ledger.worlds import (
     ids_of,
     image_of,
     losses_of,
-    made_corpus,
     open_journal,
     owner_of,
     record_of,
@@ -38,11 +37,6 @@ AHEAD = 4096
 PAGE = 4096
 
 TIMES = ("2026-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "2038-01-19T03:14:08Z", "1999-12-31T23:59:59Z")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return made_corpus(tmp_path_factory.mktemp("corpora"))
 
 
 def next_step(owner: RunOwner) -> int:

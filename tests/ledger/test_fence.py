@@ -10,7 +10,7 @@ from replay_service.errors import AwaitingReports, StepOutOfRange
 from replay_service.ledger import audit
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import OwnerLimits, RunOwner
-from tests.ledger.worlds import bytes_of, ids_of, losses_of, made_corpus, open_journal, record_of
+from tests.ledger.worlds import bytes_of, ids_of, losses_of, open_journal, record_of
 
 LAG = 3
 
@@ -20,11 +20,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return made_corpus(tmp_path_factory.mktemp("corpora"))
 
 
 @pytest.fixture

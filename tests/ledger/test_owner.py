@@ -20,7 +20,6 @@ from tests.ledger.worlds import (
     ids_of,
     image_of,
     losses_of,
-    made_corpus,
     open_journal,
     owner_of,
     record_of,
@@ -28,11 +27,6 @@ from tests.ledger.worlds import (
 from tests.sampling.worlds import same_plan
 
 AHEAD = 64
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return made_corpus(tmp_path_factory.mktemp("corpora"))
 
 
 @pytest.fixture

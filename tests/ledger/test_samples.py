@@ -8,12 +8,7 @@ from replay_service.corpus.reader import Corpus
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
 from replay_service.ledger.samples import SampleOrder, SampleQuery, SampleStatistics
-from tests.ledger.worlds import ids_of, losses_of, made_corpus, open_journal, owner_of, record_of
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return made_corpus(tmp_path_factory.mktemp("corpora"))
+from tests.ledger.worlds import ids_of, losses_of, open_journal, owner_of, record_of
 
 
 @pytest.fixture
