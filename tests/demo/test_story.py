@@ -16,6 +16,8 @@ from tests.support import running_service
 from trainer.client import ReplayClient
 from trainer.metrics import MetricsFile
 
+pytestmark = pytest.mark.timeout(1200)
+
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
@@ -27,7 +29,6 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         capture_output=True,
         text=True,
         env={**os.environ, "HOME": str(home), "XDG_CACHE_HOME": cache},
-        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
