@@ -1,12 +1,12 @@
 """The journal: runs, their events in the order in which they happened, and snapshots of their states."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, Select, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from replay_service.errors import RunExists, UnknownRun
@@ -143,33 +143,35 @@ class Journal:
 
         return self._committer.submit(lease, write)
 
-    def _standing_reports(self, run: str, first_seq: int, num_entries: int) -> tuple[list[Reported], int]:
-        """The reports among `num_entries` events from `first_seq` on that no rewind has taken back, and how many
-        events there were."""
-        entries = list(self.entries(run, first_seq, num_entries))
+    def _standing_reports(self, run: str, entries: Iterable[Entry]) -> list[Reported]:
+        """The reports among `entries` that no rewind has taken back."""
+        query = select(events.c.seq, events.c.step).where(events.c.run == run, events.c.kind == "rewound")
         with self._engine.connect() as connection:
-            query = select(events.c.seq, events.c.step).where(events.c.run == run, events.c.kind == "rewound")
             rewinds = connection.execute(query).all()
-        reports = [
+        return [
             entry.event
             for entry in entries
             if isinstance(entry.event, Reported)
             and all(entry.event.step <= step for seq, step in rewinds if seq > entry.seq)
         ]
-        return reports, len(entries)
 
     def _catch_up(self, run: str, partition: Partition) -> None:
         """Bring the samples up to date, some events at a time, so that nobody waits long for the database."""
-        num_entries = CATCH_UP_EVENTS
-        while num_entries == CATCH_UP_EVENTS:
+        more = True
+        while more:
             with self._engine.begin() as connection:
                 first_seq = samples.begin(connection, run)
-                reports, num_entries = self._standing_reports(run, first_seq, CATCH_UP_EVENTS)
-                samples.merge(connection, run, reports, partition, first_seq + num_entries)
+                entries = list(self.entries(run, first_seq, CATCH_UP_EVENTS))
+                reports = self._standing_reports(run, entries)
+                samples.merge(connection, run, reports, partition, first_seq + len(entries))
+            more = len(entries) == CATCH_UP_EVENTS
 
     def entries(self, run: str, first_seq: int = 0, most: int | None = None) -> Iterator[Entry]:
         """The events of a run from number `first_seq` on, oldest first, read in a stream."""
-        query = select(events).where(events.c.run == run, events.c.seq >= first_seq).order_by(events.c.seq).limit(most)
+        return self._entries(select(events).where(events.c.run == run, events.c.seq >= first_seq).limit(most))
+
+    def _entries(self, query: Select[tuple[object, ...]]) -> Iterator[Entry]:
+        query = query.order_by(events.c.seq)
         with self._engine.connect() as connection:
             for row in connection.execution_options(yield_per=1000).execute(query):
                 yield Entry(row.seq, row.attempt, _event(row))
@@ -202,7 +204,9 @@ class Journal:
             found = samples.one(connection, run, sample_id)
         if found is None:
             return None
-        reports, _ = self._standing_reports(run, 0, self.num_events(run))
+        query = select(events).where(events.c.run == run, events.c.kind == "reported")
+        visits = self._entries(query.where(events.c.step.between(found.first_step, found.last_step)))
+        reports = self._standing_reports(run, visits)
         of_sample = (replace(each, rows=each.rows[each.rows["sample_id"] == sample_id]) for each in reports)
         return found, [each for each in of_sample if len(each.rows)]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-from sqlalchemy import Connection, and_, delete, insert, or_, select, text, update
+from sqlalchemy import Connection, and_, delete, or_, select, text, update
 
 from replay_service.ledger.schema import sample_progress, samples
 from replay_service.sampling.events import Reported
@@ -61,8 +61,9 @@ class SampleQuery:
 def begin(connection: Connection, run: str) -> int:
     """Keep everybody else from merging into a run's samples; the number of the first event that is not in them."""
     mine = sample_progress.c.run == run
-    if not connection.execute(update(sample_progress).where(mine).values(seq=sample_progress.c.seq)).rowcount:
-        connection.execute(insert(sample_progress).values(run=run, seq=0))
+    first_time = text("INSERT INTO sample_progress (run, seq) VALUES (:run, 0) ON CONFLICT DO NOTHING")
+    connection.execute(first_time, {"run": run})
+    connection.execute(update(sample_progress).where(mine).values(seq=sample_progress.c.seq))
     seq: int = connection.execute(select(sample_progress.c.seq).where(mine)).scalar_one()
     return seq
 

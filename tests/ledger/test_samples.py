@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -119,3 +120,11 @@ def test_a_sample_has_its_history(owner: RunOwner, journal: Journal, corpus: Cor
     told = sorted((each.step, each.rows["loss_nats"][0], each.rows["num_flips"][0]) for each in found[1])
     assert told == visits
     assert journal.sample("tuning", 10**15, corpus.partition) is None
+
+
+def test_queries_that_come_together_count_every_report_once(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
+    history = reported(owner, 6)
+    with ThreadPoolExecutor(8) as pool:
+        pages = list(pool.map(lambda _: all_samples(journal, corpus), range(8)))
+    assert {each.sample_id: each for each in pages[-1]} == expected(corpus, history)
+    assert all(page == pages[0] for page in pages)
