@@ -35,7 +35,8 @@ def train(
 ) -> None:
     """Fine-tune with Ray Train, rehearsing what the service plans.
 
-    Started again after it was stopped, the job goes on from its last checkpoint with the same samples.
+    Started again after it was stopped, the job goes on from its last checkpoint, and so does its run at the
+    service.
     """
     overrides: dict[str, Any] = {
         "rehearsal.service_url": service_url,

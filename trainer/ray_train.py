@@ -1,4 +1,4 @@
-"""The job on Ray Train: a worker group that fails, resumes from its checkpoint, and goes on with the same plans."""
+"""The job on Ray Train: a worker group that fails, resumes from its checkpoint, and rewinds its run to it."""
 
 import tempfile
 from dataclasses import dataclass
