@@ -39,8 +39,8 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
 def get_batches(run: str, body: BatchRequest, request: Request, service: Service) -> Response:
     """The samples that one rank rehearses in a window of steps.
 
-    The plan of a step is made when it is first asked for and never changes but by a rewind: asking again gives the same samples,
-    whatever happened in between. Arrow by default, JSON for people.
+    The plan of a step is made when it is first asked for and never changes, unless the run is rewound: asking again
+    gives the same samples, whatever happened in between. Arrow by default, JSON for people.
     """
     as_json = _wants_json(request)
     _check(service, body)
