@@ -185,7 +185,7 @@ def _read(body: bytes) -> pa.RecordBatch:
 
 
 def _refuse_inflating(body: bytes) -> None:
-    """A limit on the body's size must limit what it decodes to: compressed zeros grow to 30,000 times their size."""
+    """A limit on the body's size must limit what it decodes to: compressed zeros grow to thousands of times theirs."""
     for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
         if message.type == "dictionary":
             raise ValueError("the Arrow stream has dictionary-encoded columns; send plain ones")
