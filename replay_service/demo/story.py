@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 
@@ -31,8 +32,11 @@ def tell(*, model: str | None, folder: Path, fast: bool, hold: bool) -> None:
     with libraries_muted(folder / "demo.log") as terminal:
         console = Console(file=terminal, highlight=False)
         model, manifest = _prepare(console, model, folder, folder / "corpora", scale)
-        with service_process(folder) as base_url:
-            console.print(f"  service up at {base_url}, journal {folder / 'journal.sqlite'}", soft_wrap=True)
+        with ExitStack() as running:
+            with progress_bar(console) as bar:
+                task = bar.add_task("start the service", total=None, note="")
+                base_url = running.enter_context(service_process(folder))
+                bar.update(task, total=1, completed=1, note=base_url)
             jobs = write_jobs(folder, model, manifest.precision, scale, base_url)
             for title, job in zip(("tune with rehearsal", "tune without rehearsal"), jobs, strict=True):
                 watch_training(read_config(job), console, title)
