@@ -149,11 +149,11 @@ def verify(
     database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the journal (SQLite in root).")] = None,
 ) -> None:
     """Fold a run's journal again from its first event and compare with every snapshot, byte for byte."""
-    with _errors_as_messages(), _open_journal(config, root, database_url) as (journal, corpora):
+    with _errors_as_messages(), _open_journal(config, root, database_url) as journal:
         from replay_service.ledger import audit
 
         record = journal.run(run)
-        verdict = audit.verify(journal, record, corpora.get(record.corpus).partition)
+        verdict = audit.verify(journal, record)
     found = f"{verdict.num_events:,} events, {verdict.num_snapshots:,} snapshots"
     if not verdict.holds:
         console.print(
@@ -174,7 +174,7 @@ def export(
     database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the journal (SQLite in root).")] = None,
 ) -> None:
     """Write a run's journal as a Parquet file for analysts."""
-    with _errors_as_messages(), _open_journal(config, root, database_url) as (journal, _):
+    with _errors_as_messages(), _open_journal(config, root, database_url) as journal:
         from replay_service.ledger import audit
 
         num_rows = audit.export_parquet(journal, journal.run(run).run, parquet)
@@ -186,9 +186,8 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _open_journal(config: Path | None, root: Path | None, database_url: str | None) -> Iterator[tuple[Any, Any]]:
-    """The journal and the corpora of a service's settings; a service may run on them meanwhile."""
-    from replay_service.corpus.reader import CorpusStore
+def _open_journal(config: Path | None, root: Path | None, database_url: str | None) -> Iterator[Any]:
+    """The journal of a service's settings; a service may run on them meanwhile."""
     from replay_service.ledger.database import open_database
     from replay_service.ledger.journal import Journal
 
@@ -197,7 +196,7 @@ def _open_journal(config: Path | None, root: Path | None, database_url: str | No
         raise FileNotFoundError(f"there is no journal in {settings.root}; name the service's folder with --root")
     journal = Journal(open_database(settings.journal_url))
     try:
-        yield journal, CorpusStore(settings.corpora)
+        yield journal
     finally:
         journal.close()
 

@@ -32,6 +32,9 @@ class Corpus:
     def partition(self) -> Partition:
         return self.manifest.partition()
 
+    def partition_of(self, generation: int) -> Partition:
+        return self.partition
+
     def rows(self, sample_ids: Int64Array) -> SampleRows:
         """The samples at the given addresses (int64 [n], of this corpus), in their order."""
         number, row = sample_ids >> ROW_BITS, sample_ids & ROW_MASK

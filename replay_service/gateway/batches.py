@@ -83,13 +83,14 @@ def _read(corpus: Corpus, owner: RunOwner, attempt: int, plans: Sequence[Planned
     parts = [plan.rows[_slice(plan, body)] for plan in plans]
     planned = np.concatenate(parts)
     samples = corpus.rows(planned["sample_id"])
+    generation, injection_ratio = owner.read(lambda state: (state.generation, state.config.injection_ratio))
     return Batch(
         header=BatchHeader(
             run=record.run,
             attempt=attempt,
             corpus=record.corpus,
-            generation=record.generation,
-            injection_ratio=owner.read(lambda state: state.config.injection_ratio),
+            generation=generation,
+            injection_ratio=injection_ratio,
             rank=body.rank,
             world_size=body.world_size,
             seq_len=corpus.manifest.seq_len,

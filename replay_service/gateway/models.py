@@ -65,6 +65,12 @@ class RunSettings(Model):
     feedback: FeedbackSettings = Field(
         default_factory=FeedbackSettings, description="Whether plans wait for reports, to be reproducible."
     )
+    adopt_every_steps: int = Field(
+        0,
+        ge=0,
+        le=1 << 61,
+        description="Adopt the corpus's latest generation so many steps after the last; 0: when asked.",
+    )
 
     def to_config(self) -> RunConfig:
         """Raises ValueError when the values do not go together."""
@@ -90,6 +96,7 @@ class RunChange(Model):
     delta_nats: float | None = None
     prior_weight: float | None = Field(None, gt=0, le=1e9)
     half_life_steps: float | None = Field(None, gt=0, le=1e12)
+    adopt_every_steps: int | None = Field(None, ge=0, le=1 << 61)
 
     def changes(self) -> dict[str, object]:
         """What was given, by name."""
@@ -97,6 +104,12 @@ class RunChange(Model):
         if self.injection_ratio is not None:
             given["injection_ratio"] = str(self.injection_ratio)
         return given
+
+
+class AdoptRequest(Model):
+    """Which generation of its corpus a run shall see."""
+
+    generation: int | None = Field(None, ge=1, le=MAX_INT64, description="By default the latest.")
 
 
 class RewindRequest(Model):
@@ -110,7 +123,7 @@ class RunSummary(Model):
 
     run: str
     corpus: str
-    generation: int = Field(description="The generation of the corpus that the run sees.")
+    generation: int = Field(description="The generation of the corpus that the run began with; of one run, sees now.")
     created_at: str = Field(description="ISO 8601, UTC.")
     config: RunSettings = Field(description="As the run was created; of one run, as it is now.")
 
@@ -144,7 +157,7 @@ class LossRow(Model):
     rank: int = Field(ge=0, le=1 << 20)
     sample_id: int = Field(ge=0, le=MAX_INT64)
     loss_nats: float = Field(description="Mean loss over num_tokens predictions, nats per token.")
-    num_tokens: int = Field(ge=1, le=1 << 30, description="Predicted tokens.")
+    num_tokens: int = Field(ge=0, le=1 << 30, description="Predicted tokens; 0: the sample could not be measured.")
     attempt: int = Field(0, ge=0, le=1 << 30, description="That of the batch; 0 means the run's current one.")
     num_flips: int = Field(
         ge=0,

@@ -6,7 +6,16 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from replay_service.errors import InvalidRun
-from replay_service.gateway.models import RewindRequest, RunChange, RunCreate, RunInfo, RunList, RunSettings, RunSummary
+from replay_service.gateway.models import (
+    AdoptRequest,
+    RewindRequest,
+    RunChange,
+    RunCreate,
+    RunInfo,
+    RunList,
+    RunSettings,
+    RunSummary,
+)
 from replay_service.gateway.problems import responses
 from replay_service.gateway.service import ReplayService, Service
 from replay_service.ledger.journal import RunRecord
@@ -28,9 +37,7 @@ def create_run(body: RunCreate, service: Service, response: Response) -> RunInfo
         config = RunSettings(**body.model_dump(exclude={"run", "corpus"})).to_config()
     except ValueError as error:
         raise InvalidRun(str(error)) from error
-    generation = service.corpora.get(body.corpus).generation
-    created = service.owners.create(RunRecord(body.run, body.corpus, generation, config, service.now()))
-    if not created:
+    if not service.owners.create(body.run, body.corpus, config, service.now()):
         response.status_code = 200
     response.headers["Location"] = f"/v1/runs/{body.run}"
     return _describe(service, body.run)
@@ -58,6 +65,16 @@ def configure_run(run: str, body: RunChange, service: Service) -> RunInfo:
     return _describe(service, run)
 
 
+@router.post("/{run}/adopt", operation_id="adopt_generation", responses=responses(404, 413, 422))
+def adopt_generation(run: str, body: AdoptRequest, service: Service) -> RunInfo:
+    """See a later generation of the corpus from the first step that has no plan yet: by default, the latest one.
+
+    Within the epochs that are going on nothing repeats, and the new samples are as likely as those that are left.
+    """
+    service.owners.get(run).adopt(body.generation)
+    return _describe(service, run)
+
+
 @router.post("/{run}/rewind", operation_id="rewind_run", responses=responses(404, 413, 422))
 def rewind_run(run: str, body: RewindRequest, service: Service) -> RunInfo:
     """Go back to the state that the run had after a step, as a training job does that resumes from a checkpoint.
@@ -82,9 +99,9 @@ def _describe(service: ReplayService, run: str) -> RunInfo:
 
 
 def _info(owner: RunOwner, state: RunState) -> RunInfo:
-    summary = {**_summary(owner.record), "config": RunSettings(**asdict(state.config))}
+    now = {"config": RunSettings(**asdict(state.config)), "generation": state.generation}
     return RunInfo(
-        **summary,
+        **{**_summary(owner.record), **now},
         next_step=state.next_step,
         policy_version=state.policy_version,
         attempt=owner.attempt,
@@ -93,4 +110,10 @@ def _info(owner: RunOwner, state: RunState) -> RunInfo:
 
 
 def _summary(record: RunRecord) -> dict[str, Any]:
-    return {**asdict(record), "config": RunSettings(**asdict(record.config))}
+    return {
+        "run": record.run,
+        "corpus": record.corpus,
+        "generation": record.created.generation,
+        "created_at": record.created_at,
+        "config": RunSettings(**asdict(record.config)),
+    }

@@ -1,11 +1,13 @@
 """Statistics: what a run has learned of its corpus."""
 
-import numpy as np
+from collections.abc import Sequence
+
 from fastapi import APIRouter
 
 from replay_service.gateway.models import RunStats, StrataList, StratumStats
 from replay_service.gateway.problems import responses
 from replay_service.gateway.service import Service
+from replay_service.sampling.partition import stratum_name
 from replay_service.sampling.run_state import RunState
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["statistics"])
@@ -20,13 +22,15 @@ def get_stats(run: str, service: Service) -> RunStats:
 @router.get("/strata", operation_id="get_strata", responses=responses(404, 422))
 def get_strata(run: str, service: Service) -> StrataList:
     """The statistics, the damage rate and the probability of each stratum."""
-    return service.owners.get(run).read(lambda state: list_strata(run, state))
+    owner = service.owners.get(run)
+    groups = service.corpora.get(owner.record.corpus).partition.groups
+    return owner.read(lambda state: list_strata(run, state, groups))
 
 
 def summarise(run: str, state: RunState) -> RunStats:
     totals = state.totals
     num_trained = state.next_step * state.config.global_batch_size
-    num_rehearsed, num_reported = int(state.cursors.sum()), int(totals.samples.sum())
+    num_rehearsed, num_reported = int(state.walk.num_draws.sum()), int(totals.samples.sum())
     num_tokens, num_flips = int(totals.tokens.sum()), int(totals.flips.sum())
     return RunStats(
         run=run,
@@ -36,7 +40,7 @@ def summarise(run: str, state: RunState) -> RunStats:
         num_rehearsed=num_rehearsed,
         achieved_ratio=num_rehearsed / num_trained if num_trained else 0.0,
         num_reported=num_reported,
-        num_pending=sum(len(pending.rows) for pending in state.pending.values()),
+        num_pending=sum(pending.num_awaited for pending in state.pending.values()),
         num_tokens=num_tokens,
         num_flips=num_flips,
         flip_rate=_mean(num_flips, num_tokens),
@@ -45,19 +49,19 @@ def summarise(run: str, state: RunState) -> RunStats:
     )
 
 
-def list_strata(run: str, state: RunState) -> StrataList:
-    partition, totals = state.partition, state.totals
+def list_strata(run: str, state: RunState, groups: Sequence[str]) -> StrataList:
+    """Every stratum; `groups` names at least the groups of the state's generation."""
+    totals, walk, sizes = state.totals, state.walk, state.walk.sizes
     rates, probabilities = state.damage_rates(), state.probabilities()
-    epochs = state.cursors // np.maximum(partition.sizes, 1)
     strata = [
         StratumStats(
             stratum=k,
-            name=partition.name(k),
-            domain=partition.groups[k // partition.num_quantiles],
-            quantile=k % partition.num_quantiles,
-            num_samples=int(partition.sizes[k]),
-            num_drawn=int(state.cursors[k]),
-            epoch=int(epochs[k]),
+            name=stratum_name(groups, state.num_quantiles, k),
+            domain=groups[k // state.num_quantiles],
+            quantile=k % state.num_quantiles,
+            num_samples=int(sizes[k]),
+            num_drawn=int(walk.num_draws[k]),
+            epoch=int(walk.epoch[k]),
             num_reported=int(totals.samples[k]),
             num_tokens=int(totals.tokens[k]),
             num_flips=int(totals.flips[k]),
@@ -66,7 +70,7 @@ def list_strata(run: str, state: RunState) -> StrataList:
             damage_rate=float(rates[k]),
             probability=float(probabilities[k]),
         )
-        for k in range(partition.num_strata)
+        for k in range(state.num_strata)
     ]
     return StrataList(run=run, policy_version=state.policy_version, strata=strata)
 

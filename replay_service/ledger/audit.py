@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from replay_service.ledger.journal import Entry, Journal, RunRecord
-from replay_service.sampling.events import Event, JournalEvent, Planned, Reported, Rewound, surviving
-from replay_service.sampling.partition import Partition
+from replay_service.sampling.events import Created, Event, JournalEvent, Planned, Reported, Rewound, surviving
 from replay_service.sampling.run_state import RunState, fold
 from replay_service.sampling.state_bytes import to_bytes
 
@@ -30,20 +29,25 @@ class Verdict:
         return not (self.wrong_snapshots or self.missing_events)
 
 
-def verify(journal: Journal, record: RunRecord, partition: Partition) -> Verdict:
-    """Fold all events of a run from the first one, and compare with every snapshot, byte for byte."""
+def verify(journal: Journal, record: RunRecord) -> Verdict:
+    """Fold all events of a run from the first one, and compare with every snapshot, byte for byte.
+
+    After a missing event there is nothing to compare with: from there on events are only counted.
+    """
     snapshots = {snapshot.seq: snapshot for snapshot in journal.snapshots(record.run)}
-    state, standing = RunState.initial(record.config, partition), list[Event]()
+    state, standing = RunState.initial(record.created), list[Event]()
     wrong: list[int] = []
     missing: list[int] = []
     expected = 0
     for entry in journal.entries(record.run):
         missing += range(expected, entry.seq)
         expected = entry.seq + 1
+        if missing:
+            continue
         if isinstance(entry.event, Rewound):
             standing = list(surviving(standing, entry.event.step))
-            state = _folded(standing, record, partition)
-        else:
+            state = _folded(standing, record)
+        elif not isinstance(entry.event, Created):
             standing.append(entry.event)
             fold(state, entry.event)
         snapshot = snapshots.get(expected)
@@ -52,8 +56,8 @@ def verify(journal: Journal, record: RunRecord, partition: Partition) -> Verdict
     return Verdict(expected, len(snapshots), wrong, missing)
 
 
-def _folded(events: list[Event], record: RunRecord, partition: Partition) -> RunState:
-    state = RunState.initial(record.config, partition)
+def _folded(events: list[Event], record: RunRecord) -> RunState:
+    state = RunState.initial(record.created)
     for event in events:
         fold(state, event)
     return state

@@ -1,16 +1,16 @@
 """Group commit: what many requests write at about the same time becomes durable by one commit."""
 
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
 
 import structlog
-from sqlalchemy import Connection, Engine, update
+from sqlalchemy import Connection, Engine, bindparam, insert, update
 
 from replay_service.errors import JournalUnavailable, ReplayError, RunTaken
-from replay_service.ledger.schema import runs
+from replay_service.ledger.database import DirectStatement, Row
+from replay_service.ledger.schema import events, runs
 
 _log = structlog.get_logger()
 
@@ -31,98 +31,113 @@ class Lease:
         return Lease(self.run, self.epoch)
 
 
-@dataclass(frozen=True, slots=True)
-class _Write:
+@dataclass(slots=True, eq=False)
+class Write:
+    """What one request writes: rows of `events`, and whatever else belongs into the same transaction."""
+
     lease: Lease
-    work: Callable[[Connection], None]
-    done: Future[None] = field(default_factory=Future)
+    rows: Sequence[Row]
+    also: Callable[[Connection], None] | None
+    _committer: "Committer"
+    _settled: bool = field(default=False, init=False)
+    _failure: ReplayError | None = field(default=None, init=False)
+
+    def wait(self) -> None:
+        """Return when the write is durable, and all that were submitted before it.
+
+        Raises:
+            RunTaken: when the lease's epoch has passed.
+            JournalUnavailable: when it could not be committed.
+        """
+        if not self._settled:
+            self._committer.settle(self)
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def is_settled(self) -> bool:
+        return self._settled
+
+    def settle(self, failure: ReplayError | None = None) -> None:
+        if failure is not None:
+            self._failure = self.lease.failure = failure
+        self._settled = True
 
 
 class Committer:
-    """One thread that writes all that waits in one transaction, while the next writes gather."""
+    """Writes gather in a queue. Whoever waits for one commits all that have gathered, while the next ones gather.
+
+    So a request on its own commits by itself, without another thread to wake up, and of many that come at once the
+    first commits for all.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._queue: SimpleQueue[_Write | None] = SimpleQueue()
+        self._insert = DirectStatement(insert(events), engine)
+        mine = (runs.c.run == bindparam("the_run")) & (runs.c.owner_epoch == bindparam("epoch"))
+        self._hold = DirectStatement(update(runs).where(mine).values(owner_epoch=bindparam("epoch")), engine)
+        self._queue: deque[Write] = deque()
+        self._turn = threading.Lock()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
-        self._thread.start()
 
-    def submit(self, lease: Lease, work: Callable[[Connection], None]) -> Future[None]:
-        """Write under a lease, after all that was submitted before; the future ends when it is durable.
+    def submit(self, lease: Lease, rows: Sequence[Row], also: Callable[[Connection], None] | None = None) -> Write:
+        """Queue a write, after all that were submitted before; it is durable when its `wait` returns."""
+        write = Write(lease, rows, also, self)
+        self._queue.append(write)
+        return write
 
-        The future raises RunTaken when the lease's epoch has passed, and JournalUnavailable when the commit failed.
-        """
-        write = _Write(lease, work)
-        if self._closed:
-            _fail([write], JournalUnavailable("the journal is closed: the service is stopping"))
-        else:
-            self._queue.put(write)
-        return write.done
+    def settle(self, write: Write) -> None:
+        """Commit what has gathered, unless somebody did so for `write` meanwhile."""
+        with self._turn:
+            if not write.is_settled:
+                self._commit_all()
 
     def close(self) -> None:
-        """Write what waits, then stop; what is submitted from now on fails."""
-        self._closed = True
-        self._queue.put(None)
-        self._thread.join()
+        """Write what waits; what is submitted from now on fails."""
+        with self._turn:
+            self._commit_all()
+            self._closed = True
 
-    def _run(self) -> None:
-        going_on = True
-        while going_on:
-            gathered = [self._queue.get(), *self._waiting()]
-            going_on = None not in gathered
-            self._commit([write for write in gathered if write is not None])
+    def _commit_all(self) -> None:
+        gathered = []
+        while self._queue:
+            gathered.append(self._queue.popleft())
+        if gathered:
+            self._commit(gathered)
 
-    def _waiting(self) -> Iterable[_Write | None]:
-        while True:
-            try:
-                yield self._queue.get_nowait()
-            except Empty:
-                return
-
-    def _commit(self, writes: list[_Write]) -> None:
+    def _commit(self, writes: list[Write]) -> None:
         leases = dict.fromkeys(write.lease for write in writes)
         failure = self._try(writes)
-        if failure is None:
-            _finish(writes)
-        elif len(leases) == 1:
-            _fail(writes, failure)
-        else:
+        if failure is not None and len(leases) > 1:
             # Which run is at fault does not show; the others need not suffer for it.
             for lease in leases:
                 self._commit([write for write in writes if write.lease is lease])
+            return
+        for write in writes:
+            write.settle(failure)
 
-    def _try(self, writes: list[_Write]) -> ReplayError | None:
+    def _try(self, writes: list[Write]) -> ReplayError | None:
+        if self._closed:
+            return JournalUnavailable("the journal is closed: the service is stopping")
         try:
             with self._engine.begin() as connection:
                 for lease in dict.fromkeys(write.lease for write in writes):
-                    _hold(connection, lease)
+                    self._keep(connection, lease)
+                self._insert.execute(connection, [row for write in writes for row in write.rows])
                 for write in writes:
-                    write.work(connection)
+                    if write.also is not None:
+                        write.also(connection)
         except ReplayError as error:
             return error
         except Exception as error:
-            # The edge of a thread that every run depends on: whatever a driver raises, it must live on.
+            # Every waiting request must hear of it, whatever a driver raises.
             _log.error("the journal could not be written", runs=[write.lease.run for write in writes], exc_info=error)
             return JournalUnavailable(f"the journal could not be written: {error.__class__.__name__}; try again")
         return None
 
-
-def _hold(connection: Connection, lease: Lease) -> None:
-    """Fail unless the lease is good, and keep anybody else from taking the run before the commit."""
-    if lease.failure is not None:
-        raise lease.failure
-    mine = (runs.c.run == lease.run) & (runs.c.owner_epoch == lease.epoch)
-    if not connection.execute(update(runs).where(mine).values(owner_epoch=lease.epoch)).rowcount:
-        raise RunTaken(f"another process has taken over run {lease.run!r}; ask that one")
-
-
-def _finish(writes: list[_Write]) -> None:
-    for write in writes:
-        write.done.set_result(None)
-
-
-def _fail(writes: list[_Write], failure: ReplayError) -> None:
-    for write in writes:
-        write.lease.failure = failure
-        write.done.set_exception(failure)
+    def _keep(self, connection: Connection, lease: Lease) -> None:
+        """Fail unless the lease is good, and keep anybody else from taking the run before the commit."""
+        if lease.failure is not None:
+            raise lease.failure
+        if not self._hold.execute(connection, [{"the_run": lease.run, "epoch": lease.epoch}]):
+            raise RunTaken(f"another process has taken over run {lease.run!r}; ask that one")

@@ -1,8 +1,8 @@
 """The journal: runs, their events in the order in which they happened, and snapshots of their states."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -11,14 +11,16 @@ from sqlalchemy.exc import IntegrityError
 
 from replay_service.errors import RunExists, UnknownRun
 from replay_service.ledger import samples
-from replay_service.ledger.committer import Committer, Lease
+from replay_service.ledger.committer import Committer, Lease, Write
 from replay_service.ledger.samples import SampleQuery, SampleStatistics
 from replay_service.ledger.schema import events, runs, snapshots
 from replay_service.sampling.events import (
     PLANNED_ROW,
     REPORTED_ROW,
+    Adopted,
     Closed,
     Configured,
+    Created,
     JournalEvent,
     Planned,
     Reported,
@@ -27,6 +29,8 @@ from replay_service.sampling.events import (
 )
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.run_config import RunConfig
+
+_RECORDS: Final = select(runs, events.c.payload).join(events, (events.c.run == runs.c.run) & (events.c.seq == 0))
 
 CATCH_UP_EVENTS: Final = 1000
 """Events whose reports are merged into the per-sample statistics at once."""
@@ -38,9 +42,13 @@ class RunRecord:
 
     run: str
     corpus: str
-    generation: int
-    config: RunConfig
+    created: Created
+    """The first event of its journal."""
     created_at: str
+
+    @property
+    def config(self) -> RunConfig:
+        return self.created.config
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,7 @@ class Journal:
         self._engine.dispose()
 
     def create_run(self, record: RunRecord) -> None:
-        """Write down a new run.
+        """Write down a new run and its first event.
 
         Raises:
             RunExists: when the name is taken.
@@ -83,24 +91,23 @@ class Journal:
         values = {
             "run": record.run,
             "corpus": record.corpus,
-            "generation": record.generation,
-            "config": record.config.to_json(),
             "created_at": record.created_at,
             "owner_epoch": 0,
         }
         try:
             with self._engine.begin() as connection:
                 connection.execute(insert(runs).values(values))
+                connection.execute(insert(events), _rows(record.run, 1, 0, [record.created]))
         except IntegrityError:
             raise RunExists(f"run {record.run!r} exists already; choose another name") from None
 
     def runs(self) -> list[RunRecord]:
         with self._engine.connect() as connection:
-            return [_record(row) for row in connection.execute(select(runs).order_by(runs.c.run))]
+            return [_record(row) for row in connection.execute(_RECORDS.order_by(runs.c.run))]
 
     def run(self, name: str) -> RunRecord:
         with self._engine.connect() as connection:
-            row = connection.execute(select(runs).where(runs.c.run == name)).first()
+            row = connection.execute(_RECORDS.where(runs.c.run == name)).first()
         if row is None:
             raise UnknownRun(f"there is no run {name!r}; GET /v1/runs lists them, POST /v1/runs creates one")
         return _record(row)
@@ -121,27 +128,23 @@ class Journal:
         first_seq: int,
         new: Sequence[JournalEvent],
         snapshot: Snapshot | None = None,
-    ) -> Future[None]:
+    ) -> Write:
         """Write the events `new`, numbered from `first_seq`, and a snapshot if one is due: all of it or nothing."""
+        rows = _rows(lease.run, attempt, first_seq, new)
+        if snapshot is None:
+            return self._committer.submit(lease, rows)
+        return self._committer.submit(lease, rows, lambda each: _insert_snapshot(each, lease.run, snapshot))
 
-        def write(connection: Connection) -> None:
-            _insert_events(connection, lease.run, attempt, first_seq, new)
-            if snapshot is not None:
-                _insert_snapshot(connection, lease.run, snapshot)
-
-        return self._committer.submit(lease, write)
-
-    def append_rewind(self, lease: Lease, seq: int, event: Rewound, snapshot: Snapshot) -> Future[None]:
+    def append_rewind(self, lease: Lease, seq: int, event: Rewound, snapshot: Snapshot) -> Write:
         """Write a rewind and the state that it leads to; what was derived from forgotten events goes away with it."""
 
-        def write(connection: Connection) -> None:
-            _insert_events(connection, lease.run, snapshot.attempt, seq, [event])
+        def also(connection: Connection) -> None:
             later = (snapshots.c.run == lease.run, snapshots.c.next_step > snapshot.next_step)
             connection.execute(delete(snapshots).where(*later))
             _insert_snapshot(connection, lease.run, snapshot)
             samples.forget(connection, lease.run)
 
-        return self._committer.submit(lease, write)
+        return self._committer.submit(lease, _rows(lease.run, snapshot.attempt, seq, [event]), also)
 
     def _standing_reports(self, run: str, entries: Iterable[Entry]) -> list[Reported]:
         """The reports among `entries` that no rewind has taken back."""
@@ -237,9 +240,8 @@ class Journal:
             return connection.execute(query).scalar_one()
 
 
-def _insert_events(connection: Connection, run: str, attempt: int, first_seq: int, new: Sequence[JournalEvent]) -> None:
-    values = [{"run": run, "seq": first_seq + i, "attempt": attempt, **_columns(event)} for i, event in enumerate(new)]
-    connection.execute(insert(events), values)
+def _rows(run: str, attempt: int, first_seq: int, new: Sequence[JournalEvent]) -> list[dict[str, object]]:
+    return [{"run": run, "seq": first_seq + i, "attempt": attempt, **_columns(event)} for i, event in enumerate(new)]
 
 
 def _insert_snapshot(connection: Connection, run: str, snapshot: Snapshot) -> None:
@@ -255,7 +257,7 @@ def _insert_snapshot(connection: Connection, run: str, snapshot: Snapshot) -> No
 
 
 def _record(row: Row[tuple[object, ...]]) -> RunRecord:
-    return RunRecord(row.run, row.corpus, row.generation, RunConfig.from_json(row.config), row.created_at)
+    return RunRecord(row.run, row.corpus, _created(row.payload), row.created_at)
 
 
 def _snapshot(row: Row[tuple[object, ...]]) -> Snapshot:
@@ -279,6 +281,15 @@ def _columns(event: JournalEvent) -> dict[str, object]:
             columns |= {"rank": event.rank, "payload": event.rows.tobytes()}
         case Configured():
             columns["payload"] = event.config.to_json().encode()
+        case Created():
+            head = {
+                "config": asdict(event.config),
+                "generation": event.generation,
+                "num_quantiles": event.num_quantiles,
+            }
+            columns["payload"] = json.dumps({**head, "sizes": event.sizes}).encode()
+        case Adopted():
+            columns["payload"] = json.dumps({"generation": event.generation, "sizes": event.sizes}).encode()
     return columns
 
 
@@ -290,6 +301,11 @@ def _event(row: Row[tuple[object, ...]]) -> JournalEvent:
             return Reported(row.step, row.rank, np.frombuffer(row.payload, dtype=REPORTED_ROW))
         case "configured":
             return Configured(row.step, RunConfig.from_json(row.payload.decode()))
+        case "created":
+            return _created(row.payload)
+        case "adopted":
+            head = json.loads(row.payload)
+            return Adopted(row.step, head["generation"], tuple(head["sizes"]))
         case "sealed":
             return Sealed(row.step)
         case "closed":
@@ -297,6 +313,12 @@ def _event(row: Row[tuple[object, ...]]) -> JournalEvent:
         case "rewound":
             return Rewound(row.step)
     raise ValueError(f"the journal has an event of kind {row.kind!r}, which this release does not know")
+
+
+def _created(payload: bytes) -> Created:
+    head = json.loads(payload)
+    config, sizes = RunConfig.from_dict(head["config"]), tuple(head["sizes"])
+    return Created(config, head["generation"], head["num_quantiles"], sizes)
 
 
 def _planned(row: Row[tuple[object, ...]]) -> Planned:

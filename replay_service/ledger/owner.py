@@ -3,21 +3,23 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.errors import AwaitingReports, InvalidReport, InvalidRun, RunClosed, RunTaken, StepOutOfRange
+from replay_service.ledger.committer import Write
 from replay_service.ledger.journal import Journal, RunRecord, Snapshot
-from replay_service.ledger.reports import NUM_NAMED, by_step_and_rank, check_values, once_each
+from replay_service.ledger.reports import NUM_NAMED, by_step_and_rank, check_values, of_attempt, once_each
 from replay_service.sampling.events import (
     REPORTED_ROW,
+    Adopted,
     Closed,
     Configured,
+    Created,
     Event,
     Planned,
     Reported,
@@ -27,16 +29,28 @@ from replay_service.sampling.events import (
 )
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.plan import plan_steps
-from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.run_state import RunState, fold
 from replay_service.sampling.state_bytes import from_bytes, to_bytes
 
 Int64Array = NDArray[np.int64]
 T = TypeVar("T")
-BaseLosses = Callable[[Int64Array], NDArray[np.float64]]
 
-CURRENT_ATTEMPT: Final = 0
-"""What a report says that does not know of attempts."""
+
+class SampledCorpus(Protocol):
+    """What a run needs of its corpus, which may grow."""
+
+    @property
+    def generation(self) -> int:
+        """The latest one."""
+        ...
+
+    def partition_of(self, generation: int) -> Partition:
+        """The strata as they were in a generation."""
+        ...
+
+    def base_losses(self, sample_ids: Int64Array) -> NDArray[np.float64]:
+        """Base losses in nats per token, float64 [n]; NaN where a sample cannot be read."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +86,13 @@ class RunOwner:
         self,
         journal: Journal,
         record: RunRecord,
-        partition: Partition,
-        base_losses: BaseLosses,
+        corpus: Callable[[], SampledCorpus],
         limits: OwnerLimits = DEFAULT_LIMITS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.record = record
         self._journal = journal
-        self._base_losses = base_losses
-        self._partition = partition
+        self._corpus = corpus
         self._limits = limits
         self._monotonic = monotonic
         self._refused_at: dict[int, float] = {}
@@ -91,15 +103,14 @@ class RunOwner:
     def _load(self) -> None:
         """The state that the journal tells: its latest snapshot, and the events after it."""
         latest = self._journal.latest_snapshot(self.record.run)
-        self._state, self._num_events, self._attempt = restored(latest, self.record.config, self._partition)
+        self._state, self._num_events, self._attempt = restored(latest, self.record.created)
         self._last_snapshot = self._num_events
         for entry in self._journal.entries(self.record.run, self._num_events):
             # A rewind leaves a snapshot, so there is none among the events after the latest one.
-            assert not isinstance(entry.event, Rewound)
+            assert not isinstance(entry.event, Rewound | Created)
             fold(self._state, entry.event)
             self._num_events += 1
-        self._last_write: Future[None] = Future()
-        self._last_write.set_result(None)
+        self._last_write: Write | None = None
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -138,9 +149,11 @@ class RunOwner:
                 if self._state.closed:
                     raise RunClosed(f"run {self.record.run!r} is closed and plans no step from {next_step} on")
                 self._await_reports(last_step)
-                self._commit(plan_steps(self._state, last_step))
-            durable = self._last_write
-        durable.result()
+                self._adopt_if_due()
+                partition = self._corpus().partition_of(self._state.generation)
+                self._commit(plan_steps(self._state, partition, last_step))
+            written = self._last_write
+        _until_durable(written)
         return self._journal.planned(self.record.run, first_step, num_steps)
 
     def report(self, rows: np.ndarray) -> ReportOutcome:
@@ -152,16 +165,15 @@ class RunOwner:
         """
         check_values(rows)
         with self._alone():
-            current = rows[(rows["attempt"] == CURRENT_ATTEMPT) | (rows["attempt"] == self._attempt)]
-            num_stale = len(rows) - len(current)
+            current = of_attempt(rows, self._attempt)
             groups = [self._sorted_out(group) for group in by_step_and_rank(once_each(current))]
             events = [event for event, _ in groups if len(event.rows)]
             if events:
                 self._commit(events)
-            durable = self._last_write
-        durable.result()
+            written = self._last_write
+        _until_durable(written)
         accepted = sum(len(event.rows) for event in events)
-        rejected = num_stale + sum(late for _, late in groups)
+        rejected = len(rows) - len(current) + sum(late for _, late in groups)
         return ReportOutcome(accepted, len(rows) - accepted - rejected, rejected)
 
     def configure(self, changes: dict[str, object]) -> None:
@@ -177,16 +189,45 @@ class RunOwner:
                 raise InvalidRun(str(error)) from error
             if config != self._state.config:
                 self._commit([Configured(self._state.next_step - 1, config)])
-            durable = self._last_write
-        durable.result()
+            written = self._last_write
+        _until_durable(written)
+
+    def adopt(self, generation: int | None = None) -> None:
+        """See a later generation of the corpus from the first unplanned step on; by default the latest.
+
+        Raises:
+            InvalidRun: when the corpus has no such generation, or the run sees a later one.
+        """
+        with self._alone():
+            latest, seen = self._corpus().generation, self._state.generation
+            wanted = latest if generation is None else generation
+            if not seen <= wanted <= latest:
+                raise InvalidRun(
+                    f"run {self.record.run!r} sees generation {seen} of corpus {self.record.corpus!r}, whose latest is "
+                    f"{latest}; it cannot adopt generation {wanted}",
+                    generation=seen,
+                )
+            self._adopt(wanted)
+            written = self._last_write
+        _until_durable(written)
+
+    def _adopt(self, generation: int) -> None:
+        if generation != self._state.generation:
+            sizes = tuple(self._corpus().partition_of(generation).sizes.tolist())
+            self._commit([Adopted(self._state.next_step - 1, generation, sizes)])
+
+    def _adopt_if_due(self) -> None:
+        every, since = self._state.config.adopt_every_steps, self._state.generation_since
+        if every and self._state.next_step >= since + every:
+            self._adopt(self._corpus().generation)
 
     def close(self) -> None:
         """Plan no further step; reports of planned steps still count. A rewind to an earlier step opens it again."""
         with self._alone():
             if not self._state.closed:
                 self._commit([Closed(self._state.next_step - 1)])
-            durable = self._last_write
-        durable.result()
+            written = self._last_write
+        _until_durable(written)
 
     def rewind(self, step: int) -> None:
         """Go back to the state that the run had after `step`; -1 is the beginning.
@@ -197,7 +238,7 @@ class RunOwner:
             StepOutOfRange: when the step has no plan. Nothing is changed then.
         """
         with self._alone():
-            self._last_write.result()
+            _until_durable(self._last_write)
             if not -1 <= step < self._state.next_step:
                 raise StepOutOfRange(
                     f"run {self.record.run!r} cannot be rewound to step {step}: it has plans up to step "
@@ -207,16 +248,16 @@ class RunOwner:
             state = self._state_after(step)
             seq, attempt = self._num_events, self._attempt + 1
             snapshot = Snapshot(seq + 1, attempt, state.next_step, to_bytes(state))
-            self._journal.append_rewind(self._lease, seq, Rewound(step), snapshot).result()
+            self._journal.append_rewind(self._lease, seq, Rewound(step), snapshot).wait()
             self._state, self._attempt = state, attempt
             self._num_events = self._last_snapshot = seq + 1
 
     def _state_after(self, step: int) -> RunState:
         """The fold of all events of steps up to `step`, from the latest snapshot that holds no later one."""
         latest = self._journal.latest_snapshot(self.record.run, most_next_step=step + 1)
-        state, first_seq, _ = restored(latest, self.record.config, self._partition)
+        state, first_seq, _ = restored(latest, self.record.created)
         entries = (entry.event for entry in self._journal.entries(self.record.run, first_seq))
-        for event in surviving((event for event in entries if not isinstance(event, Rewound)), step):
+        for event in surviving((event for event in entries if not isinstance(event, Rewound | Created)), step):
             fold(state, event)
         return state
 
@@ -243,6 +284,7 @@ class RunOwner:
         overdue = [step for step in awaited if now - self._refused_at[step] >= self._limits.seal_after_s]
         if overdue:
             self._commit([Sealed(step) for step in overdue])
+            _until_durable(self._last_write)
         if len(overdue) < len(awaited):
             raise AwaitingReports(
                 f"the plan of step {last_step} of run {self.record.run!r} waits for the reports of "
@@ -273,9 +315,11 @@ class RunOwner:
                 f"step {step} of run {self.record.run!r} has no plan yet (its next step is {self._state.next_step}); "
                 "report the losses of batches that the service has served"
             )
-        pending = self._state.pending.get(step)
-        awaited = np.zeros(len(rows), dtype=bool) if pending is None else pending.find(rows["sample_id"]) >= 0
-        self._check_planned(step, rows["sample_id"][~awaited])
+        pending, sample_id = self._state.pending.get(step), np.ascontiguousarray(rows["sample_id"])
+        awaited = np.zeros(len(rows), dtype=bool) if pending is None else pending.find(sample_id) >= 0
+        if awaited.all():
+            return Reported(step, rank, self._reported(rows)), 0
+        self._check_planned(step, sample_id[~awaited])
         num_late = int((~awaited).sum()) if self._is_over(step) else 0
         return Reported(step, rank, self._reported(rows[awaited])), num_late
 
@@ -288,9 +332,7 @@ class RunOwner:
 
     def _check_planned(self, step: int, sample_ids: Int64Array) -> None:
         """A sample that awaits no report was reported before, or was never planned."""
-        if not len(sample_ids):
-            return
-        self._last_write.result()
+        _until_durable(self._last_write)
         (plan,) = self._journal.planned(self.record.run, step, 1)
         strangers = np.setdiff1d(sample_ids, plan.rows["sample_id"])
         if len(strangers):
@@ -303,12 +345,22 @@ class RunOwner:
         reported = np.empty(len(rows), dtype=REPORTED_ROW)
         for name in ("sample_id", "loss_nats", "num_tokens", "num_flips"):
             reported[name] = rows[name]
-        reported["base_loss_nats"] = self._base_losses(rows["sample_id"])
+        reported["base_loss_nats"] = self._corpus().base_losses(np.ascontiguousarray(rows["sample_id"]))
+        was_measured = (reported["num_tokens"] > 0) & np.isfinite(reported["base_loss_nats"])
+        if not was_measured.all():
+            for name in ("loss_nats", "base_loss_nats", "num_tokens", "num_flips"):
+                reported[name][~was_measured] = 0
         return reported
 
 
-def restored(snapshot: Snapshot | None, config: RunConfig, partition: Partition) -> tuple[RunState, int, int]:
+def _until_durable(write: Write | None) -> None:
+    """Return when `write` is durable, and all that were before it."""
+    if write is not None:
+        write.wait()
+
+
+def restored(snapshot: Snapshot | None, created: Created) -> tuple[RunState, int, int]:
     """The state in a snapshot, the number of events in it and the attempt; without one, those of a new run."""
     if snapshot is None:
-        return RunState.initial(config, partition), 0, 1
-    return from_bytes(snapshot.state, partition), snapshot.seq, snapshot.attempt
+        return RunState.initial(created), 1, 1
+    return from_bytes(snapshot.state), snapshot.seq, snapshot.attempt

@@ -2,29 +2,13 @@
 
 import threading
 from collections.abc import Callable
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from functools import partial
 
 from replay_service.errors import InvalidRun, RunExists
 from replay_service.ledger.journal import Journal, RunRecord
-from replay_service.ledger.owner import DEFAULT_LIMITS, OwnerLimits, RunOwner
-from replay_service.sampling.partition import Partition
-
-
-class SampledCorpus(Protocol):
-    """What the ledger needs of a corpus."""
-
-    @property
-    def generation(self) -> int: ...
-
-    @property
-    def partition(self) -> Partition: ...
-
-    def base_losses(self, sample_ids: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Base losses in nats per token, float64 [n]."""
-        ...
+from replay_service.ledger.owner import DEFAULT_LIMITS, OwnerLimits, RunOwner, SampledCorpus
+from replay_service.sampling.events import Created
+from replay_service.sampling.run_config import RunConfig
 
 
 class Owners:
@@ -39,22 +23,26 @@ class Owners:
         self._lock = threading.Lock()
         self._owners: dict[str, RunOwner] = {}
 
-    def create(self, record: RunRecord) -> bool:
-        """Create a run; False if it is there already with the same corpus and configuration.
+    def create(self, run: str, corpus: str, config: RunConfig, created_at: str) -> bool:
+        """Create a run on the latest generation of a corpus; False if it is there already, on the same corpus and with
+        the same configuration.
 
         Raises:
             InvalidRun: when the corpus holds fewer samples than one step rehearses.
             RunExists: when the name is taken by another configuration.
         """
-        self._check_fits(record)
+        sampled = self._corpus_of(corpus)
+        partition = sampled.partition_of(sampled.generation)
+        _check_fits(corpus, partition.num_samples, config)
+        created = Created(config, sampled.generation, partition.num_quantiles, tuple(partition.sizes.tolist()))
         try:
-            self._journal.create_run(record)
+            self._journal.create_run(RunRecord(run, corpus, created, created_at))
         except RunExists:
-            standing = self._journal.run(record.run)
-            if (standing.corpus, standing.config) == (record.corpus, record.config):
+            standing = self._journal.run(run)
+            if (standing.corpus, standing.config) == (corpus, config):
                 return False
             raise RunExists(
-                f"run {record.run!r} exists with another configuration; choose another name, or ask for the same one"
+                f"run {run!r} exists with another configuration; choose another name, or ask for the same one"
             ) from None
         return True
 
@@ -63,15 +51,15 @@ class Owners:
         with self._lock:
             if run not in self._owners:
                 record = self._journal.run(run)
-                corpus = self._corpus_of(record.corpus)
-                self._owners[run] = RunOwner(self._journal, record, corpus.partition, corpus.base_losses, self._limits)
+                corpus = partial(self._corpus_of, record.corpus)
+                self._owners[run] = RunOwner(self._journal, record, corpus, self._limits)
             return self._owners[run]
 
-    def _check_fits(self, record: RunRecord) -> None:
-        num_samples = self._corpus_of(record.corpus).partition.num_samples
-        most = -(-record.config.ratio * record.config.global_batch_size // 1)
-        if most > num_samples:
-            raise InvalidRun(
-                f"corpus {record.corpus!r} holds {num_samples} samples, but a step would rehearse {most}; "
-                "lower injection_ratio or global_batch_size, or ingest more text"
-            )
+
+def _check_fits(corpus: str, num_samples: int, config: RunConfig) -> None:
+    most = -(-config.ratio * config.global_batch_size // 1)
+    if most > num_samples:
+        raise InvalidRun(
+            f"corpus {corpus!r} holds {num_samples} samples, but a step would rehearse {most}; "
+            "lower injection_ratio or global_batch_size, or ingest more text"
+        )

@@ -6,6 +6,8 @@ import numpy as np
 
 from replay_service.errors import InvalidReport
 
+_MEASURED: Final = ("loss_nats", "num_tokens", "num_flips")
+
 NUM_NAMED: Final = 5
 """How many of the things at fault an error names."""
 
@@ -13,28 +15,49 @@ _MOST_NATS: Final = 1e6
 """Products and sums of losses up to this are far from an overflow, which would spoil the run's statistics for good."""
 
 
+CURRENT_ATTEMPT: Final = 0
+"""What a report says that does not know of attempts."""
+
+
+def of_attempt(rows: np.ndarray, attempt: int) -> np.ndarray:
+    """The rows of the run's current attempt; others are stale, from before a rewind."""
+    current = (rows["attempt"] == attempt) | (rows["attempt"] == CURRENT_ATTEMPT)
+    return rows if current.all() else rows[current]
+
+
 def once_each(rows: np.ndarray) -> np.ndarray:
-    """The first row of each sample of a step, in the order given; a second one, of any rank, is a duplicate."""
-    _, first = np.unique(rows[["step", "sample_id"]], return_index=True)
-    return rows[np.sort(first)]
+    """The first row of each sample of a step, by step and sample; a second one, of any rank, is a duplicate."""
+    rows = rows[np.lexsort((rows["sample_id"], rows["step"]))]
+    again = (rows["sample_id"][1:] == rows["sample_id"][:-1]) & (rows["step"][1:] == rows["step"][:-1])
+    return np.delete(rows, np.flatnonzero(again) + 1) if again.any() else rows
 
 
 def by_step_and_rank(rows: np.ndarray) -> list[np.ndarray]:
-    """The rows of each step and rank, in their order."""
-    rows = rows[np.lexsort((rows["rank"], rows["step"]))]
+    """The rows of each step and rank; `rows` stand in step order, and each group keeps its order."""
+    step, rank = rows["step"], rows["rank"]
+    if len(rows) and step[0] == step[-1] and (rank == rank[0]).all():
+        return [rows]
+    rows = rows[np.lexsort((rank, step))]
     changes = (np.diff(rows["step"]) != 0) | (np.diff(rows["rank"]) != 0)
     return [group for group in np.split(rows, np.flatnonzero(changes) + 1) if len(group)]
 
 
 def check_values(rows: np.ndarray) -> None:
     """Raises InvalidReport when a row cannot be right, whatever was planned."""
+    loss, num_tokens, num_flips = (np.ascontiguousarray(rows[name]) for name in _MEASURED)
+    right = (np.abs(loss) <= _MOST_NATS) & (num_tokens >= 0) & (num_flips >= 0) & (num_flips <= num_tokens)
+    if not (right & (rows["rank"] >= 0)).all():
+        _say_what_is_wrong(rows)
+
+
+def _say_what_is_wrong(rows: np.ndarray) -> None:
     rules = [
         (
             ~np.isfinite(rows["loss_nats"]),
             "loss_nats is not a finite number; leave such rows out of the report",
         ),
         (np.abs(rows["loss_nats"]) > _MOST_NATS, f"loss_nats is beyond {_MOST_NATS:,.0f} nats per token"),
-        (rows["num_tokens"] < 1, "num_tokens is less than 1"),
+        (rows["num_tokens"] < 0, "num_tokens is negative"),
         (
             (rows["num_flips"] < 0) | (rows["num_flips"] > rows["num_tokens"]),
             "num_flips is not in [0, num_tokens]",

@@ -72,8 +72,9 @@ def merge(connection: Connection, run: str, reports: Iterable[Reported], partiti
     """Merge reports into the statistics of their samples; `next_seq` is the first event that is not in them then."""
     statement = text(_MERGE.format(rows=_ROWS[connection.dialect.name]))
     for event in reports:
-        columns = [event.rows[name].tolist() for name in event.rows.dtype.names or ()]
-        strata = partition.stratum_of(event.rows["sample_id"]).tolist()
+        measured = event.rows[event.rows["num_tokens"] > 0]
+        columns = [measured[name].tolist() for name in measured.dtype.names or ()]
+        strata = partition.stratum_of(measured["sample_id"]).tolist()
         rows = json.dumps(list(zip(strata, *columns, strict=True)))
         connection.execute(statement, {"run": run, "step": event.step, "rows": rows})
     connection.execute(update(sample_progress).where(sample_progress.c.run == run).values(seq=next_seq))

@@ -11,7 +11,6 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
-    Text,
 )
 
 metadata = MetaData()
@@ -21,8 +20,6 @@ runs = Table(
     metadata,
     Column("run", String(64), primary_key=True),
     Column("corpus", String(64), nullable=False),
-    Column("generation", Integer, nullable=False),
-    Column("config", Text, nullable=False),
     Column("created_at", String(32), nullable=False),
     Column("owner_epoch", BigInteger, nullable=False),
 )

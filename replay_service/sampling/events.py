@@ -13,15 +13,17 @@ PLANNED_ROW = np.dtype([("sample_id", "<i8"), ("stratum", "<i4"), ("times_drawn"
 LOSS_ROW = np.dtype(
     [
         ("step", "<i8"),
-        ("rank", "<i4"),
         ("sample_id", "<i8"),
         ("loss_nats", "<f8"),
+        ("rank", "<i4"),
         ("num_tokens", "<i4"),
         ("num_flips", "<i4"),
         ("attempt", "<i4"),
     ]
 )
-"""What a trainer says of one rehearsed sample, before it becomes an event. An attempt of 0 is the run's current one."""
+"""What a trainer says of one rehearsed sample, before it becomes an event. An attempt of 0 is the run's current one.
+
+A num_tokens of 0 says that the sample could not be measured: the run waits for it no longer, and learns nothing."""
 
 REPORTED_ROW = np.dtype(
     [
@@ -32,7 +34,40 @@ REPORTED_ROW = np.dtype(
         ("num_flips", "<i4"),
     ]
 )
-"""Losses are means over num_tokens predicted tokens, in nats per token."""
+"""Losses are means over num_tokens predicted tokens, in nats per token; 0 tokens: the sample could not be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The run begins.
+
+    Attributes:
+        config: how it samples.
+        generation: the generation of the corpus that it sees.
+        num_quantiles: strata of a group.
+        sizes: [num_strata], samples of each stratum.
+        step: -1, before the first.
+    """
+
+    config: RunConfig
+    generation: int
+    num_quantiles: int
+    sizes: tuple[int, ...]
+    step: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """After `step`, the last that had a plan, the run sees a later generation of its corpus.
+
+    Attributes:
+        generation: that generation.
+        sizes: [num_strata], samples of each stratum: none has fewer than before, and new ones stand at the end.
+    """
+
+    step: int
+    generation: int
+    sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,11 +131,12 @@ class Rewound:
     step: int
 
 
-Event = Planned | Reported | Configured | Sealed | Closed
+Event = Planned | Reported | Configured | Adopted | Sealed | Closed
 """What is folded into a run's state."""
 
-JournalEvent = Event | Rewound
-"""What stands in a journal. A rewind is not folded: it says which of the events before it still are."""
+JournalEvent = Created | Event | Rewound
+"""What stands in a journal. The first event makes the state that the others are folded into. A rewind is not folded: it
+says which of the events before it still are."""
 
 
 def surviving(events: Iterable[Event], step: int) -> Iterator[Event]:

@@ -1,5 +1,6 @@
 """The partition of a corpus into strata, and the address of every sample in it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -53,9 +54,6 @@ class Partition:
         np.add.at(sizes, self._columns[:, 0], self._columns[:, 3])
         return sizes
 
-    def name(self, stratum: int) -> str:
-        return f"{self.groups[stratum // self.num_quantiles]}/q{stratum % self.num_quantiles}"
-
     def locate(self, stratum: Int64Array, place: Int64Array) -> Int64Array:
         """The sample ids, int64 [n], that stand at `place` (int64 [n], in [0, size)) of their strata (int64 [n])."""
         on_line = self._stratum_starts[stratum] + place
@@ -86,6 +84,10 @@ class Partition:
     @cached_property
     def _stratum_starts(self) -> Int64Array:
         return _starts(self.sizes)
+
+
+def stratum_name(groups: Sequence[str], num_quantiles: int, stratum: int) -> str:
+    return f"{groups[stratum // num_quantiles]}/q{stratum % num_quantiles}"
 
 
 def _starts(lengths: Int64Array) -> Int64Array:

@@ -55,6 +55,8 @@ class RunConfig:
         half_life_steps: after how many steps a report counts half.
         report_window_steps: how many steps a plan waits for its reports before they come too late.
         feedback: when a plan takes reports into account.
+        adopt_every_steps: look for a later generation of the corpus so many steps after the last one was adopted, and
+            see it from then on; 0 means only when asked to. Not with fenced feedback: when an ingest ends would decide.
 
     Raises:
         ValueError: names the first attribute that is out of range.
@@ -73,6 +75,7 @@ class RunConfig:
     half_life_steps: float = 500.0
     report_window_steps: int = 1024
     feedback: Feedback = field(default_factory=Feedback)
+    adopt_every_steps: int = 0
 
     def __post_init__(self) -> None:
         exact_ratio(self.injection_ratio)
@@ -86,6 +89,12 @@ class RunConfig:
         _require(math.isfinite(self.delta_nats), "delta_nats", self.delta_nats, "finite")
         _require(0.0 < self.prior_weight < math.inf, "prior_weight", self.prior_weight, "positive and finite")
         _require(self.half_life_steps > 0.0, "half_life_steps", self.half_life_steps, "positive")
+        _require(0 <= self.adopt_every_steps < 2**62, "adopt_every_steps", self.adopt_every_steps, "in [0, 2**62)")
+        if self.adopt_every_steps and self.fence is not None:
+            raise ValueError(
+                "adopt_every_steps does not go with fenced feedback: the plans would depend on when an "
+                "ingest ends; leave it 0 and adopt generations at steps of your choice"
+            )
         _require(self.report_window_steps >= 1, "report_window_steps", self.report_window_steps, "at least 1")
 
     @property

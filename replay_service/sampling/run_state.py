@@ -1,15 +1,15 @@
 """A run is a fold over its journal: this is the state, and the one function that folds an event into it."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.sampling.damage import DAMAGE_OF, damage_rates
-from replay_service.sampling.events import Configured, Event, Planned, Reported, Sealed
-from replay_service.sampling.partition import Partition
+from replay_service.sampling.events import Adopted, Configured, Created, Event, Planned, Reported, Sealed
 from replay_service.sampling.run_config import RunConfig
+from replay_service.sampling.walk import Walk
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
@@ -26,19 +26,34 @@ HELD_ROW = np.dtype([("sample_id", "<i8"), ("stratum", "<i4"), ("visit", "<i4"),
 class Pending:
     """The samples of one planned step that still await a report."""
 
-    rows: np.ndarray
+    _planned: np.ndarray
     """PLANNED_ROW, sorted by sample_id. A sample drawn twice in one step stands once: it is measured once."""
+    _sample_id: Int64Array
+    _awaited: NDArray[np.bool_]
+    num_awaited: int
 
     @classmethod
     def of(cls, rows: np.ndarray) -> "Pending":
-        _, first = np.unique(rows["sample_id"], return_index=True)
-        return cls(rows[first])
+        """All samples of a plan (PLANNED_ROW [n])."""
+        sample_id, first = np.unique(rows["sample_id"], return_index=True)
+        return cls(rows[first], sample_id, np.ones(len(first), dtype=bool), len(first))
+
+    @property
+    def rows(self) -> np.ndarray:
+        """PLANNED_ROW [num_awaited], by sample_id."""
+        return self._planned[self._awaited]
 
     def find(self, sample_id: Int64Array) -> Int64Array:
-        """The index in `rows` of each sample id, or -1 where it does not await a report."""
-        index = np.searchsorted(self.rows["sample_id"], sample_id)
-        index[index == len(self.rows)] = 0
-        return np.where(self.rows["sample_id"][index] == sample_id, index, -1)
+        """A handle of each sample id (int64 [n]) for `take`, or -1 where it does not await a report."""
+        index = np.searchsorted(self._sample_id, sample_id)
+        index[index == len(self._sample_id)] = 0
+        return np.where((self._sample_id[index] == sample_id) & self._awaited[index], index, -1)
+
+    def take(self, handle: Int64Array) -> np.ndarray:
+        """The samples at these handles, PLANNED_ROW [n]; from now on they do not await a report."""
+        self._awaited[handle] = False
+        self.num_awaited -= len(handle)
+        return self._planned[handle]
 
 
 @dataclass(slots=True, eq=False)
@@ -59,11 +74,18 @@ class Totals:
         return cls(counts(), counts(), counts(), np.zeros(num_strata), np.zeros(num_strata))
 
     def add(self, stratum: Int64Array, rows: np.ndarray) -> None:
+        # numpy adds contiguous arrays of the sums' own type ten times as fast as fields of records.
         np.add.at(self.samples, stratum, 1)
-        np.add.at(self.tokens, stratum, rows["num_tokens"])
-        np.add.at(self.flips, stratum, rows["num_flips"])
-        np.add.at(self.loss_nats, stratum, rows["loss_nats"])
+        np.add.at(self.tokens, stratum, rows["num_tokens"].astype(np.int64))
+        np.add.at(self.flips, stratum, rows["num_flips"].astype(np.int64))
+        np.add.at(self.loss_nats, stratum, np.ascontiguousarray(rows["loss_nats"]))
         np.add.at(self.excess_nats, stratum, rows["loss_nats"] - rows["base_loss_nats"])
+
+    def grow(self, num_strata: int) -> None:
+        """Strata that stand at the end are new; nothing was reported of them."""
+        for each in fields(self):
+            array = getattr(self, each.name)
+            setattr(self, each.name, np.pad(array, (0, num_strata - len(array))))
 
 
 @dataclass(slots=True, eq=False)
@@ -84,15 +106,21 @@ class DecayedSums:
     def zeros(cls, num_strata: int) -> "DecayedSums":
         return cls(np.zeros((2, num_strata)), np.zeros((2, num_strata)))
 
-    def add(self, step: int, half_life: float, cell: tuple[Int64Array, Int64Array], damage: Float64Array) -> None:
+    def grow(self, num_strata: int) -> None:
+        """Strata that stand at the end are new; nothing was reported of them."""
+        more = num_strata - self.count.shape[1]
+        self.count, self.damage = (np.pad(each, ((0, 0), (0, more))) for each in (self.count, self.damage))
+
+    def add(self, step: int, half_life: float, visit: Int64Array, stratum: Int64Array, damage: Float64Array) -> None:
         if step > self.origin:
             fade = 0.5 ** ((step - self.origin) / half_life)
             self.count *= fade
             self.damage *= fade
             self.origin = step
         weight = 0.5 ** ((self.origin - step) / half_life)
-        np.add.at(self.count, cell, weight)
-        np.add.at(self.damage, cell, weight * damage)
+        cell = visit * self.count.shape[1] + stratum
+        np.add.at(self.count.reshape(-1), cell, weight)
+        np.add.at(self.damage.reshape(-1), cell, weight * damage)
 
 
 @dataclass(slots=True, eq=False)
@@ -100,9 +128,11 @@ class RunState:
     """Everything a run remembers: a few numbers a stratum, and the samples that still await a report."""
 
     config: RunConfig
-    partition: Partition
-    cursors: Int64Array
-    """int64 [num_strata]: draws so far. cursor // size is the stratum's epoch, cursor % size its place in it."""
+    generation: int
+    """The generation of the corpus that the run sees."""
+    num_quantiles: int
+    """Strata of a group; stratum k is quantile k % num_quantiles of group k // num_quantiles."""
+    walk: Walk
     totals: Totals
     recent: DecayedSums
     pending: dict[int, Pending] = field(default_factory=dict)
@@ -113,12 +143,19 @@ class RunState:
     policy_version: int = 1
     ratio_since: int = 0
     """The step from which the injection ratio has been what it is."""
+    generation_since: int = 0
+    """The step from which the run has seen its generation."""
     closed: bool = False
 
     @classmethod
-    def initial(cls, config: RunConfig, partition: Partition) -> "RunState":
-        num = partition.num_strata
-        return cls(config, partition, np.zeros(num, dtype=np.int64), Totals.zeros(num), DecayedSums.zeros(num))
+    def initial(cls, created: Created) -> "RunState":
+        num, walk = len(created.sizes), Walk.over(np.array(created.sizes, dtype=np.int64))
+        totals, recent = Totals.zeros(num), DecayedSums.zeros(num)
+        return cls(created.config, created.generation, created.num_quantiles, walk, totals, recent)
+
+    @property
+    def num_strata(self) -> int:
+        return len(self.walk.epoch)
 
     def awaited_before(self, step: int) -> list[int]:
         """The steps whose reports the plan of `step` must wait for; none unless the run is fenced."""
@@ -132,13 +169,14 @@ class RunState:
 
     def damage_rates(self) -> Float64Array:
         """alpha of each stratum, float64 [num_strata]."""
-        shape = (len(self.partition.groups), self.partition.num_quantiles)
-        damage, count = (sums.sum(axis=0).reshape(shape) for sums in (self.recent.damage, self.recent.count))
+        damage, count = (
+            sums.sum(axis=0).reshape(-1, self.num_quantiles) for sums in (self.recent.damage, self.recent.count)
+        )
         return damage_rates(damage, count, self.config.prior_weight).ravel()
 
     def probabilities(self) -> Float64Array:
         """The probability of each stratum under the run's policy, float64 [num_strata], summing to one."""
-        return self.config.make_policy().probabilities(self.partition.sizes, self.damage_rates())
+        return self.config.make_policy().probabilities(self.walk.sizes, self.damage_rates())
 
 
 def fold(state: RunState, event: Event) -> None:
@@ -152,6 +190,8 @@ def fold(state: RunState, event: Event) -> None:
         _fold_reported(state, event.step, event.rows)
     elif isinstance(event, Configured):
         _fold_configured(state, event.config)
+    elif isinstance(event, Adopted):
+        _fold_adopted(state, event.generation, event.sizes)
     elif isinstance(event, Sealed):
         state.pending.pop(event.step, None)
     else:
@@ -161,7 +201,7 @@ def fold(state: RunState, event: Event) -> None:
 def _fold_planned(state: RunState, step: int, rows: np.ndarray) -> None:
     assert step == state.next_step, f"plan of step {step} where step {state.next_step} was next"
     pass_fence(state, step)
-    np.add.at(state.cursors, rows["stratum"], 1)
+    state.walk.advance(state.config.seed, np.sort(rows["stratum"]).astype(np.int64))
     state.next_step = step + 1
     state.pending.pop(step - state.config.report_window_steps, None)
     if len(rows):
@@ -172,9 +212,17 @@ def _fold_configured(state: RunState, config: RunConfig) -> None:
     if config.ratio != state.config.ratio:
         state.ratio_since = state.next_step
     if _damage_unit(config) != _damage_unit(state.config):
-        state.recent = DecayedSums.zeros(state.partition.num_strata)
+        state.recent = DecayedSums.zeros(state.num_strata)
         state.held.clear()
     state.config = config
+    state.policy_version += 1
+
+
+def _fold_adopted(state: RunState, generation: int, sizes: tuple[int, ...]) -> None:
+    state.walk.grow(np.array(sizes, dtype=np.int64))
+    state.totals.grow(len(sizes))
+    state.recent.grow(len(sizes))
+    state.generation, state.generation_since = generation, state.next_step
     state.policy_version += 1
 
 
@@ -185,21 +233,29 @@ def _damage_unit(config: RunConfig) -> tuple[str, float, float]:
 
 def _fold_reported(state: RunState, step: int, rows: np.ndarray) -> None:
     pending = state.pending[step]
-    index = pending.find(rows["sample_id"])
-    assert (index >= 0).all(), f"report of step {step} names a sample that awaits none"
-    plan = pending.rows[index]
+    handle = pending.find(np.ascontiguousarray(rows["sample_id"]))
+    assert (handle >= 0).all(), f"report of step {step} names a sample that awaits none"
+    plan = pending.take(handle)
+    if not pending.num_awaited:
+        del state.pending[step]
+    was_measured = rows["num_tokens"] > 0
+    if not was_measured.all():
+        plan, rows = plan[was_measured], rows[was_measured]
+    if len(rows):
+        _fold_measured(state, step, plan, rows)
+
+
+def _fold_measured(state: RunState, step: int, plan: np.ndarray, rows: np.ndarray) -> None:
+    """Losses of the samples in `plan` (PLANNED_ROW), row by row."""
     state.totals.add(plan["stratum"].astype(np.int64), rows)
-    damage = DAMAGE_OF[state.config.signal](rows, state.config.learnable_nats, state.config.delta_nats)
     measured = np.empty(len(rows), dtype=HELD_ROW)
-    measured["sample_id"], measured["stratum"], measured["damage"] = plan["sample_id"], plan["stratum"], damage
+    measured["sample_id"], measured["stratum"] = plan["sample_id"], plan["stratum"]
     measured["visit"] = np.where(plan["times_drawn"] == 1, FIRST_VISITS, LATER_VISITS)
+    measured["damage"] = DAMAGE_OF[state.config.signal](rows, state.config.learnable_nats, state.config.delta_nats)
     if state.config.fence is None:
         _learn(state, step, measured)
     else:
         state.held[step] = np.concatenate([state.held.get(step, measured[:0]), measured])
-    pending.rows = np.delete(pending.rows, index)
-    if not len(pending.rows):
-        del state.pending[step]
 
 
 def pass_fence(state: RunState, step: int) -> None:
@@ -215,6 +271,6 @@ def in_canonical_order(measured: np.ndarray) -> np.ndarray:
 
 
 def _learn(state: RunState, step: int, measured: np.ndarray) -> None:
-    cell = (measured["visit"].astype(np.int64), measured["stratum"].astype(np.int64))
-    state.recent.add(step, state.config.half_life_steps, cell, measured["damage"])
+    visit, stratum = measured["visit"].astype(np.int64), measured["stratum"].astype(np.int64)
+    state.recent.add(step, state.config.half_life_steps, visit, stratum, np.ascontiguousarray(measured["damage"]))
     state.policy_version += 1

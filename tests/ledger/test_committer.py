@@ -16,12 +16,12 @@ def test_whatever_a_driver_raises_the_committer_lives_on(tmp_path: Path) -> None
         for run in ("broken", "sound"):
             journal.create_run(record_of(run))
         broken, sound = journal.take("broken"), journal.take("sound")
-        failing = journal._committer.submit(broken, overflow)
-        going_on = journal._committer.submit(sound, lambda _connection: None)
+        failing = journal._committer.submit(broken, [], overflow)
+        going_on = journal._committer.submit(sound, [])
         with pytest.raises(JournalUnavailable, match="OverflowError"):
-            failing.result()
-        assert going_on.result() is None
-        assert journal._committer.submit(broken.renewed(), lambda _connection: None).result() is None
+            failing.wait()
+        going_on.wait()
+        journal._committer.submit(broken.renewed(), []).wait()
     assert {log["event"] for log in logs} == {"the journal could not be written"}
 
 
@@ -31,7 +31,7 @@ def test_a_void_lease_writes_nothing_until_it_is_renewed(tmp_path: Path) -> None
         lease = journal.take("tuning")
         lease.failure = JournalUnavailable("an earlier write failed")
         with pytest.raises(JournalUnavailable, match="earlier"):
-            journal._committer.submit(lease, lambda _connection: None).result()
+            journal._committer.submit(lease, []).wait()
 
 
 def test_what_comes_after_the_end_fails(tmp_path: Path) -> None:
@@ -39,4 +39,4 @@ def test_what_comes_after_the_end_fails(tmp_path: Path) -> None:
         journal.create_run(record_of())
         lease = journal.take("tuning")
     with pytest.raises(JournalUnavailable, match="stopping"):
-        journal._committer.submit(lease, lambda _connection: None).result()
+        journal._committer.submit(lease, []).wait()

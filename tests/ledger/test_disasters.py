@@ -55,7 +55,7 @@ def train(owner: RunOwner, num_steps: int) -> list[Planned]:
 def assert_goes_on(journal: Journal, corpus: Corpus, owner: RunOwner) -> None:
     """The run plans and takes reports, its journal verifies, and whoever opens it finds the same state."""
     train(owner, 5)
-    verdict = verify(journal, journal.run("tuning"), corpus.partition)
+    verdict = verify(journal, journal.run("tuning"))
     assert verdict.holds, verdict
     assert bytes_of(owner_of(journal, corpus)) == bytes_of(owner)
 

@@ -38,7 +38,7 @@ def fenced(journal: Journal, corpus: Corpus, clock: Clock, run: str = "tuning") 
     if run not in [record.run for record in journal.runs()]:
         journal.create_run(record_of(run, policy="mix_cd", feedback={"mode": "fenced", "lag": LAG}, floor=0.0))
     limits = OwnerLimits(snapshot_every=7, seal_after_s=60.0)
-    return RunOwner(journal, journal.run(run), corpus.partition, corpus.base_losses, limits, clock)
+    return RunOwner(journal, journal.run(run), lambda: corpus, limits, clock)
 
 
 def a_life(owner: RunOwner, seed: int) -> list[bytes]:
@@ -69,7 +69,7 @@ def test_plans_do_not_depend_on_when_and_in_which_order_reports_come(
 def test_plans_learn_from_reports(journal: Journal, corpus: Corpus, clock: Clock) -> None:
     learned = a_life(fenced(journal, corpus, clock), 0)
     journal.create_run(record_of("uniform", policy="uniform"))
-    blind = RunOwner(journal, journal.run("uniform"), corpus.partition, corpus.base_losses)
+    blind = RunOwner(journal, journal.run("uniform"), lambda: corpus)
     unlearned = [plan.rows["sample_id"].tobytes() for plan in blind.plan(0, 20, 100)]
     assert learned != unlearned
 
@@ -112,7 +112,7 @@ def test_a_report_that_never_comes_is_sealed_after_a_while(journal: Journal, cor
     late = owner.report(losses_of(0, ids_of(first)))
     assert (late.accepted, late.rejected) == (0, len(ids_of(first)))
     assert bytes_of(fenced(journal, corpus, clock)) == bytes_of(owner)
-    assert audit.verify(journal, owner.record, corpus.partition).holds
+    assert audit.verify(journal, owner.record).holds
 
 
 def test_a_fenced_run_restores_and_rewinds_to_the_byte(journal: Journal, corpus: Corpus, clock: Clock) -> None:
@@ -125,4 +125,4 @@ def test_a_fenced_run_restores_and_rewinds_to_the_byte(journal: Journal, corpus:
         (plan,) = again.plan(step, 1, 100)
         again.report(losses_of(step, ids_of(plan)))
     assert len(again.plan(10, 1, 100)) == 1
-    assert audit.verify(journal, owner.record, corpus.partition).holds
+    assert audit.verify(journal, owner.record).holds

@@ -22,6 +22,10 @@ def test_a_run_is_read_back_as_it_was_created(journal: Journal) -> None:
     assert journal.run("tuning") == record_of()
 
 
+def test_a_journal_begins_with_the_creation_of_its_run(journal: Journal) -> None:
+    assert [(entry.seq, entry.event) for entry in journal.entries("tuning")] == [(0, record_of().created)]
+
+
 def test_runs_are_listed_by_name(journal: Journal) -> None:
     journal.create_run(record_of("another"))
     assert [record.run for record in journal.runs()] == ["another", "tuning"]
@@ -40,8 +44,8 @@ def test_a_run_that_was_never_created_is_unknown(journal: Journal) -> None:
 
 def test_events_are_read_back_in_order_and_to_the_byte(journal: Journal) -> None:
     plan, report = plan_by_hand(0, [7, 2**40], [1, 0]), report_of(0, [2**40], rank=3, loss=0.1)
-    write(journal, "tuning", 0, [plan, report])
-    write(journal, "tuning", 2, [plan_by_hand(1, [], [])])
+    write(journal, "tuning", 1, [plan, report])
+    write(journal, "tuning", 3, [plan_by_hand(1, [], [])])
     first, second, third = events_of(journal)
     assert isinstance(first, Planned)
     assert same_plan(first, plan)
@@ -52,23 +56,23 @@ def test_events_are_read_back_in_order_and_to_the_byte(journal: Journal) -> None
 
 
 def test_events_outlive_the_process_that_wrote_them(journal: Journal, database_url: str) -> None:
-    write(journal, "tuning", 0, [plan_by_hand(0, [1], [0])])
+    write(journal, "tuning", 1, [plan_by_hand(0, [1], [0])])
     with open_journal(database_url) as later:
-        assert len(list(events_of(later))) == later.num_events("tuning") == 1
+        assert len(list(events_of(later))) == later.num_events("tuning") - 1 == 1
 
 
 def test_runs_do_not_see_each_others_events(journal: Journal) -> None:
     journal.create_run(record_of("another"))
-    write(journal, "tuning", 0, [plan_by_hand(0, [1], [0])])
-    assert list(journal.entries("another")) == []
+    write(journal, "tuning", 1, [plan_by_hand(0, [1], [0])])
+    assert events_of(journal, "another") == []
     assert journal.planned("another", 0, 5) == []
-    write(journal, "another", 0, [plan_by_hand(0, [2], [0])])
-    assert [journal.num_events(run) for run in ("tuning", "another")] == [1, 1]
+    write(journal, "another", 1, [plan_by_hand(0, [2], [0])])
+    assert [journal.num_events(run) for run in ("tuning", "another")] == [2, 2]
 
 
 def test_plans_of_a_window_come_in_step_order_without_reports(journal: Journal) -> None:
     plans = [plan_by_hand(step, [step], [0]) for step in range(6)]
-    write(journal, "tuning", 0, [*plans[:3], report_of(1, [1]), *plans[3:]])
+    write(journal, "tuning", 1, [*plans[:3], report_of(1, [1]), *plans[3:]])
     window = journal.planned("tuning", 2, 3)
     assert [plan.step for plan in window] == [2, 3, 4]
     assert all(same_plan(plan, plans[plan.step]) for plan in window)
@@ -76,25 +80,25 @@ def test_plans_of_a_window_come_in_step_order_without_reports(journal: Journal) 
 
 
 def test_a_number_that_is_taken_fails_the_whole_append(journal: Journal) -> None:
-    write(journal, "tuning", 0, [plan_by_hand(0, [1], [0]), plan_by_hand(1, [2], [0])])
+    write(journal, "tuning", 1, [plan_by_hand(0, [1], [0]), plan_by_hand(1, [2], [0])])
     with pytest.raises(JournalUnavailable):
-        write(journal, "tuning", 1, [plan_by_hand(2, [3], [0]), plan_by_hand(3, [4], [0])])
+        write(journal, "tuning", 2, [plan_by_hand(2, [3], [0]), plan_by_hand(3, [4], [0])])
     assert [plan.step for plan in journal.planned("tuning", 0, 10)] == [0, 1]
 
 
 def test_a_step_is_planned_once_whatever_the_number_of_the_event(journal: Journal) -> None:
-    write(journal, "tuning", 0, [plan_by_hand(0, [1], [0])])
+    write(journal, "tuning", 1, [plan_by_hand(0, [1], [0])])
     with pytest.raises(JournalUnavailable):
-        write(journal, "tuning", 1, [report_of(0, [1]), plan_by_hand(0, [9], [0])])
-    assert journal.num_events("tuning") == 1
+        write(journal, "tuning", 2, [report_of(0, [1]), plan_by_hand(0, [9], [0])])
+    assert journal.num_events("tuning") == 2
 
 
 def test_events_of_a_run_that_was_never_created_are_refused(journal: Journal) -> None:
     with pytest.raises(UnknownRun):
-        write(journal, "nobody", 0, [plan_by_hand(0, [1], [0])])
+        write(journal, "nobody", 1, [plan_by_hand(0, [1], [0])])
 
 
 def test_rows_of_a_journal_survive_as_arrays_that_can_be_reckoned_with(journal: Journal) -> None:
-    write(journal, "tuning", 0, [plan_by_hand(0, [5, 6], [1, 2])])
+    write(journal, "tuning", 1, [plan_by_hand(0, [5, 6], [1, 2])])
     (plan,) = journal.planned("tuning", 0, 1)
     assert np.sum(plan.rows["sample_id"]) == 11

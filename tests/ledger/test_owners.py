@@ -7,7 +7,7 @@ from replay_service.corpus.reader import CorpusStore
 from replay_service.errors import InvalidRun, RunExists, UnknownCorpus, UnknownRun
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owners import Owners
-from tests.ledger.worlds import image_of, open_journal, record_of
+from tests.ledger.worlds import create, image_of, open_journal, record_of
 from tests.sampling.worlds import same_plan
 from tests.support import make_corpus
 
@@ -32,22 +32,22 @@ def owners(journal: Journal, corpora: CorpusStore) -> Owners:
 
 
 def test_a_new_run_is_created_once(owners: Owners, journal: Journal) -> None:
-    assert owners.create(record_of())
-    assert not owners.create(record_of())
+    assert create(owners, record_of())
+    assert not create(owners, record_of())
     assert len(journal.runs()) == 1
 
 
 def test_asking_for_the_same_run_later_is_asking_for_the_same_run(owners: Owners, journal: Journal) -> None:
-    owners.create(record_of())
-    assert not owners.create(replace(record_of(), created_at="2027-01-01T00:00:00Z"))
+    create(owners, record_of())
+    assert not create(owners, replace(record_of(), created_at="2027-01-01T00:00:00Z"))
     assert journal.run("tuning") == record_of()
 
 
 def test_a_name_with_another_configuration_is_taken(owners: Owners, journal: Journal) -> None:
-    owners.create(record_of())
+    create(owners, record_of())
     for other in (record_of(seed=4), record_of(policy="uniform"), replace(record_of(), corpus="books")):
         with pytest.raises(RunExists, match="another configuration"):
-            owners.create(other)
+            create(owners, other)
     assert journal.run("tuning") == record_of()
 
 
@@ -56,19 +56,19 @@ def test_a_step_that_rehearses_more_than_the_corpus_holds_is_refused(
     owners: Owners, journal: Journal, batch: int, ratio: str
 ) -> None:
     with pytest.raises(InvalidRun, match="80 samples"):
-        owners.create(record_of(global_batch_size=batch, injection_ratio=ratio))
+        create(owners, record_of(global_batch_size=batch, injection_ratio=ratio))
     assert journal.runs() == []
 
 
 def test_a_step_may_rehearse_all_that_the_corpus_holds(owners: Owners) -> None:
-    assert owners.create(record_of(global_batch_size=80, injection_ratio="1"))
+    assert create(owners, record_of(global_batch_size=80, injection_ratio="1"))
     (plan,) = owners.get("tuning").plan(0, 1, 1)
     assert len(plan.rows) == 80
 
 
 def test_a_run_on_a_corpus_that_is_not_there_is_refused(owners: Owners, journal: Journal) -> None:
     with pytest.raises(UnknownCorpus):
-        owners.create(replace(record_of(), corpus="nowhere"))
+        create(owners, replace(record_of(), corpus="nowhere"))
     assert journal.runs() == []
 
 
@@ -78,12 +78,12 @@ def test_a_run_that_was_never_created_is_unknown(owners: Owners) -> None:
 
 
 def test_a_run_has_one_owner(owners: Owners) -> None:
-    owners.create(record_of())
+    create(owners, record_of())
     assert owners.get("tuning") is owners.get("tuning")
 
 
 def test_runs_of_a_service_that_starts_again_go_on(owners: Owners, journal: Journal, corpora: CorpusStore) -> None:
-    owners.create(record_of())
+    create(owners, record_of())
     plans = owners.get("tuning").plan(0, 5, 64)
     later = Owners(journal, corpora.get)
     assert image_of(later.get("tuning")) == image_of(owners.get("tuning"))
@@ -91,7 +91,7 @@ def test_runs_of_a_service_that_starts_again_go_on(owners: Owners, journal: Jour
 
 
 def test_runs_on_one_corpus_with_other_seeds_draw_other_samples(owners: Owners) -> None:
-    owners.create(record_of("one"))
-    owners.create(record_of("two", seed=99))
+    create(owners, record_of("one"))
+    create(owners, record_of("two", seed=99))
     (left,), (right,) = (owners.get(run).plan(0, 1, 64) for run in ("one", "two"))
     assert not same_plan(left, right)

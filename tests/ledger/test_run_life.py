@@ -15,7 +15,7 @@ from replay_service.ledger import audit
 from replay_service.ledger.owner import OwnerLimits, ReportOutcome
 from replay_service.ledger.owners import Owners
 from replay_service.ledger.samples import SampleQuery
-from tests.ledger.worlds import bytes_of, ids_of, image_of, losses_of, open_journal, record_of
+from tests.ledger.worlds import bytes_of, create, ids_of, image_of, losses_of, open_journal, record_of
 from tests.support import make_corpus
 
 AHEAD = 8
@@ -48,16 +48,21 @@ class RunLife(RuleBasedStateMachine):
     @initialize(policy=st.sampled_from(["mix_cd", "uniform"]), ratio=st.sampled_from(["0.1", "0.4", "1"]))
     def create(self, policy: str, ratio: str) -> None:
         self.record = record_of(
-            global_batch_size=10, injection_ratio=ratio, policy=policy, report_window_steps=WINDOW, half_life_steps=3.0
+            sizes=(6, 6, 6, 6),
+            global_batch_size=10,
+            injection_ratio=ratio,
+            policy=policy,
+            report_window_steps=WINDOW,
+            half_life_steps=3.0,
         )
-        assert self.owners.create(self.record)
+        assert create(self.owners, self.record)
         self.owner = self.owners.get("tuning")
 
     @rule()
     def create_again(self) -> None:
-        assert not self.owners.create(self.record)
+        assert not create(self.owners, self.record)
         with pytest.raises(RunExists):
-            self.owners.create(record_of(seed=12345))
+            create(self.owners, record_of(seed=12345))
 
     @rule(back=st.integers(0, 6), num_steps=st.integers(1, 4))
     def plan(self, back: int, num_steps: int) -> None:
@@ -139,8 +144,7 @@ class RunLife(RuleBasedStateMachine):
 
     @rule()
     def verify(self) -> None:
-        partition = CorpusStore(self.folder).get("wiki").partition
-        assert audit.verify(self.journal, self.record, partition).holds
+        assert audit.verify(self.journal, self.record).holds
 
     @rule()
     def reopen(self) -> None:

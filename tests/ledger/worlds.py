@@ -10,7 +10,8 @@ from replay_service.corpus.reader import Corpus
 from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owner import RunOwner
-from replay_service.sampling.events import LOSS_ROW, JournalEvent, Planned
+from replay_service.ledger.owners import Owners
+from replay_service.sampling.events import LOSS_ROW, Created, JournalEvent, Planned
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.state_bytes import to_bytes
 from tests.sampling.worlds import image
@@ -32,14 +33,20 @@ def open_journal(place: Path | str) -> Iterator[Journal]:
         journal.close()
 
 
-def record_of(run: str = "tuning", **config: object) -> RunRecord:
+def record_of(run: str = "tuning", sizes: Sequence[int] = (20, 20, 20, 20), **config: object) -> RunRecord:
+    """A run on the corpus that `made_corpus` makes, or on one with strata of other sizes."""
     settings: dict[str, object] = {"global_batch_size": 16, "injection_ratio": "0.25", "seed": 3, **config}
-    return RunRecord(run, "wiki", 1, RunConfig.from_dict(settings), "2026-01-01T00:00:00Z")
+    created = Created(RunConfig.from_dict(settings), 1, 2, tuple(sizes))
+    return RunRecord(run, "wiki", created, "2026-01-01T00:00:00Z")
+
+
+def create(owners: Owners, record: RunRecord) -> bool:
+    return owners.create(record.run, record.corpus, record.config, record.created_at)
 
 
 def owner_of(journal: Journal, corpus: Corpus, run: str = "tuning") -> RunOwner:
     """The owner that a process which has just started would hold."""
-    return RunOwner(journal, journal.run(run), corpus.partition, corpus.base_losses)
+    return RunOwner(journal, journal.run(run), lambda: corpus)
 
 
 def losses_of(
@@ -65,11 +72,12 @@ def ids_of(plan: Planned) -> list[int]:
 
 def write(journal: Journal, run: str, first_seq: int, events: Sequence[JournalEvent]) -> None:
     """Write events as a new owner would, and wait until they are durable."""
-    journal.append(journal.take(run), 1, first_seq, events).result()
+    journal.append(journal.take(run), 1, first_seq, events).wait()
 
 
 def events_of(journal: Journal, run: str = "tuning") -> list[JournalEvent]:
-    return [entry.event for entry in journal.entries(run)]
+    """What happened to a run since it was created."""
+    return [entry.event for entry in journal.entries(run, first_seq=1)]
 
 
 def bytes_of(owner: RunOwner) -> bytes:

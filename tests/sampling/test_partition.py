@@ -2,7 +2,15 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_service.sampling.partition import ROW_BITS, ROW_MASK, Extent, Partition, extents_of, sample_ids
+from replay_service.sampling.partition import (
+    ROW_BITS,
+    ROW_MASK,
+    Extent,
+    Partition,
+    extents_of,
+    sample_ids,
+    stratum_name,
+)
 from tests.sampling.worlds import partition_of, partition_of_sizes
 
 NUM_STRATA = 6
@@ -63,7 +71,12 @@ def test_a_trillion_samples_are_located_without_a_list_of_them() -> None:
 
 def test_strata_are_named_by_group_and_quantile() -> None:
     partition = partition_of([[0, 1, 2, 3]], num_strata=4, num_quantiles=2)
-    assert [partition.name(k) for k in range(4)] == ["g0/q0", "g0/q1", "g1/q0", "g1/q1"]
+    assert [stratum_name(partition.groups, partition.num_quantiles, k) for k in range(4)] == [
+        "g0/q0",
+        "g0/q1",
+        "g1/q0",
+        "g1/q1",
+    ]
 
 
 def test_extents_are_the_stretches_of_equal_strata() -> None:

@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay_service.sampling.injection import num_rehearsed
-from replay_service.sampling.plan import plan_steps
 from replay_service.sampling.run_state import RunState, fold
-from tests.sampling.worlds import image, initial_state, planned, report_of, same_plan
+from tests.sampling.worlds import image, initial_state, partition_of_sizes, planned, plans_of, report_of, same_plan
 
 sizes = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(any)
 ratios = st.sampled_from(["0", "0.05", "0.3", "0.5", "1"])
@@ -27,7 +26,7 @@ def reported_in_full(state: RunState, first_step: int) -> None:
 def test_planning_leaves_the_state_as_it_is(sizes: list[int], ratio: str, seed: int, last_step: int) -> None:
     state = initial_state(sizes, injection_ratio=ratio, seed=seed)
     before = image(copy.deepcopy(state))
-    plan_steps(state, last_step)
+    plans_of(state, last_step)
     assert image(state) == before
 
 
@@ -50,7 +49,7 @@ def test_planning_at_once_or_bit_by_bit_gives_the_same_plans(
 @pure
 def test_a_plan_has_as_many_rows_as_the_ratio_asks_for(sizes: list[int], ratio: str, batch: int) -> None:
     state = initial_state(sizes, injection_ratio=ratio, global_batch_size=batch)
-    for plan in plan_steps(state, 9):
+    for plan in plans_of(state, 9):
         assert len(plan.rows) == num_rehearsed(plan.step, state.config.ratio, batch)
 
 
@@ -80,7 +79,7 @@ def test_within_an_epoch_of_a_stratum_no_sample_repeats(
 def test_times_drawn_counts_the_draws_of_each_sample(sizes: list[int], seed: int) -> None:
     state = initial_state(sizes, injection_ratio="1", seed=seed)
     seen: dict[int, int] = {}
-    for plan in plan_steps(state, 10):
+    for plan in plans_of(state, 10):
         for row in np.sort(plan.rows, order=["sample_id", "times_drawn"]):
             seen[row["sample_id"]] = seen.get(row["sample_id"], 0) + 1
             assert row["times_drawn"] == seen[row["sample_id"]]
@@ -93,8 +92,11 @@ def test_every_row_names_a_sample_of_its_stratum_and_its_probability(sizes: list
     planned(state, 3)
     reported_in_full(state, 0)
     probabilities = state.probabilities()
-    members = [set(state.partition.locate(np.full(size, k), np.arange(size)).tolist()) for k, size in enumerate(sizes)]
-    for plan in plan_steps(state, 6):
+    members = [
+        set(partition_of_sizes(sizes).locate(np.full(size, k), np.arange(size)).tolist())
+        for k, size in enumerate(sizes)
+    ]
+    for plan in plans_of(state, 6):
         for row in plan.rows:
             assert int(row["sample_id"]) in members[row["stratum"]]
             assert row["probability"] == probabilities[row["stratum"]] / sizes[row["stratum"]]
@@ -102,14 +104,14 @@ def test_every_row_names_a_sample_of_its_stratum_and_its_probability(sizes: list
 
 def test_the_next_epoch_of_a_stratum_has_another_order() -> None:
     state = initial_state([50], injection_ratio="1", global_batch_size=1)
-    drawn = [int(plan.rows["sample_id"][0]) for plan in plan_steps(state, 149)]
+    drawn = [int(plan.rows["sample_id"][0]) for plan in plans_of(state, 149)]
     first, second, third = drawn[:50], drawn[50:100], drawn[100:]
     assert sorted(first) == sorted(second) == sorted(third)
     assert first != second != third
 
 
 def test_another_seed_draws_other_samples() -> None:
-    plans = [plan_steps(initial_state([1000, 1000], seed=seed), 0)[0].rows["sample_id"].tolist() for seed in range(5)]
+    plans = [plans_of(initial_state([1000, 1000], seed=seed), 0)[0].rows["sample_id"].tolist() for seed in range(5)]
     assert all(set(left) != set(right) for left, right in pairwise(plans))
 
 
@@ -120,7 +122,7 @@ def test_plans_follow_the_probabilities_of_the_policy_and_say_its_version() -> N
     flips = np.where(rows["stratum"] == 1, 9, 1)
     fold(state, report_of(0, rows["sample_id"], num_flips=flips.tolist()))
     probabilities = state.probabilities()
-    (plan,) = plan_steps(state, 1)
+    (plan,) = plans_of(state, 1)
     assert plan.policy_version == state.policy_version == 2
     assert probabilities[1] > 0.8
     assert np.bincount(plan.rows["stratum"], minlength=2) == pytest.approx(200 * probabilities, abs=1.0)
@@ -128,7 +130,7 @@ def test_plans_follow_the_probabilities_of_the_policy_and_say_its_version() -> N
 
 def test_neighbours_in_a_plan_are_of_unrelated_strata() -> None:
     state = initial_state([100] * 10, global_batch_size=200, injection_ratio="1")
-    (plan,) = plan_steps(state, 0)
+    (plan,) = plans_of(state, 0)
     neighbours = np.mean(plan.rows["stratum"][:-1] == plan.rows["stratum"][1:])
     assert neighbours < 0.3
 
@@ -136,4 +138,4 @@ def test_neighbours_in_a_plan_are_of_unrelated_strata() -> None:
 def test_a_state_that_is_ahead_has_nothing_to_plan() -> None:
     state = initial_state([10])
     planned(state, 4)
-    assert plan_steps(state, 4) == []
+    assert plans_of(state, 4) == []

@@ -64,7 +64,7 @@ def test_a_plan_moves_the_cursors_and_awaits_its_reports() -> None:
     state = initial_state([50, 50, 50])
     fold(state, plan_by_hand(0, [9, 4, 7], [2, 0, 2]))
     assert state.next_step == 1
-    assert state.cursors.tolist() == [1, 0, 2]
+    assert state.walk.num_draws.tolist() == [1, 0, 2]
     assert state.pending[0].rows["sample_id"].tolist() == [4, 7, 9]
     assert state.policy_version == 1
 
@@ -95,7 +95,7 @@ def test_a_step_that_is_reported_in_full_awaits_nothing() -> None:
 def test_a_sample_drawn_twice_in_a_step_awaits_one_report() -> None:
     state = initial_state([50])
     fold(state, plan_by_hand(0, [3, 3, 3], [0, 0, 0]))
-    assert state.cursors.tolist() == [3]
+    assert state.walk.num_draws.tolist() == [3]
     fold(state, report_of(0, [3]))
     assert state.totals.samples.tolist() == [1]
     assert state.pending == {}

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_service.sampling.events import Closed, Configured
+from replay_service.sampling.events import Adopted, Closed, Configured
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.run_state import RunState, fold
 from replay_service.sampling.state_bytes import STATE_VERSION, from_bytes, to_bytes
-from tests.sampling.worlds import image, partition_of_sizes, planned, report_of
+from tests.sampling.worlds import created_of, image, planned, report_of
 
 SIZES = [7, 0, 5, 9]
 
@@ -17,7 +17,7 @@ SIZES = [7, 0, 5, 9]
 def a_life(seed: int, num_steps: int) -> RunState:
     """A state that has seen plans, some reports, a change and an end."""
     config = RunConfig(global_batch_size=6, injection_ratio="0.5", seed=seed, report_window_steps=4)
-    state = RunState.initial(config, partition_of_sizes(SIZES, num_quantiles=2))
+    state = RunState.initial(created_of(SIZES, 2, config))
     rng = np.random.default_rng(seed)
     for plan in planned(state, num_steps - 1):
         waiting = state.pending.get(plan.step)
@@ -25,8 +25,11 @@ def a_life(seed: int, num_steps: int) -> RunState:
             ids = waiting.rows["sample_id"][: 1 + rng.integers(2)]
             fold(state, report_of(plan.step, ids, num_flips=int(rng.integers(9))))
     fold(state, Configured(num_steps - 1, config.changed(floor=0.4, injection_ratio="0.25")))
+    if seed % 3:
+        fold(state, Adopted(num_steps - 1, 2, tuple(size + seed % 5 for size in (*SIZES, 4, 6))))
+        planned(state, num_steps + 1)
     if seed % 2:
-        fold(state, Closed(num_steps - 1))
+        fold(state, Closed(state.next_step - 1))
     return state
 
 
@@ -34,14 +37,14 @@ def a_life(seed: int, num_steps: int) -> RunState:
 @settings(max_examples=40, deadline=None)
 def test_a_state_is_read_back_to_the_byte(seed: int, num_steps: int) -> None:
     state = a_life(seed, num_steps)
-    again = from_bytes(to_bytes(state), state.partition)
+    again = from_bytes(to_bytes(state))
     assert image(again) == image(state)
     assert to_bytes(again) == to_bytes(state)
 
 
 def test_a_state_that_was_read_back_goes_on_as_the_first() -> None:
     state = a_life(2, 9)
-    again = from_bytes(to_bytes(state), state.partition)
+    again = from_bytes(to_bytes(state))
     for each in (state, again):
         (last,) = planned(each, 11)[-1:]
         fold(each, report_of(last.step, np.unique(last.rows["sample_id"])))
@@ -50,7 +53,7 @@ def test_a_state_that_was_read_back_goes_on_as_the_first() -> None:
 
 def test_the_order_in_which_steps_were_left_waiting_does_not_show() -> None:
     state = a_life(2, 9)
-    other = from_bytes(to_bytes(state), state.partition)
+    other = from_bytes(to_bytes(state))
     other.pending = dict(reversed(other.pending.items()))
     assert to_bytes(other) == to_bytes(state)
 
@@ -63,17 +66,11 @@ def test_another_version_is_refused() -> None:
     data = bytearray(to_bytes(a_life(0, 3)))
     struct.pack_into("<I", data, 8, STATE_VERSION + 1)
     with pytest.raises(ValueError, match=f"version {STATE_VERSION + 1}"):
-        from_bytes(bytes(data), partition_of_sizes(SIZES, num_quantiles=2))
+        from_bytes(bytes(data))
 
 
 def test_what_is_no_state_is_refused() -> None:
-    partition = partition_of_sizes(SIZES, num_quantiles=2)
     data = to_bytes(a_life(0, 3))
     for damaged in (b"", b"something else entirely", data + b"\0"):
         with pytest.raises(ValueError, match="state"):
-            from_bytes(damaged, partition)
-
-
-def test_the_state_of_another_corpus_is_refused() -> None:
-    with pytest.raises(ValueError, match="4 strata, but the corpus 6"):
-        from_bytes(to_bytes(a_life(0, 3)), partition_of_sizes([*SIZES, 1, 1], num_quantiles=2))
+            from_bytes(damaged)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_service.sampling.events import PLANNED_ROW, REPORTED_ROW, Planned, Reported
+from replay_service.sampling.events import PLANNED_ROW, REPORTED_ROW, Created, Planned, Reported
 from replay_service.sampling.partition import Partition, extents_of
 from replay_service.sampling.plan import plan_steps
 from replay_service.sampling.run_config import RunConfig
@@ -29,9 +29,14 @@ def partition_of_sizes(sizes: Sequence[int], num_quantiles: int = 1) -> Partitio
     return partition_of([strata[::2].tolist(), strata[1::2].tolist()], len(sizes), num_quantiles)
 
 
+def plans_of(state: RunState, last_step: int) -> list[Planned]:
+    """The plans up to `last_step`, of a corpus as `initial_state` makes them."""
+    return plan_steps(state, partition_of_sizes(state.walk.sizes.tolist(), state.num_quantiles), last_step)
+
+
 def planned(state: RunState, last_step: int) -> list[Planned]:
     """Plan up to `last_step` and fold the plans in."""
-    plans = plan_steps(state, last_step)
+    plans = plans_of(state, last_step)
     for each in plans:
         fold(state, each)
     return plans
@@ -61,13 +66,17 @@ def report_of(
 
 def initial_state(sizes: Sequence[int], *, num_quantiles: int = 1, **config: object) -> RunState:
     settings: dict[str, object] = {"global_batch_size": 8, "injection_ratio": "0.5", "seed": 7, **config}
-    return RunState.initial(RunConfig(**settings), partition_of_sizes(sizes, num_quantiles))  # type: ignore[arg-type]
+    return RunState.initial(created_of(sizes, num_quantiles, RunConfig(**settings)))  # type: ignore[arg-type]
+
+
+def created_of(sizes: Sequence[int], num_quantiles: int, config: RunConfig) -> Created:
+    return Created(config, 1, num_quantiles, tuple(sizes))
 
 
 def image(state: RunState) -> dict[str, object]:
     """Everything that a state remembers, down to the bytes: two states are the same if and only if these are equal."""
     arrays = {
-        "cursors": state.cursors,
+        **{name: getattr(state.walk, name) for name in ("num_draws", "epoch", "block_size", "block_drawn", "born")},
         **{name: getattr(state.totals, name) for name in ("samples", "tokens", "flips", "loss_nats", "excess_nats")},
         "recent count": state.recent.count,
         "recent damage": state.recent.damage,
@@ -77,6 +86,7 @@ def image(state: RunState) -> dict[str, object]:
         "next_step": state.next_step,
         "policy_version": state.policy_version,
         "ratio_since": state.ratio_since,
+        "generation": (state.generation, state.generation_since, state.num_quantiles),
         "closed": state.closed,
         "config": state.config,
         "held": {step: rows.tobytes() for step, rows in state.held.items()},

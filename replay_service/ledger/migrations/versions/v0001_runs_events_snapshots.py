@@ -12,8 +12,6 @@ def upgrade() -> None:
         "runs",
         sa.Column("run", sa.String(64), primary_key=True),
         sa.Column("corpus", sa.String(64), nullable=False),
-        sa.Column("generation", sa.Integer, nullable=False),
-        sa.Column("config", sa.Text, nullable=False),
         sa.Column("created_at", sa.String(32), nullable=False),
         sa.Column("owner_epoch", sa.BigInteger, nullable=False),
     )

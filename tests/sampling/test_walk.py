@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replay_service.sampling.walk import Walk
+
+pure = settings(max_examples=80, deadline=None)
+seeds = st.integers(0, 2**63 - 1)
+
+
+def arrays_of(walk: Walk) -> list[tuple[object, bytes]]:
+    arrays = (walk.num_draws, walk.epoch, walk.block_size, walk.block_drawn, walk.born)
+    return [(array.shape, array.tobytes()) for array in arrays]
+
+
+def drawn_from(walk: Walk, seed: int, stratum: int, num: int) -> list[tuple[int, int]]:
+    """(row, times drawn) of the next draws of one stratum."""
+    draws = walk.draw(seed, np.full(num, stratum, dtype=np.int64))
+    return list(zip(draws.row.tolist(), draws.times_drawn.tolist(), strict=True))
+
+
+def walk_over(*sizes: int) -> Walk:
+    return Walk.over(np.array(sizes, dtype=np.int64))
+
+
+@given(st.data())
+@pure
+def test_within_an_epoch_every_row_that_is_there_comes_once_however_the_stratum_grows(data: st.DataObject) -> None:
+    seed = data.draw(seeds)
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3), label="sizes")
+    walk = walk_over(*sizes)
+    left: list[set[int]] = [set(range(size)) for size in sizes]
+    seen: dict[tuple[int, int], int] = {}
+    for _ in range(data.draw(st.integers(1, 12), label="turns")):
+        if data.draw(st.booleans(), label="grow"):
+            grown = [size + data.draw(st.integers(0, 4), label="more") for size in sizes]
+            grown += data.draw(st.lists(st.integers(1, 5), max_size=1), label="new strata")
+            walk.grow(np.array(grown))
+            left += [set() for _ in grown[len(sizes) :]]
+            for k, (old, new) in enumerate(zip([*sizes, 0], grown, strict=False)):
+                left[k] |= set(range(old, new))
+            sizes = grown
+        strata = sorted(data.draw(st.lists(st.integers(0, len(sizes) - 1), max_size=12), label="strata"))
+        draws = walk.draw(seed, np.array(strata, dtype=np.int64))
+        for k, row, times in zip(strata, draws.row.tolist(), draws.times_drawn.tolist(), strict=True):
+            assert row in left[k]
+            left[k].remove(row)
+            seen[k, row] = seen.get((k, row), 0) + 1
+            assert times == seen[k, row]
+            if not left[k]:
+                left[k] = set(range(sizes[k]))
+        assert walk.sizes.tolist() == sizes
+        assert walk.num_draws.sum() == sum(seen.values())
+
+
+@given(seeds, st.lists(st.integers(1, 7), min_size=1, max_size=4), st.lists(st.integers(0, 6), max_size=5))
+@pure
+def test_advancing_goes_as_far_as_drawing(seed: int, sizes: list[int], more: list[int]) -> None:
+    drawing, advancing = walk_over(*sizes), walk_over(*sizes)
+    for turn, extra in enumerate(more):
+        strata = np.sort(np.arange(3 + turn) % len(sizes))
+        drawing.draw(seed, strata)
+        advancing.advance(seed, strata)
+        for walk in (drawing, advancing):
+            walk.grow(walk.sizes + extra)
+    assert arrays_of(drawing) == arrays_of(advancing)
+
+
+@given(seeds, st.integers(1, 30), st.integers(0, 30))
+@pure
+def test_at_once_or_one_by_one_the_same_rows_are_drawn(seed: int, size: int, num: int) -> None:
+    at_once, one_by_one = walk_over(size), walk_over(size)
+    for walk in (at_once, one_by_one):
+        drawn_from(walk, seed, 0, size // 2)
+        walk.grow(np.array([size + 5]))
+    assert drawn_from(at_once, seed, 0, num) == [drawn_from(one_by_one, seed, 0, 1)[0] for _ in range(num)]
+    assert arrays_of(at_once) == arrays_of(one_by_one)
+
+
+def test_a_walk_that_grew_before_it_began_is_a_walk_over_the_larger_strata() -> None:
+    walk = walk_over(3, 0, 5)
+    walk.grow(np.array([4, 2, 5, 7]))
+    assert arrays_of(walk) == arrays_of(walk_over(4, 2, 5, 7))
+
+
+def test_when_the_epoch_is_over_all_rows_are_one_block_again() -> None:
+    walk = walk_over(4)
+    drawn_from(walk, 1, 0, 2)
+    walk.grow(np.array([10]))
+    assert walk.block_size.tolist() == [[4, 6]]
+    drawn_from(walk, 1, 0, 8)
+    assert (walk.block_size.tolist(), walk.block_drawn.tolist(), walk.epoch.tolist()) == ([[10]], [[0]], [1])
+
+
+def test_rows_that_came_in_a_later_epoch_are_visited_for_the_first_time_in_it() -> None:
+    walk = walk_over(3)
+    drawn_from(walk, 5, 0, 7)
+    walk.grow(np.array([6]))
+    rest_of_third_epoch = dict(drawn_from(walk, 5, 0, 5))
+    assert {row: times for row, times in rest_of_third_epoch.items() if row >= 3} == {3: 1, 4: 1, 5: 1}
+    assert all(times == 3 for row, times in rest_of_third_epoch.items() if row < 3)
+    assert dict(drawn_from(walk, 5, 0, 6)) == {0: 4, 1: 4, 2: 4, 3: 2, 4: 2, 5: 2}
+
+
+def test_after_growing_every_row_that_is_left_is_equally_likely() -> None:
+    counts = np.zeros(8)
+    num_seeds = 4000
+    for seed in range(num_seeds):
+        walk = walk_over(4)
+        first = drawn_from(walk, seed, 0, 1)[0][0]
+        walk.grow(np.array([8]))
+        (second, _) = drawn_from(walk, seed, 0, 1)[0]
+        assert second != first
+        counts[second] += 1
+    # An old row is left with probability 3/4, and then one of seven; a new one is one of seven.
+    expected = num_seeds * np.array([3 / 28] * 4 + [1 / 7] * 4)
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert chi_square < 24.3  # the 0.1 % point of 7 degrees of freedom
+
+
+@pytest.mark.parametrize("extra", [0, 5])
+def test_empty_strata_stay_as_they_are(extra: int) -> None:
+    walk = walk_over(0, 3)
+    drawn_from(walk, 2, 1, 4)
+    walk.grow(np.array([0, 3 + extra]))
+    assert (walk.epoch.tolist(), walk.sizes.tolist()) == ([0, 1], [0, 3 + extra])
