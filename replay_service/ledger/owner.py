@@ -150,8 +150,7 @@ class RunOwner:
                     raise RunClosed(f"run {self.record.run!r} is closed and plans no step from {next_step} on")
                 self._await_reports(last_step)
                 self._adopt_if_due()
-                partition = self._corpus().partition_of(self._state.generation)
-                self._commit(plan_steps(self._state, partition, last_step))
+                self._commit(plan_steps(self._state, self._partition(), last_step))
             written = self._last_write
         _until_durable(written)
         return self._journal.planned(self.record.run, first_step, num_steps)
@@ -210,6 +209,17 @@ class RunOwner:
             self._adopt(wanted)
             written = self._last_write
         _until_durable(written)
+
+    def _partition(self) -> Partition:
+        """The strata that the run sees."""
+        generation = self._state.generation
+        partition = self._corpus().partition_of(generation)
+        if not np.array_equal(partition.sizes, self._state.walk.sizes):
+            raise InvalidRun(
+                f"generation {generation} of corpus {self.record.corpus!r} is not the one that run "
+                f"{self.record.run!r} sees: its strata have other sizes; bring the corpus back, or create a new run"
+            )
+        return partition
 
     def _adopt(self, generation: int) -> None:
         if generation != self._state.generation:

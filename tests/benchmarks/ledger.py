@@ -18,9 +18,9 @@ from typing import Final
 import numpy as np
 
 from replay_service.corpus.reader import Corpus
-from replay_service.ledger.journal import Journal
+from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owner import RunOwner
-from replay_service.sampling.events import LOSS_ROW, REPORTED_ROW, Planned
+from replay_service.sampling.events import LOSS_ROW, REPORTED_ROW, Created, Planned
 from replay_service.sampling.partition import Extent, Partition
 from replay_service.sampling.plan import plan_steps
 from replay_service.sampling.run_config import RunConfig
@@ -60,11 +60,11 @@ def planning(repeats: int, steps: int = 200) -> str:
     """One step of 64 draws, planned and folded in, against the same at 10^6 samples in 64 strata."""
     cases = [(num, 64) for num in (10**6, 10**9, 10**12)] + [(10**6, num) for num in (1000, 10_000)]
     cases += [(10**12, 10_000)]
-    states = [warm_state(partition_of(*case)) for case in cases]
-    seconds = repeated(repeats, [lambda state=state: seconds_a_step(state, steps) for state in states])
+    worlds = [(partition, warm_state(partition)) for partition in (partition_of(*case) for case in cases)]
+    seconds = repeated(repeats, [lambda world=world: seconds_a_step(*world, steps) for world in worlds])
     rows = [
-        [f"{samples:.0e}", f"{strata:,}", f"{len(state.partition.extents):,}", *measured(own, seconds[0], "ms")]
-        for (samples, strata), state, own in zip(cases, states, seconds, strict=True)
+        [f"{samples:.0e}", f"{strata:,}", f"{len(partition.extents):,}", *measured(own, seconds[0], "ms")]
+        for (samples, strata), (partition, _), own in zip(cases, worlds, seconds, strict=True)
     ]
     return as_table(["samples", "strata", "extents", "a step", "ratio"], rows)
 
@@ -84,20 +84,19 @@ def partition_of(num_samples: int, num_strata: int) -> Partition:
 
 def warm_state(partition: Partition) -> RunState:
     """The state of a run that has had reports, so that its probabilities differ."""
-    state = RunState.initial(
-        RunConfig(global_batch_size=256, injection_ratio="0.25", report_window_steps=16), partition
-    )
-    for plan in plan_steps(state, 9):
+    config = RunConfig(global_batch_size=256, injection_ratio="0.25", report_window_steps=16)
+    state = RunState.initial(Created(config, 1, partition.num_quantiles, tuple(partition.sizes.tolist())))
+    for plan in plan_steps(state, partition, 9):
         fold(state, plan)
         ids = np.unique(plan.rows["sample_id"])
         fold(state, report_of(plan.step, ids, num_flips=(ids % 7).tolist()))
     return state
 
 
-def seconds_a_step(state: RunState, steps: int) -> float:
+def seconds_a_step(partition: Partition, state: RunState, steps: int) -> float:
     begin = time.perf_counter()
     for _ in range(steps):
-        (plan,) = plan_steps(state, state.next_step)
+        (plan,) = plan_steps(state, partition, state.next_step)
         fold(state, plan)
     return (time.perf_counter() - begin) / steps
 
@@ -123,7 +122,7 @@ def reporting(root: Path, corpus: Corpus, repeats: int, num_reports: int = 400) 
 def owner_rate(path: Path, corpus: Corpus, num_reports: int, num_threads: int) -> float:
     """Losses a second when the ranks' reports, one step each, come from `num_threads` threads."""
     with open_journal(path) as journal:
-        journal.create_run(record_of(global_batch_size=4 * NUM_RANKS * ROWS_A_REPORT))
+        journal.create_run(record_on(corpus, global_batch_size=4 * NUM_RANKS * ROWS_A_REPORT))
         owner = owner_of(journal, corpus)
         steps = owner.plan(0, num_reports // NUM_RANKS, 1 << 20)
         of_ranks = [[losses_of_rank(plan, rank) for plan in steps] for rank in range(NUM_RANKS)]
@@ -132,6 +131,11 @@ def owner_rate(path: Path, corpus: Corpus, num_reports: int, num_threads: int) -
             begin = time.perf_counter()
             accepted = sum(threads.map(lambda share: report_all(owner, share), shares))
             return accepted / (time.perf_counter() - begin)
+
+
+def record_on(corpus: Corpus, run: str = "tuning", **config: object) -> RunRecord:
+    sizes = corpus.partition.sizes.tolist()
+    return record_of(run, sizes, num_quantiles=corpus.partition.num_quantiles, **config)
 
 
 def losses_of_rank(plan: Planned, rank: int) -> np.ndarray:
@@ -170,7 +174,7 @@ def restoring(root: Path, corpus: Corpus, repeats: int, lengths: Sequence[int]) 
     names = [f"of-{length}" for length in lengths]
     with open_journal(root / "histories") as journal:
         for name, length in zip(names, lengths, strict=True):
-            journal.create_run(record_of(name))
+            journal.create_run(record_on(corpus, name))
             write_history(owner_of(journal, corpus, name), journal, length)
         ways = [lambda name=name: seconds_to_restore(journal, corpus, name) for name in names]
         seconds = repeated(repeats, ways)
@@ -193,7 +197,7 @@ def write_history(owner: RunOwner, journal: Journal, num_events: int, at_once: i
             rows["loss_nats"], rows["num_tokens"], rows["num_flips"] = 2.5, 11, rows["sample_id"] % 5
             reports.append(rows)
         owner.report(np.concatenate(reports))
-    assert journal.num_events(owner.record.run) == num_events
+    assert journal.num_events(owner.record.run) == num_events + 1
 
 
 def seconds_to_restore(journal: Journal, corpus: Corpus, name: str) -> float:

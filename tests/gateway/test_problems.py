@@ -39,6 +39,7 @@ def body_of(path: str, method: str) -> dict[str, Any] | None:
         "/v1/runs/{run}/batches": {"step": 0},
         "/v1/runs/{run}/losses": {"rows": []},
         "/v1/runs/{run}/rewind": {"step": 0},
+        "/v1/runs/{run}/adopt": {},
     }
     return None if method == "GET" else bodies.get(path)
 

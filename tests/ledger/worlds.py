@@ -33,10 +33,12 @@ def open_journal(place: Path | str) -> Iterator[Journal]:
         journal.close()
 
 
-def record_of(run: str = "tuning", sizes: Sequence[int] = (20, 20, 20, 20), **config: object) -> RunRecord:
+def record_of(
+    run: str = "tuning", sizes: Sequence[int] = (20, 20, 20, 20), num_quantiles: int = 2, **config: object
+) -> RunRecord:
     """A run on the corpus that `made_corpus` makes, or on one with strata of other sizes."""
     settings: dict[str, object] = {"global_batch_size": 16, "injection_ratio": "0.25", "seed": 3, **config}
-    created = Created(RunConfig.from_dict(settings), 1, 2, tuple(sizes))
+    created = Created(RunConfig.from_dict(settings), 1, num_quantiles, tuple(sizes))
     return RunRecord(run, "wiki", created, "2026-01-01T00:00:00Z")
 
 
