@@ -129,7 +129,7 @@ def free_port() -> int:
 def running_service(
     root: Path, *, port: int | None = None, database_url: str | None = None
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """A real server process on loopback: its base URL and the process. Its journal is in `root` unless a URL is given."""
+    """A real server process on loopback: its base URL and the process. Without a URL its journal is in `root`."""
     port = port or free_port()
     command = [sys.executable, "-m", "replay_service", "serve", "--root", str(root), "--port", str(port)]
     if database_url is not None:

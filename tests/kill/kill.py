@@ -186,8 +186,8 @@ def database(kind: str, folder: Path) -> Iterator[str]:
         sys.exit("PostgreSQL is not installed: no initdb and postgres in PATH or in /usr/lib/postgresql/*/bin")
     with (
         tempfile.TemporaryDirectory(prefix="postgresql-") as cluster,
-        postgresql_server(Path(cluster)) as template,
-        fresh_database(template, "killed") as url,
+        postgresql_server(Path(cluster)) as server,
+        fresh_database(server.url, "killed") as url,
     ):
         yield url
 
