@@ -21,7 +21,7 @@ from tests.support import make_corpus, running_service
 
 NUM_RANKS: Final = 4
 NUM_KILLS: Final = 3
-ANSWERS_BETWEEN_KILLS: Final = 40
+ANSWERS_BETWEEN_KILLS: Final = 20
 
 
 @pytest.fixture
