@@ -80,7 +80,7 @@ class InvalidRun(RunError):
 
 
 class RunTaken(RunError):
-    slug, title, status = "run-taken", "Another process owns the run", 409
+    slug, title, status = "run-taken", "Another process owns the run", 503
 
 
 class RunClosed(RunError):

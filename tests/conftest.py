@@ -43,8 +43,8 @@ def postgresql_url() -> Iterator[str]:
 
     if find_postgresql() is None:
         pytest.skip("PostgreSQL is not installed: no initdb and postgres in PATH or in /usr/lib/postgresql/*/bin")
-    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder, postgresql_server(Path(folder)) as url:
-        yield url
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder, postgresql_server(Path(folder)) as server:
+        yield server.url
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import psutil
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
@@ -40,9 +42,46 @@ def _is_complete(folder: Path) -> bool:
     return all(shutil.which(program, path=str(folder)) for program in ("initdb", "postgres"))
 
 
+@dataclass(slots=True)
+class PostgresqlServer:
+    """A server of the cluster in `folder`, as often as it is started."""
+
+    folder: Path
+    programs: Path
+    port: int = field(default_factory=free_port)
+    _process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def url(self) -> str:
+        """A URL template with the field `{database}`."""
+        return f"postgresql+psycopg://{SUPERUSER}@127.0.0.1:{self.port}/{{database}}"
+
+    def start(self) -> None:
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = _server(self.programs, self.folder, self.port, log.fileno())
+        _await_ready(self.url.format(database="postgres"), self._process, self.folder)
+
+    def stop(self) -> None:
+        """A fast shutdown: sessions are ended, nothing is waited for."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(timeout=60)
+
+    def kill(self) -> None:
+        """End the server and all its processes at once, as a loss of the machine would but for its disk."""
+        assert self._process is not None
+        parent = psutil.Process(self._process.pid)
+        parent.suspend()  # it starts no further process while those that there are get listed
+        processes = [parent, *parent.children(recursive=True)]
+        for each in processes:
+            each.kill()
+        self._process.wait(timeout=60)
+        psutil.wait_procs(processes, timeout=60)
+
+
 @contextmanager
-def postgresql_server(folder: Path) -> Iterator[str]:
-    """A server whose cluster is in `folder`, an empty one; gives a URL template with the field `{database}`.
+def postgresql_server(folder: Path) -> Iterator[PostgresqlServer]:
+    """A running server whose cluster is in `folder`, an empty one.
 
     PostgreSQL refuses to run as root, so root runs it as `postgres`; that account must be able to reach the folder,
     which pytest's temporary folders do not let it.
@@ -51,15 +90,12 @@ def postgresql_server(folder: Path) -> Iterator[str]:
     assert programs is not None, "PostgreSQL is not installed"
     _hand_over(folder)
     _init_cluster(programs, folder)
-    port = free_port()
-    with (folder / "server.log").open("ab") as log, _server(programs, folder, port, log.fileno()) as process:
-        url = f"postgresql+psycopg://{SUPERUSER}@127.0.0.1:{port}/{{database}}"
-        try:
-            _await_ready(url.format(database="postgres"), process, folder)
-            yield url
-        finally:
-            process.send_signal(signal.SIGINT)  # a fast shutdown: sessions are ended, nothing is waited for
-            process.wait(timeout=60)
+    server = PostgresqlServer(folder, programs)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @contextmanager

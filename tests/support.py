@@ -126,10 +126,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_service(root: Path, *, port: int | None = None) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """A real server process on loopback: its base URL and the process."""
+def running_service(
+    root: Path, *, port: int | None = None, database_url: str | None = None
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """A real server process on loopback: its base URL and the process. Without a URL its journal is in `root`."""
     port = port or free_port()
     command = [sys.executable, "-m", "replay_service", "serve", "--root", str(root), "--port", str(port)]
+    if database_url is not None:
+        command += ["--database-url", database_url]
     with (root / "serve.log").open("ab") as log, subprocess.Popen(command, stderr=log) as process:
         base_url = f"http://127.0.0.1:{port}"
         try:

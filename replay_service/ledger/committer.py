@@ -140,4 +140,8 @@ class Committer:
         if lease.failure is not None:
             raise lease.failure
         if not self._hold.execute(connection, [{"the_run": lease.run, "epoch": lease.epoch}]):
-            raise RunTaken(f"another process has taken over run {lease.run!r}; ask that one")
+            raise run_taken(lease.run)
+
+
+def run_taken(run: str) -> RunTaken:
+    return RunTaken(f"another process has taken over run {run!r}; ask again, and whoever answers owns it then")

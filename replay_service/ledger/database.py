@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, Insert, Update, create_engine, event
+from sqlalchemy import Connection, Engine, Insert, Select, Update, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -20,7 +20,7 @@ _POSTGRESQL = {"full": "on", "relaxed": "off"}
 
 def open_database(url: str, durability: Durability = "full") -> Engine:
     """An engine on the ledger's database, its tables made or migrated to this release's schema."""
-    engine = create_engine(url)
+    engine = create_engine(url, hide_parameters=True)
     configure = {"sqlite": _configure_sqlite, "postgresql": _configure_postgresql}[engine.dialect.name]
     event.listen(engine, "connect", configure(durability))
     with engine.connect() as connection:
@@ -76,7 +76,7 @@ class DirectStatement:
     Executing it costs a fifth of what SQLAlchemy's own way costs, which counts where every report passes.
     """
 
-    def __init__(self, statement: Insert | Update, engine: Engine) -> None:
+    def __init__(self, statement: Insert | Update | Select[Any], engine: Engine) -> None:
         compiled = statement.compile(dialect=engine.dialect)
         self._text = str(compiled)
         self._order = getattr(compiled, "positiontup", None)
@@ -85,5 +85,12 @@ class DirectStatement:
         """Execute it for every row; returns how many rows of the table it touched."""
         if not rows:
             return 0
-        values = [row if self._order is None else tuple(row[name] for name in self._order) for row in rows]
+        values = [self._values(row) for row in rows]
         return connection.exec_driver_sql(self._text, values if len(values) > 1 else values[0]).rowcount
+
+    def scalar(self, connection: Connection, row: Row) -> Any:
+        """The first column of the first row that a query finds, or None."""
+        return connection.exec_driver_sql(self._text, self._values(row)).scalar()
+
+    def _values(self, row: Row) -> Any:
+        return row if self._order is None else tuple(row[name] for name in self._order)

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 import numpy as np
-from sqlalchemy import Connection, Engine, Row, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from replay_service.errors import RunExists, UnknownRun
 from replay_service.ledger import samples
-from replay_service.ledger.committer import Committer, Lease, Write
+from replay_service.ledger.committer import Committer, Lease, Write, run_taken
+from replay_service.ledger.database import DirectStatement
 from replay_service.ledger.samples import SampleQuery, SampleStatistics
 from replay_service.ledger.schema import events, runs, snapshots
 from replay_service.sampling.events import (
@@ -76,6 +77,7 @@ class Journal:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._committer = Committer(engine)
+        self._epoch = DirectStatement(select(runs.c.owner_epoch).where(runs.c.run == bindparam("the_run")), engine)
 
     def close(self) -> None:
         """Finish what is being written, and let the database go."""
@@ -120,6 +122,14 @@ class Journal:
         if epoch is None:
             raise UnknownRun(f"there is no run {run!r} to own")
         return Lease(run, epoch)
+
+    def check(self, lease: Lease) -> None:
+        """Raises RunTaken when somebody else has become the owner of the run."""
+        with self._engine.connect() as connection:
+            epoch = self._epoch.scalar(connection, {"the_run": lease.run})
+        if epoch != lease.epoch:
+            lease.failure = lease.failure or run_taken(lease.run)
+            raise lease.failure
 
     def append(
         self,

@@ -114,7 +114,10 @@ class RunOwner:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Nobody else writes or reads the state meanwhile. After a failed write it is read from the journal again."""
+        """Nobody else writes or reads the state meanwhile. After a failed write it is read from the journal again.
+
+        What has nothing to write looks whether the run is still this owner's: else its answer might be of the past.
+        """
         with self._lock:
             failure = self._lease.failure
             if isinstance(failure, RunTaken):
@@ -122,7 +125,17 @@ class RunOwner:
             if failure is not None:
                 self._load()
                 self._lease = self._lease.renewed()
-            yield
+            before = self._last_write
+            try:
+                yield
+            finally:
+                if self._last_write is before:
+                    self._journal.check(self._lease)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether another owner has taken the run; this one refuses everything from then on."""
+        return isinstance(self._lease.failure, RunTaken)
 
     @property
     def attempt(self) -> int:

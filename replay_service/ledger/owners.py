@@ -4,11 +4,15 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+import structlog
+
 from replay_service.errors import InvalidRun, RunExists
 from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owner import DEFAULT_LIMITS, OwnerLimits, RunOwner, SampledCorpus
 from replay_service.sampling.events import Created
 from replay_service.sampling.run_config import RunConfig
+
+_log = structlog.get_logger()
 
 
 class Owners:
@@ -47,11 +51,17 @@ class Owners:
         return True
 
     def get(self, run: str) -> RunOwner:
-        """The owner of a run; raises UnknownRun."""
+        """The owner of a run; raises UnknownRun.
+
+        A run that another process has taken is taken back: whoever is asked owns it. That is meant for a process that
+        has followed another one; if both are asked in turn every answer is right, but costs a restore.
+        """
         with self._lock:
-            if run not in self._owners:
+            if run not in self._owners or self._owners[run].is_taken:
                 record = self._journal.run(run)
                 corpus = partial(self._corpus_of, record.corpus)
+                if run in self._owners:
+                    _log.warning("taking the run back from another process", run=run)
                 self._owners[run] = RunOwner(self._journal, record, corpus, self._limits)
             return self._owners[run]
 

@@ -1,13 +1,21 @@
 """A run's life in any order of events, against a model of a few dictionaries."""
 
 import tempfile
+import uuid
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from replay_service.corpus.reader import CorpusStore
 from replay_service.errors import InvalidReport, RunExists, StepOutOfRange
@@ -15,6 +23,7 @@ from replay_service.ledger import audit
 from replay_service.ledger.owner import OwnerLimits, ReportOutcome
 from replay_service.ledger.owners import Owners
 from replay_service.ledger.samples import SampleQuery
+from tests.databases import fresh_database
 from tests.ledger.worlds import bytes_of, create, ids_of, image_of, losses_of, open_journal, record_of
 from tests.support import make_corpus
 
@@ -30,15 +39,20 @@ class RunLife(RuleBasedStateMachine):
         self.place = ExitStack()
         self.folder = Path(self.place.enter_context(tempfile.TemporaryDirectory()))
         make_corpus(self.folder, rows_per_domain=12)
+        self.database_url = self.empty_database()
         self.open()
         self.plans: dict[int, bytes] = {}
         self.samples: dict[int, list[int]] = {}
         self.accepted: dict[int, set[int]] = {}
         self.images: dict[int, bytes] = {}
 
+    def empty_database(self) -> str:
+        """The URL of the journal of one life."""
+        return f"sqlite:///{self.folder / 'ledger.db'}"
+
     def open(self) -> None:
         self.process = self.place.enter_context(ExitStack())
-        self.journal = self.process.enter_context(open_journal(self.folder / "ledger.db"))
+        self.journal = self.process.enter_context(open_journal(self.database_url))
         self.owners = Owners(self.journal, CorpusStore(self.folder).get, OwnerLimits(snapshot_every=4))
 
     @property
@@ -189,7 +203,18 @@ class RunLife(RuleBasedStateMachine):
         self.place.close()
 
 
-RunLife.TestCase.settings = settings(
-    max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+def lives(num: int) -> settings:
+    too_slow = [HealthCheck.too_slow]
+    return settings(max_examples=num, stateful_step_count=15, deadline=None, suppress_health_check=too_slow)
+
+
+RunLife.TestCase.settings = lives(15)
 TestRunLife = RunLife.TestCase
+
+
+def test_a_run_lives_on_postgresql_as_the_model_does(postgresql_url: str) -> None:
+    class RunLifeOnPostgresql(RunLife):
+        def empty_database(self) -> str:
+            return self.place.enter_context(fresh_database(postgresql_url, f"life_{uuid.uuid4().hex[:12]}"))
+
+    run_state_machine_as_test(RunLifeOnPostgresql, settings=lives(10))

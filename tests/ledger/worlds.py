@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from replay_service.corpus.reader import Corpus
+from replay_service.errors import RunTaken
 from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owner import RunOwner
@@ -83,9 +84,15 @@ def events_of(journal: Journal, run: str = "tuning") -> list[JournalEvent]:
 
 
 def bytes_of(owner: RunOwner) -> bytes:
-    """The canonical bytes of the state that an owner holds."""
-    return owner.read(to_bytes)
+    """The canonical bytes of the state that an owner holds, also one from whom the run was taken."""
+    try:
+        return owner.read(to_bytes)
+    except RunTaken:
+        return to_bytes(owner._state)
 
 
 def image_of(owner: RunOwner) -> dict[str, object]:
-    return owner.read(image)
+    try:
+        return owner.read(image)
+    except RunTaken:
+        return image(owner._state)

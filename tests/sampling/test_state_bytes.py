@@ -1,4 +1,5 @@
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay_service.sampling.events import Adopted, Closed, Configured
-from replay_service.sampling.run_config import RunConfig
+from replay_service.sampling.run_config import Feedback, RunConfig
 from replay_service.sampling.run_state import RunState, fold
 from replay_service.sampling.state_bytes import STATE_VERSION, from_bytes, to_bytes
 from tests.sampling.worlds import created_of, image, planned, report_of
@@ -56,6 +57,33 @@ def test_the_order_in_which_steps_were_left_waiting_does_not_show() -> None:
     other = from_bytes(to_bytes(state))
     other.pending = dict(reversed(other.pending.items()))
     assert to_bytes(other) == to_bytes(state)
+
+
+def holding_back(order: Sequence[int]) -> RunState:
+    """A fenced state that knows all reports of its two steps, which came in this order, and may use none yet."""
+    config = RunConfig(global_batch_size=6, injection_ratio="0.5", feedback=Feedback("fenced", 4))
+    state = RunState.initial(created_of(SIZES, 2, config))
+    planned(state, 1)
+    measured = [(step, sample) for step in (0, 1) for sample in state.pending[step].rows["sample_id"].tolist()]
+    for step, sample in (measured[i] for i in order if i < len(measured)):
+        fold(state, report_of(step, [sample], num_flips=sample % 7))
+    return state
+
+
+def test_what_a_fenced_run_holds_back_is_read_back_to_the_byte() -> None:
+    state = holding_back(range(6))
+    again = from_bytes(to_bytes(state))
+    assert image(again) == image(state)
+    for each in (state, again):
+        planned(each, 5)
+    assert to_bytes(again) == to_bytes(state)
+    assert (again.held, again.recent.origin) == ({}, 1)
+
+
+@given(st.permutations(range(6)))
+@settings(max_examples=20, deadline=None)
+def test_the_order_in_which_reports_came_that_are_held_back_does_not_show(order: list[int]) -> None:
+    assert to_bytes(holding_back(order)) == to_bytes(holding_back(range(6)))
 
 
 def test_different_states_have_different_bytes() -> None:
