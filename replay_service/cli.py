@@ -25,7 +25,13 @@ console = Console(stderr=True)
 
 @app.command()
 def ingest(
-    source: Annotated[Path, typer.Argument(help="A shard or a folder of them: .parquet, .jsonl, .jsonl.gz or .txt.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Parquet, JSON lines, Arrow, text, tar (WebDataset) or a dataset saved by Hugging Face; "
+            "a file, a folder or a quoted glob ('web/**/*.parquet'); local or at s3://, gs://, hf:// or any fsspec URL."
+        ),
+    ],
     corpus: Annotated[str, typer.Option(help="Name of the corpus to make.")],
     model: Annotated[str, typer.Option(help="The base model: a local folder or a Hugging Face hub name.")],
     root: Annotated[Path | None, typer.Option(help="Folder of the service's data.")] = None,
@@ -63,7 +69,7 @@ def ingest(
             name=corpus,
             model=model,
             seq_len=seq_len,
-            columns=Columns(text_column, domain_column),
+            columns=Columns(text=text_column, domain=domain_column),
             num_quantiles=quantiles,
             precision=precision,
             batch_size=batch_size,
@@ -225,7 +231,7 @@ def _errors_as_messages() -> Iterator[None]:
     try:
         yield
     except ReplayError as error:
-        console.print(f"[red]{error.title}:[/red] {error.detail}", highlight=False)
+        console.print(f"[red]{error.title}:[/red] {error.detail}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except ValidationError as error:
         for each in error.errors():

@@ -106,6 +106,14 @@ def test_ingesting_what_is_not_there_ends_with_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_ingesting_from_a_url_that_leads_nowhere_ends_with_one_line_without_its_secrets() -> None:
+    result = run("ingest", "nosuch://somebody:swordfish@host/data", "--corpus", "wiki", "--model", "tiny")
+    assert result.exit_code == 2
+    assert len(result.output.splitlines()) == 1
+    assert "nosuch://host/data cannot be read" in result.output
+    assert "swordfish" not in result.output
+
+
 def test_ingesting_a_folder_without_shards_ends_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "picture.png").touch()
     result = run("ingest", tmp_path, "--corpus", "wiki", "--model", "tiny")

@@ -100,7 +100,8 @@ def test_language_stands_alone() -> None:
 
 
 def test_the_gateway_only_reads_corpora() -> None:
-    writing_side = [f"replay_service.corpus.{name}" for name in ("ingest", "pipeline", "staging", "sources")]
+    writing = ("ingest", "pipeline", "staging", "sources", "documents", "rows", "filesystems")
+    writing_side = [f"replay_service.corpus.{name}" for name in writing]
     forbidden = (
         "replay_service.demo",
         "replay_service.language",
@@ -150,6 +151,10 @@ def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> No
 )
 def test_the_service_starts_without_the_heavy_libraries(module: str) -> None:
     assert loaded_by(f"import {module}").isdisjoint(HEAVY)
+
+
+def test_shards_are_read_without_the_heavy_libraries() -> None:
+    assert loaded_by("import replay_service.corpus.sources").isdisjoint(HEAVY)
 
 
 def test_the_client_loads_neither_torch_nor_ray() -> None:

@@ -7,35 +7,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_service.corpus.sources import Columns, find_shards, read_documents
+from replay_service.corpus.sources import Columns, Document, check_readable, find_shards, printable, read_documents
 from replay_service.errors import ReplayError
 from replay_service.language.packing import PackedRows, id_dtype, pack
-from replay_service.language.tokenizer import encode, separator_id
+from replay_service.language.tokenizer import ids_of, separator_id
 from trainer.errors import InvalidTraining
 
 
-def packed_by_domain(source: Path, columns: Columns, tokenizer: Any, seq_len: int) -> dict[str, PackedRows]:
-    """The text of shards as packed rows, for each domain in name order.
+def packed_by_domain(source: str | Path, columns: Columns, tokenizer: Any, seq_len: int) -> dict[str, PackedRows]:
+    """The text, or the ready-made token ids, of shards as packed rows, for each domain in name order.
 
     Raises:
-        InvalidTraining: when a shard cannot be read or there is no text.
+        InvalidTraining: when a shard cannot be read, there is no text, or ids are not of this tokenizer.
     """
-    texts: dict[str, list[str]] = {}
     try:
-        for shard in find_shards(source):
-            for document in read_documents(shard, columns):
-                if document.text is not None:
-                    texts.setdefault(document.domain, []).append(document.text)
+        contents = _contents_by_domain(source, columns)
+        encoded = {domain: ids_of(tokenizer, documents) for domain, documents in sorted(contents.items())}
     except ReplayError as error:
         raise InvalidTraining(error.detail) from error
     separator, dtype = separator_id(tokenizer), id_dtype(len(tokenizer))
-    packed = {
-        domain: pack(encode(tokenizer, documents), seq_len, separator, dtype)
-        for domain, documents in sorted(texts.items())
-    }
+    packed = {domain: pack(documents, seq_len, separator, dtype) for domain, documents in encoded.items()}
     if not any(len(rows) for rows in packed.values()):
-        raise InvalidTraining(f"{source} holds no text to train on")
+        raise InvalidTraining(f"{printable(source)} holds no text to train on")
     return packed
+
+
+def _contents_by_domain(source: str | Path, columns: Columns) -> dict[str, list[str | NDArray[np.int64]]]:
+    contents: dict[str, list[str | NDArray[np.int64]]] = {}
+    for shard in find_shards(source):
+        check_readable(shard, columns)
+        for document in read_documents(shard, columns):
+            if isinstance(document, Document):
+                contents.setdefault(document.domain, []).append(document.content)
+    return contents
 
 
 def concatenated(parts: list[PackedRows]) -> PackedRows:

@@ -39,7 +39,7 @@ class IngestSettings:
     """What to make a corpus of.
 
     Attributes:
-        source: a shard or a folder of shards.
+        source: a shard, a folder of shards or a glob; a local path or a URL.
         folder: the folder of corpora; the corpus becomes a subfolder.
         name: the corpus's name.
         model: the base model, a local folder or a hub name.
@@ -51,7 +51,7 @@ class IngestSettings:
         rows_per_segment: rows of one segment file.
     """
 
-    source: Path
+    source: str | Path
     folder: Path
     name: str
     model: str
@@ -106,7 +106,7 @@ def ingest(settings: IngestSettings, on_progress: OnProgress = lambda _: None) -
     tokenizer = load_tokenizer(settings.model)
     tokens = fingerprint(tokenizer)
     inputs = _inputs_fingerprint(settings, tokens)
-    keyed = {_shard_key(shard, settings.source): shard for shard in shards}
+    keyed = {_shard_key(shard): shard for shard in shards}
     everything = _digest(inputs, str(settings.num_quantiles), str(settings.rows_per_segment), *keyed)
     folder = settings.folder / settings.name
     if (folder / MANIFEST_NAME).exists():
@@ -258,10 +258,9 @@ def _inputs_fingerprint(settings: IngestSettings, tokenizer_fingerprint: str) ->
     return _digest(settings.model, tokenizer_fingerprint, str(settings.seq_len), columns, settings.precision)
 
 
-def _shard_key(shard: Shard, source: Path) -> str:
+def _shard_key(shard: Shard) -> str:
     """Changes when the file is another one."""
-    status = shard.path.stat()
-    return _digest(str(shard.path.relative_to(source.parent)), str(status.st_size), str(status.st_mtime_ns))
+    return _digest(shard.name, shard.version)
 
 
 def _digest(*words: str) -> str:

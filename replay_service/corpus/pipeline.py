@@ -16,15 +16,16 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
+from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from replay_service.corpus.segments import list_rows, wide_binary, wide_list
-from replay_service.corpus.sources import Columns, Shard, read_documents
+from replay_service.corpus.sources import Columns, SetAside, Shard, read_documents
 from replay_service.corpus.staging import Packed, write_packed, write_part
 from replay_service.language.losses import token_losses
 from replay_service.language.model import Precision, autocast, best_device, load_model, prepare_to_score
 from replay_service.language.packing import id_dtype, pack
-from replay_service.language.tokenizer import encode, load_tokenizer
+from replay_service.language.tokenizer import ids_of, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +99,19 @@ def pack_shard(key: str, shard: Shard, settings: PipelineSettings) -> Iterator[p
 
     What it held is written down first: the next stages and the driver may see a row before this one ends.
     """
-    texts: dict[str, list[str]] = {}
+    contents: dict[str, list[str | NDArray[np.int64]]] = {}
     num_set_aside = 0
     for document in read_documents(shard, settings.columns):
-        if document.text is None:
+        if isinstance(document, SetAside):
             num_set_aside += 1
         else:
-            texts.setdefault(document.domain, []).append(document.text)
+            contents.setdefault(document.domain, []).append(document.content)
     packed = {}
-    for domain, documents in sorted(texts.items()):
-        encoded = encode(_tokenizer(settings.model), documents)
+    for domain, documents in sorted(contents.items()):
+        encoded = ids_of(_tokenizer(settings.model), documents)
         packed[domain] = pack(encoded, settings.seq_len, settings.separator_id, id_dtype(settings.vocab_size))
     num_rows = sum(len(rows) for rows in packed.values())
-    num_documents = sum(len(documents) for documents in texts.values())
+    num_documents = sum(len(documents) for documents in contents.values())
     write_packed(settings.staging, key, Packed(num_rows, num_documents, num_set_aside))
     first_row = 0
     for domain, rows in packed.items():

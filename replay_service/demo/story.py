@@ -88,7 +88,7 @@ def _prepare(console: Console, model: str | None, folder: Path, corpora: Path, s
         name=CORPUS,
         model=name,
         seq_len=scale.seq_len,
-        columns=Columns("text", "domain"),
+        columns=Columns(domain="domain"),
         num_quantiles=scale.num_quantiles,
     )
     with ingest_progress(console, "ingest, score, stratify") as on_progress:

@@ -28,7 +28,9 @@ def id_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
     return np.min_scalar_type(vocab_size - 1)
 
 
-def pack(documents: Iterable[Sequence[int]], seq_len: int, separator: int, dtype: np.dtype) -> PackedRows:
+def pack(
+    documents: Iterable[Sequence[int] | NDArray[np.int64]], seq_len: int, separator: int, dtype: np.dtype
+) -> PackedRows:
     """Lay documents end to end, each closed by `separator`, and cut the line into rows of `seq_len` tokens.
 
     Every token stands in exactly one row, in order. The last row is padded with `separator`; a remainder of a single

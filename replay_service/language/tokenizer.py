@@ -5,6 +5,9 @@ import json
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from replay_service.errors import CorpusError
 
 _SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
@@ -56,3 +59,22 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         return []
     encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
     return cast(list[list[int]], encoded["input_ids"])
+
+
+def ids_of(tokenizer: Any, documents: Sequence[str | NDArray[np.int64]]) -> list[Sequence[int] | NDArray[np.int64]]:
+    """Token ids of each document: texts are encoded, ready-made ids are taken as they are.
+
+    Raises:
+        CorpusError: when a ready-made id is beyond the vocabulary, so that another tokenizer has made it.
+    """
+    encoded = iter(encode(tokenizer, [each for each in documents if isinstance(each, str)]))
+    return [next(encoded) if isinstance(each, str) else _known(each, len(tokenizer)) for each in documents]
+
+
+def _known(ids: NDArray[np.int64], vocab_size: int) -> NDArray[np.int64]:
+    if ids.max() >= vocab_size:
+        raise CorpusError(
+            f"there is a ready-made token id {ids.max()}, but the tokenizer has only {vocab_size} tokens; take the "
+            "model whose tokenizer made these ids"
+        )
+    return ids

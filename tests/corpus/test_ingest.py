@@ -1,3 +1,5 @@
+import gzip
+import json
 import os
 import signal
 import subprocess
@@ -232,15 +234,18 @@ def test_a_shard_that_breaks_off_in_the_middle_makes_no_corpus_until_it_is_mende
 ) -> None:
     texts = sentences("english", 20)
     write_jsonl(tmp_path / "source/whole.jsonl", texts)
-    broken = write_jsonl(tmp_path / "source/broken.jsonl", texts)
-    whole_lines = broken.read_text()
-    broken.write_text(whole_lines + '{"text": "and th')
+    broken = tmp_path / "source/broken.jsonl.gz"
+    rows = [*texts, *([" " * 10_000] * 500)]  # so long that its head is sound
+    whole = gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in rows).encode())
+    broken.write_bytes(whole[:-10])
     settings = settings_of(tmp_path / "source", tmp_path, tiny_model)
     with pytest.raises(UnusableSource, match=str(broken)):
         ingest(settings)
     assert not (tmp_path / "mixed/manifest.json").exists()
-    broken.write_text(whole_lines)
-    assert ingest(settings).num_samples == 2 * len(list(cut_by_hand(texts, tokenizer, 32)))
+    broken.write_bytes(whole)
+    manifest = ingest(settings)
+    assert manifest.num_samples == 2 * len(list(cut_by_hand(texts, tokenizer, 32)))
+    assert manifest.num_set_aside == 500
 
 
 def parts_of_finished_shards(staging: Path) -> dict[Path, int]:

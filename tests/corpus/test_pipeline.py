@@ -25,17 +25,19 @@ def shard(tmp_path: Path) -> Shard:
     rows.insert(7, {"text": " ", "topic": "en"})
     table = pa.Table.from_pylist(rows)
     pa.parquet.write_table(table, tmp_path / "web.parquet")
-    return Shard(tmp_path / "web.parquet", "parquet", "web")
+    return Shard(str(tmp_path / "web.parquet"), "parquet", "web", "web.parquet", "1")
 
 
-def settings_of(model: Path, staging: Path, precision: Precision = "float32") -> PipelineSettings:
+def settings_of(
+    model: Path, staging: Path, precision: Precision = "float32", columns: Columns | None = None
+) -> PipelineSettings:
     tokenizer = load_tokenizer(str(model))
     return PipelineSettings(
         model=str(model),
         separator_id=separator_id(tokenizer),
         vocab_size=len(tokenizer),
         seq_len=SEQ_LEN,
-        columns=Columns(domain="topic"),
+        columns=columns or Columns(domain="topic"),
         precision=precision,
         batch_size=8,
         num_scorers=1,
@@ -74,6 +76,18 @@ def test_what_a_shard_held_is_written_down_before_its_first_row_goes_on(
     first = next(tables)
     packed = read_packed(tmp_path, "key")
     assert packed == Packed(len(first) + sum(map(len, tables)), num_documents=40, num_set_aside=1)
+
+
+def test_ready_made_token_ids_are_packed_as_their_text_would_be(tiny_model: Path, tmp_path: Path) -> None:
+    texts = sentences("en", 20)
+    ids = encode(load_tokenizer(str(tiny_model)), texts)
+    pa.parquet.write_table(pa.table({"text": texts, "ids": ids}), tmp_path / "web.parquet")
+    shard = Shard(str(tmp_path / "web.parquet"), "parquet", "web", "web.parquet", "1")
+    from_text, from_ids = (
+        pa.concat_tables(pack_shard("key", shard, settings_of(tiny_model, tmp_path, columns=columns)))
+        for columns in (Columns(), Columns(tokens="ids"))
+    )
+    assert from_ids.equals(from_text)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

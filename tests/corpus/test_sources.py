@@ -1,107 +1,187 @@
-import gzip
 import json
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from replay_service.corpus.sources import Columns, Document, Shard, check_readable, find_shards, read_documents
+from replay_service.corpus.sources import Columns, Shard, check_readable, find_shards, read_documents
 from replay_service.errors import UnusableSource
-from tests.corpus.worlds import write_jsonl
+from tests.corpus.shards import COLUMNED, LINES, TABLES, compressed, texts, write, write_table
+from tests.object_storage import s3_server, upload, url_query
 
-ROWS = [{"text": "one", "topic": "a"}, {"text": None, "topic": "b"}, {"text": " \n", "topic": None}]
-
-
-def lines_of(rows: list[dict[str, object]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
+ROWS = [{"text": "one", "topic": "a"}, {"text": "two", "topic": "b"}]
+TREE = ("en/z.jsonl", "fr/a.txt", "fr/deep/er/b.txt", "top.md", "wiki-00001-of-00010.parquet")
 
 
-def write(path: Path, rows: list[dict[str, object]]) -> Path:
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".gz":
-        path.write_bytes(gzip.compress(lines_of(rows).encode()))
-    else:
-        path.write_text(lines_of(rows))
-    return path
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with s3_server() as url:
+        yield url
 
 
-def documents_in(path: Path, columns: Columns | None = None) -> list[Document]:
-    return [document for shard in find_shards(path) for document in read_documents(shard, columns or Columns())]
+@pytest.fixture(params=["local", "s3", "memory"])
+def tree(request: pytest.FixtureRequest, tmp_path: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder with a tree of shards, and what is none, in each kind of place: with a slash at its end."""
+    fill(tmp_path / "tree")
+    if request.param == "s3":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        upload(endpoint, tmp_path.name, tmp_path)
+        return f"s3://{tmp_path.name}/tree/"
+    if request.param == "memory":
+        import fsspec
+
+        fsspec.filesystem("memory").put(f"{tmp_path}/tree", f"/{tmp_path.name}/tree", recursive=True)
+        return f"memory://{tmp_path.name}/tree/"
+    return f"{tmp_path}/tree/"
+
+
+def fill(folder: Path) -> None:
+    for name in TREE:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in (".txt", ".md"):
+            path.write_text(f"text of {name}")
+        else:
+            write(path, ROWS)
+    for ignored in (".hidden.txt", "fr/readme.pdf", "en/table.parquet.gz", ".cache/a.txt", "fr/.git/deep/b.txt"):
+        (folder / ignored).parent.mkdir(parents=True, exist_ok=True)
+        (folder / ignored).write_text("not this")
+
+
+def names(source: str | Path) -> list[str]:
+    return [shard.name for shard in find_shards(source)]
+
+
+def test_a_folder_is_searched_in_name_order_and_hidden_files_are_passed_over(tree: str) -> None:
+    assert names(tree) == list(TREE)
+    assert names(tree.rstrip("/")) == list(TREE)
+
+
+def test_the_first_folder_below_the_source_is_the_domain_else_the_files_name_tells(tree: str) -> None:
+    assert [shard.domain for shard in find_shards(tree)] == ["en", "fr", "fr", "top", "wiki"]
+
+
+def test_the_documents_of_every_place_are_the_same(tree: str) -> None:
+    assert texts(tree) == ["one", "two", "text of fr/a.txt", "text of fr/deep/er/b.txt", "text of top.md", "one", "two"]
+    for shard in find_shards(tree):
+        check_readable(shard, Columns())
 
 
 @pytest.mark.parametrize(
-    "name", ["web.parquet", "web.jsonl", "web.jsonl.gz", "web.json", "web.ndjson", "web.ndjson.gz"]
+    ("glob", "found"),
+    [
+        ("**/*.txt", ["fr/a.txt", "fr/deep/er/b.txt"]),
+        ("*/*.txt", ["fr/a.txt"]),
+        ("**", list(TREE)),
+        ("fr/**", ["a.txt", "deep/er/b.txt"]),
+        ("fr/**/[bc].txt", ["deep/er/b.txt"]),
+        ("wiki-0000?-of-*.parquet", ["wiki-00001-of-00010.parquet"]),
+        ("*", ["top.md", "wiki-00001-of-00010.parquet"]),
+    ],
 )
-def test_rows_without_usable_text_are_set_aside_and_the_others_read(tmp_path: Path, name: str) -> None:
-    assert documents_in(write(tmp_path / name, ROWS)) == [
-        Document("web", "one"),
-        Document("web", None),
-        Document("web", None),
-    ]
+def test_a_glob_finds_the_files_that_it_matches_named_from_its_first_wildcard_on(
+    tree: str, glob: str, found: list[str]
+) -> None:
+    assert names(tree + glob) == found
 
 
-@pytest.mark.parametrize("name", ["web.parquet", "web.jsonl", "web.jsonl.gz"])
-def test_a_column_names_the_domain_and_the_shard_stands_in_where_it_is_empty(tmp_path: Path, name: str) -> None:
-    documents = documents_in(write(tmp_path / name, ROWS), Columns(domain="topic"))
-    assert [document.domain for document in documents] == ["a", "b", "web"]
+@pytest.mark.parametrize("missing", ["nowhere", "nowhere/", "nowhere/*.txt", "*.csv", "fr/*/a.txt", "fr/a.txt/b"])
+def test_what_is_not_there_is_named(tree: str, missing: str) -> None:
+    with pytest.raises(UnusableSource, match=r"nowhere|holds no shard|there is no file"):
+        find_shards(tree + missing)
 
 
-@pytest.mark.parametrize("name", ["web.parquet", "web.jsonl"])
-def test_a_domain_may_be_a_number_and_be_zero(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path / name, [{"label": label, "text": "x"} for label in (0, 1)])
-    assert [document.domain for document in documents_in(path, Columns(domain="label"))] == ["0", "1"]
+def test_a_single_file_is_a_shard_by_its_name(tree: str) -> None:
+    (shard,) = find_shards(tree + "fr/deep/er/b.txt")
+    assert (shard.name, shard.domain, shard.kind) == ("b.txt", "b", "text")
+    assert texts(tree + "fr/deep/er/b.txt") == ["text of fr/deep/er/b.txt"]
 
 
-@pytest.mark.parametrize("order", [["text", "topic"], ["topic", "text"]])
-def test_columns_are_told_apart_by_name(tmp_path: Path, order: list[str]) -> None:
-    path = write(tmp_path / "web.parquet", [{name: {"text": "x", "topic": "t"}[name] for name in order}])
-    assert documents_in(path, Columns(domain="topic")) == [Document("t", "x")]
+def test_a_file_of_an_unknown_kind_is_named(tree: str) -> None:
+    with pytest.raises(UnusableSource, match=r"readme\.pdf is no shard"):
+        find_shards(tree + "fr/readme.pdf")
 
 
-def test_the_text_may_stand_in_another_column(tmp_path: Path) -> None:
-    for name in ("a.jsonl", "b.parquet"):
-        path = write(tmp_path / name, [{"content": "hello", "text": "not this"}])
-        assert documents_in(path, Columns(text="content"))[0].text == "hello"
+@pytest.mark.parametrize("name", COLUMNED)
+def test_every_kind_is_read_from_an_object_store(
+    tmp_path: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """By moto, which proves no signatures, throttling, retries or consistency: see tests/object_storage.py."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    write(tmp_path / "data" / name, ROWS)
+    upload(endpoint, tmp_path.name, tmp_path)
+    source = f"s3://{tmp_path.name}/data{url_query(endpoint)}"
+    (shard,) = find_shards(source)
+    assert shard.url.endswith(f"/data/{name}{url_query(endpoint)}")
+    check_readable(shard, Columns())
+    assert texts(source) == texts(shard.url) == ["one", "two"]
 
 
-@pytest.mark.parametrize("name", ["story.txt", "story.md"])
-def test_a_text_file_is_one_document(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("été\n\n\nover several lines\n", encoding="utf-8")
-    assert documents_in(tmp_path / name) == [Document("story", "été\n\n\nover several lines\n")]
+def test_a_shard_takes_the_credentials_of_its_url_with_it(
+    tmp_path: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "data" / "web.jsonl", ROWS)
+    upload(endpoint, "with-credentials", tmp_path)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (shard,) = find_shards(f"s3://key:sec/ret+@with-credentials/**/*.jsonl{url_query(endpoint)}")
+    assert shard.url == f"s3://key:sec/ret+@with-credentials/data/web.jsonl{url_query(endpoint)}"
+    sent = pickle.loads(pickle.dumps(shard))
+    assert len(list(read_documents(sent, Columns()))) == 2
+    assert "sec/ret+" not in repr(sent)
 
 
-def test_blank_lines_of_a_jsonl_are_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('\n{"text": "x"}\n\n  \n{"text": "y"}')
-    assert [document.text for document in documents_in(tmp_path / "a.jsonl")] == ["x", "y"]
+def test_a_bucket_that_is_not_there_and_one_that_is_empty_are_named(endpoint: str) -> None:
+    upload(endpoint, "empty-bucket")
+    with pytest.raises(UnusableSource, match="s3://empty-bucket holds no shard"):
+        find_shards(f"s3://empty-bucket{url_query(endpoint)}")
+    with pytest.raises(UnusableSource, match="s3://no-such-bucket"):
+        find_shards(f"s3://no-such-bucket{url_query(endpoint)}")
+    with pytest.raises(UnusableSource, match="names no bucket"):
+        find_shards(f"s3://{url_query(endpoint)}")
 
 
-@pytest.mark.parametrize("text", [7, ["a"], {"a": 1}, True])
-def test_what_is_no_text_is_set_aside(tmp_path: Path, text: object) -> None:
-    assert documents_in(write_jsonl(tmp_path / "a.jsonl", [text]))[0].text is None
+def test_keys_with_odd_names_are_taken_as_they_are(endpoint: str, tmp_path: Path) -> None:
+    odd = ["a b.txt", "c%20d.txt", "e#f.txt", "g+h&i=j.txt", "é.txt", "k@l/m.txt"]
+    for name in odd:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text(name)
+    upload(endpoint, "odd", tmp_path / "in")
+    assert sorted(texts(f"s3://odd{url_query(endpoint)}")) == sorted(texts(tmp_path / "in")) == sorted(odd)
 
 
-def test_text_that_no_encoding_can_hold_is_set_aside(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "half an emoji \\ud83d"}\n{"text": "a whole one \\ud83d\\ude00"}\n')
-    assert [document.text for document in documents_in(tmp_path / "a.jsonl")] == [None, "a whole one 😀"]
+def test_a_local_path_may_be_relative_or_a_file_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    expected = str(tmp_path / "a.txt")
+    assert [shard.url for shard in find_shards("a.txt")] == [expected]
+    assert [shard.url for shard in find_shards(Path())] == [expected]
+    assert [shard.url for shard in find_shards("*.txt")] == [expected]
+    assert [shard.url for shard in find_shards(f"file://{tmp_path}")] == [expected]
 
 
-def test_a_folder_is_searched_in_name_order_and_its_first_level_names_the_domain(tmp_path: Path) -> None:
-    for name in ("fr/deep/er/b.txt", "fr/a.txt", "en/z.jsonl", "wiki-00001-of-00010.parquet", "books_7.txt", "top.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    for ignored in (".hidden.txt", "fr/readme.pdf", "en/archive.txt.gz"):
-        (tmp_path / ignored).touch()
-    found = [(str(shard.path.relative_to(tmp_path)), shard.domain) for shard in find_shards(tmp_path)]
-    assert found == [
-        ("books_7.txt", "books"),
-        ("en/z.jsonl", "en"),
-        ("fr/a.txt", "fr"),
-        ("fr/deep/er/b.txt", "fr"),
-        ("top.txt", "top"),
-        ("wiki-00001-of-00010.parquet", "wiki"),
-    ]
+def test_a_folder_whose_name_looks_like_a_glob_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "data[1]*").mkdir()
+    (tmp_path / "data[1]*" / "a.txt").write_text("x")
+    assert names(tmp_path / "data[1]*") == ["a.txt"]
+
+
+def test_links_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.txt").write_text("x")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "en").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "source" / "round").symlink_to(tmp_path / "source")
+    assert names(tmp_path / "source") == ["en/a.txt"]
+
+
+def test_a_link_to_nothing_is_a_shard_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    (shard,) = find_shards(tmp_path)
+    with pytest.raises(UnusableSource, match=r"gone\.txt"):
+        check_readable(shard, Columns())
 
 
 @pytest.mark.parametrize(
@@ -120,88 +200,136 @@ def test_the_files_name_without_its_shard_number_is_the_domain(tmp_path: Path, n
     assert [shard.domain for shard in find_shards(tmp_path / name)] == [domain]
 
 
-def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnusableSource, match=str(tmp_path / "nowhere")):
-        find_shards(tmp_path / "nowhere")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "arrow") for name in TABLES[1:]),
+        *((name, "jsonl") for name in LINES),
+        ("a.parquet", "parquet"),
+        ("A.PARQUET", "parquet"),
+        ("a.json.zst", "jsonl"),
+        ("a.txt.gz", "text"),
+        ("a.md.zst", "text"),
+        ("a.tar", "tar"),
+        ("a.tar.gz", "tar"),
+        ("a.tgz", "tar"),
+    ],
+)
+def test_the_ending_tells_the_kind(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / name).touch()
+    assert [shard.kind for shard in find_shards(tmp_path)] == [kind]
 
 
-def test_a_folder_without_a_shard_is_named(tmp_path: Path) -> None:
-    (tmp_path / "picture.png").touch()
+@pytest.mark.parametrize("name", ["a.csv", "a.gz", "a.parquet.gz", "a.arrow.zst", "a.tar.zst", "parquet", "a.tgz.gz"])
+def test_another_ending_is_no_shard(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
     with pytest.raises(UnusableSource, match=f"{tmp_path} holds no shard"):
         find_shards(tmp_path)
 
 
-def test_a_file_of_an_unknown_kind_is_named(tmp_path: Path) -> None:
-    (tmp_path / "data.csv").touch()
-    with pytest.raises(UnusableSource, match=r"data\.csv is no shard"):
-        find_shards(tmp_path / "data.csv")
+def test_the_version_changes_with_the_file_and_the_name_does_not(tmp_path: Path, tree: str) -> None:
+    before = find_shards(tree)
+    assert [shard.version for shard in find_shards(tree)] == [shard.version for shard in before]
+    (tmp_path / "a.txt").write_text("x")
+    (one,) = find_shards(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text("y")
+    (other,) = find_shards(tmp_path / "a.txt")
+    assert one.name == other.name
+    assert one.version != other.version
 
 
-@pytest.mark.parametrize("name", ["web.parquet", "web.jsonl", "web.jsonl.gz"])
-@pytest.mark.parametrize("columns", [Columns(text="body"), Columns(domain="body")])
-def test_a_missing_column_is_named_beside_those_that_are_there(tmp_path: Path, name: str, columns: Columns) -> None:
-    path = write(tmp_path / name, ROWS)
-    with pytest.raises(UnusableSource, match=rf"{path} has no column 'body' \(its columns: text, topic\)"):
-        documents_in(path, columns)
+def test_a_longer_object_is_another_version(endpoint: str, tmp_path: Path) -> None:
+    versions = set()
+    for text in ("x", "longer"):
+        (tmp_path / "a.txt").write_text(text)
+        upload(endpoint, "versions", tmp_path)
+        versions |= {shard.version for shard in find_shards(f"s3://versions{url_query(endpoint)}")}
+    assert len(versions) == 2
 
 
-@pytest.mark.parametrize("name", ["web.parquet", "web.jsonl"])
-def test_a_missing_column_shows_before_any_work(tmp_path: Path, name: str) -> None:
+def saved_dataset(folder: Path, texts: list[list[str]]) -> None:
+    """A folder as `Dataset.save_to_disk` writes it, with a cache file and a file of an earlier save left in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [f"data-{number:05d}-of-{len(texts):05d}.arrow" for number in range(len(texts))]
+    for name, rows in zip([*files, "cache-2f.arrow"], [*texts, ["from a cache"]], strict=True):
+        write_table(folder / name, pa.table({"text": rows}))
+        (folder / name).rename(folder / "aside.stream.arrow")
+        write_table(folder / "aside.stream.arrow", pa.table({"text": rows})).rename(folder / name)
+    state = {"_data_files": [{"filename": name} for name in files], "_fingerprint": "0", "_split": "train"}
+    (folder / "state.json").write_text(json.dumps(state, indent=2))
+    (folder / "dataset_info.json").write_text(json.dumps({"features": {"text": {"dtype": "string"}}}))
+
+
+def test_a_dataset_saved_by_hugging_face_has_the_files_that_its_state_lists(tmp_path: Path) -> None:
+    saved_dataset(tmp_path / "saved", [["a", "b"], ["c"]])
+    assert names(tmp_path / "saved") == ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
+    assert texts(tmp_path / "saved") == texts(tmp_path / "saved" / "*.arrow") == ["a", "b", "c"]
+
+
+def test_a_dictionary_of_saved_datasets_has_its_splits_as_domains(
+    tmp_path: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    for split in ("test", "train"):
+        saved_dataset(tmp_path / "saved" / split, [[f"{split} text"]])
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    upload(endpoint, "saved", tmp_path)
+    for source in (str(tmp_path / "saved"), "s3://saved/saved"):
+        assert [shard.domain for shard in find_shards(source)] == ["test", "train"]
+        assert texts(source) == ["test text", "train text"]
+
+
+@pytest.mark.parametrize("state", ["{", "[]", "{}", '{"_data_files": [{}]}', '{"_data_files": [{"filename": "no"}]}'])
+def test_a_saved_dataset_that_is_not_whole_is_named(tmp_path: Path, state: str) -> None:
+    saved_dataset(tmp_path, [["a"]])
+    (tmp_path / "state.json").write_text(state)
+    with pytest.raises(UnusableSource, match=rf"{tmp_path}/state\.json"):
+        find_shards(tmp_path)
+
+
+def test_a_state_json_without_a_dataset_beside_it_is_a_shard_like_any_other(tmp_path: Path) -> None:
+    write(tmp_path / "state.json", ROWS)
+    assert texts(tmp_path) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", COLUMNED)
+@pytest.mark.parametrize("columns", [Columns(text="body"), Columns(tokens="body"), Columns(domain="body")])
+def test_a_missing_column_shows_before_any_work_beside_those_that_are_there(
+    tmp_path: Path, name: str, columns: Columns
+) -> None:
     (shard,) = find_shards(write(tmp_path / name, ROWS))
     check_readable(shard, Columns())
-    with pytest.raises(UnusableSource, match="no column 'body'"):
-        check_readable(shard, Columns(text="body"))
+    with pytest.raises(UnusableSource, match=rf"{name} has no column 'body' \(its columns: text, topic\)"):
+        check_readable(shard, columns)
 
 
-def with_byte(content: bytes, position: int, byte: int) -> bytes:
-    return content[:position] + bytes([byte]) + content[position + 1 :]
+@pytest.mark.parametrize("columns", [Columns(tokens="ids"), Columns(group="topic")])
+def test_plain_text_has_no_token_ids_and_no_groups(tmp_path: Path, columns: Columns) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    (shard,) = find_shards(tmp_path)
+    for look in (check_readable, lambda *args: list(read_documents(*args))):
+        with pytest.raises(UnusableSource, match=r"a\.txt is plain text"):
+            look(shard, columns)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.parquet", b""),
-        ("a.parquet", b"PAR1 and then nothing"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": \n'),
-        ("a.jsonl", b'{"text": "x"}\n["a list"]\n'),
-        ("a.jsonl", b'{"text": "x"}\n"a string"\n'),
-        ("a.jsonl", b'{"text": "x"}\n{"other": "x"}\n'),
-        ("a.jsonl", b'{"text": "\xff\xfe"}\n'),
-        ("a.jsonl", b'{"text": "x", "n": ' + b"1" * 5000 + b"}\n"),
-        ("a.jsonl", b"[" * 100_000 + b"\n"),
-        ("a.jsonl.gz", b"no gzip at all"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 1000)[:-20]),
-        ("a.jsonl.gz", with_byte(gzip.compress(b'{"text": "x"}\n' * 1000), 10, 0x07)),
-        ("a.jsonl.gz", with_byte(gzip.compress(b'{"text": "x"}\n' * 1000), -5, 0x07)),
-        ("a.txt", b"\xff\xfe\x00"),
-    ],
-)
-def test_a_damaged_shard_is_named(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UnusableSource, match=str(tmp_path / name)):
-        documents_in(tmp_path / name)
+@pytest.mark.parametrize("name", LINES)
+def test_a_few_lines_that_are_no_rows_do_not_condemn_a_shard_but_an_array_or_a_whole_head_of_them_does(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_bytes(compressed(tmp_path / name, b'{"broken\n' * 3 + b'{"text": "x"}\n'))
+    (shard,) = find_shards(tmp_path)
+    check_readable(shard, Columns())
+    for content in (b'[\n{"text": "x"},\n{"text": "y"}\n]\n', b"a log file\n" * 1000):
+        (tmp_path / name).write_bytes(compressed(tmp_path / name, content))
+        with pytest.raises(UnusableSource, match="begins with nothing to read: row 0 is not a JSON object"):
+            check_readable(shard, Columns())
 
 
-@pytest.mark.parametrize("part", [0.5, 0.98])
-def test_a_truncated_parquet_is_named(tmp_path: Path, part: float) -> None:
-    path = write(tmp_path / "a.parquet", [{"text": f"document {i}"} for i in range(1000)])
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
-    with pytest.raises(UnusableSource, match=str(path)):
-        documents_in(path)
-
-
-def test_a_parquet_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.parquet", [{"text": f"document {i * i}"} for i in range(1000)])
-    content = bytearray(path.read_bytes())
-    content[4:400] = b"\xff" * 396
-    path.write_bytes(content)
-    with pytest.raises(UnusableSource, match=str(path)):
-        documents_in(path)
-
-
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "text"])
-def test_a_shard_that_has_gone_is_named(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(UnusableSource, match="gone"):
-        list(read_documents(Shard(tmp_path / "gone", kind, "d"), Columns()))
-    with pytest.raises(UnusableSource, match="gone"):
-        check_readable(Shard(tmp_path / "gone", kind, "d"), Columns())
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "arrow", "text", "tar"])
+@pytest.mark.parametrize("place", ["/no/such/place/gone", "memory://no/such/place/gone"])
+def test_a_shard_that_has_gone_is_named(place: str, kind: str) -> None:
+    shard = Shard(place, kind, "d", "gone", "1-1")
+    with pytest.raises(UnusableSource, match=f"shard {place} cannot be read"):
+        list(read_documents(shard, Columns()))
+    with pytest.raises(UnusableSource, match=f"shard {place} cannot be read"):
+        check_readable(shard, Columns())

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from replay_service.errors import CorpusError
-from replay_service.language.tokenizer import encode, fingerprint, load_tokenizer, separator_id
+from replay_service.language.tokenizer import encode, fingerprint, ids_of, load_tokenizer, separator_id
 from tests.support import make_tiny_model
 
 
@@ -85,3 +86,15 @@ def test_nothing_is_added_to_a_text_or_cut_from_it(tokenizer: Any) -> None:
 def test_a_folder_without_a_tokenizer_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=str(tmp_path)):
         load_tokenizer(str(tmp_path))
+
+
+def test_texts_are_encoded_and_ready_made_ids_taken_as_they_are(tokenizer: Any) -> None:
+    ready = np.array([3, 0, len(tokenizer) - 1])
+    one, other = encode(tokenizer, ["one text", "another"])
+    assert [list(ids) for ids in ids_of(tokenizer, ["one text", ready, "another"])] == [one, ready.tolist(), other]
+    assert ids_of(tokenizer, []) == []
+
+
+def test_a_ready_made_id_beyond_the_vocabulary_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(CorpusError, match=f"token id {len(tokenizer)}, but"):
+        ids_of(tokenizer, [np.array([1]), np.array([len(tokenizer)])])

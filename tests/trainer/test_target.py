@@ -1,11 +1,13 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from replay_service.corpus.sources import Columns
 from replay_service.language.packing import PackedRows
-from replay_service.language.tokenizer import load_tokenizer
+from replay_service.language.tokenizer import load_tokenizer, separator_id
 from tests.trainer.worlds import write_text
 from trainer.errors import InvalidTraining
 from trainer.target import TargetRows, packed_by_domain
@@ -41,6 +43,28 @@ def test_text_is_packed_by_domain(tmp_path: Path, tiny_model: Path) -> None:
     packed = packed_by_domain(tmp_path, Columns(), load_tokenizer(str(tiny_model)), 16)
     assert list(packed) == ["a", "b"]
     assert len(packed["b"]) > len(packed["a"]) > 0
+
+
+def test_ready_made_token_ids_go_into_the_rows_as_they_are(tmp_path: Path, tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    ids = [[1, 2, 3], [4], [5, 6, 7, 8]]
+    pq.write_table(pa.table({"ids": ids}), tmp_path / "web.parquet")
+    packed = packed_by_domain(tmp_path, Columns(tokens="ids"), tokenizer, 16)["web"]
+    end = separator_id(tokenizer)
+    assert packed.input_ids[0, : packed.length[0]].tolist() == [1, 2, 3, end, 4, end, 5, 6, 7, 8, end]
+
+
+def test_token_ids_of_another_tokenizer_are_refused(tmp_path: Path, tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    pq.write_table(pa.table({"ids": [[1, len(tokenizer)]]}), tmp_path / "web.parquet")
+    with pytest.raises(InvalidTraining, match=f"token id {len(tokenizer)}, but the tokenizer has only"):
+        packed_by_domain(tmp_path, Columns(tokens="ids"), tokenizer, 16)
+
+
+def test_a_column_that_no_shard_has_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(InvalidTraining, match="no column 'body'"):
+        packed_by_domain(tmp_path, Columns(text="body"), load_tokenizer(str(tiny_model)), 16)
 
 
 def test_missing_or_empty_text_is_named(tmp_path: Path, tiny_model: Path) -> None:
