@@ -1,173 +1,265 @@
-"""Ingest: from a folder of shards to a corpus. Killed at any moment and called again, it goes on where it was."""
+"""Ingest: from shards to a corpus that grows. Killed at any moment and called again, it goes on where it was.
 
-import hashlib
-import json
+<corpus>/manifest.json       what can be rehearsed from: replaced with every generation
+<corpus>/shards.jsonl        the shards of the corpus, in the order of their rows
+<corpus>/segments/           rows
+<corpus>/set_aside/          the rows of shards that could not be used, and why, a file a shard
+<corpus>/clusters.npy        the centres of its clusters, if it is partitioned by them
+<corpus>/staging/<recipe>/   what is scored and does not stand in segments yet
+<corpus>/status.json         how the latest ingest is going
+"""
+
+import fcntl
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from replay_service.corpus.manifest import (
-    MANIFEST_NAME,
-    DomainSummary,
-    Manifest,
-    Segment,
-    read_manifest,
-    sync_folder,
-    write_manifest,
-)
+from replay_service.corpus.clusters import Clusters
+from replay_service.corpus.growth import GroupOf, GrowingCorpus
+from replay_service.corpus.manifest import MANIFEST_NAME, Manifest, read_manifest
 from replay_service.corpus.pipeline import PipelineSettings, run_pipeline
-from replay_service.corpus.segments import gather, write_segment
-from replay_service.corpus.sources import Columns, Shard, check_readable, find_shards
-from replay_service.corpus.staging import Packed, StagedRows, is_done, mark_done, read_packed
-from replay_service.corpus.strata import assign_strata, quantile_edges
+from replay_service.corpus.settings import IngestSettings
+from replay_service.corpus.shard_list import in_order, listed, read_shard_list, write_shard_list
+from replay_service.corpus.sources import Shard, check_readable, find_shards, printable
+from replay_service.corpus.staging import Piece, ReadyRows, parts_of, read_packed
+from replay_service.corpus.status import IngestProgress, OnProgress, status_of
 from replay_service.errors import CorpusError, EmptyCorpus, ModelMismatch, ReplayError
 from replay_service.language.model import Precision, check_seq_len, faster_precision, load_config
 from replay_service.language.tokenizer import fingerprint, load_tokenizer, separator_id
-from replay_service.names import NAME_RULE, is_name
-from replay_service.sampling.partition import extents_of
+
+IsStopped = Callable[[], bool]
 
 
-@dataclass(frozen=True, slots=True)
-class IngestSettings:
-    """What to make a corpus of.
+def ingest(
+    settings: IngestSettings, on_progress: OnProgress = lambda _: None, is_stopped: IsStopped = lambda: False
+) -> Manifest:
+    """Make the corpus that `settings` describe, or bring what is new in its source into it. Ray must run.
 
-    Attributes:
-        source: a shard, a folder of shards or a glob; a local path or a URL.
-        folder: the folder of corpora; the corpus becomes a subfolder.
-        name: the corpus's name.
-        model: the base model, a local folder or a hub name.
-        seq_len: tokens a row.
-        num_quantiles: strata a domain.
-        precision: `auto` takes bfloat16 where this machine is faster in it.
-        batch_size: rows the base model scores at once.
-        num_scorers: actors that hold the base model, each on its share of the CPUs or on a GPU of its own.
-        rows_per_segment: rows of one segment file.
-    """
-
-    source: str | Path
-    folder: Path
-    name: str
-    model: str
-    seq_len: int = 512
-    columns: Columns = field(default_factory=Columns)
-    num_quantiles: int = 8
-    precision: Precision | Literal["auto"] = "auto"
-    batch_size: int = 8
-    num_scorers: int = 1
-    rows_per_segment: int = 65_536
-
-    def __post_init__(self) -> None:
-        if not is_name(self.name):
-            raise CorpusError(f"{self.name!r} cannot name a corpus: a name is {NAME_RULE}")
-        for name, least in (
-            ("seq_len", 2),
-            ("num_quantiles", 1),
-            ("batch_size", 1),
-            ("num_scorers", 1),
-            ("rows_per_segment", 1),
-        ):
-            if getattr(self, name) < least:
-                raise CorpusError(f"{name} must be at least {least}, not {getattr(self, name)}")
-
-
-@dataclass(frozen=True, slots=True)
-class IngestProgress:
-    """How far an ingest is; shards that an earlier one finished count as done."""
-
-    shards_done: int
-    num_shards: int
-    num_rows: int
-    num_tokens: int
-
-
-OnProgress = Callable[[IngestProgress], None]
-
-
-def ingest(settings: IngestSettings, on_progress: OnProgress = lambda _: None) -> Manifest:
-    """Make the corpus that `settings` describe, or return it if it is there already. Ray must run.
+    Each finished segment is a generation that can be rehearsed from. Stopped, it leaves what it has done, and called
+    again it goes on there.
 
     Raises:
         UnusableSource: when a shard is missing, damaged or without the text column; nothing is changed then.
         EmptyCorpus: when the shards hold no text.
         ModelMismatch: when the corpus is there, made with another tokenizer.
-        CorpusError: when it is there, made from other shards or settings, or when the model cannot be used.
+        CorpusError: when it is there, made with other settings, when a shard in it has changed, when another ingest
+            writes it, or when the model cannot be used.
+    """
+    return _ingest(settings, find_shards(settings.source), on_progress, is_stopped)
+
+
+def follow(
+    settings: IngestSettings,
+    wait: Callable[[], bool],
+    on_progress: OnProgress = lambda _: None,
+    is_stopped: IsStopped = lambda: False,
+) -> Manifest:
+    """As `ingest`, and then again and again: `wait` returns True when it is time to look for new shards, False to stop.
+
+    A shard that comes later is taken when two looks in a row find it the same, so that none is read while it is written.
     """
     shards = find_shards(settings.source)
-    for shard in shards:
-        check_readable(shard, settings.columns)
-    check_seq_len(load_config(settings.model), settings.seq_len)
-    tokenizer = load_tokenizer(settings.model)
-    tokens = fingerprint(tokenizer)
-    inputs = _inputs_fingerprint(settings, tokens)
-    keyed = {_shard_key(shard): shard for shard in shards}
-    everything = _digest(inputs, str(settings.num_quantiles), str(settings.rows_per_segment), *keyed)
-    folder = settings.folder / settings.name
-    if (folder / MANIFEST_NAME).exists():
-        return _standing(folder, everything, tokens, settings)
-    staging = folder / "staging" / inputs
-    staging.mkdir(parents=True, exist_ok=True)
-    pipeline = PipelineSettings(
-        model=settings.model,
-        separator_id=separator_id(tokenizer),
-        vocab_size=len(tokenizer),
-        seq_len=settings.seq_len,
-        columns=settings.columns,
-        precision=_precision(settings, staging),
-        batch_size=settings.batch_size,
-        num_scorers=settings.num_scorers,
-        threads_per_scorer=max(1, (os.cpu_count() or 1) // settings.num_scorers),
-        staging=staging,
-    )
-    _stage_all(keyed, pipeline, on_progress)
-    manifest = _build(settings, pipeline, list(keyed), tokens, everything)
-    write_manifest(folder, manifest)
-    shutil.rmtree(folder / "staging")
+    manifest = _ingest(settings, shards, on_progress, is_stopped)
+    seen = {listed(shard) for shard in shards}
+    while not is_stopped() and wait():
+        shards = find_shards(settings.source)
+        settled = [shard for shard in shards if listed(shard) in seen]
+        seen = {listed(shard) for shard in shards}
+        manifest = _ingest(settings, settled, on_progress, is_stopped)
     return manifest
 
 
-def _standing(folder: Path, everything: str, tokenizer_fingerprint: str, settings: IngestSettings) -> Manifest:
-    manifest = read_manifest(folder)
-    if manifest.settings_fingerprint == everything:
-        return manifest
+def _ingest(
+    settings: IngestSettings, found: Sequence[Shard], on_progress: OnProgress, is_stopped: IsStopped
+) -> Manifest:
+    check_seq_len(load_config(settings.model), settings.seq_len)
+    tokenizer = load_tokenizer(settings.model)
+    folder, recipe = settings.corpus_folder, settings.recipe(fingerprint(tokenizer))
+    standing = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+    if standing is not None:
+        _check_fits(standing, settings, recipe, fingerprint(tokenizer))
+    done = read_shard_list(folder)[: _num_begun(standing)]
+    pending = in_order(done, standing is not None and standing.num_rows_of_next_shard > 0, found)
+    if standing is not None and not pending:
+        return standing
+    for shard in pending:
+        check_readable(shard, settings.columns)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder, settings.name), status_of(folder, on_progress, is_stopped) as tell:
+        work = _prepared(settings, tokenizer, recipe, standing)
+        write_shard_list(folder, [*(each for each in done if each not in map(listed, pending)), *map(listed, pending)])
+        return work.run({listed(shard).key: shard for shard in pending}, tell, is_stopped)
+
+
+def _num_begun(manifest: Manifest | None) -> int:
+    """How many shards of the list have rows in the corpus."""
+    return 0 if manifest is None else manifest.num_shards + (manifest.num_rows_of_next_shard > 0)
+
+
+def _check_fits(manifest: Manifest, settings: IngestSettings, recipe: str, tokenizer_fingerprint: str) -> None:
+    if manifest.recipe == recipe:
+        return
     if manifest.tokenizer_fingerprint != tokenizer_fingerprint:
         raise ModelMismatch(
             f"corpus {settings.name!r} was made with {manifest.model!r}, whose tokenizer differs from that of "
             f"{settings.model!r}; choose another corpus name"
         )
     raise CorpusError(
-        f"corpus {settings.name!r} exists already, made from other shards or with other settings; choose another name "
-        f"or remove {folder}"
+        f"corpus {settings.name!r} exists already, made with other settings (model {manifest.model}, seq_len "
+        f"{manifest.seq_len}, {manifest.num_quantiles} quantiles by {manifest.partition_by}, top {manifest.topk}, ...); "
+        f"repeat them, choose another name, or remove {settings.corpus_folder}"
     )
 
 
-def _stage_all(shards: dict[str, Shard], pipeline: PipelineSettings, on_progress: OnProgress) -> None:
-    staging = pipeline.staging
-    left = {key: shard for key, shard in shards.items() if not is_done(staging, key)}
-    for key in left:
-        shutil.rmtree(staging / key, ignore_errors=True)
-    rows = dict.fromkeys(left, 0)
-    num_tokens = 0
-    on_progress(IngestProgress(len(shards) - len(left), len(shards), 0, 0))
-    try:
-        for part in run_pipeline(left, pipeline) if left else ():
-            rows[part.shard_key] += part.num_rows
-            num_tokens += part.num_tokens
-            if rows[part.shard_key] == read_packed(staging, part.shard_key).num_rows:
-                mark_done(staging, part.shard_key)
-            done = sum(is_done(staging, key) for key in shards)
-            on_progress(IngestProgress(done, len(shards), sum(rows.values()), num_tokens))
-    except Exception as error:
-        raise _ours(error) from error
-    for key in left:
-        mark_done(staging, key)
-    on_progress(IngestProgress(len(shards), len(shards), sum(rows.values()), num_tokens))
+@contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Nobody else writes the corpus meanwhile; the lock goes with the process."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CorpusError(f"another ingest writes corpus {name!r}; wait for it, or stop it") from None
+        yield
+
+
+def _prepared(settings: IngestSettings, tokenizer: Any, recipe: str, standing: Manifest | None) -> "_Work":
+    folder = settings.corpus_folder
+    staging = folder / "staging" / recipe
+    staging.mkdir(parents=True, exist_ok=True)
+    precision = _precision(settings, staging) if standing is None else _as_precision(standing.precision)
+    pipeline = PipelineSettings(
+        model=settings.model,
+        separator_id=separator_id(tokenizer),
+        vocab_size=len(tokenizer),
+        seq_len=settings.seq_len,
+        columns=settings.columns,
+        precision=precision,
+        batch_size=settings.batch_size,
+        num_scorers=settings.num_scorers,
+        gpus_per_scorer=settings.gpus_per_scorer,
+        threads_per_scorer=max(1, (os.cpu_count() or 1) // settings.num_scorers),
+        topk=settings.topk,
+        features=settings.num_clusters > 0,
+        staging=staging,
+    )
+    manifest = standing or Manifest.of_nothing(
+        name=settings.name,
+        model=settings.model,
+        tokenizer_fingerprint=fingerprint(tokenizer),
+        vocab_size=len(tokenizer),
+        separator_id=pipeline.separator_id,
+        seq_len=settings.seq_len,
+        precision=precision,
+        num_quantiles=settings.num_quantiles,
+        partition_by=settings.partition_by,
+        topk=settings.topk,
+        recipe=recipe,
+    )
+    return _Work(settings, pipeline, manifest)
+
+
+@dataclass(slots=True)
+class _Work:
+    """One ingest: what is staged, and what of it stands in segments."""
+
+    settings: IngestSettings
+    pipeline: PipelineSettings
+    manifest: Manifest
+    _ready: dict[str, ReadyRows] = field(default_factory=dict)
+    _unfinished: dict[str, Shard] = field(default_factory=dict)
+    _num_rows: int = 0
+    _num_tokens: int = 0
+
+    def run(self, shards: dict[str, Shard], tell: OnProgress, is_stopped: IsStopped) -> Manifest:
+        """Stage what is missing of `shards` (by key, in their order), and let the corpus grow meanwhile."""
+        for key in shards:
+            self._ready[key] = ReadyRows()
+            self._ready[key].add(parts_of(self.pipeline.staging, key))
+        self._unfinished = dict(shards)
+        self._forget_finished(list(shards))
+        growing = self._growing(list(shards))
+        growing.grow(self._num_ready)
+        tell(self._progress(shards, growing))
+        try:
+            for piece, num_tokens in self._missing():
+                self._ready[piece.shard_key].add([piece])
+                self._num_rows += piece.stop - piece.first
+                self._num_tokens += num_tokens
+                self._forget_finished([piece.shard_key])
+                growing.grow(self._num_ready)
+                tell(self._progress(shards, growing))
+                if is_stopped():
+                    return growing.manifest
+        except Exception as error:
+            raise _ours(error) from error
+        growing.grow(self._num_ready, is_all=True)
+        self._unfinished.clear()
+        tell(self._progress(shards, growing))
+        if not growing.manifest.generation:
+            source = printable(self.settings.source)
+            raise EmptyCorpus(f"the {len(shards)} shards of {source} hold no text to make a corpus of")
+        shutil.rmtree(self.pipeline.staging)
+        return growing.manifest
+
+    def _missing(self) -> Iterator[tuple[Piece, int]]:
+        left = {key: (shard, self._num_ready(key)) for key, shard in self._unfinished.items()}
+        return run_pipeline(left, self.pipeline) if left else iter(())
+
+    def _growing(self, keys: list[str]) -> GrowingCorpus:
+        folder = self.settings.corpus_folder
+        before = [each.key for each in read_shard_list(folder)][: -len(keys)]
+        return GrowingCorpus(
+            folder=folder,
+            staging=self.pipeline.staging,
+            shards=[*before, *keys],
+            manifest=self.manifest,
+            rows_per_segment=self.settings.rows_per_segment,
+            group_of=self._group_of(),
+        )
+
+    def _group_of(self) -> GroupOf:
+        if self.settings.num_clusters:
+            return Clusters(self.settings.corpus_folder, self.settings.num_clusters).group_of
+        return _domain if self.settings.columns.group is None else _column
+
+    def _num_ready(self, key: str) -> int:
+        return self._ready[key].stop
+
+    def _forget_finished(self, keys: list[str]) -> None:
+        for key in keys:
+            packed = read_packed(self.pipeline.staging, key)
+            if packed is not None and self._num_ready(key) == packed.num_rows:
+                self._unfinished.pop(key, None)
+
+    def _progress(self, shards: dict[str, Shard], growing: GrowingCorpus) -> IngestProgress:
+        all_bytes = sum(shard.num_bytes for shard in shards.values())
+        bytes_left = sum(shard.num_bytes for shard in self._unfinished.values())
+        return IngestProgress(
+            shards_done=len(growing.shards) - len(self._unfinished),
+            num_shards=len(growing.shards),
+            share_done=1 - bytes_left / all_bytes if all_bytes else float(not self._unfinished),
+            num_rows=self._num_rows,
+            num_tokens=self._num_tokens,
+            num_set_aside=sum(growing.manifest.set_aside.values()),
+            generation=growing.manifest.generation,
+        )
+
+
+def _domain(staged: pa.Table) -> NDArray[np.str_]:
+    return staged["domain"].to_numpy(zero_copy_only=False).astype(np.str_)
+
+
+def _column(staged: pa.Table) -> NDArray[np.str_]:
+    return staged["group"].to_numpy(zero_copy_only=False).astype(np.str_)
 
 
 def _ours(error: BaseException) -> BaseException:
@@ -180,67 +272,6 @@ def _ours(error: BaseException) -> BaseException:
     return error
 
 
-def _build(
-    settings: IngestSettings, pipeline: PipelineSettings, shard_keys: list[str], tokens: str, everything: str
-) -> Manifest:
-    staged = StagedRows(pipeline.staging, shard_keys)
-    if not len(staged):
-        raise EmptyCorpus(f"the {len(shard_keys)} shards of {settings.source} hold no text to make a corpus of")
-    names, domain = np.unique(staged.domain, return_inverse=True)
-    edges = quantile_edges(staged.base_loss, domain, len(names), settings.num_quantiles)
-    stratum = assign_strata(staged.base_loss, domain, edges)
-    packed = [read_packed(pipeline.staging, key) for key in shard_keys]
-    return Manifest(
-        name=settings.name,
-        generation=1,
-        model=settings.model,
-        tokenizer_fingerprint=tokens,
-        vocab_size=pipeline.vocab_size,
-        separator_id=pipeline.separator_id,
-        seq_len=settings.seq_len,
-        precision=pipeline.precision,
-        num_quantiles=settings.num_quantiles,
-        settings_fingerprint=everything,
-        num_documents=_total(packed, "num_documents"),
-        num_set_aside=_total(packed, "num_set_aside"),
-        domains=[_summary(str(name), staged, domain == i, edges[i]) for i, name in enumerate(names)],
-        segments=_write_segments(settings, staged, stratum),
-    )
-
-
-def _total(packed: list[Packed], name: str) -> int:
-    return sum(getattr(each, name) for each in packed)
-
-
-def _summary(name: str, staged: StagedRows, members: NDArray[np.bool_], edges: NDArray[np.float64]) -> DomainSummary:
-    return DomainSummary(
-        name=name,
-        num_samples=int(members.sum()),
-        num_tokens=int(staged.length[members].sum()),
-        mean_base_loss_nats=float(staged.base_loss[members].mean(dtype=np.float64)),
-        quantile_edges_nats=edges.tolist(),
-    )
-
-
-def _write_segments(settings: IngestSettings, staged: StagedRows, stratum: NDArray[np.int64]) -> list[Segment]:
-    """Write all rows, sorted by stratum, into segments; what an earlier, killed ingest left there is replaced."""
-    folder = settings.folder / settings.name / "segments"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    order = np.argsort(stratum, kind="stable")
-    segments = []
-    for number, first in enumerate(range(0, len(order), settings.rows_per_segment)):
-        index = order[first : first + settings.rows_per_segment]
-        rows = gather(*staged.address(index), staged.file)
-        rows = rows.in_strata(stratum[index].astype(np.int32))
-        file = f"segments/{number:08d}.arrow"
-        write_segment(folder.parent / file, rows)
-        extents = [(each.stratum, each.first_row, each.num_rows) for each in extents_of(number, stratum[index])]
-        segments.append(Segment(file, len(index), extents))
-    sync_folder(folder)
-    return segments
-
-
 def _precision(settings: IngestSettings, staging: Path) -> Precision:
     """The precision to score in; chosen once, so that an ingest that is resumed elsewhere goes on in the same one."""
     if settings.precision != "auto":
@@ -249,19 +280,8 @@ def _precision(settings: IngestSettings, staging: Path) -> Precision:
     if not chosen.exists():
         num_gpus = 1 if ray.cluster_resources().get("GPU", 0) > 0 else 0
         chosen.write_text(ray.get(ray.remote(num_gpus=num_gpus)(faster_precision).remote()))
-    return "bf16" if chosen.read_text() == "bf16" else "float32"
+    return _as_precision(chosen.read_text())
 
 
-def _inputs_fingerprint(settings: IngestSettings, tokenizer_fingerprint: str) -> str:
-    """Equal for settings that give equal scored rows of a shard."""
-    columns = json.dumps(asdict(settings.columns), sort_keys=True)
-    return _digest(settings.model, tokenizer_fingerprint, str(settings.seq_len), columns, settings.precision)
-
-
-def _shard_key(shard: Shard) -> str:
-    """Changes when the file is another one."""
-    return _digest(shard.name, shard.version)
-
-
-def _digest(*words: str) -> str:
-    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
+def _as_precision(name: str) -> Precision:
+    return "bf16" if name == "bf16" else "float32"

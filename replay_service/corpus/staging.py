@@ -1,110 +1,119 @@
-"""Staging: scored rows of finished shards, kept until they become segments, so that a killed ingest resumes.
+"""Staging: scored rows, kept until they stand in segments, so that a killed ingest goes on where it was.
 
-staging/<settings>/<shard>/packed.json   what packing found in the shard
-staging/<settings>/<shard>/*.arrow       parts: scored rows of the shard
-staging/<settings>/<shard>/done          all its rows are in its parts
+staging/<shard>/packed.json                  what packing found in the shard; there once all of it is packed
+staging/<shard>/set_aside.jsonl              the rows of the shard that cannot be used, and why
+staging/<shard>/<first row>-<rows>.arrow     parts: scored rows of the shard, one after the other
 """
 
+import heapq
+import json
+import shutil
 import uuid
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from json import loads
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from replay_service.corpus.manifest import write_json
-from replay_service.corpus.segments import SampleRows
 
-_PACKED = "packed.json"
-_DONE = "done"
+SET_ASIDE: Final = "set_aside.jsonl"
+_PACKED: Final = "packed.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What packing found in a shard."""
+    """What packing found in a shard; `set_aside` counts the rows that cannot be used, by reason."""
 
     num_rows: int
     num_documents: int
-    num_set_aside: int
+    set_aside: dict[str, int]
+
+
+class Piece(NamedTuple):
+    """Rows of one shard, from `first` up to, not including, `stop`."""
+
+    shard_key: str
+    first: int
+    stop: int
 
 
 def write_packed(staging: Path, shard_key: str, packed: Packed) -> None:
-    folder = staging / shard_key
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / _PACKED, asdict(packed))
+    write_json(staging / shard_key / _PACKED, asdict(packed))
 
 
-def read_packed(staging: Path, shard_key: str) -> Packed:
-    return Packed(**loads((staging / shard_key / _PACKED).read_text()))
+def read_packed(staging: Path, shard_key: str) -> Packed | None:
+    """None while the shard is not packed to its end."""
+    try:
+        return Packed(**json.loads((staging / shard_key / _PACKED).read_text()))
+    except FileNotFoundError:
+        return None
 
 
-def write_part(staging: Path, shard_key: str, part: pa.Table) -> None:
-    """Write a part under a name of its own; it is there whole or not at all."""
-    path = staging / shard_key / f"{uuid.uuid4().hex}.arrow"
-    temporary = path.with_suffix(".partial")
+def write_parts(staging: Path, shard_key: str, rows: pa.Table) -> list[Piece]:
+    """Write rows of a shard (with a column `row`, in any order), a part for each run of neighbours.
+
+    A part is there whole or not at all.
+    """
+    rows = rows.sort_by("row")
+    number = rows["row"].to_numpy()
+    bounds = [0, *(np.flatnonzero(np.diff(number) != 1) + 1).tolist(), len(rows)]
+    pieces = []
+    for first, stop in zip(bounds, bounds[1:], strict=False):
+        piece = Piece(shard_key, int(number[first]), int(number[stop - 1]) + 1)
+        _write(staging / shard_key / _part_name(piece), rows.slice(first, stop - first))
+        pieces.append(piece)
+    return pieces
+
+
+def _write(path: Path, part: pa.Table) -> None:
+    temporary = path.with_name(f"{uuid.uuid4().hex}.partial")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, part.schema) as writer:
         writer.write_table(part.combine_chunks())
     temporary.rename(path)
 
 
-def mark_done(staging: Path, shard_key: str) -> None:
-    (staging / shard_key / _DONE).touch()
+def _part_name(piece: Piece) -> str:
+    return f"{piece.first:012d}-{piece.stop - piece.first:09d}.arrow"
 
 
-def is_done(staging: Path, shard_key: str) -> bool:
-    return (staging / shard_key / _DONE).exists()
+def parts_of(staging: Path, shard_key: str) -> list[Piece]:
+    """The parts of a shard, by their first row; those that a retried task wrote may overlap."""
+    names = sorted(path.stem.split("-") for path in (staging / shard_key).glob("*.arrow"))
+    return [Piece(shard_key, int(first), int(first) + int(num)) for first, num in names]
 
 
-class StagedRows:
-    """The scored rows of finished shards, each once, in the order of the shards and of the rows in them."""
-
-    def __init__(self, staging: Path, shard_keys: list[str]) -> None:
-        self._files = [path for key in shard_keys for path in sorted((staging / key).glob("*.arrow"))]
-        self._batches = [_map_part(path) for path in self._files]
-        shard = {key: index for index, key in enumerate(shard_keys)}
-        sizes = [len(batch) for batch in self._batches]
-        self._file = np.repeat(np.arange(len(sizes)), sizes)
-        self._row_in_file = np.concatenate([np.arange(size) for size in sizes] or [np.empty(0, dtype=np.int64)])
-        shard_of_file = np.array([shard[path.parent.name] for path in self._files], dtype=np.int64)
-        row = self._column("row", np.int64)
-        # A retried task may have written a row twice.
-        _, first = np.unique(np.stack([shard_of_file[self._file], row]), axis=1, return_index=True)
-        self._index = first
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    @cached_property
-    def base_loss(self) -> NDArray[np.float32]:
-        return self._column("base_loss", np.float32)[self._index]
-
-    @cached_property
-    def length(self) -> NDArray[np.int32]:
-        return self._column("length", np.int32)[self._index]
-
-    @cached_property
-    def domain(self) -> NDArray[np.str_]:
-        return self._column("domain", np.str_)[self._index]
-
-    def address(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """File and row in it of the rows with the given indices."""
-        chosen = self._index[index]
-        return self._file[chosen], self._row_in_file[chosen]
-
-    def file(self, number: int) -> SampleRows:
-        batch = self._batches[number]
-        unknown = pa.array(np.zeros(len(batch), dtype=np.int32))
-        return SampleRows.from_arrow(batch.append_column("stratum", unknown))
-
-    def _column(self, name: str, dtype: type[np.generic]) -> NDArray[Any]:
-        columns = [batch.column(name).to_numpy(zero_copy_only=False) for batch in self._batches]
-        return np.concatenate(columns or [np.empty(0)]).astype(dtype)
+def drop(staging: Path, shard_key: str) -> None:
+    shutil.rmtree(staging / shard_key, ignore_errors=True)
 
 
-def _map_part(path: Path) -> pa.RecordBatch:
-    with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
-        return reader.get_batch(0)
+@dataclass(slots=True)
+class ReadyRows:
+    """How many rows of a shard are staged without a gap, counted from its first."""
+
+    stop: int = 0
+    _later: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, parts: Iterable[Piece]) -> None:
+        for part in parts:
+            heapq.heappush(self._later, (part.first, part.stop))
+        while self._later and self._later[0][0] <= self.stop:
+            self.stop = max(self.stop, heapq.heappop(self._later)[1])
+
+
+def read_rows(staging: Path, pieces: Iterable[Piece]) -> pa.Table:
+    """The staged rows of the given pieces, in their order; their columns but `row`. All must be there."""
+    return pa.concat_tables([table for piece in pieces for table in _tables(staging, piece)])
+
+
+def _tables(staging: Path, piece: Piece) -> Iterator[pa.Table]:
+    row = piece.first
+    for part in parts_of(staging, piece.shard_key):
+        if row < piece.stop and part.first <= row < part.stop:
+            stop = min(part.stop, piece.stop)
+            with pa.ipc.open_file(pa.memory_map(str(staging / piece.shard_key / _part_name(part)))) as reader:
+                yield reader.read_all().slice(row - part.first, stop - row).drop_columns("row")
+            row = stop
+    assert row == piece.stop, f"rows {row} to {piece.stop} of staged shard {piece.shard_key} are missing"

@@ -1,0 +1,103 @@
+"""What to make a corpus of."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from replay_service.corpus.documents import Columns
+from replay_service.errors import CorpusError
+from replay_service.language.model import Precision
+from replay_service.names import NAME_RULE, is_name
+
+MOST_TOPK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class IngestSettings:
+    """What to make a corpus of.
+
+    Attributes:
+        source: a shard, a folder of shards or a glob, here or behind a URL; it may hold secrets.
+        folder: the folder of corpora; the corpus becomes a subfolder.
+        name: the corpus's name.
+        model: the base model, a local folder or a hub name.
+        seq_len: tokens a row.
+        columns: where in a row of a shard its document stands. A column of groups partitions the corpus by its values.
+        num_quantiles: strata of a group, by base loss.
+        num_clusters: partition the corpus by so many clusters of what the base model makes of a row; 0: by domain, or
+            by the column of groups.
+        precision: `auto` takes bfloat16 where this machine is faster in it.
+        batch_size: rows the base model scores at once.
+        num_scorers: actors that hold the base model, each on its share of the CPUs or of a GPU.
+        gpus_per_scorer: how much of a GPU each takes where there are any.
+        topk: how many of the base model's likeliest tokens to keep for each position, for distilled rehearsal.
+        rows_per_segment: rows of one segment file. Each finished segment is a generation.
+    """
+
+    source: str = field(repr=False)
+    folder: Path
+    name: str
+    model: str
+    seq_len: int = 512
+    columns: Columns = field(default_factory=Columns)
+    num_quantiles: int = 8
+    num_clusters: int = 0
+    precision: Precision | Literal["auto"] = "auto"
+    batch_size: int = 8
+    num_scorers: int = 1
+    gpus_per_scorer: float = 1.0
+    topk: int = 0
+    rows_per_segment: int = 65_536
+
+    def __post_init__(self) -> None:
+        if not is_name(self.name):
+            raise CorpusError(f"{self.name!r} cannot name a corpus: a name is {NAME_RULE}")
+        for name, least in (
+            ("seq_len", 2),
+            ("num_quantiles", 1),
+            ("num_clusters", 0),
+            ("batch_size", 1),
+            ("num_scorers", 1),
+            ("topk", 0),
+            ("rows_per_segment", 1),
+        ):
+            if getattr(self, name) < least:
+                raise CorpusError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.topk > MOST_TOPK:
+            raise CorpusError(f"topk must be at most {MOST_TOPK}, not {self.topk}")
+        if not 0 < self.gpus_per_scorer <= 8:
+            raise CorpusError(f"gpus_per_scorer must be above 0 and at most 8, not {self.gpus_per_scorer}")
+        if self.num_clusters and self.columns.group is not None:
+            raise CorpusError("clusters and a column of groups do not go together; leave one of them out")
+
+    @property
+    def corpus_folder(self) -> Path:
+        return self.folder / self.name
+
+    @property
+    def partition_by(self) -> str:
+        """What groups are: `domain`, `cluster` or `column <name>`."""
+        if self.num_clusters:
+            return "cluster"
+        return "domain" if self.columns.group is None else f"column {self.columns.group}"
+
+    def recipe(self, tokenizer_fingerprint: str) -> str:
+        """Equal for settings whose rows and strata may stand in one corpus."""
+        parts = {
+            "model": self.model,
+            "tokenizer": tokenizer_fingerprint,
+            "seq_len": self.seq_len,
+            "columns": asdict(self.columns),
+            "num_quantiles": self.num_quantiles,
+            "num_clusters": self.num_clusters,
+            "precision": self.precision,
+            "topk": self.topk,
+            "rows_per_segment": self.rows_per_segment,
+        }
+        return digest(json.dumps(parts, sort_keys=True))
+
+
+def digest(*words: str) -> str:
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
