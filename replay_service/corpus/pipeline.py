@@ -21,9 +21,9 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from replay_service.corpus.segments import list_rows, wide_binary, wide_list
 from replay_service.corpus.sources import Columns, Shard, read_documents
 from replay_service.corpus.staging import Packed, write_packed, write_part
-from replay_service.language.losses import token_losses
-from replay_service.language.model import Precision, autocast, best_device, load_model, prepare_to_score
+from replay_service.language.model import Precision
 from replay_service.language.packing import id_dtype, pack
+from replay_service.language.scoring import RowScorer
 from replay_service.language.tokenizer import encode, load_tokenizer
 
 
@@ -136,19 +136,13 @@ class Scorer:
 
     def __init__(self, settings: PipelineSettings) -> None:
         torch.set_num_threads(settings.threads_per_scorer)
-        self._device = best_device()
-        self._model = prepare_to_score(load_model(settings.model), settings.precision).to(self._device)
-        self._precision = settings.precision
+        self._scorer = RowScorer(settings.model, settings.precision, batch_size=settings.batch_size)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        input_ids = list_rows(table["input_ids"].combine_chunks()).astype(np.int64)
-        ids_BT = torch.from_numpy(input_ids).to(self._device)
-        length_B = torch.tensor(table["length"].to_numpy(), dtype=torch.int64, device=self._device)
-        with torch.inference_mode(), autocast(self._precision, self._device):
-            losses = token_losses(self._model(input_ids=ids_BT, use_cache=False).logits, ids_BT, length_B)
-        correct_BT = np.pad(losses.correct_BS.cpu().numpy(), ((0, 0), (1, 0)))
-        base_correct = np.packbits(correct_BT, axis=1, bitorder="little")
-        table = table.append_column("base_loss", pa.array(losses.mean_nats().cpu().numpy()))
+        input_ids = list_rows(table["input_ids"].combine_chunks())
+        scores = self._scorer.score(input_ids, table["length"].to_numpy())
+        base_correct = np.packbits(scores.correct, axis=1, bitorder="little")
+        table = table.append_column("base_loss", pa.array(scores.base_loss))
         return table.append_column("base_correct", wide_binary(base_correct))
 
 
