@@ -215,7 +215,8 @@ def likeliest(logits_PV: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return greatest_Pk, ids_Pk
     rest = torch.arange(num_blocks * _BLOCK, vocab_size, device=logits_PV.device).expand(len(logits_PV), -1)
     within = torch.arange(_BLOCK, device=logits_PV.device)
-    blocks_Pk = logits_PV[:, : num_blocks * _BLOCK].unflatten(1, (num_blocks, _BLOCK)).amax(dim=2).topk(k).indices
+    blocks_PNV = logits_PV[:, : num_blocks * _BLOCK].reshape(-1, num_blocks, _BLOCK)
+    blocks_Pk = blocks_PNV.amax(dim=2).topk(k, dim=1).indices
     candidates = torch.cat([(blocks_Pk[:, :, None] * _BLOCK + within).flatten(1), rest], dim=1)
     greatest_Pk, place_Pk = logits_PV.gather(1, candidates).topk(k, dim=1)
     return greatest_Pk, candidates.gather(1, place_Pk)
