@@ -37,14 +37,35 @@ def token_losses(logits_BTV: Tensor, input_ids_BT: Tensor, length_B: Tensor) -> 
     target_BS = input_ids_BT[:, 1:]
     positions_S = torch.arange(1, input_ids_BT.shape[1], device=input_ids_BT.device)
     mask_BS = positions_S < length_B[:, None]
-    rows = [_row_losses(logits_TV[:-1], target_S) for logits_TV, target_S in zip(logits_BTV, target_BS, strict=True)]
-    nll_BS, correct_BS = (torch.stack(column) for column in zip(*rows, strict=True))
+    rows = [
+        position_losses(logits_TV[:-1], target_S) for logits_TV, target_S in zip(logits_BTV, target_BS, strict=True)
+    ]
+    nll_BS, correct_BS = torch.stack([row.nll_P for row in rows]), torch.stack([row.correct_P for row in rows])
     return TokenLosses(nll_BS * mask_BS, correct_BS & mask_BS, mask_BS)
 
 
-def _row_losses(logits_SV: Tensor, target_S: Tensor) -> tuple[Tensor, Tensor]:
-    logits_SV = logits_SV.float()
-    chosen_S = logits_SV.gather(1, target_S[:, None]).squeeze(1)
-    with torch.no_grad():
-        correct_S = chosen_S >= logits_SV.amax(dim=1)
-    return logits_SV.logsumexp(dim=1) - chosen_S, correct_S
+class PositionLosses(NamedTuple):
+    """What the logits of P positions say, each [P]."""
+
+    nll_P: Tensor
+    """float32, nats; differentiable."""
+    correct_P: Tensor
+    """bool: no token is likelier than the one that came."""
+    log_total_P: Tensor
+    """float32: logit minus this is log-probability."""
+
+
+def position_losses(logits_PV: Tensor, target_P: Tensor, *, overwrite: bool = False) -> PositionLosses:
+    """Losses of P predictions.
+
+    Args:
+        logits_PV: any float type; taken to float32.
+        target_P: int64.
+        overwrite: whether float32 logits may be lost to the arithmetic, which is quicker, and not differentiable.
+    """
+    logits_PV = logits_PV.float()
+    chosen_P = logits_PV.gather(1, target_P[:, None]).squeeze(1)
+    most_P = logits_PV.detach().amax(dim=1)
+    below_PV = logits_PV.sub_(most_P[:, None]) if overwrite else logits_PV - most_P[:, None]
+    log_total_P = below_PV.exp_().sum(dim=1).log() + most_P
+    return PositionLosses(log_total_P - chosen_P, chosen_P.detach() >= most_P, log_total_P)

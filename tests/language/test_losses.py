@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from replay_service.language.losses import token_losses
+from replay_service.language.losses import position_losses, token_losses
 
 
 def random_batch(seed: int, lengths: list[int], width: int = 9, vocab_size: int = 13) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,6 +76,16 @@ def test_narrow_logits_are_summed_in_float32(dtype: torch.dtype) -> None:
     assert losses.nll_BS.dtype == torch.float32
     expected = losses_one_by_one(logits.to(dtype).float(), input_ids, length)
     torch.testing.assert_close(losses.nll_BS, expected, atol=1e-4, rtol=0)
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_arithmetic_that_overwrites_the_logits_gives_the_very_same(seed: int) -> None:
+    logits, input_ids, _ = random_batch(seed, [9], vocab_size=1000)
+    kept = position_losses(logits[0, :-1], input_ids[0, 1:])
+    overwritten = position_losses(logits[0, :-1].clone(), input_ids[0, 1:], overwrite=True)
+    assert all(torch.equal(a, b) for a, b in zip(kept, overwritten, strict=True))
+    torch.testing.assert_close(kept.log_total_P, logits[0, :-1].logsumexp(dim=1))
 
 
 def test_huge_logits_overflow_nothing() -> None:

@@ -1,0 +1,232 @@
+"""Scoring rows with the base model: losses, hits, likeliest tokens and features, all from one forward pass.
+
+Shapes: n rows, B rows of one pass, T = width of the rows, S = T - 1 predictions, P positions handled at once, V
+vocabulary, D hidden size. Prediction s is of the token at s + 1.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from replay_service.language.losses import position_losses
+from replay_service.language.model import Precision, autocast, best_device, load_model, prepare_to_score
+from replay_service.language.packing import MIN_LENGTH
+
+LEAST_LOGPROB: Final = -1e4
+"""What stands in `topk_logprobs` where nothing is predicted, and the least that stands there at all. It is a finite
+float16, and its exponential is zero, so that a term `p * log p` of it is zero and not NaN."""
+
+_LOGITS_AT_ONCE: Final = 1 << 21
+"""How many are taken to float32 together: 8 MiB of them."""
+
+_BLOCK: Final = 64
+"""Logits of which the greatest is found first in a search for the likeliest tokens."""
+
+
+class Scores(NamedTuple):
+    """What the base model says of n rows, in their order; what was not asked for is None."""
+
+    base_loss: NDArray[np.float32]
+    """float32 [n], nats per predicted token."""
+    correct: NDArray[np.bool_]
+    """bool [n, T]: bit t says that the argmax predicted token t; False at 0 and beyond the row's length."""
+    token_nats: NDArray[np.float32] | None
+    """float32 [n, S], nats of each prediction; zero where nothing is predicted."""
+    topk_ids: NDArray[np.int32] | None
+    """int32 [n, S, k], the likeliest tokens of each prediction, the likeliest first; zero where nothing is predicted.
+    Equally likely ones, which bfloat16 logits have, stand in any order."""
+    topk_logprobs: NDArray[np.float16] | None
+    """float16 [n, S, k], their natural log-probabilities; `LEAST_LOGPROB` where nothing is predicted."""
+    feature: NDArray[np.float32] | None
+    """float32 [n, D], the mean of the last hidden state, after the final norm, over the row's real tokens."""
+
+
+class RowScorer:
+    """Holds the base model and scores rows with it.
+
+    Args:
+        model: a local folder or a hub name.
+        precision: the arithmetic of the forward pass; losses are float32 in either.
+        batch_size: most rows of one forward pass; the logits of so many are in memory at a time.
+        device: by default a GPU if there is one.
+        topk: how many of the likeliest tokens to keep of each prediction; 0 for none.
+        features: whether to pool the last hidden state.
+        token_losses: whether to give the loss of each prediction.
+
+    Raises:
+        CorpusError: when no model can be loaded.
+        ValueError: when `topk` or `batch_size` is out of range.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        precision: Precision,
+        *,
+        batch_size: int,
+        device: torch.device | None = None,
+        topk: int = 0,
+        features: bool = False,
+        token_losses: bool = False,
+    ) -> None:
+        self._device = device or best_device()
+        self._model = prepare_to_score(load_model(model), precision).to(self._device)
+        self._precision = precision
+        self._batch_size = batch_size
+        self._topk, self._features, self._token_losses = topk, features, token_losses
+        vocab_size, self._hidden_size = self._model.get_output_embeddings().weight.shape
+        if not 0 <= topk <= vocab_size:
+            raise ValueError(f"topk {topk} is not between 0 and the model's {vocab_size} tokens")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if features:
+            self._model.base_model.register_forward_hook(self._keep_hidden)
+
+    def score(
+        self,
+        input_ids: NDArray[np.integer[Any]],
+        length: NDArray[np.integer[Any]],
+        on_rows: Callable[[int], object] = lambda _: None,
+    ) -> Scores:
+        """Score any number of rows.
+
+        Rows of like length share a forward pass, which is as wide as the longest of them: that changes nothing but
+        rounding, since a causal model does not look ahead.
+
+        Args:
+            input_ids: any integer type [n, T]; what lies beyond a row's length must be token ids, and means nothing.
+            length: any integer type [n], real tokens of each row.
+            on_rows: called after each forward pass with the number of rows that it scored.
+
+        Raises:
+            ValueError: when a length is below 2 or above T.
+        """
+        _check(input_ids, length)
+        scores = self._unscored(*input_ids.shape)
+        longest_first = np.argsort(-length.astype(np.int64), kind="stable")
+        for first in range(0, len(length), self._batch_size):
+            index = longest_first[first : first + self._batch_size]
+            self._score_batch(input_ids[index, : length[index[0]]], length[index], index, scores)
+            on_rows(len(index))
+        return scores
+
+    def _unscored(self, num_rows: int, width: int) -> Scores:
+        num_predictions = max(0, width - 1)
+        of_topk = (num_rows, num_predictions, self._topk)
+        return Scores(
+            base_loss=np.zeros(num_rows, dtype=np.float32),
+            correct=np.zeros((num_rows, width), dtype=np.bool_),
+            token_nats=np.zeros((num_rows, num_predictions), dtype=np.float32) if self._token_losses else None,
+            topk_ids=np.zeros(of_topk, dtype=np.int32) if self._topk else None,
+            topk_logprobs=np.full(of_topk, LEAST_LOGPROB, dtype=np.float16) if self._topk else None,
+            feature=np.zeros((num_rows, self._hidden_size), dtype=np.float32) if self._features else None,
+        )
+
+    def _score_batch(
+        self,
+        input_ids: NDArray[np.integer[Any]],
+        length: NDArray[np.integer[Any]],
+        index: NDArray[np.int64],
+        scores: Scores,
+    ) -> None:
+        """One forward pass over rows that are as wide as the longest; writes what it gives at `index`."""
+        ids_BT = torch.from_numpy(input_ids.astype(np.int64)).to(self._device)
+        with torch.inference_mode():
+            with autocast(self._precision, self._device):
+                logits_BTV = self._model(input_ids=ids_BT, use_cache=False).logits
+            found = _Predictions.nothing(len(length), input_ids.shape[1] - 1, self._topk, self._device)
+            scratch_PV = _scratch(logits_BTV.shape[2], self._device)
+            for row, end in enumerate(length.tolist()):
+                found.fill(row, logits_BTV[row, : end - 1], ids_BT[row, 1:end], scratch_PV)
+            found.write(scores, index, length)
+            if scores.feature is not None:
+                scores.feature[index] = self._pooled(length).cpu().numpy()
+
+    def _keep_hidden(self, _module: Any, _arguments: Any, output: Any) -> None:
+        self._hidden_BTD = output[0]
+
+    def _pooled(self, length: NDArray[np.integer[Any]]) -> Tensor:
+        rows = zip(self._hidden_BTD, length.tolist(), strict=True)
+        return torch.stack([hidden_TD[:end].float().mean(dim=0) for hidden_TD, end in rows])
+
+
+class _Predictions(NamedTuple):
+    """What the logits of one forward pass say, filled in row by row: float32 logits of them all would not fit."""
+
+    nll_BS: Tensor
+    correct_BS: Tensor
+    topk_ids_BSk: Tensor
+    topk_logprobs_BSk: Tensor
+
+    @classmethod
+    def nothing(cls, num_rows: int, num_predictions: int, topk: int, device: torch.device) -> "_Predictions":
+        shape = (num_rows, num_predictions)
+        return cls(
+            torch.zeros(shape, device=device),
+            torch.zeros(shape, dtype=torch.bool, device=device),
+            torch.zeros((*shape, topk), dtype=torch.int32, device=device),
+            torch.full((*shape, topk), LEAST_LOGPROB, dtype=torch.float16, device=device),
+        )
+
+    def fill(self, row: int, logits_SV: Tensor, target_S: Tensor, scratch_PV: Tensor) -> None:
+        """Of the predictions of one row that are of real tokens; float32 `scratch_PV` says how many at a time."""
+        topk = self.topk_ids_BSk.shape[2]
+        for first in range(0, len(logits_SV), len(scratch_PV)):
+            here = slice(first, min(first + len(scratch_PV), len(logits_SV)))
+            logits_PV = scratch_PV[: here.stop - first].copy_(logits_SV[here])
+            greatest_Pk, ids_Pk = likeliest(logits_PV, topk)
+            losses = position_losses(logits_PV, target_S[here], overwrite=True)
+            self.nll_BS[row, here], self.correct_BS[row, here] = losses.nll_P, losses.correct_P
+            self.topk_ids_BSk[row, here] = ids_Pk
+            self.topk_logprobs_BSk[row, here] = (greatest_Pk - losses.log_total_P[:, None]).clamp(min=LEAST_LOGPROB)
+
+    def write(self, scores: Scores, index: NDArray[np.int64], length: NDArray[np.integer[Any]]) -> None:
+        """To the rows at `index` of the scores, whose lengths are given."""
+        num_predicted_B = torch.from_numpy(length.astype(np.int64) - 1).to(self.nll_BS.device)
+        scores.base_loss[index] = (self.nll_BS.sum(dim=1) / num_predicted_B).cpu().numpy()
+        predicted = np.ix_(index, np.arange(self.nll_BS.shape[1]))
+        scores.correct[:, 1:][predicted] = self.correct_BS.cpu().numpy()
+        if scores.token_nats is not None:
+            scores.token_nats[predicted] = self.nll_BS.cpu().numpy()
+        if scores.topk_ids is not None and scores.topk_logprobs is not None:
+            scores.topk_ids[predicted] = self.topk_ids_BSk.cpu().numpy()
+            scores.topk_logprobs[predicted] = self.topk_logprobs_BSk.cpu().numpy()
+
+
+def _scratch(vocab_size: int, device: torch.device) -> Tensor:
+    """Memory for float32 logits, to be used again and again: to ask the system for it costs as much as the sums."""
+    return torch.empty(max(1, _LOGITS_AT_ONCE // vocab_size), vocab_size, device=device)
+
+
+def likeliest(logits_PV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k greatest logits of each position and their ids, [P, k] each, the greatest first.
+
+    They lie in the k blocks with the greatest maxima, and among what is left over at the end: finding those blocks
+    first takes one look at each logit, and a fraction of the time of `Tensor.topk` on a CPU.
+    """
+    vocab_size = logits_PV.shape[1]
+    num_blocks = vocab_size // _BLOCK
+    if num_blocks <= k or k == 0:
+        greatest_Pk, ids_Pk = logits_PV.topk(k, dim=1)
+        return greatest_Pk, ids_Pk
+    rest = torch.arange(num_blocks * _BLOCK, vocab_size, device=logits_PV.device).expand(len(logits_PV), -1)
+    within = torch.arange(_BLOCK, device=logits_PV.device)
+    blocks_PNV = logits_PV[:, : num_blocks * _BLOCK].reshape(-1, num_blocks, _BLOCK)
+    blocks_Pk = blocks_PNV.amax(dim=2).topk(k, dim=1).indices
+    candidates = torch.cat([(blocks_Pk[:, :, None] * _BLOCK + within).flatten(1), rest], dim=1)
+    greatest_Pk, place_Pk = logits_PV.gather(1, candidates).topk(k, dim=1)
+    return greatest_Pk, candidates.gather(1, place_Pk)
+
+
+def _check(input_ids: NDArray[np.integer[Any]], length: NDArray[np.integer[Any]]) -> None:
+    if len(length) == 0:
+        return
+    least, most = int(length.min()), int(length.max())
+    if least < MIN_LENGTH:
+        raise ValueError(f"a row of {least} tokens predicts nothing; rows to score have at least {MIN_LENGTH}")
+    if most > input_ids.shape[1]:
+        raise ValueError(f"a length of {most} is beyond the {input_ids.shape[1]} tokens of a row")

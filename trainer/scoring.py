@@ -1,0 +1,208 @@
+"""Scoring a fine-tuning set: the base model's loss on each row, for a loop that weighs rows by it.
+
+FLOW does (Sanyal et al., "Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting", ICML 2025): the loss of a row
+is the base model's mean cross-entropy over the tokens of the response.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from replay_service.errors import ReplayError
+from replay_service.language.model import Precision, check_seq_len, faster_precision, load_config
+from replay_service.language.packing import MIN_LENGTH
+from replay_service.language.scoring import RowScorer
+from replay_service.language.tokenizer import encode, load_tokenizer
+from trainer.errors import InvalidTraining
+from trainer.tables import Tables, find_tables, parquet_writer
+
+ADDED: Final = (
+    pa.field("base_loss", pa.float32()),
+    pa.field("base_token_losses", pa.list_(pa.float32())),
+    pa.field("truncated", pa.bool_()),
+)
+"""The columns that are added: mean nats per predicted token of the response; nats of each of them; whether the row was
+longer than `seq_len` and was cut at the right. The first two are null where there is no token to predict."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringSettings:
+    """What to score, and how.
+
+    Attributes:
+        source: a table or a folder of them.
+        output: the Parquet file to write.
+        model: the base model, a local folder or a hub name.
+        response_column: the text whose tokens count.
+        prompt_column: the text before it, whose tokens do not; without it the first token of the text does not count,
+            since nothing comes before it.
+        seq_len: most tokens of a row.
+        precision: `auto` takes bfloat16 where this machine is faster in it.
+        batch_size: most rows of one forward pass.
+    """
+
+    source: Path
+    output: Path
+    model: str
+    response_column: str = "text"
+    prompt_column: str | None = None
+    seq_len: int = 512
+    precision: Precision | Literal["auto"] = "auto"
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        for name, least in (("seq_len", MIN_LENGTH), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise InvalidTraining(f"{name} must be at least {least}, not {getattr(self, name)}")
+
+    def columns(self) -> list[str]:
+        return [name for name in (self.prompt_column, self.response_column) if name is not None]
+
+
+@dataclass(slots=True)
+class Summary:
+    """What was scored: counts of rows, and of the tokens whose losses were taken."""
+
+    precision: Precision
+    num_rows: int = 0
+    num_unscored: int = 0
+    num_truncated: int = 0
+    num_tokens: int = 0
+    _nats: float = field(default=0.0, repr=False)
+
+    def mean_nats(self) -> float:
+        """Mean loss of all those tokens, nats; NaN when there is none."""
+        return self._nats / self.num_tokens if self.num_tokens else float("nan")
+
+    def count(self, losses: Sequence[NDArray[np.float32] | None], truncated: Sequence[bool]) -> None:
+        scored = [nats for nats in losses if nats is not None]
+        self.num_rows += len(losses)
+        self.num_unscored += len(losses) - len(scored)
+        self.num_truncated += sum(truncated)
+        self.num_tokens += sum(len(nats) for nats in scored)
+        self._nats += sum(float(nats.sum(dtype=np.float64)) for nats in scored)
+
+
+OnProgress = Callable[[int, int], object]
+"""Told how many rows are done, and of how many."""
+
+
+def score_rows(settings: ScoringSettings, on_progress: OnProgress = lambda _done, _total: None) -> Summary:
+    """Write the rows of a fine-tuning set with the columns of `ADDED`, in their order, all other columns kept.
+
+    Prompt and response are tokenized apart, without special tokens, and joined. The file's metadata says under
+    `base_loss` which model, precision and `seq_len` the losses are of.
+
+    Raises:
+        InvalidTraining: when rows, columns, model or output cannot be used; nothing is written then.
+    """
+    tables = find_tables(settings.source)
+    _check_columns(tables, settings)
+    try:
+        check_seq_len(load_config(settings.model), settings.seq_len)
+        precision = faster_precision() if settings.precision == "auto" else settings.precision
+        tokenizer = load_tokenizer(settings.model)
+        scorer = RowScorer(settings.model, precision, batch_size=settings.batch_size, token_losses=True)
+    except ReplayError as error:
+        raise InvalidTraining(error.detail) from error
+    summary = Summary(precision)
+    on_progress(0, tables.num_rows)
+    with parquet_writer(settings.output, _schema(tables.schema, settings, precision)) as writer:
+        for batch in tables.batches():
+            rows = _tokenized(tokenizer, batch, settings)
+            losses = _losses(scorer, rows, lambda done: on_progress(summary.num_rows + done, tables.num_rows))
+            writer.write_batch(_with_scores(batch, losses, rows, writer.schema))
+            summary.count(losses, [row.truncated for row in rows])
+            on_progress(summary.num_rows, tables.num_rows)
+    return summary
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Tokens of a row, of which those from `first` on are predicted and count."""
+
+    ids: list[int]
+    first: int
+    truncated: bool
+
+    def is_usable(self) -> bool:
+        return len(self.ids) > self.first
+
+
+def _tokenized(tokenizer: Any, batch: pa.RecordBatch, settings: ScoringSettings) -> list[_Row]:
+    prompts = _texts(batch, settings.prompt_column) if settings.prompt_column else [""] * len(batch)
+    # Blank text says nothing, as in the shards of a corpus.
+    responses = [text if text.strip() else "" for text in _texts(batch, settings.response_column)]
+    pairs = zip(encode(tokenizer, prompts), encode(tokenizer, responses), strict=True)
+    return [_joined(prompt, response, settings.seq_len) for prompt, response in pairs]
+
+
+def _texts(batch: pa.RecordBatch, column: str) -> list[str]:
+    return [text or "" for text in batch.column(column).to_pylist()]
+
+
+def _joined(prompt: list[int], response: list[int], seq_len: int) -> _Row:
+    ids = prompt + response
+    return _Row(ids[:seq_len], max(1, len(prompt)), len(ids) > seq_len)
+
+
+def _losses(scorer: RowScorer, rows: list[_Row], on_done: Callable[[int], object]) -> list[NDArray[np.float32] | None]:
+    """Nats of each token that counts; None for a row without any."""
+    usable = [row for row in rows if row.is_usable()]
+    length = np.array([len(row.ids) for row in usable], dtype=np.int64)
+    input_ids = np.zeros((len(usable), int(length.max(initial=0))), dtype=np.int32)
+    for place, row in enumerate(usable):
+        input_ids[place, : len(row.ids)] = row.ids
+    done = 0
+
+    def on_rows(num_rows: int) -> None:
+        nonlocal done
+        done += num_rows
+        on_done(done)
+
+    token_nats = scorer.score(input_ids, length, on_rows).token_nats
+    assert token_nats is not None
+    nats_of = iter(token_nats)
+    return [next(nats_of)[row.first - 1 : len(row.ids) - 1] if row.is_usable() else None for row in rows]
+
+
+def _with_scores(
+    batch: pa.RecordBatch, losses: list[NDArray[np.float32] | None], rows: list[_Row], schema: pa.Schema
+) -> pa.RecordBatch:
+    means = [None if nats is None else nats.mean(dtype=np.float64) for nats in losses]
+    values = (means, losses, [row.truncated for row in rows])
+    added = [pa.array(column, each.type) for column, each in zip(values, ADDED, strict=True)]
+    return pa.RecordBatch.from_arrays([*batch.columns, *added], schema=schema)
+
+
+def _schema(schema: pa.Schema, settings: ScoringSettings, precision: Precision) -> pa.Schema:
+    measured = {"model": settings.model, "precision": precision, "seq_len": settings.seq_len}
+    metadata = {**(schema.metadata or {}), b"base_loss": json.dumps(measured).encode()}
+    return pa.schema([*schema, *ADDED], metadata=metadata)
+
+
+def _check_columns(tables: Tables, settings: ScoringSettings) -> None:
+    names = tables.schema.names
+    for name in settings.columns():
+        if names.count(name) != 1:
+            raise InvalidTraining(f"{settings.source} has no column {name!r}; its columns: {', '.join(names)}")
+        kind = tables.schema.field(name).type
+        if not _is_text(kind):
+            raise InvalidTraining(f"column {name!r} of {settings.source} holds {kind}, not text")
+    taken = [each.name for each in ADDED if each.name in names]
+    if taken:
+        raise InvalidTraining(
+            f"{settings.source} has a column {taken[0]!r} already, which scoring would add; rename it or take it out"
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
