@@ -197,7 +197,7 @@ def _open_journal(config: Path | None, root: Path | None, database_url: str | No
         raise FileNotFoundError(f"there is no journal in {settings.root}; name the service's folder with --root")
     journal = Journal(open_database(settings.journal_url))
     try:
-        yield journal, CorpusStore(settings.corpora)
+        yield journal, CorpusStore(settings.corpora_place, settings.block_cache_bytes)
     finally:
         journal.close()
 

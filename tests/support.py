@@ -6,13 +6,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import httpx2
 import numpy as np
 
 from replay_service.corpus.manifest import DomainSummary, Manifest, Segment, write_manifest
-from replay_service.corpus.segments import SampleRows, write_segment
+from replay_service.corpus.segment_file import write_segment
+from replay_service.corpus.segments import SampleRows
 from replay_service.corpus.strata import assign_strata, quantile_edges
 from replay_service.sampling.partition import extents_of
 
@@ -53,9 +55,9 @@ def make_corpus(
     for number, first in enumerate(range(0, num_rows, rows_per_segment)):
         part = rows.take(np.arange(first, min(first + rows_per_segment, num_rows)))
         file = f"segments/{number:08d}.arrow"
-        write_segment(folder / name / file, part)
+        written = write_segment(folder / name / file, part)
         extents = [(e.stratum, e.first_row, e.num_rows) for e in extents_of(number, part.stratum)]
-        segments.append(Segment(file, len(part), extents))
+        segments.append(Segment(file, len(part), extents, **asdict(written)))
     manifest = Manifest(
         name=name,
         generation=1,

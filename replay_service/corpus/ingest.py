@@ -23,7 +23,8 @@ from replay_service.corpus.manifest import (
     write_manifest,
 )
 from replay_service.corpus.pipeline import PipelineSettings, run_pipeline
-from replay_service.corpus.segments import gather, write_segment
+from replay_service.corpus.segment_file import write_segment
+from replay_service.corpus.segments import gather
 from replay_service.corpus.sources import Columns, Shard, check_readable, find_shards
 from replay_service.corpus.staging import Packed, StagedRows, is_done, mark_done, read_packed
 from replay_service.corpus.strata import assign_strata, quantile_edges
@@ -234,9 +235,9 @@ def _write_segments(settings: IngestSettings, staged: StagedRows, stratum: NDArr
         rows = gather(*staged.address(index), staged.file)
         rows = rows.in_strata(stratum[index].astype(np.int32))
         file = f"segments/{number:08d}.arrow"
-        write_segment(folder.parent / file, rows)
+        written = write_segment(folder.parent / file, rows)
         extents = [(each.stratum, each.first_row, each.num_rows) for each in extents_of(number, stratum[index])]
-        segments.append(Segment(file, len(index), extents))
+        segments.append(Segment(file, len(index), extents, **asdict(written)))
     sync_folder(folder)
     return segments
 

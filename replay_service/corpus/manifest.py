@@ -10,17 +10,24 @@ from replay_service.errors import CorpusError, UnknownCorpus
 from replay_service.sampling.partition import Extent, Partition
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One segment file of the corpus."""
+    """One segment file of the corpus; its last four members are those of the `SegmentFile` that was written."""
 
     file: str
+    """Its path below the corpus, parts separated by slashes."""
     num_rows: int
     extents: list[tuple[int, int, int]]
     """(stratum, first row, number of rows), in row order."""
+    num_bytes: int
+    offsets: dict[str, int]
+    row_types: dict[str, str]
+    checksum: int
+    generation: int = 1
+    """The generation of the corpus that brought it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,8 @@ class DomainSummary:
     """Mean over its samples."""
     quantile_edges_nats: list[float]
     """The inner edges between its strata."""
+    generation: int = 1
+    """The generation of the corpus that brought it; domains stand in the order of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +74,17 @@ class Manifest:
     def num_tokens(self) -> int:
         return sum(domain.num_tokens for domain in self.domains)
 
-    def partition(self) -> Partition:
+    def partition(self, generation: int | None = None) -> Partition:
+        """The partition that an earlier generation had, or that of this one."""
+        last = self.generation if generation is None else generation
         extents = [
             Extent(stratum, number, first_row, num_rows)
             for number, segment in enumerate(self.segments)
+            if segment.generation <= last
             for stratum, first_row, num_rows in segment.extents
         ]
-        return Partition(tuple(domain.name for domain in self.domains), self.num_quantiles, tuple(sorted(extents)))
+        groups = tuple(domain.name for domain in self.domains if domain.generation <= last)
+        return Partition(groups, self.num_quantiles, tuple(sorted(extents)))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -83,17 +96,27 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        content = json.loads(path.read_text())
+        return parse_manifest(path.read_bytes(), str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise no_corpus(folder.name) from None
+
+
+def parse_manifest(text: bytes, path: str) -> Manifest:
+    """The manifest that stands in the file `path`; raises CorpusError as `read_manifest` does."""
+    try:
+        content = json.loads(text)
         version = content.pop("format_version")
         if version != FORMAT_VERSION:
             raise CorpusError(f"{path} has format version {version}; this release reads version {FORMAT_VERSION}")
         content["domains"] = [DomainSummary(**each) for each in content["domains"]]
         content["segments"] = [Segment(**each) for each in content["segments"]]
         return Manifest(**content)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UnknownCorpus(f"there is no corpus {folder.name!r}; `replay-service ingest` makes one") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorpusError(f"{path} is damaged: {error}") from error
+
+
+def no_corpus(name: str) -> UnknownCorpus:
+    return UnknownCorpus(f"there is no corpus {name!r}; `replay-service ingest` makes one")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

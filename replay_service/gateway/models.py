@@ -251,6 +251,15 @@ class DomainInfo(Model):
     num_tokens: int
     mean_base_loss_nats: float
     quantile_edges_nats: list[float]
+    generation: int = Field(description="The generation of the corpus that brought it.")
+
+
+class DamagedSegment(Model):
+    """A segment file of which parts cannot be read; samples in them are served with length 0."""
+
+    file: str
+    problem: str = Field(description="The first thing that was found wrong.")
+    num_blocks: int = Field(description="Blocks of 64 KiB that cannot be read, of those that were looked at.")
 
 
 class CorpusInfo(Model):
@@ -268,6 +277,9 @@ class CorpusInfo(Model):
     num_tokens: int
     num_strata: int
     domains: list[DomainInfo]
+    damaged_segments: list[DamagedSegment] = Field(
+        description="What this service has found damaged of what it has read; see its log for what to do."
+    )
 
 
 class CorpusList(Model):
