@@ -5,6 +5,7 @@ ReplayError
 │   ├── UnknownCorpus
 │   ├── UnusableSource       a shard is missing, unreadable or without text
 │   ├── EmptyCorpus
+│   ├── CorpusUnavailable    its files cannot be reached now; asking again later may help
 │   └── ModelMismatch        another model or tokenizer than the corpus was made with
 ├── RunError
 │   ├── UnknownRun
@@ -53,6 +54,10 @@ class UnusableSource(CorpusError):
 
 class EmptyCorpus(CorpusError):
     slug, title, status = "empty-corpus", "There is nothing to rehearse", 422
+
+
+class CorpusUnavailable(CorpusError):
+    slug, title, status = "corpus-unavailable", "The corpus cannot be reached now", 503
 
 
 class ModelMismatch(CorpusError):

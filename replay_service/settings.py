@@ -21,6 +21,14 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="REPLAY_", extra="forbid", frozen=True)
 
     root: Path = Field(Path("replay-data"), description="Folder of the corpora and of the default journal.")
+    corpora_url: str | None = Field(
+        None,
+        description="URL of the folder of the corpora in object storage, such as s3://bucket/corpora?region=us-east-1; "
+        "by default the folder `corpora` in `root`.",
+    )
+    block_cache_bytes: int = Field(
+        1 << 30, ge=0, description="The most that is kept in memory of what was read from object storage."
+    )
     database_url: str | None = Field(
         None, description="SQLAlchemy URL of the journal; by default an SQLite file in `root`."
     )
@@ -56,7 +64,13 @@ class ServiceSettings(BaseSettings):
 
     @property
     def corpora(self) -> Path:
+        """The folder that corpora are made in."""
         return self.root / "corpora"
+
+    @property
+    def corpora_place(self) -> str | Path:
+        """The path or URL of the folder of the corpora that are served."""
+        return self.corpora if self.corpora_url is None else self.corpora_url
 
     @property
     def journal_url(self) -> str:

@@ -6,14 +6,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import httpx2
 import numpy as np
+from numpy.typing import NDArray
 
 from replay_service.corpus.manifest import DomainSummary, Manifest, Segment, write_manifest
-from replay_service.corpus.segments import SampleRows, write_segment
-from replay_service.corpus.strata import assign_strata, quantile_edges
+from replay_service.corpus.segment_file import write_segment
+from replay_service.corpus.segments import SampleRows
+from replay_service.corpus.sketch import QuantileSketch
+from replay_service.corpus.strata import Group, assign_strata
 from replay_service.sampling.partition import extents_of
 
 SEPARATOR = 0
@@ -37,7 +41,8 @@ def make_corpus(
     num_rows = rows_per_domain * len(domains)
     domain = np.repeat(np.arange(len(domains)), rows_per_domain)
     base_loss = rng.gamma(4.0, 1.0, num_rows).astype(np.float32)
-    edges = quantile_edges(base_loss, domain, len(domains), num_quantiles)
+    shares = np.arange(1, num_quantiles) / num_quantiles
+    edges = np.stack([np.quantile(base_loss[domain == each], shares) for each in range(len(domains))])
     stratum = assign_strata(base_loss, domain, edges)
     correct = rng.random((num_rows, seq_len)) < 0.5
     correct[:, 0] = False
@@ -53,9 +58,9 @@ def make_corpus(
     for number, first in enumerate(range(0, num_rows, rows_per_segment)):
         part = rows.take(np.arange(first, min(first + rows_per_segment, num_rows)))
         file = f"segments/{number:08d}.arrow"
-        write_segment(folder / name / file, part)
+        written = write_segment(folder / name / file, part)
         extents = [(e.stratum, e.first_row, e.num_rows) for e in extents_of(number, part.stratum)]
-        segments.append(Segment(file, len(part), extents))
+        segments.append(Segment(file, len(part), extents, **asdict(written)))
     manifest = Manifest(
         name=name,
         generation=1,
@@ -66,23 +71,34 @@ def make_corpus(
         seq_len=seq_len,
         precision="float32",
         num_quantiles=num_quantiles,
-        settings_fingerprint="none",
+        partition_by="domain",
+        topk=0,
+        recipe="none",
+        num_shards=len(domains),
+        num_rows_of_next_shard=0,
         num_documents=num_rows,
-        num_set_aside=0,
+        set_aside={},
         domains=[
             DomainSummary(
                 each,
                 rows_per_domain,
                 rows_per_domain * seq_len,
                 float(base_loss[domain == i].mean()),
-                edges[i].tolist(),
+                sketch_of(base_loss[domain == i]).to_json(),
             )
             for i, each in enumerate(domains)
         ],
+        groups=[Group(each, 1, edges[i].tolist()) for i, each in enumerate(domains)],
         segments=segments,
     )
     write_manifest(folder / name, manifest)
     return manifest
+
+
+def sketch_of(values: NDArray[np.floating]) -> QuantileSketch:
+    sketch = QuantileSketch()
+    sketch.add(values)
+    return sketch
 
 
 def make_tiny_model(folder: Path, *, vocab_size: int = 300, seed: int = 0, hidden_size: int = 32) -> Path:

@@ -141,16 +141,23 @@ def _train_step(
     losses = token_losses(logits, batch.input_ids_BT, batch.length_B)
     feed.report(loss_rows(batch, losses, step, worker.rank))
     totals = worker.sum_over_ranks(_totals(batch, losses))
-    num_tokens = totals[1] + totals[3]
-    # Gradients are averaged over the ranks; this makes the average one over all tokens of the global batch.
-    loss = losses.nll_BS.sum() * worker.world_size / num_tokens
-    torch.autograd.backward(loss)
+    torch.autograd.backward(training_loss(losses, totals[1] + totals[3], worker.world_size))
     torch.nn.utils.clip_grad_norm_(tuning.model.parameters(), config.max_grad_norm)
     tuning.optimizer.step()
     tuning.scheduler.step()
     tuning.optimizer.zero_grad()
     if worker.rank == 0:
         metrics.append("step", step, **_summary(totals), waited_s=waited_s, step_s=time.perf_counter() - began)
+
+
+def training_loss(losses: TokenLosses, num_tokens: Tensor, world_size: int) -> Tensor:
+    """This rank's part of the mean loss over the predictions of the global batch, nats per token; differentiable.
+
+    Gradients are averaged over the ranks, so the part is the rank's sum times `world_size` over `num_tokens`, the
+    predictions of all ranks. A row of length 0, which stands for a sample that the service could not read, has no
+    prediction: it adds to neither the sum nor the count, and the others weigh as if it were not there.
+    """
+    return losses.nll_BS.sum() * world_size / num_tokens.clamp(min=1)
 
 
 def _totals(batch: MixedBatch, losses: TokenLosses) -> Tensor:

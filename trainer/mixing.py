@@ -53,6 +53,8 @@ def mix(target: PackedRows, rehearsed: Batch | None) -> MixedBatch:
 def loss_rows(batch: MixedBatch, losses: TokenLosses, step: int, rank: int) -> np.ndarray:
     """What to report of the rehearsed rows: LOSS_ROW [R], less the rows whose loss is not finite.
 
+    A row of length 0, which the service could not read, is reported with num_tokens 0: it could not be measured.
+
     A flip is a token that the base model's argmax got right and the model's, in this forward pass, gets wrong: the
     collateral damage of mix-cd (Bai et al., 2024), counted by token.
     """

@@ -6,21 +6,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from replay_service.corpus.sketch import QuantileSketch
+from replay_service.corpus.strata import Group
 from replay_service.errors import CorpusError, UnknownCorpus
 from replay_service.sampling.partition import Extent, Partition
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One segment file of the corpus."""
+    """One segment file of the corpus; its last four members are those of the `SegmentFile` that was written."""
 
     file: str
+    """Its path below the corpus, parts separated by slashes."""
     num_rows: int
     extents: list[tuple[int, int, int]]
     """(stratum, first row, number of rows), in row order."""
+    num_bytes: int
+    offsets: dict[str, int]
+    row_types: dict[str, str]
+    checksum: int
+    generation: int = 1
+    """The generation of the corpus that brought it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +41,26 @@ class DomainSummary:
     num_tokens: int
     mean_base_loss_nats: float
     """Mean over its samples."""
-    quantile_edges_nats: list[float]
-    """The inner edges between its strata."""
+    base_losses: dict[str, int]
+    """A QuantileSketch of them."""
+
+    def merged(self, more: "DomainSummary") -> "DomainSummary":
+        """The domain with more samples of it."""
+        num_samples = self.num_samples + more.num_samples
+        total_nats = sum(each.mean_base_loss_nats * each.num_samples for each in (self, more))
+        sketches = [QuantileSketch.from_json(each.base_losses) for each in (self, more)]
+        return DomainSummary(
+            name=self.name,
+            num_samples=num_samples,
+            num_tokens=self.num_tokens + more.num_tokens,
+            mean_base_loss_nats=total_nats / num_samples,
+            base_losses=sketches[0].merged(sketches[1]).to_json(),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A generation of a corpus."""
+    """A generation of a corpus. It tells of earlier ones too: segments and groups say which generation brought them."""
 
     name: str
     generation: int
@@ -49,13 +71,63 @@ class Manifest:
     seq_len: int
     precision: str
     num_quantiles: int
-    settings_fingerprint: str
-    """Equal for ingests of the same shards with the same settings."""
+    partition_by: str
+    """What groups are: `domain`, `cluster` or `column <name>`."""
+    topk: int
+    """How many of the base model's likeliest tokens stand with each position; 0 for none."""
+    recipe: str
+    """Equal for ingests whose rows may stand in one corpus."""
+    num_shards: int
+    """How many shards of the shard list stand in the corpus whole."""
+    num_rows_of_next_shard: int
+    """How many rows of the shard after them stand in it."""
     num_documents: int
-    num_set_aside: int
-    """Rows without usable text."""
+    """Documents of those shards."""
+    set_aside: dict[str, int]
+    """Their rows that could not be used, by reason."""
     domains: list[DomainSummary]
+    groups: list[Group]
+    """Their strata stand in this order."""
     segments: list[Segment]
+
+    @classmethod
+    def of_nothing(
+        cls,
+        *,
+        name: str,
+        model: str,
+        tokenizer_fingerprint: str,
+        vocab_size: int,
+        separator_id: int,
+        seq_len: int,
+        precision: str,
+        num_quantiles: int,
+        partition_by: str,
+        topk: int,
+        recipe: str,
+    ) -> "Manifest":
+        """Generation 0, which holds nothing and is never written."""
+        return cls(
+            name=name,
+            generation=0,
+            model=model,
+            tokenizer_fingerprint=tokenizer_fingerprint,
+            vocab_size=vocab_size,
+            separator_id=separator_id,
+            seq_len=seq_len,
+            precision=precision,
+            num_quantiles=num_quantiles,
+            partition_by=partition_by,
+            topk=topk,
+            recipe=recipe,
+            num_shards=0,
+            num_rows_of_next_shard=0,
+            num_documents=0,
+            set_aside={},
+            domains=[],
+            groups=[],
+            segments=[],
+        )
 
     @property
     def num_samples(self) -> int:
@@ -65,13 +137,21 @@ class Manifest:
     def num_tokens(self) -> int:
         return sum(domain.num_tokens for domain in self.domains)
 
-    def partition(self) -> Partition:
+    @property
+    def num_set_aside(self) -> int:
+        return sum(self.set_aside.values())
+
+    def partition(self, generation: int | None = None) -> Partition:
+        """The partition that an earlier generation had, or that of this one."""
+        last = self.generation if generation is None else generation
         extents = [
             Extent(stratum, number, first_row, num_rows)
             for number, segment in enumerate(self.segments)
+            if segment.generation <= last
             for stratum, first_row, num_rows in segment.extents
         ]
-        return Partition(tuple(domain.name for domain in self.domains), self.num_quantiles, tuple(sorted(extents)))
+        groups = tuple(group.name for group in self.groups if group.generation <= last)
+        return Partition(groups, self.num_quantiles, tuple(sorted(extents)))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -83,17 +163,28 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        content = json.loads(path.read_text())
+        return parse_manifest(path.read_bytes(), str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise no_corpus(folder.name) from None
+
+
+def parse_manifest(text: bytes, path: str) -> Manifest:
+    """The manifest that stands in the file `path`; raises CorpusError as `read_manifest` does."""
+    try:
+        content = json.loads(text)
         version = content.pop("format_version")
         if version != FORMAT_VERSION:
             raise CorpusError(f"{path} has format version {version}; this release reads version {FORMAT_VERSION}")
         content["domains"] = [DomainSummary(**each) for each in content["domains"]]
+        content["groups"] = [Group(**each) for each in content["groups"]]
         content["segments"] = [Segment(**each) for each in content["segments"]]
         return Manifest(**content)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UnknownCorpus(f"there is no corpus {folder.name!r}; `replay-service ingest` makes one") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorpusError(f"{path} is damaged: {error}") from error
+
+
+def no_corpus(name: str) -> UnknownCorpus:
+    return UnknownCorpus(f"there is no corpus {name!r}; `replay-service ingest` makes one")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -1,79 +1,218 @@
 """The reading side: corpora by name, samples by address."""
 
+import functools
 import threading
-from functools import cached_property
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
-from replay_service.corpus.manifest import MANIFEST_NAME, Manifest, read_manifest
-from replay_service.corpus.segments import SampleRows, gather, map_segment
-from replay_service.errors import UnknownCorpus
+from replay_service.corpus.blocks import Blocks, HeldBlocks
+from replay_service.corpus.damage import SegmentDamage
+from replay_service.corpus.folders import DEFAULT_CACHE_BYTES, Folder, LocalFolder, open_folder
+from replay_service.corpus.layout import Columns, Layout
+from replay_service.corpus.manifest import Manifest
+from replay_service.corpus.segments import SampleRows
+from replay_service.errors import CorpusError, CorpusUnavailable, UnknownCorpus
 from replay_service.names import is_name
 from replay_service.sampling.partition import ROW_BITS, ROW_MASK, Partition
 
 Int64Array = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+_log = structlog.get_logger()
 
 
 class Corpus:
-    """One generation of a corpus, its segments mapped into memory when they are first read."""
+    """One generation of a corpus. Its segments are opened when they are first read.
 
-    def __init__(self, folder: Path) -> None:
-        self.manifest: Manifest = read_manifest(folder)
-        self._folder = folder
-        self._segments: dict[int, SampleRows] = {}
+    Raises, from every method that reads samples:
+        CorpusUnavailable: when storage does not answer. What is damaged raises nothing; `damage` tells of it.
+    """
+
+    def __init__(
+        self, folder: Path | Folder, manifest: Manifest | None = None, earlier: "Corpus | None" = None
+    ) -> None:
+        """The generation that `manifest` describes, by default the newest one in the folder.
+
+        What is known of another generation, `earlier`, is taken over.
+        """
+        if isinstance(folder, Path):
+            folder = LocalFolder(folder)
+        self.manifest = folder.manifest() if manifest is None else manifest
+        self.is_remote = folder.is_remote
+        self._layout = Layout(self.manifest.segments)
+        self._blocks: Blocks = folder.blocks(self._layout, None if earlier is None else earlier._blocks)
+        self._all = self._layout.choose(*self._layout.columns)
+        self._base_loss = self._layout.choose("base_loss")
+        self._partition_of = functools.cache(self.manifest.partition)
 
     @property
     def generation(self) -> int:
         return self.manifest.generation
 
-    @cached_property
+    @property
     def partition(self) -> Partition:
-        return self.manifest.partition()
+        return self.partition_of(self.generation)
 
     def partition_of(self, generation: int) -> Partition:
-        return self.partition
+        """The partition that a generation up to this one had; its strata keep their numbers in later ones.
+
+        Raises:
+            CorpusUnavailable: when the generation is not there yet.
+        """
+        if generation > self.generation:
+            raise CorpusUnavailable(
+                f"corpus {self.manifest.name!r} is at generation {self.generation} here, and generation {generation} "
+                "was asked for; see to it that all services read the same corpora"
+            )
+        return self._partition_of(generation)
 
     def rows(self, sample_ids: Int64Array) -> SampleRows:
-        """The samples at the given addresses (int64 [n], of this corpus), in their order."""
-        number, row = sample_ids >> ROW_BITS, sample_ids & ROW_MASK
-        if not len(sample_ids):
-            return self._segment(0).take(sample_ids)
-        return gather(number, row, self._segment)
+        """The samples at the given addresses (int64 [n], of this corpus), in their order.
+
+        A sample that lies in a damaged part of its segment has length 0, and zeros in every other column.
+        """
+        columns, _ = self._read(self._all, sample_ids)
+        return SampleRows(**columns)
 
     def base_losses(self, sample_ids: Int64Array) -> NDArray[np.float64]:
-        """Base losses of the samples at the given addresses, float64 [n], nats per token."""
-        number, row = sample_ids >> ROW_BITS, sample_ids & ROW_MASK
-        losses = np.empty(len(sample_ids))
-        for segment in np.unique(number):
-            here = number == segment
-            losses[here] = self._segment(int(segment)).base_loss[row[here]]
+        """Base losses of the samples at the given addresses, float64 [n], nats per token; NaN where damaged."""
+        columns, readable = self._read(self._base_loss, sample_ids)
+        losses = columns["base_loss"].astype(np.float64)
+        if readable is not None:
+            losses[~readable] = np.nan
         return losses
 
-    def _segment(self, number: int) -> SampleRows:
-        if number not in self._segments:
-            self._segments[number] = map_segment(self._folder / self.manifest.segments[number].file)
-        return self._segments[number]
+    def read_ahead(self, sample_ids: Int64Array) -> None:
+        """Begin to fetch samples that will be read soon, if they are remote; returns at once."""
+        if self.is_remote and len(sample_ids):
+            self._blocks.read_ahead(self._all.blocks(self._positions(self._all, sample_ids)))
+
+    def damage(self) -> list[SegmentDamage]:
+        """What has been found wrong with segments that were read, in their order."""
+        return self._blocks.damage()
+
+    def _read(self, chosen: Columns, sample_ids: Int64Array) -> tuple[dict[str, NDArray[Any]], BoolArray | None]:
+        """Columns of samples, zeros where damaged, and which samples could be read; None for all of them."""
+        positions = self._positions(chosen, sample_ids)
+        held = self._blocks.all_intact()
+        if held is None:
+            blocks = chosen.blocks(positions)
+            held = self._blocks.hold(blocks)
+            readable: BoolArray = np.all(held.intact(blocks), axis=(0, 1))
+            if not readable.all():
+                return _with_zeros(held, chosen, positions, readable), readable
+        return {each.name: held.take(each, at) for each, at in zip(chosen.columns, positions, strict=True)}, None
+
+    def _positions(self, chosen: Columns, sample_ids: Int64Array) -> Int64Array:
+        segment, row = sample_ids >> ROW_BITS, sample_ids & ROW_MASK
+        if (row >= self._layout.num_rows.take(segment)).any():
+            raise IndexError(f"corpus {self.manifest.name!r} has no such rows; these are ids of another corpus")
+        return chosen.positions(segment, row)
+
+
+def _with_zeros(
+    held: HeldBlocks, chosen: Columns, positions: Int64Array, readable: BoolArray
+) -> dict[str, NDArray[Any]]:
+    """Columns of the readable samples, and zeros in the place of the others."""
+    columns = {}
+    for column, at in zip(chosen.columns, positions, strict=True):
+        rows = np.zeros((len(readable), *column.shape), dtype=column.dtype)
+        rows[readable] = held.take(column, at[readable])
+        columns[column.name] = rows
+    return columns
 
 
 class CorpusStore:
-    """The corpora in a folder, one subfolder each."""
+    """The corpora in a folder, one subfolder each.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Args:
+        folder: a path, the URL of a folder in object storage, or a folder that is open.
+        cache_bytes: the most that is kept of blocks from object storage.
+        refresh_s: how long a manifest in object storage may be out of date; a local one is looked at every time.
+        monotonic: a clock, seconds.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | Folder,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        refresh_s: float = 5.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = open_folder(folder, cache_bytes) if isinstance(folder, str | Path) else folder
+        self._refresh_s = refresh_s if self._folder.is_remote else 0.0
+        self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._open: dict[str, Corpus] = {}
+        self._open: dict[str, LatestCorpus] = {}
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._folder.close()
 
     def names(self) -> list[str]:
         """The corpora that are ready to be rehearsed from."""
-        return sorted(path.parent.name for path in self._folder.glob(f"*/{MANIFEST_NAME}") if is_name(path.parent.name))
+        return sorted(name for name in self._folder.corpora() if is_name(name))
 
     def get(self, name: str) -> Corpus:
-        """An open corpus; raises UnknownCorpus."""
+        """The newest generation of a corpus; raises UnknownCorpus."""
         if not is_name(name):
             raise UnknownCorpus(f"there is no corpus {name!r}; GET /v1/corpora lists them")
         with self._lock:
-            if name not in self._open:
-                self._open[name] = Corpus(self._folder / name)
-            return self._open[name]
+            latest = self._open.get(name)
+        if latest is None:
+            latest = LatestCorpus(self._folder.child(name), self._refresh_s, self._monotonic)
+            with self._lock:
+                latest = self._open.setdefault(name, latest)
+        return latest.get()
+
+
+class LatestCorpus:
+    """The newest generation of a corpus, looked for when it is asked for. Generations share their caches.
+
+    A corpus that was read once goes on to be served when its manifest is damaged, gone or out of reach later: runs
+    depend on it.
+    """
+
+    def __init__(self, folder: Folder, refresh_s: float, monotonic: Callable[[], float]) -> None:
+        self._folder = folder
+        self._refresh_s = refresh_s
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._problem = ""
+        self._looked_at = monotonic()
+        self._version = folder.version()
+        self._corpus = Corpus(folder)
+
+    def get(self) -> Corpus:
+        is_due = self._monotonic() - self._looked_at >= self._refresh_s
+        # Those that ask meanwhile need not wait for the manifest.
+        if is_due and self._lock.acquire(blocking=False):
+            try:
+                self._refresh()
+                self._problem = ""
+            except CorpusError as error:
+                self._tell(error.detail)
+            finally:
+                self._lock.release()
+        return self._corpus
+
+    def _refresh(self) -> None:
+        self._looked_at = self._monotonic()
+        version = self._folder.version()
+        if version is not None and version == self._version:
+            return
+        manifest = self._folder.manifest()
+        if manifest != self._corpus.manifest:
+            self._corpus = Corpus(self._folder, manifest, self._corpus)
+        self._version = version
+
+    def _tell(self, problem: str) -> None:
+        if problem != self._problem:
+            _log.warning("manifest not read again", corpus=self._corpus.manifest.name, problem=problem)
+        self._problem = problem

@@ -1,23 +1,24 @@
-"""Segments: immutable Arrow IPC files of rows of one width, which a reader maps into memory."""
+"""Rows of samples in memory, and as Arrow columns of one width."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+Int64Array = NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True)
 class SampleRows:
-    """Samples of a corpus; every array has one row a sample."""
+    """Samples of a corpus; every array has one row a sample. S = seq_len - 1 predictions a row."""
 
     input_ids: NDArray[np.unsignedinteger]
     """[n, seq_len], narrowest unsigned type; padding beyond the length means nothing."""
     length: NDArray[np.int32]
-    """int32 [n], real tokens."""
+    """int32 [n], real tokens; 0 for a sample that could not be read, whose other columns are 0 too."""
     base_loss: NDArray[np.float32]
     """float32 [n], nats per predicted token."""
     base_correct: NDArray[np.uint8]
@@ -25,61 +26,46 @@ class SampleRows:
     predicted token t; bit 0 is never set."""
     stratum: NDArray[np.int32]
     """int32 [n]."""
+    topk_ids: NDArray[np.unsignedinteger] | None = None
+    """[n, S, k], narrowest unsigned type: the base model's k likeliest tokens for each prediction, if they are kept."""
+    topk_logprobs: NDArray[np.float16] | None = None
+    """float16 [n, S, k], nats: the log-probabilities of those tokens."""
 
     def __len__(self) -> int:
         return len(self.length)
 
-    def take(self, index: NDArray[np.int64]) -> "SampleRows":
-        return SampleRows(*(column[index] for column in self.columns()))
+    def take(self, index: Int64Array) -> "SampleRows":
+        return SampleRows(**{name: column.take(index, axis=0) for name, column in self.columns().items()})
 
     def in_strata(self, stratum: NDArray[np.int32]) -> "SampleRows":
         return replace(self, stratum=stratum)
 
-    def columns(self) -> tuple[NDArray[Any], ...]:
-        return self.input_ids, self.length, self.base_loss, self.base_correct, self.stratum
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The columns that there are, by name."""
+        columns = {name: getattr(self, name) for name in COLUMN_NAMES}
+        return {name: column for name, column in columns.items() if column is not None}
 
     @classmethod
     def concatenate(cls, parts: "list[SampleRows]") -> "SampleRows":
-        return cls(*(np.concatenate(columns) for columns in zip(*(part.columns() for part in parts), strict=True)))
+        """All rows of `parts`, at least one, which have the same columns."""
+        columns = [part.columns() for part in parts]
+        return cls(**{name: np.concatenate([each[name] for each in columns]) for name in columns[0]})
 
     def to_arrow(self) -> pa.RecordBatch:
         """One column a field; wide fields are fixed-size lists and fixed-size binaries, without a copy."""
-        return pa.record_batch(
-            {
-                "input_ids": wide_list(self.input_ids),
-                "length": self.length,
-                "base_loss": self.base_loss,
-                "base_correct": wide_binary(self.base_correct),
-                "stratum": self.stratum,
-            }
-        )
+        return pa.record_batch({name: _arrow_column(name, column) for name, column in self.columns().items()})
 
     @classmethod
     def from_arrow(cls, batch: pa.RecordBatch) -> "SampleRows":
         """Views of the batch's own memory."""
-        return cls(
-            list_rows(batch.column("input_ids")),
-            batch.column("length").to_numpy(),
-            batch.column("base_loss").to_numpy(),
-            binary_rows(batch.column("base_correct")),
-            batch.column("stratum").to_numpy(),
-        )
+        names = [name for name in COLUMN_NAMES if name in batch.schema.names]
+        return cls(**{name: _numpy_column(batch.column(name)) for name in names})
 
 
-def write_segment(path: Path, rows: SampleRows) -> None:
-    """Write rows as one record batch, uncompressed, so that they can be mapped."""
-    batch = rows.to_arrow()
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
+COLUMN_NAMES: Final = tuple(field.name for field in fields(SampleRows))
 
 
-def map_segment(path: Path) -> SampleRows:
-    """The rows of a segment as views of the mapped file: nothing is read until it is used."""
-    with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
-        return SampleRows.from_arrow(reader.get_batch(0))
-
-
-def gather(file: NDArray[np.int64], row: NDArray[np.int64], rows_of: Callable[[int], SampleRows]) -> SampleRows:
+def gather(file: Int64Array, row: Int64Array, rows_of: Callable[[int], SampleRows]) -> SampleRows:
     """The rows at (file, row), int64 [n] each and n at least 1, in the order given; `rows_of` opens a file."""
     order = np.argsort(file, kind="stable")
     numbers, first = np.unique(file[order], return_index=True)
@@ -89,8 +75,11 @@ def gather(file: NDArray[np.int64], row: NDArray[np.int64], rows_of: Callable[[i
 
 
 def wide_list(rows: NDArray[Any]) -> pa.FixedSizeListArray:
-    """[n, width] integers as a fixed-size list column that shares their memory when they are contiguous."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1)), rows.shape[1])
+    """[n, width, ...] numbers as a column of (nested) fixed-size lists that shares their memory if contiguous."""
+    column = pa.array(np.ascontiguousarray(rows).reshape(-1))
+    for width in reversed(rows.shape[1:]):
+        column = pa.FixedSizeListArray.from_arrays(column, width)
+    return column
 
 
 def wide_binary(rows: NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
@@ -100,7 +89,12 @@ def wide_binary(rows: NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
 
 
 def list_rows(column: pa.FixedSizeListArray) -> NDArray[Any]:
-    rows: NDArray[Any] = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+    """The numbers of (nested) fixed-size lists, [n, width, ...]."""
+    shape = [len(column)]
+    while pa.types.is_fixed_size_list(column.type):
+        shape.append(column.type.list_size)
+        column = column.flatten()
+    rows: NDArray[Any] = column.to_numpy().reshape(shape)
     return rows
 
 
@@ -108,3 +102,15 @@ def binary_rows(column: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
     width = column.type.byte_width
     every = np.frombuffer(column.buffers()[1], dtype=np.uint8)
     return every[column.offset * width : (column.offset + len(column)) * width].reshape(len(column), width)
+
+
+def _arrow_column(name: str, column: NDArray[Any]) -> pa.Array:
+    if name == "base_correct":
+        return wide_binary(column)
+    return pa.array(column) if column.ndim == 1 else wide_list(column)
+
+
+def _numpy_column(column: pa.Array) -> NDArray[Any]:
+    if pa.types.is_fixed_size_binary(column.type):
+        return binary_rows(column)
+    return list_rows(column)

@@ -69,6 +69,12 @@ class Shard:
     name: str
     version: str
 
+    @property
+    def num_bytes(self) -> int:
+        """The size of the file, with which its version begins; 0 where it is not known."""
+        size = self.version.partition("-")[0]
+        return int(size) if size.isdecimal() else 0
+
 
 def find_shards(source: str | Path) -> list[Shard]:
     """The shards of a file, of a folder with all in it, or of the files that a glob matches, in name order.

@@ -24,8 +24,10 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        settings.corpora.mkdir(parents=True, exist_ok=True)
-        store = CorpusStore(settings.corpora)
+        settings.root.mkdir(parents=True, exist_ok=True)
+        if settings.corpora_url is None:
+            settings.corpora.mkdir(exist_ok=True)
+        store = CorpusStore(settings.corpora_place, settings.block_cache_bytes)
         journal = Journal(open_database(settings.journal_url, settings.durability))
         owners = Owners(journal, store.get, OwnerLimits(settings.snapshot_every, settings.seal_after_s))
         app.state.service = ReplayService(settings, store, journal, owners, _now)
@@ -33,6 +35,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             yield
         finally:
             journal.close()
+            store.close()
 
     app = FastAPI(
         title="Replay service",

@@ -34,7 +34,7 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
     "/batches",
     operation_id="get_batches",
     response_class=Response,
-    responses={**_CONTENT, **responses(404, 406, 409, 413, 422)},
+    responses={**_CONTENT, **responses(404, 406, 409, 413, 422, 503)},
 )
 def get_batches(run: str, body: BatchRequest, request: Request, service: Service) -> Response:
     """The samples that one rank rehearses in a window of steps.
@@ -48,7 +48,10 @@ def get_batches(run: str, body: BatchRequest, request: Request, service: Service
     # Read before the plan: if a rewind comes between, reports of this batch are stale, and never mistaken.
     attempt = owner.attempt
     plans = owner.plan(body.step, body.num_steps, service.settings.max_steps_ahead)
-    batch = _read(service.corpora.get(owner.record.corpus), owner, attempt, plans, body)
+    corpus = service.corpora.get(owner.record.corpus)
+    batch = _read(corpus, owner, attempt, plans, body)
+    if corpus.is_remote:
+        _read_ahead(service, corpus, body, run)
     if as_json:
         return JSONResponse(_to_json(batch))
     headers = {"Replay-Run": run, "Replay-Injection-Ratio": batch.header.injection_ratio}
@@ -76,6 +79,13 @@ def _check(service: ReplayService, body: BatchRequest) -> None:
         raise InvalidRequest(f"num_steps {body.num_steps} is more than one request may ask for; ask for at most {most}")
     if body.step > MAX_INT64 - body.num_steps:
         raise StepOutOfRange(f"step {body.step} is beyond the last step there can be")
+
+
+def _read_ahead(service: ReplayService, corpus: Corpus, body: BatchRequest, run: str) -> None:
+    """Begin to fetch the rank's samples of the next window, as far as another rank has had it planned."""
+    plans = service.journal.planned(run, body.step + body.num_steps, body.num_steps)
+    if plans:
+        corpus.read_ahead(np.concatenate([plan.rows["sample_id"][_slice(plan, body)] for plan in plans]))
 
 
 def _read(corpus: Corpus, owner: RunOwner, attempt: int, plans: Sequence[Planned], body: BatchRequest) -> Batch:

@@ -34,7 +34,7 @@ _BODY: dict[str, Any] = {
     "/losses",
     operation_id="report_losses",
     response_model=ReportResult,
-    responses=responses(404, 413, 415, 422),
+    responses=responses(404, 413, 415, 422, 503),
     openapi_extra=_BODY,
 )
 async def report_losses(run: str, request: Request, service: Service) -> ReportResult | Response:

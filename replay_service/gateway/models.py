@@ -263,7 +263,23 @@ class DomainInfo(Model):
     num_samples: int
     num_tokens: int
     mean_base_loss_nats: float
-    quantile_edges_nats: list[float]
+
+
+class GroupInfo(Model):
+    """A group of the partition: a domain, a cluster, or a value of a column."""
+
+    name: str
+    generation: int = Field(description="The generation of the corpus that brought it.")
+    quantile_edges_nats: list[float] = Field(description="The inner edges between its strata; they never move.")
+    stratum_sizes: list[int] = Field(description="Samples of each of its strata.")
+
+
+class DamagedSegment(Model):
+    """A segment file of which parts cannot be read; samples in them are served with length 0."""
+
+    file: str
+    problem: str = Field(description="The first thing that was found wrong.")
+    num_blocks: int = Field(description="Blocks of 64 KiB that cannot be read, of those that were looked at.")
 
 
 class CorpusInfo(Model):
@@ -280,7 +296,16 @@ class CorpusInfo(Model):
     num_samples: int
     num_tokens: int
     num_strata: int
+    partition_by: str = Field(description="What groups are: domain, cluster, or column <name>.")
+    topk: int = Field(description="How many of the base model's likeliest tokens stand with each position.")
+    num_shards: int = Field(description="Shards that stand in it whole.")
+    num_documents: int
+    set_aside: dict[str, int] = Field(description="Rows of shards that could not be used, by reason.")
     domains: list[DomainInfo]
+    groups: list[GroupInfo]
+    damaged_segments: list[DamagedSegment] = Field(
+        description="What this service has found damaged of what it has read; see its log for what to do."
+    )
 
 
 class CorpusList(Model):

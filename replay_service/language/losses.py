@@ -20,8 +20,8 @@ class TokenLosses(NamedTuple):
     """bool [B, S]: there is a token to predict."""
 
     def mean_nats(self) -> Tensor:
-        """Mean loss of each row, float32 [B], nats per predicted token."""
-        return self.nll_BS.sum(dim=1) / self.mask_BS.sum(dim=1)
+        """Mean loss of each row, float32 [B], nats per predicted token; 0 for a row without predictions."""
+        return self.nll_BS.sum(dim=1) / self.mask_BS.sum(dim=1).clamp(min=1)
 
 
 def token_losses(logits_BTV: Tensor, input_ids_BT: Tensor, length_B: Tensor) -> TokenLosses:
@@ -30,7 +30,7 @@ def token_losses(logits_BTV: Tensor, input_ids_BT: Tensor, length_B: Tensor) -> 
     Args:
         logits_BTV: any float type; taken to float32 before the softmax.
         input_ids_BT: int64.
-        length_B: int64, real tokens of each row, at least 2.
+        length_B: int64, real tokens of each row; one of fewer than 2 has nothing to predict.
 
     Logits are taken to float32 a row at a time: a batch of them would not fit into any cache.
     """

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+Ids = Sequence[int] | NDArray[np.int64]
+"""Token ids of one document."""
+
 MIN_LENGTH = 2
 """A row of fewer tokens predicts nothing."""
 
@@ -28,22 +31,49 @@ def id_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
     return np.min_scalar_type(vocab_size - 1)
 
 
-def pack(
-    documents: Iterable[Sequence[int] | NDArray[np.int64]], seq_len: int, separator: int, dtype: np.dtype
-) -> PackedRows:
-    """Lay documents end to end, each closed by `separator`, and cut the line into rows of `seq_len` tokens.
+class Packer:
+    """Lays documents end to end, each closed by `separator`, and cuts the line into rows of `seq_len` tokens.
 
     Every token stands in exactly one row, in order. The last row is padded with `separator`; a remainder of a single
     token, which could only be the last separator, is left off, since a row of one token predicts nothing.
     """
-    line = [np.append(np.asarray(document, dtype=dtype), dtype.type(separator)) for document in documents]
-    tokens = np.concatenate(line) if line else np.empty(0, dtype=dtype)
-    if len(tokens) % seq_len < MIN_LENGTH:
-        tokens = tokens[: len(tokens) - len(tokens) % seq_len]
-    num_rows = -(-len(tokens) // seq_len)
-    input_ids = np.full(num_rows * seq_len, separator, dtype=dtype)
-    input_ids[: len(tokens)] = tokens
-    length = np.full(num_rows, seq_len, dtype=np.int32)
-    if num_rows:
-        length[-1] = len(tokens) - (num_rows - 1) * seq_len
-    return PackedRows(input_ids.reshape(num_rows, seq_len), length)
+
+    def __init__(self, seq_len: int, separator: int, dtype: np.dtype) -> None:
+        self._seq_len = seq_len
+        self._separator = separator
+        self._rest = np.empty(0, dtype=dtype)
+
+    def add(self, documents: Sequence[Ids]) -> PackedRows:
+        """The rows that these documents, after those before, fill."""
+        line = self._line(documents)
+        num_rows = len(line) // self._seq_len
+        full, self._rest = line[: num_rows * self._seq_len], line[num_rows * self._seq_len :]
+        length = np.full(num_rows, self._seq_len, dtype=np.int32)
+        return PackedRows(full.reshape(num_rows, self._seq_len), length)
+
+    def finish(self) -> PackedRows:
+        """The last row, or none; documents after it begin a new line."""
+        rest, self._rest = self._rest, self._rest[:0]
+        num_rows = int(len(rest) >= MIN_LENGTH)
+        row = np.full(self._seq_len, self._separator, dtype=rest.dtype)
+        row[: len(rest)] = rest
+        length = np.full(num_rows, len(rest), dtype=np.int32)
+        return PackedRows(row.reshape(1, self._seq_len)[:num_rows], length)
+
+    def _line(self, documents: Sequence[Ids]) -> NDArray[np.unsignedinteger]:
+        """What is left of the documents before, and the new ones."""
+        num_tokens = len(self._rest) + sum(map(len, documents)) + len(documents)
+        line = np.full(num_tokens, self._separator, dtype=self._rest.dtype)
+        line[: len(self._rest)] = self._rest
+        first = len(self._rest)
+        for document in documents:
+            line[first : first + len(document)] = document
+            first += len(document) + 1
+        return line
+
+
+def pack(documents: Iterable[Ids], seq_len: int, separator: int, dtype: np.dtype) -> PackedRows:
+    """All rows of some documents, as a `Packer` makes them."""
+    packer = Packer(seq_len, separator, dtype)
+    parts = [packer.add(list(documents)), packer.finish()]
+    return PackedRows(np.concatenate([each.input_ids for each in parts]), np.concatenate([each.length for each in parts]))

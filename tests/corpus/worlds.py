@@ -32,6 +32,7 @@ def random_rows(num_rows: int, seq_len: int = 12, seed: int = 0) -> SampleRows:
 
 
 def same_rows(left: SampleRows, right: SampleRows) -> bool:
-    return all(
-        a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(left.columns(), right.columns(), strict=True)
+    mine, theirs = left.columns(), right.columns()
+    return mine.keys() == theirs.keys() and all(
+        mine[name].dtype == theirs[name].dtype and np.array_equal(mine[name], theirs[name]) for name in mine
     )
