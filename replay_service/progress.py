@@ -1,5 +1,6 @@
 """Progress lines for a person who watches."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from replay_service.corpus.ingest import IngestProgress
+    from replay_service.corpus.status import IngestProgress
 
 
 def progress_bar(console: Console) -> Progress:
@@ -25,12 +26,31 @@ def progress_bar(console: Console) -> Progress:
 
 @contextmanager
 def ingest_progress(console: Console, title: str) -> Iterator[Callable[["IngestProgress"], None]]:
-    """A bar over the shards; the note counts rows and tokens."""
+    """A bar over the shards' bytes; the note counts rows and tokens, and says how long the rest may take."""
     with progress_bar(console) as bar:
         task = bar.add_task(title, total=None, note="starting the base model")
+        began, begun_with = time.monotonic(), None
 
         def show(progress: "IngestProgress") -> None:
+            nonlocal begun_with
+            begun_with = progress.share_done if begun_with is None else begun_with
+            left = seconds_left(time.monotonic() - began, progress.share_done - begun_with, 1 - progress.share_done)
             note = f"{progress.num_rows:,} rows, {progress.num_tokens:,} tokens"
-            bar.update(task, total=progress.num_shards, completed=progress.shards_done, note=note)
+            note += f", {progress.num_set_aside:,} set aside" if progress.num_set_aside else ""
+            note += "" if left is None else f", about {duration(left)} left"
+            bar.update(task, total=1.0, completed=progress.share_done, note=note)
 
         yield show
+
+
+def seconds_left(elapsed_s: float, share_done: float, share_left: float) -> float | None:
+    """How long the rest takes if it goes on as it went; None while nothing is done, or nothing is left."""
+    return elapsed_s * share_left / share_done if share_done > 0 and share_left > 0 else None
+
+
+def duration(seconds: float) -> str:
+    """As people say it: 40 s, 5 min, 3 h, 2 d."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

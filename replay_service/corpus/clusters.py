@@ -29,7 +29,8 @@ class Clusters:
             self._centres = self._fitted(feature)
         nearest = _distances(feature, self._centres).argmin(axis=1)
         width = len(str(self._num_clusters - 1))
-        return np.array([f"cluster-{each:0{width}d}" for each in range(self._num_clusters)])[nearest]
+        names: NDArray[np.str_] = np.array([f"cluster-{each:0{width}d}" for each in range(self._num_clusters)])[nearest]
+        return names
 
     def _fitted(self, feature: NDArray[np.float32]) -> NDArray[np.float32]:
         """Float32 [num_clusters, D]; what a killed ingest has fitted stays."""
@@ -41,8 +42,8 @@ class Clusters:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self._path)
-        centres = np.load(self._path)
-        return centres
+        fitted: NDArray[np.float32] = np.load(self._path)
+        return fitted
 
 
 def _fit(feature: NDArray[np.float32], num_clusters: int) -> NDArray[np.float32]:

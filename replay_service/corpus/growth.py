@@ -1,8 +1,8 @@
 """Growth: staged rows become segments, and every segment a generation that can be rehearsed from at once.
 
-The shards of an ingest have an order, and so have the rows of all of them. Segments are cut from this line one after the
-other, as soon as the rows of the next one are staged. So which rows stand where does not depend on how many workers
-scored them, on which was faster, or on how often an ingest was killed.
+The shards of an ingest have an order, and so have the rows of all of them. Segments are cut from this line one after
+the other, as soon as the rows of the next one are staged. So which rows stand where does not depend on how many
+workers scored them, on which was faster, or on how often an ingest was killed.
 """
 
 from collections.abc import Callable, Sequence
@@ -114,9 +114,7 @@ class GrowingCorpus:
         generation = manifest.generation + 1
         base_loss = staged["base_loss"].to_numpy()
         names, group = np.unique(self.group_of(staged), return_inverse=True)
-        groups = grown(
-            manifest.groups, base_loss, names.tolist(), group, manifest.num_quantiles, generation, is_all
-        )
+        groups = grown(manifest.groups, base_loss, names.tolist(), group, manifest.num_quantiles, generation, is_all)
         place = {each.name: i for i, each in enumerate(groups)}
         index = np.array([place[str(name)] for name in names], dtype=np.int64)[group]
         edges = np.array([each.edges_nats for each in groups]).reshape(len(groups), -1)
@@ -160,7 +158,9 @@ class GrowingCorpus:
 
 def _rows(staged: pa.Table, stratum: NDArray[np.int64]) -> SampleRows:
     """Staged rows as samples in the given strata (int64 [n])."""
-    (batch,) = staged.select([name for name in _SAMPLE_COLUMNS if name in staged.column_names]).combine_chunks().to_batches()
+    (batch,) = (
+        staged.select([name for name in _SAMPLE_COLUMNS if name in staged.column_names]).combine_chunks().to_batches()
+    )
     return SampleRows.from_arrow(batch.append_column("stratum", pa.array(stratum.astype(np.int32))))
 
 

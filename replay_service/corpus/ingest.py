@@ -63,9 +63,9 @@ def follow(
     on_progress: OnProgress = lambda _: None,
     is_stopped: IsStopped = lambda: False,
 ) -> Manifest:
-    """As `ingest`, and then again and again: `wait` returns True when it is time to look for new shards, False to stop.
+    """As `ingest`, and then again and again: `wait` returns True when it is time to look for new shards, else False.
 
-    A shard that comes later is taken when two looks in a row find it the same, so that none is read while it is written.
+    A shard that comes later is taken when two looks in a row find it the same, so that none is read half-written.
     """
     shards = find_shards(settings.source)
     manifest = _ingest(settings, shards, on_progress, is_stopped)
@@ -115,7 +115,7 @@ def _check_fits(manifest: Manifest, settings: IngestSettings, recipe: str, token
         )
     raise CorpusError(
         f"corpus {settings.name!r} exists already, made with other settings (model {manifest.model}, seq_len "
-        f"{manifest.seq_len}, {manifest.num_quantiles} quantiles by {manifest.partition_by}, top {manifest.topk}, ...); "
+        f"{manifest.seq_len}, {manifest.num_quantiles} quantiles by {manifest.partition_by}, topk {manifest.topk}); "
         f"repeat them, choose another name, or remove {settings.corpus_folder}"
     )
 
@@ -255,11 +255,11 @@ class _Work:
 
 
 def _domain(staged: pa.Table) -> NDArray[np.str_]:
-    return staged["domain"].to_numpy(zero_copy_only=False).astype(np.str_)
+    return np.array(staged["domain"].to_pylist())
 
 
 def _column(staged: pa.Table) -> NDArray[np.str_]:
-    return staged["group"].to_numpy(zero_copy_only=False).astype(np.str_)
+    return np.array(staged["group"].to_pylist())
 
 
 def _ours(error: BaseException) -> BaseException:

@@ -2,8 +2,8 @@
 
 stage   takes               gives
 pack    shard, first row    shard_key, row, domain, group, input_ids, length
-score   the same            base_loss, base_correct and, when asked, topk_ids, topk_logprobs, feature; writes it all down
-                            and gives shard_key, first, stop, num_tokens: one line for each part
+score   the same            adds base_loss, base_correct and, when asked, topk_ids, topk_logprobs, feature; writes it
+                            down and gives shard_key, first, stop, num_tokens: one line for each part
 
 A table is a few hundred rows, and Ray Data holds a stage back when the next one does not keep up: what is in memory
 at a time does not depend on how large the shards are, or how many.
@@ -78,7 +78,7 @@ _BATCHES_A_PART: Final = 16
 
 
 def run_pipeline(shards: Mapping[str, tuple[Shard, int]], settings: PipelineSettings) -> Iterator[StagedPart]:
-    """Pack, score and stage shards, each (by its key) from the given row on; yields what has been staged, as it comes."""
+    """Pack, score and stage shards, each (by its key) from the given row on; yields what has been staged."""
     on_gpu = ray.cluster_resources().get("GPU", 0) > 0
     rows_a_part = settings.batch_size * _BATCHES_A_PART
     context = DataContext.get_current()
@@ -169,7 +169,9 @@ def _packed(
     documents = _documents(shard, settings, found, set_aside)
     while some := list(islice(documents, _DOCUMENTS_AT_ONCE)):
         labelled: dict[_Label, list[Any]] = {}
-        for document, ids in zip(some, ids_of(_tokenizer(settings.model), [each.content for each in some]), strict=True):
+        for document, ids in zip(
+            some, ids_of(_tokenizer(settings.model), [each.content for each in some]), strict=True
+        ):
             labelled.setdefault(_Label(document.domain, document.group), []).append(ids)
         for label, lines in labelled.items():
             if label not in packers:
@@ -230,7 +232,9 @@ class ScoreAndStage:
         for key in scored["shard_key"].unique().to_pylist():
             rows = scored.filter(pa.compute.equal(scored["shard_key"], key)).drop_columns("shard_key")
             for piece in write_parts(self._staging, key, rows):
-                here = rows.filter(pa.compute.and_(rows["row"].to_numpy() >= piece.first, rows["row"].to_numpy() < piece.stop))
+                here = rows.filter(
+                    pa.compute.and_(rows["row"].to_numpy() >= piece.first, rows["row"].to_numpy() < piece.stop)
+                )
                 parts.append({**piece._asdict(), "num_tokens": pa.compute.sum(here["length"]).as_py()})
         return pa.Table.from_pylist(parts, schema=_PART_SCHEMA)
 

@@ -56,7 +56,9 @@ class QuantileSketch:
     def edges(self, num_quantiles: int) -> NDArray[np.float64]:
         """The inner edges of quantiles of equal mass, float64 [num_quantiles - 1]; half-way between two ranks."""
         ranks = np.arange(1, num_quantiles) * len(self) / num_quantiles
-        below, above = (self._at_rank(np.clip(each, 0, len(self) - 1)) for each in (np.ceil(ranks) - 1, np.floor(ranks)))
+        below, above = (
+            self._at_rank(np.clip(each, 0, len(self) - 1)) for each in (np.ceil(ranks) - 1, np.floor(ranks))
+        )
         return (below + above) / 2
 
     def histogram(self, edges: ArrayLike) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -61,7 +62,7 @@ def write_parts(staging: Path, shard_key: str, rows: pa.Table) -> list[Piece]:
     number = rows["row"].to_numpy()
     bounds = [0, *(np.flatnonzero(np.diff(number) != 1) + 1).tolist(), len(rows)]
     pieces = []
-    for first, stop in zip(bounds, bounds[1:], strict=False):
+    for first, stop in pairwise(bounds):
         piece = Piece(shard_key, int(number[first]), int(number[stop - 1]) + 1)
         _write(staging / shard_key / _part_name(piece), rows.slice(first, stop - first))
         pieces.append(piece)

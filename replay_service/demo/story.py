@@ -8,8 +8,9 @@ from threading import Event
 
 from rich.console import Console
 
-from replay_service.corpus.ingest import IngestSettings, ingest
+from replay_service.corpus.ingest import ingest
 from replay_service.corpus.manifest import Manifest
+from replay_service.corpus.settings import IngestSettings
 from replay_service.corpus.sources import Columns
 from replay_service.demo.jobs import CORPUS, FAST, FULL, RUN, Scale, write_jobs
 from replay_service.demo.materials import fetch_model, write_shards
@@ -83,7 +84,7 @@ def _prepare(console: Console, model: str | None, folder: Path, corpora: Path, s
         start_ray()
         bar.update(task, total=1, completed=1)
     settings = IngestSettings(
-        source=folder / "text" / "pretraining",
+        source=str(folder / "text" / "pretraining"),
         folder=corpora,
         name=CORPUS,
         model=name,

@@ -76,4 +76,6 @@ def pack(documents: Iterable[Ids], seq_len: int, separator: int, dtype: np.dtype
     """All rows of some documents, as a `Packer` makes them."""
     packer = Packer(seq_len, separator, dtype)
     parts = [packer.add(list(documents)), packer.finish()]
-    return PackedRows(np.concatenate([each.input_ids for each in parts]), np.concatenate([each.length for each in parts]))
+    return PackedRows(
+        np.concatenate([each.input_ids for each in parts]), np.concatenate([each.length for each in parts])
+    )

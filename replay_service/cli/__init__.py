@@ -1,0 +1,22 @@
+"""The command line `replay-service`: make a corpus, serve it, see it work."""
+
+import typer
+
+from replay_service.cli import corpus, journal
+from replay_service.cli.demo import demo
+from replay_service.cli.ingest import ingest
+from replay_service.cli.serve import serve
+
+app = typer.Typer(
+    help="Rehearse the right pretraining samples while fine-tuning, so that the model does not forget.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for command in (ingest, serve, demo):
+    app.command()(command)
+app.add_typer(corpus.app, name="corpus")
+app.add_typer(journal.app, name="journal")
+
+
+def main() -> None:
+    app()

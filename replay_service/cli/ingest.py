@@ -1,0 +1,129 @@
+"""`replay-service ingest`: shards in, a corpus out."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import typer
+
+from replay_service.cli.shared import ConfigOption, RootOption, console, errors_as_messages, read_settings
+
+
+def ingest(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Parquet, JSON lines, Arrow, text, tar (WebDataset) or a dataset saved by Hugging Face; "
+            "a file, a folder or a quoted glob ('web/**/*.parquet'); local or at s3://, gs://, hf:// or any fsspec URL."
+        ),
+    ],
+    corpus: Annotated[str, typer.Option(help="Name of the corpus to make, or to bring what is new into.")],
+    model: Annotated[str, typer.Option(help="The base model: a local folder or a Hugging Face hub name.")],
+    root: RootOption = None,
+    seq_len: Annotated[int, typer.Option(help="Tokens in a row.")] = 512,
+    text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    tokens_column: Annotated[
+        str | None, typer.Option(help="Column that holds ready-made token ids, instead of a text.")
+    ] = None,
+    domain_column: Annotated[
+        str | None, typer.Option(help="Column that holds the domain; else the folder or file name tells.")
+    ] = None,
+    group_column: Annotated[
+        str | None, typer.Option(help="Partition the corpus by the values of this column instead of by domain.")
+    ] = None,
+    clusters: Annotated[
+        int, typer.Option(help="Partition it by so many clusters of what the base model makes of a row instead.")
+    ] = 0,
+    quantiles: Annotated[int, typer.Option(help="Strata in each group, by base loss.")] = 8,
+    precision: Annotated[
+        Literal["auto", "float32", "bf16"], typer.Option(help="Arithmetic of the scoring; auto takes the faster.")
+    ] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Rows that the base model scores at once.")] = 8,
+    scorers: Annotated[int, typer.Option(help="Actors that hold the base model.")] = 1,
+    gpus_per_scorer: Annotated[float, typer.Option(help="How much of a GPU each takes, where there are any.")] = 1.0,
+    store_topk: Annotated[
+        int, typer.Option(help="Keep so many of the base model's likeliest tokens a position, for distilled rehearsal.")
+    ] = 0,
+    rows_per_segment: Annotated[
+        int, typer.Option(help="Rows of one segment; each finished one can be rehearsed from at once.")
+    ] = 65_536,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on looking for new shards, until SIGTERM or Ctrl-C.")
+    ] = False,
+    poll_s: Annotated[float, typer.Option(help="With --follow: seconds between two looks.")] = 30.0,
+    config: ConfigOption = None,
+) -> None:
+    """Turn shards of pretraining text into a corpus to rehearse from, or bring new shards into one.
+
+    Tokenizes and packs the text, lets the base model score every row, and sorts the rows into strata. Each finished
+    segment can be rehearsed from while the next is made. Stopped or killed at any moment and started again, it goes on
+    where it was.
+    """
+    with errors_as_messages():
+        settings = read_settings(config, root=root)
+        from replay_service.corpus.sources import Columns, find_shards
+
+        find_shards(source)  # a mistyped path shows before Ray starts, which takes seconds
+        from replay_service.corpus.settings import IngestSettings
+
+        wanted = IngestSettings(
+            source=source,
+            folder=settings.corpora.absolute(),
+            name=corpus,
+            model=model,
+            seq_len=seq_len,
+            columns=Columns(text_column, tokens_column, domain_column, group_column),
+            num_quantiles=quantiles,
+            num_clusters=clusters,
+            precision=precision,
+            batch_size=batch_size,
+            num_scorers=scorers,
+            gpus_per_scorer=gpus_per_scorer,
+            topk=store_topk,
+            rows_per_segment=rows_per_segment,
+        )
+        manifest = _run(wanted, poll_s if follow else None)
+    console.print(
+        f"corpus [bold]{corpus}[/bold]: {manifest.num_samples:,} samples, {manifest.num_tokens:,} tokens, "
+        f"{len(manifest.groups)} groups x {manifest.num_quantiles} quantiles, "
+        f"{manifest.num_set_aside:,} rows set aside, generation {manifest.generation}",
+        soft_wrap=True,
+    )
+
+
+def _run(settings: Any, poll_s: float | None) -> Any:
+    """Ingest, and go on every `poll_s` seconds if that is given; the first SIGTERM or Ctrl-C stops it in good order."""
+    from replay_service.corpus.ingest import follow, ingest
+    from replay_service.progress import ingest_progress
+    from replay_service.ray_session import start_ray
+
+    start_ray()
+    with ingest_progress(console, f"ingest {settings.name}") as on_progress, _stop_signals() as stop:
+        if poll_s is None:
+            return ingest(settings, on_progress, stop.is_set)
+        return follow(settings, lambda: not stop.wait(poll_s), on_progress, stop.is_set)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that the first SIGTERM or SIGINT sets; the second one does what it always does."""
+    stop = threading.Event()
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask_to_stop(_number: int, _frame: object) -> None:
+        console.print("stopping; what is scored is kept", highlight=False)
+        stop.set()
+        restore()
+
+    def restore() -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for each in before:
+        signal.signal(each, ask_to_stop)
+    try:
+        yield stop
+    finally:
+        restore()

@@ -1,0 +1,56 @@
+"""What every command needs: the settings, and a mistake's message instead of a traceback."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from replay_service.errors import ReplayError
+
+console = Console(stderr=True)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file of the service's settings.")]
+RootOption = Annotated[Path | None, typer.Option("--root", help="Folder of the service's data.")]
+DatabaseOption = Annotated[
+    str | None, typer.Option("--database-url", help="SQLAlchemy URL of the journal (SQLite in root).")
+]
+
+
+def read_settings(config: Path | None, **flags: Any) -> Any:
+    """The service's settings: defaults, then the file, then the environment, then the flags that are not None."""
+
+    try:
+        return load_settings(config, **flags)
+    except ValidationError:
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--config") from error
+
+
+@contextlib.contextmanager
+def errors_as_messages() -> Iterator[None]:
+    """A mistake of the user's ends with one message and exit code 2, not with a traceback."""
+    try:
+        yield
+    except ReplayError as error:
+        console.print(f"[red]{error.title}:[/red] {error.detail}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except ValidationError as error:
+        for each in error.errors():
+            console.print(f"[red]setting {'.'.join(map(str, each['loc']))}:[/red] {each['msg']}", highlight=False)
+        sys.exit(2)
+    except FileNotFoundError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        console.print(
+            f"[red]error:[/red] {error.name} is not installed; "
+            "install the extra that this command needs: pip install 'replay-service\\[demo]'",
+            highlight=False,
+        )
+        sys.exit(2)
