@@ -34,8 +34,7 @@ def pack(documents: Iterable[Sequence[int]], seq_len: int, separator: int, dtype
     Every token stands in exactly one row, in order. The last row is padded with `separator`; a remainder of a single
     token, which could only be the last separator, is left off, since a row of one token predicts nothing.
     """
-    line = [np.append(np.asarray(document, dtype=dtype), dtype.type(separator)) for document in documents]
-    tokens = np.concatenate(line) if line else np.empty(0, dtype=dtype)
+    tokens = _line(list(documents), separator, dtype)
     if len(tokens) % seq_len < MIN_LENGTH:
         tokens = tokens[: len(tokens) - len(tokens) % seq_len]
     num_rows = -(-len(tokens) // seq_len)
@@ -45,3 +44,12 @@ def pack(documents: Iterable[Sequence[int]], seq_len: int, separator: int, dtype
     if num_rows:
         length[-1] = len(tokens) - (num_rows - 1) * seq_len
     return PackedRows(input_ids.reshape(num_rows, seq_len), length)
+
+
+def _line(documents: list[Sequence[int]], separator: int, dtype: np.dtype) -> NDArray[np.unsignedinteger]:
+    tokens = np.full(sum(map(len, documents)) + len(documents), separator, dtype=dtype)
+    first = 0
+    for document in documents:
+        tokens[first : first + len(document)] = document
+        first += len(document) + 1
+    return tokens
