@@ -24,6 +24,8 @@ DatabaseOption = Annotated[
 def read_settings(config: Path | None, **flags: Any) -> Any:
     """The service's settings: defaults, then the file, then the environment, then the flags that are not None."""
 
+    from replay_service.settings import load_settings
+
     try:
         return load_settings(config, **flags)
     except ValidationError:

@@ -20,8 +20,8 @@ LEAST_LOGPROB: Final = -1e4
 """What stands in `topk_logprobs` where nothing is predicted, and the least that stands there at all. It is a finite
 float16, and its exponential is zero, so that a term `p * log p` of it is zero and not NaN."""
 
-_LOGITS_AT_ONCE: Final = 1 << 21
-"""How many are taken to float32 together: 8 MiB of them."""
+_LOGITS_AT_ONCE: Final = 1 << 20
+"""How many are taken to float32 together: 4 MiB of them."""
 
 _BLOCK: Final = 64
 """Logits of which the greatest is found first in a search for the likeliest tokens."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,11 +54,16 @@ def separator_id(tokenizer: Any) -> int:
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text. Nothing is added, and text that spells a special token stays text."""
-    if not texts:
-        return []
-    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
-    return cast(list[list[int]], encoded["input_ids"])
+    """Token ids of each text. Nothing is added, nothing is cut, and text that spells a special token stays text.
+
+    It asks the tokenizer's Rust form, since the Python around it would take a quarter as long again, for columns that
+    nobody looks at.
+    """
+    rust = tokenizer.backend_tokenizer
+    rust.encode_special_tokens = True
+    rust.no_truncation()
+    rust.no_padding()
+    return [encoding.ids for encoding in rust.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def ids_of(tokenizer: Any, documents: Sequence[str | NDArray[np.int64]]) -> list[Sequence[int] | NDArray[np.int64]]:

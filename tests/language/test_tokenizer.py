@@ -68,6 +68,22 @@ def test_encoded_text_is_decoded_to_itself(tokenizer: Any, texts: list[str]) -> 
     assert [tokenizer.decode(ids) for ids in encode(tokenizer, texts)] == texts
 
 
+@given(texts=st.lists(st.text(st.characters(codec="utf-8"), max_size=30) | st.just("a <|endoftext|> b"), min_size=1))
+@settings(max_examples=50, deadline=None)
+def test_encoding_gives_what_the_tokenizers_own_call_gives(tokenizer: Any, texts: list[str]) -> None:
+    whole = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+    assert encode(tokenizer, texts) == whole["input_ids"]
+
+
+def test_how_a_tokenizer_was_used_before_changes_no_encoding(tiny_model: Path) -> None:
+    used = load_tokenizer(str(tiny_model))
+    texts = ["the cat of number 1 sat on the mat", "le chat"]
+    before = encode(used, texts)
+    used.pad_token = used.eos_token
+    used(texts, padding="longest", truncation=True, max_length=4, split_special_tokens=False)
+    assert encode(used, texts) == before
+
+
 def test_text_that_spells_a_special_token_stays_text(tokenizer: Any) -> None:
     (ids,) = encode(tokenizer, ["end <|endoftext|> start"])
     assert separator_id(tokenizer) not in ids
