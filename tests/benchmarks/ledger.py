@@ -5,10 +5,9 @@ README.md in this folder says what each ratio means.
 
 import argparse
 import sqlite3
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import count
@@ -25,6 +24,7 @@ from replay_service.sampling.partition import Extent, Partition
 from replay_service.sampling.plan import plan_steps
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.run_state import RunState, fold
+from tests.benchmarks.ratios import as_table, measured, repeated
 from tests.ledger.worlds import open_journal, owner_of, record_of
 from tests.sampling.worlds import report_of
 from tests.support import make_corpus
@@ -200,28 +200,6 @@ def seconds_to_restore(journal: Journal, corpus: Corpus, name: str) -> float:
     begin = time.perf_counter()
     owner_of(journal, corpus, name)
     return time.perf_counter() - begin
-
-
-# Repeats, ratios and their spread
-
-
-def repeated(repeats: int, ways: Sequence[Callable[[], float]]) -> list[list[float]]:
-    """What each way measured, [ways][repeats]; they take turns, so that a slow moment of the machine hits them all."""
-    rounds = [[way() for way in ways] for _ in range(repeats)]
-    return [list(each) for each in zip(*rounds, strict=True)]
-
-
-def measured(own: Sequence[float], base: Sequence[float], unit: str) -> Iterator[str]:
-    """Two cells: the median, and the ratio to `base` in the same round as median (least-most)."""
-    median = statistics.median(own)
-    yield f"{1000 * median:.3g} ms" if unit == "ms" else f"{median:,.0f} {unit}"
-    ratios = [each / other for each, other in zip(own, base, strict=True)]
-    yield f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-
-
-def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":
