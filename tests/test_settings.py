@@ -21,7 +21,7 @@ def toml(tmp_path: Path, text: str) -> Path:
 def test_the_defaults_are_the_embedded_service() -> None:
     settings = load_settings()
     assert (settings.host, settings.port, settings.allow_unauthenticated) == ("127.0.0.1", 8400, False)
-    assert settings.corpora == Path("replay-data/corpora")
+    assert settings.corpora == settings.corpora_place == Path("replay-data/corpora")
     assert settings.journal_url == "sqlite:///replay-data/journal.sqlite"
 
 
@@ -48,6 +48,11 @@ def test_a_flag_that_was_not_given_overrides_nothing(tmp_path: Path) -> None:
 
 def test_the_journal_may_be_elsewhere() -> None:
     assert load_settings(database_url="postgresql://db/replay").journal_url == "postgresql://db/replay"
+
+
+def test_corpora_may_be_elsewhere() -> None:
+    settings = load_settings(corpora_url="s3://bucket/corpora")
+    assert (settings.corpora, settings.corpora_place) == (Path("replay-data/corpora"), "s3://bucket/corpora")
 
 
 def test_an_unknown_key_in_the_file_is_refused_by_name(tmp_path: Path) -> None:

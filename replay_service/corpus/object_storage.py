@@ -27,6 +27,8 @@ def open_filesystem(url: str) -> tuple[fs.FileSystem, str]:
     try:
         if scheme in _PYARROW_SCHEMES:
             filesystem, path = fs.FileSystem.from_uri(url)
+            if not path:
+                raise ValueError("no bucket")
             return filesystem, path
         from fsspec.core import url_to_fs
 

@@ -159,10 +159,11 @@ class RemoteBlocks:
         return HeldRemoteBlocks(at_hand, set(coming.values()))
 
     def read_ahead(self, blocks: Int64Array) -> None:
-        """Begin to fetch blocks, of the first rows if they would fill more than half of the cache."""
-        blocks_a_row = blocks.shape[0] * blocks.shape[1]
-        most_rows = self._fetcher.cache.max_bytes // 2 // (BLOCK_BYTES * blocks_a_row)
-        self.hold(blocks[:, :, :most_rows])
+        """Begin to fetch blocks, but no more than half of the cache holds; those of the first rows come first."""
+        by_row = np.moveaxis(blocks, -1, 0).reshape(-1)
+        _, first_places = np.unique(by_row, return_index=True)
+        most = self._fetcher.cache.max_bytes // 2 // BLOCK_BYTES
+        self.hold(by_row[np.sort(first_places)[:most]])
 
     def damage(self) -> list[SegmentDamage]:
         return self._states.found()

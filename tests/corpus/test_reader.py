@@ -1,15 +1,21 @@
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import fs
 
+from replay_service.corpus.folders import remote_folder
 from replay_service.corpus.reader import Corpus, CorpusStore
-from replay_service.corpus.segments import SampleRows, map_segment
-from replay_service.errors import UnknownCorpus
-from tests.corpus.worlds import same_rows
+from replay_service.corpus.segments import SampleRows
+from replay_service.errors import CorpusError, UnknownCorpus
+from tests.corpus.worlds import ids_of, random_rows, same_rows, write_corpus
 from tests.support import make_corpus
+
+SIZES = (700, 1, 40, 1300)
+"""Rows of the segments of a corpus; the last one takes several blocks."""
 
 
 @pytest.fixture(scope="module")
@@ -25,28 +31,68 @@ def corpus(folder: Path) -> Corpus:
     return Corpus(folder / "wiki")
 
 
-def row_at(folder: Path, sample_id: int) -> SampleRows:
-    segment = map_segment(folder / "wiki" / "segments" / f"{sample_id >> 32:08d}.arrow")
-    return segment.take(np.array([sample_id & 0xFFFFFFFF]))
+@pytest.fixture(scope="module", params=[0, 3, 80])
+def parts(request: pytest.FixtureRequest) -> list[SampleRows]:
+    """The rows of each segment; with 80 of the likeliest tokens, a row's last columns are wider than a block."""
+    wide = {"seq_len": 450, "topk": 80} if request.param == 80 else {"seq_len": 61, "topk": request.param}
+    sizes = (3, 1, 4) if request.param == 80 else SIZES
+    return [random_rows(size, seed=seed, **wide) for seed, size in enumerate(sizes)]
 
 
-def every_address(corpus: Corpus) -> list[int]:
-    return [n << 32 | row for n, segment in enumerate(corpus.manifest.segments) for row in range(segment.num_rows)]
+@pytest.fixture(scope="module", params=["mapped", "far away", "fsspec"])
+def written(
+    request: pytest.FixtureRequest, parts: list[SampleRows], tmp_path_factory: pytest.TempPathFactory
+) -> Corpus:
+    """A corpus of these rows, wherever it is."""
+    root = tmp_path_factory.mktemp("written")
+    write_corpus(root / "rows", parts)
+    if request.param == "mapped":
+        return Corpus(root / "rows")
+    if request.param == "far away":
+        return Corpus(remote_folder(fs.SubTreeFileSystem(str(root), fs.LocalFileSystem()), "rows"))
+    memory, place = fsspec.filesystem("memory"), f"/{root.name}"
+    memory.put(str(root), place, recursive=True)
+    return CorpusStore(f"memory:/{place}").get("rows")
 
 
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
-def test_samples_are_read_in_the_order_asked_and_as_often(folder: Path, corpus: Corpus, data: st.DataObject) -> None:
-    ids = data.draw(st.lists(st.sampled_from(every_address(corpus)), min_size=1, max_size=30))
-    expected = SampleRows.concatenate([row_at(folder, each) for each in ids])
-    assert same_rows(corpus.rows(np.array(ids)), expected)
-    assert np.array_equal(corpus.base_losses(np.array(ids)), expected.base_loss.astype(np.float64))
+def test_rows_read_are_rows_written_in_the_order_asked_and_as_often(
+    written: Corpus, parts: list[SampleRows], data: st.DataObject
+) -> None:
+    every, ids = SampleRows.concatenate(parts), ids_of(parts)
+    index = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1), max_size=40)), dtype=np.int64)
+    assert same_rows(written.rows(ids[index]), every.take(index))
+    assert np.array_equal(written.base_losses(ids[index]), every.base_loss[index].astype(np.float64))
+    assert written.damage() == []
 
 
-def test_no_ids_give_no_rows(corpus: Corpus) -> None:
+def test_a_whole_corpus_is_read_at_once(written: Corpus, parts: list[SampleRows]) -> None:
+    for _ in range(2):
+        assert same_rows(written.rows(ids_of(parts)), SampleRows.concatenate(parts))
+
+
+def test_no_ids_give_no_rows(written: Corpus, parts: list[SampleRows]) -> None:
     none = np.empty(0, dtype=np.int64)
-    assert corpus.rows(none).input_ids.shape == (0, 12)
-    assert len(corpus.base_losses(none)) == 0
+    assert same_rows(written.rows(none), parts[0].take(none))
+    assert len(written.base_losses(none)) == 0
+
+
+@pytest.mark.parametrize("sample_id", [len(SIZES) << 32, SIZES[0], (1 << 32) + 1])
+def test_ids_of_another_corpus_are_no_rows(tmp_path: Path, sample_id: int) -> None:
+    write_corpus(tmp_path / "rows", [random_rows(size) for size in SIZES])
+    with pytest.raises(IndexError):
+        Corpus(tmp_path / "rows").rows(np.array([0, sample_id]))
+
+
+def test_segments_of_other_columns_are_no_corpus(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "rows", [random_rows(5), random_rows(5, topk=1)])
+    with pytest.raises(CorpusError, match=r"1 segments, such as segments/00000001\.arrow, have other columns"):
+        Corpus(tmp_path / "rows")
+
+
+def every_address(corpus: Corpus) -> list[int]:
+    return [n << 32 | row for n, segment in enumerate(corpus.manifest.segments) for row in range(segment.num_rows)]
 
 
 def test_the_partition_leads_to_every_sample_once_and_each_is_in_its_stratum(corpus: Corpus) -> None:

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,34 +8,30 @@ from replay_service.corpus.segments import (
     binary_rows,
     gather,
     list_rows,
-    map_segment,
     wide_binary,
     wide_list,
-    write_segment,
 )
 from tests.corpus.worlds import random_rows, same_rows
 
 
-@pytest.mark.parametrize("num_rows", [1, 2, 100])
-@pytest.mark.parametrize("seq_len", [2, 8, 13])
-def test_a_segment_is_read_back_as_it_was_written(tmp_path: Path, num_rows: int, seq_len: int) -> None:
-    rows = random_rows(num_rows, seq_len)
-    write_segment(tmp_path / "a.arrow", rows)
-    assert same_rows(map_segment(tmp_path / "a.arrow"), rows)
+def test_rows_without_the_likeliest_tokens_have_no_columns_for_them() -> None:
+    columns = ["input_ids", "length", "base_loss", "base_correct", "stratum"]
+    assert list(random_rows(3).columns()) == random_rows(3).to_arrow().schema.names == columns
+    assert list(random_rows(3, topk=2).columns()) == [*columns, "topk_ids", "topk_logprobs"]
 
 
-def test_rows_of_a_mapped_segment_are_views_that_cannot_be_written(tmp_path: Path) -> None:
-    write_segment(tmp_path / "a.arrow", random_rows(10))
-    mapped = map_segment(tmp_path / "a.arrow")
-    for column in mapped.columns():
-        assert not column.flags.owndata
-        assert not column.flags.writeable
+@pytest.mark.parametrize("topk", [0, 1, 5])
+def test_rows_survive_arrow(topk: int) -> None:
+    rows = random_rows(10, topk=topk)
+    batch = rows.to_arrow()
+    assert same_rows(SampleRows.from_arrow(batch), rows)
+    assert same_rows(SampleRows.from_arrow(batch.slice(3, 4)), rows.take(np.arange(3, 7)))
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 19)), min_size=1, max_size=40))
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 19)), min_size=1, max_size=40), st.sampled_from([0, 3]))
 @settings(max_examples=50, deadline=None)
-def test_rows_are_gathered_in_the_order_asked(addresses: list[tuple[int, int]]) -> None:
-    files = [random_rows(20, seed=seed) for seed in range(3)]
+def test_rows_are_gathered_in_the_order_asked(addresses: list[tuple[int, int]], topk: int) -> None:
+    files = [random_rows(20, seed=seed, topk=topk) for seed in range(3)]
     file, row = np.array(addresses).T
     gathered = gather(file, row, files.__getitem__)
     expected = SampleRows.concatenate([files[f].take(np.array([r])) for f, r in addresses])

@@ -1,12 +1,17 @@
 """Shards to ingest, and rows to write down."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
+from replay_service.corpus.manifest import DomainSummary, Manifest, Segment, write_manifest
+from replay_service.corpus.segment_file import write_segment
 from replay_service.corpus.segments import SampleRows
+from replay_service.sampling.partition import Int64Array, sample_ids
 
 
 def write_jsonl(path: Path, texts: Iterable[object], column: str = "text") -> Path:
@@ -20,15 +25,55 @@ def sentences(domain: str, count: int) -> list[str]:
     return [f"{domain} {i}: the cat of number {i * i} sat on the mat. " * (1 + i % 4) for i in range(count)]
 
 
-def random_rows(num_rows: int, seq_len: int = 12, seed: int = 0) -> SampleRows:
+def random_rows(num_rows: int, seq_len: int = 12, seed: int = 0, topk: int = 0) -> SampleRows:
+    """Rows of which no two are alike; with the base model's `topk` likeliest tokens if there are any."""
     rng = np.random.default_rng(seed)
-    return SampleRows(
+    rows = SampleRows(
         input_ids=rng.integers(0, 300, (num_rows, seq_len)).astype(np.uint16),
         length=rng.integers(2, seq_len + 1, num_rows).astype(np.int32),
         base_loss=rng.gamma(4.0, 1.0, num_rows).astype(np.float32),
         base_correct=rng.integers(0, 256, (num_rows, -(-seq_len // 8))).astype(np.uint8),
         stratum=np.sort(rng.integers(0, 4, num_rows)).astype(np.int32),
     )
+    if not topk:
+        return rows
+    shape = (num_rows, seq_len - 1, topk)
+    topk_ids = rng.integers(0, 300, shape).astype(np.uint16)
+    return replace(rows, topk_ids=topk_ids, topk_logprobs=-rng.random(shape).astype(np.float16))
+
+
+def write_corpus(folder: Path, parts: Sequence[SampleRows], generations: Sequence[int] = ()) -> Manifest:
+    """A corpus of one segment a part, in one stratum; segment i came with generation `generations[i]`, or with 1."""
+    (folder / "segments").mkdir(parents=True, exist_ok=True)
+    segments = []
+    for number, (rows, generation) in enumerate(zip_longest(parts, generations, fillvalue=1)):
+        file = f"segments/{number:08d}.arrow"
+        written = write_segment(folder / file, rows)
+        segments.append(Segment(file, len(rows), [(0, 0, len(rows))], **asdict(written), generation=generation))
+    num_rows = sum(map(len, parts))
+    manifest = Manifest(
+        name=folder.name,
+        generation=max(generations, default=1),
+        model="none",
+        tokenizer_fingerprint="none",
+        vocab_size=300,
+        separator_id=0,
+        seq_len=parts[0].input_ids.shape[1],
+        precision="float32",
+        num_quantiles=1,
+        settings_fingerprint="none",
+        num_documents=num_rows,
+        num_set_aside=0,
+        domains=[DomainSummary("en", num_rows, num_rows, 2.0, [])],
+        segments=segments,
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def ids_of(parts: Sequence[SampleRows]) -> Int64Array:
+    """The ids of all samples of such a corpus."""
+    return np.concatenate([sample_ids(np.full(len(rows), i), np.arange(len(rows))) for i, rows in enumerate(parts)])
 
 
 def same_rows(left: SampleRows, right: SampleRows) -> bool:

@@ -1,9 +1,13 @@
 from pathlib import Path
+from typing import Any
 
+import fsspec
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from fsspec.implementations.memory import MemoryFileSystem
 
-from tests.gateway.worlds import assert_problem, client_on, create_run
+from tests.gateway.worlds import JSON, ask, assert_problem, batch_of, client_on, create_run
 from tests.support import make_corpus
 
 
@@ -14,6 +18,57 @@ def test_a_corpus_says_what_it_holds(client: TestClient) -> None:
     assert [each["name"] for each in corpus["domains"]] == ["en", "fr"]
     assert sum(each["num_samples"] for each in corpus["domains"]) == 80
     assert [len(each["quantile_edges_nats"]) for each in corpus["domains"]] == [1, 1]
+    assert [each["generation"] for each in corpus["domains"]] == [1, 1]
+    assert corpus["damaged_segments"] == []
+
+
+def test_a_corpus_says_what_of_it_is_damaged(root: Path, running: TestClient) -> None:
+    (root / "corpora/wiki/segments/00000001.arrow").write_bytes(b"not a segment")
+    batch = batch_of(running, 0, num_steps=20)
+    is_out = batch.sample_id >> 32 == 1
+    assert np.array_equal(batch.length == 0, is_out)
+    assert is_out.any()
+    assert not is_out.all()
+    (damage,) = running.get("/v1/corpora/wiki").json()["damaged_segments"]
+    assert damage == {"file": "segments/00000001.arrow", "problem": "the file is too short", "num_blocks": 1}
+
+
+def test_samples_that_cannot_be_read_are_empty_to_people_too(root: Path, running: TestClient) -> None:
+    for segment in (root / "corpora/wiki/segments").glob("*.arrow"):
+        segment.unlink()
+    (step,) = ask(running, JSON).raise_for_status().json()["steps"]
+    assert step["samples"]
+    assert all(sample["input_ids"] == sample["base_correct"] == [] for sample in step["samples"])
+
+
+def test_corpora_are_served_from_a_url(root: Path) -> None:
+    fsspec.filesystem("memory").put(str(root / "corpora"), f"/{root.name}", recursive=True)
+    with client_on(root / "elsewhere", corpora_url=f"memory://{root.name}") as far, client_on(root) as near:
+        assert far.get("/v1/corpora").json() == near.get("/v1/corpora").json()
+        for client in (far, near):
+            assert create_run(client, feedback={"mode": "fenced", "lag": 64}).status_code == 201
+        for step in range(0, 8, 2):
+            # One rank plans ahead, and what the other asks for next is read ahead.
+            for world in ({"rank": 0}, {"rank": 1}):
+                batches = [batch_of(each, step, num_steps=2, world_size=2, **world) for each in (far, near)]
+                assert np.array_equal(batches[0].sample_id, batches[1].sample_id)
+                assert np.array_equal(batches[0].input_ids, batches[1].input_ids)
+            batch_of(far, step + 2, num_steps=2, world_size=2)
+
+
+def test_corpora_out_of_reach_are_unavailable(root: Path) -> None:
+    class Unreachable(MemoryFileSystem):
+        protocol = "unreachable"
+        cachable = False
+
+        def info(self, path: str, **_: Any) -> Any:
+            raise OSError("no route to host")
+
+    fsspec.register_implementation("unreachable", Unreachable, clobber=True)
+    with client_on(root, corpora_url="unreachable://corpora") as client:
+        response = client.get("/v1/corpora/wiki")
+        assert_problem(response, 503, "corpus-unavailable")
+        assert response.headers["retry-after"] == "1"
 
 
 def test_corpora_are_listed_by_name(root: Path, client: TestClient) -> None:

@@ -4,12 +4,13 @@ from typing import Any
 import pytest
 import torch
 
+from replay_service.language.losses import token_losses
 from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer
 from tests.trainer.worlds import AloneWorker, a_job, write_text
 from trainer.client import ReplayClient
 from trainer.feed import open_feed
-from trainer.loop import fine_tune
+from trainer.loop import fine_tune, training_loss
 from trainer.metrics import MetricsFile
 from trainer.ray_train import preflight
 
@@ -47,6 +48,33 @@ def test_it_is_the_plain_loop_when_nothing_is_rehearsed(tmp_path: Path, tiny_mod
         optimizer.step()
         optimizer.zero_grad()
         assert got[step] == pytest.approx(loss.item(), abs=1e-5)
+
+
+def gradients(model: Any, ids_BT: torch.Tensor, length_B: torch.Tensor) -> list[torch.Tensor]:
+    """The gradients of the training loss of one rank that is alone."""
+    model.zero_grad()
+    losses = token_losses(model(input_ids=ids_BT, use_cache=False).logits, ids_BT, length_B)
+    loss = training_loss(losses, losses.mask_BS.double().sum(), 1)
+    assert torch.isfinite(loss)
+    loss.backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_row_that_could_not_be_read_changes_no_gradient(tiny_model: Path, place: int) -> None:
+    model = load_model(str(tiny_model)).train()
+    rows, lengths = torch.randint(1, 300, (3, 12)), torch.tensor([12, 5, 9])
+    with_unread = torch.cat([rows[:place], torch.zeros(1, 12, dtype=torch.int64), rows[place:]])
+    lengths_with = torch.cat([lengths[:place], torch.zeros(1, dtype=torch.int64), lengths[place:]])
+    expected, got = gradients(model, rows, lengths), gradients(model, with_unread, lengths_with)
+    for one, other in zip(expected, got, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_batch_of_which_nothing_could_be_read_trains_nothing(tiny_model: Path) -> None:
+    model = load_model(str(tiny_model)).train()
+    unread = gradients(model, torch.zeros(2, 12, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))
+    assert not any(gradient.any() for gradient in unread)
 
 
 def test_reports_add_up_to_what_was_rehearsed(tmp_path: Path, tiny_model: Path, service_url: str) -> None:

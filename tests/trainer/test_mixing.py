@@ -72,6 +72,14 @@ def test_a_row_whose_loss_is_not_finite_is_left_out() -> None:
     assert loss_rows(batch, losses, 0, 0)["sample_id"].tolist() == [101]
 
 
+def test_a_row_that_the_service_could_not_read_is_reported_as_not_measured() -> None:
+    batch = mix(target_rows(1), rehearsed_rows([[0] * 5, [0, 1, 1, 1, 1]], [0, 5]))
+    losses = token_losses(torch.randn(3, SEQ_LEN, 32), batch.input_ids_BT, batch.length_B)
+    unread, read = loss_rows(batch, losses, 0, 0)
+    assert (unread["sample_id"], unread["num_tokens"], unread["num_flips"], unread["loss_nats"]) == (100, 0, 0, 0.0)
+    assert read["num_tokens"] == 4
+
+
 def test_an_unchanged_model_flips_nothing() -> None:
     torch.manual_seed(0)
     rehearsed = rehearsed_rows([[0] * 5] * 4, [5] * 4)
