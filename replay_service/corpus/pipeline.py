@@ -253,8 +253,8 @@ def _columns(scores: Scores, id_dtype: "np.dtype[Any]") -> dict[str, pa.Array]:
         "base_correct": wide_binary(np.packbits(scores.correct, axis=1, bitorder="little")),
     }
     if scores.topk_ids is not None and scores.topk_logprobs is not None:
-        columns["topk_ids"] = wide_list(scores.topk_ids.reshape(len(scores.topk_ids), -1).astype(id_dtype))
-        columns["topk_logprobs"] = wide_list(scores.topk_logprobs.reshape(len(scores.topk_logprobs), -1))
+        columns["topk_ids"] = wide_list(scores.topk_ids.astype(id_dtype))
+        columns["topk_logprobs"] = wide_list(scores.topk_logprobs)
     if scores.feature is not None:
         columns["feature"] = wide_list(scores.feature)
     return columns

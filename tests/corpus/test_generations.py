@@ -8,9 +8,10 @@ from pyarrow import fs
 from structlog.testing import capture_logs
 
 from replay_service.corpus.folders import remote_folder
-from replay_service.corpus.manifest import DomainSummary, read_manifest, write_manifest
+from replay_service.corpus.manifest import read_manifest, write_manifest
 from replay_service.corpus.reader import Corpus, CorpusStore
 from replay_service.corpus.segments import SampleRows
+from replay_service.corpus.strata import Group
 from replay_service.errors import CorpusUnavailable
 from tests.corpus.worlds import ids_of, random_rows, same_rows, write_corpus
 
@@ -115,7 +116,7 @@ def test_each_generation_has_its_partition(tmp_path: Path) -> None:
     write_corpus(tmp_path / "rows", PARTS, [1, 2, 3])
     manifest = read_manifest(tmp_path / "rows")
     manifest.segments[2].extents[:] = [(1, 0, 50)]
-    manifest.domains.append(DomainSummary("fr", 50, 600, 2.0, [], generation=3))
+    manifest.groups.append(Group("fr", 3, []))
     write_manifest(tmp_path / "rows", manifest)
     corpus = Corpus(tmp_path / "rows")
     assert [corpus.partition_of(each).groups for each in (1, 2, 3)] == [("en",), ("en",), ("en", "fr")]

@@ -11,6 +11,7 @@ import numpy as np
 from replay_service.corpus.manifest import DomainSummary, Manifest, Segment, write_manifest
 from replay_service.corpus.segment_file import write_segment
 from replay_service.corpus.segments import SampleRows
+from replay_service.corpus.strata import Group
 from replay_service.sampling.partition import Int64Array, sample_ids
 
 
@@ -51,9 +52,8 @@ def write_corpus(folder: Path, parts: Sequence[SampleRows], generations: Sequenc
         written = write_segment(folder / file, rows)
         segments.append(Segment(file, len(rows), [(0, 0, len(rows))], **asdict(written), generation=generation))
     num_rows = sum(map(len, parts))
-    manifest = Manifest(
+    nothing = Manifest.of_nothing(
         name=folder.name,
-        generation=max(generations, default=1),
         model="none",
         tokenizer_fingerprint="none",
         vocab_size=300,
@@ -61,10 +61,16 @@ def write_corpus(folder: Path, parts: Sequence[SampleRows], generations: Sequenc
         seq_len=parts[0].input_ids.shape[1],
         precision="float32",
         num_quantiles=1,
-        settings_fingerprint="none",
+        partition_by="domain",
+        topk=0,
+        recipe="none",
+    )
+    manifest = replace(
+        nothing,
+        generation=max(generations, default=1),
         num_documents=num_rows,
-        num_set_aside=0,
-        domains=[DomainSummary("en", num_rows, num_rows, 2.0, [])],
+        domains=[DomainSummary("en", num_rows, num_rows, 2.0, {})],
+        groups=[Group("en", 1, [])],
         segments=segments,
     )
     write_manifest(folder, manifest)
