@@ -8,7 +8,7 @@ Shapes: n rows, C columns, S segments, K blocks that a row may touch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from replay_service.corpus.segment_file import BLOCK_BYTES, num_blocks
 from replay_service.errors import CorpusError
 
 Int64Array = NDArray[np.int64]
+
+_NEEDED: Final = {"input_ids", "length", "base_loss", "base_correct", "stratum"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Layout:
     """The line on which the segments of a corpus lie, in their order; later generations make it longer.
 
     Raises:
-        CorpusError: when not all segments have the same columns.
+        CorpusError: when not all segments have the same columns, or the manifest contradicts itself about them.
     """
 
     def __init__(self, segments: Sequence[Segment]) -> None:
@@ -99,15 +101,28 @@ class Layout:
 
 def _num_used_blocks(segment: Segment, columns: dict[str, Column]) -> int:
     """Blocks up to the last one with a row in it; nobody needs those that hold the end of Arrow's footer alone."""
-    return num_blocks(max(segment.offsets[name] + segment.num_rows * each.width for name, each in columns.items()))
+    if segment.offsets.keys() != columns.keys() or any(offset % 8 for offset in segment.offsets.values()):
+        raise CorpusError(f"the manifest is damaged: it has no place for each column of {segment.file}; put it back")
+    used_bytes = max(segment.offsets[name] + segment.num_rows * each.width for name, each in columns.items())
+    if used_bytes > segment.num_bytes:
+        raise CorpusError(f"the manifest is damaged: {segment.file} is too short for its rows; put it back")
+    return num_blocks(used_bytes)
 
 
 def _common_columns(segments: Sequence[Segment]) -> dict[str, Column]:
-    other = [segment.file for segment in segments if segment.row_types != segments[0].row_types]
+    if not segments or not segments[0].row_types.keys() >= _NEEDED:
+        raise CorpusError(
+            f"the manifest is damaged: it names no segment with the columns {sorted(_NEEDED)}; put it back"
+        )
+    first = segments[0]
+    other = [segment.file for segment in segments if segment.row_types != first.row_types]
     if other:
         raise CorpusError(
-            f"{len(other)} segments, such as {other[0]}, have other columns than the first one, {segments[0].file}; "
+            f"{len(other)} segments, such as {other[0]}, have other columns than the first one, {first.file}; "
             "ingest the corpus again under another name"
         )
-    types = {name: np.dtype(row_type) for segment in segments[:1] for name, row_type in segment.row_types.items()}
+    try:
+        types = {name: np.dtype(row_type) for name, row_type in first.row_types.items()}
+    except TypeError as error:
+        raise CorpusError(f"the manifest is damaged: {error}; put it back") from error
     return {name: Column(name, each.base, each.shape, each.itemsize) for name, each in types.items()}

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import fsspec
@@ -88,6 +89,35 @@ def test_ids_of_another_corpus_are_no_rows(tmp_path: Path, sample_id: int) -> No
 def test_segments_of_other_columns_are_no_corpus(tmp_path: Path) -> None:
     write_corpus(tmp_path / "rows", [random_rows(5), random_rows(5, topk=1)])
     with pytest.raises(CorpusError, match=r"1 segments, such as segments/00000001\.arrow, have other columns"):
+        Corpus(tmp_path / "rows")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"row_types": {}},
+        {"row_types": {"length": "<i4"}},
+        {"offsets": {}},
+        {"offsets": dict.fromkeys(random_rows(1).columns(), 1001)},
+        {"num_rows": 10**9},
+        {"num_bytes": 1},
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_no_corpus(tmp_path: Path, change: dict[str, object]) -> None:
+    write_corpus(tmp_path / "rows", [random_rows(5)])
+    path = tmp_path / "rows/manifest.json"
+    content = json.loads(path.read_text())
+    for segments in ([], [content["segments"][0] | change]):
+        path.write_text(json.dumps({**content, "segments": segments}))
+        with pytest.raises(CorpusError, match="the manifest is damaged"):
+            Corpus(tmp_path / "rows")
+
+
+def test_a_type_that_numpy_does_not_know_is_no_column(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "rows", [random_rows(5)])
+    path = tmp_path / "rows/manifest.json"
+    path.write_text(path.read_text().replace("<f4", "loss"))
+    with pytest.raises(CorpusError, match="the manifest is damaged"):
         Corpus(tmp_path / "rows")
 
 
