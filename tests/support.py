@@ -60,7 +60,7 @@ def make_corpus(
         file = f"segments/{number:08d}.arrow"
         written = write_segment(folder / name / file, part)
         extents = [(e.stratum, e.first_row, e.num_rows) for e in extents_of(number, part.stratum)]
-        segments.append(Segment(file, len(part), extents, **asdict(written)))
+        segments.append(Segment(file, len(part), extents, **asdict(written), generation=1))
     manifest = Manifest(
         name=name,
         generation=1,

@@ -9,7 +9,16 @@ from typer.testing import CliRunner
 
 from replay_service.cli import app
 
-COMMANDS = ("ingest", "serve", "demo", "journal verify", "journal export")
+COMMANDS = (
+    "ingest",
+    "serve",
+    "demo",
+    "corpus describe",
+    "corpus sample",
+    "corpus upload",
+    "journal verify",
+    "journal export",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ class Segment:
     offsets: dict[str, int]
     row_types: dict[str, str]
     checksum: int
-    generation: int = 1
+    generation: int
     """The generation of the corpus that brought it."""
 
 

@@ -178,11 +178,13 @@ class _Predictions(NamedTuple):
         for first in range(0, len(logits_SV), len(scratch_PV)):
             here = slice(first, min(first + len(scratch_PV), len(logits_SV)))
             logits_PV = scratch_PV[: here.stop - first].copy_(logits_SV[here])
-            greatest_Pk, ids_Pk = likeliest(logits_PV, topk)
+            if topk:
+                greatest_Pk, self.topk_ids_BSk[row, here] = likeliest(logits_PV, topk)
             losses = position_losses(logits_PV, target_S[here], overwrite=True)
             self.nll_BS[row, here], self.correct_BS[row, here] = losses.nll_P, losses.correct_P
-            self.topk_ids_BSk[row, here] = ids_Pk
-            self.topk_logprobs_BSk[row, here] = (greatest_Pk - losses.log_total_P[:, None]).clamp(min=LEAST_LOGPROB)
+            if topk:
+                logprobs_Pk = (greatest_Pk - losses.log_total_P[:, None]).clamp(min=LEAST_LOGPROB)
+                self.topk_logprobs_BSk[row, here] = logprobs_Pk
 
     def write(self, scores: Scores, index: NDArray[np.int64], length: NDArray[np.integer[Any]]) -> None:
         """To the rows at `index` of the scores, whose lengths are given."""
@@ -210,7 +212,7 @@ def likeliest(logits_PV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     vocab_size = logits_PV.shape[1]
     num_blocks = vocab_size // _BLOCK
-    if num_blocks <= k or k == 0:
+    if num_blocks <= k:
         greatest_Pk, ids_Pk = logits_PV.topk(k, dim=1)
         return greatest_Pk, ids_Pk
     rest = torch.arange(num_blocks * _BLOCK, vocab_size, device=logits_PV.device).expand(len(logits_PV), -1)

@@ -1,4 +1,3 @@
-import json
 import shutil
 from pathlib import Path
 
@@ -132,13 +131,3 @@ def test_a_generation_that_is_yet_to_come_cannot_be_reached(tmp_path: Path) -> N
     write_corpus(tmp_path / "rows", PARTS)
     with pytest.raises(CorpusUnavailable, match="is at generation 1 here, and generation 2 was asked for"):
         Corpus(tmp_path / "rows").partition_of(2)
-
-
-def test_a_manifest_that_says_nothing_of_generations_is_of_the_first(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "rows", PARTS)
-    path = tmp_path / "rows/manifest.json"
-    content = json.loads(path.read_text())
-    for each in (*content["segments"], *content["domains"]):
-        del each["generation"]
-    path.write_text(json.dumps(content))
-    assert {each.generation for each in read_manifest(tmp_path / "rows").segments} == {1}

@@ -17,8 +17,10 @@ def test_a_corpus_says_what_it_holds(client: TestClient) -> None:
     assert (corpus["num_samples"], corpus["num_tokens"], corpus["num_strata"]) == (80, 960, 4)
     assert [each["name"] for each in corpus["domains"]] == ["en", "fr"]
     assert sum(each["num_samples"] for each in corpus["domains"]) == 80
-    assert [len(each["quantile_edges_nats"]) for each in corpus["domains"]] == [1, 1]
-    assert [each["generation"] for each in corpus["domains"]] == [1, 1]
+    assert [(each["name"], each["generation"]) for each in corpus["groups"]] == [("en", 1), ("fr", 1)]
+    assert [len(each["quantile_edges_nats"]) for each in corpus["groups"]] == [1, 1]
+    assert [each["stratum_sizes"] for each in corpus["groups"]] == [[20, 20], [20, 20]]
+    assert (corpus["partition_by"], corpus["topk"], corpus["set_aside"]) == ("domain", 0, {})
     assert corpus["damaged_segments"] == []
 
 
