@@ -85,13 +85,12 @@ def test_a_row_costs_the_blocks_that_it_touches(folder: Path) -> None:
 
 
 def test_what_was_read_ahead_is_read_without_a_request(folder: Path) -> None:
-    world, only_ahead, chosen = far(folder), far(folder), IDS[[0, 700, 1499, 1500, 4000]]
-    for each in (world, only_ahead):
-        each.corpus.read_ahead(chosen)
+    world, chosen = far(folder), IDS[[0, 700, 1499, 1500, 4000]]
+    world.corpus.read_ahead(chosen)
     assert same_rows(world.corpus.rows(chosen), EVERY.take(np.array([0, 700, 1499, 1500, 4000])))
     assert len(world.corpus.base_losses(chosen)) == 5
-    assert sorted(world.reads()) == sorted(only_ahead.reads())
-    assert len(world.reads()) > 2
+    reads = world.reads()
+    assert len(set(reads)) == len(reads) > 2
 
 
 def test_reading_ahead_does_not_wait(folder: Path) -> None:
