@@ -6,7 +6,10 @@ ReplayError
 │   ├── UnusableSource       a shard is missing, unreadable or without text
 │   ├── EmptyCorpus
 │   ├── CorpusUnavailable    its files cannot be reached now; asking again later may help
-│   └── ModelMismatch        another model or tokenizer than the corpus was made with
+│   ├── ModelMismatch        another model or tokenizer than the corpus was made with
+│   ├── SourceForbidden      shards may not come from there
+│   ├── IngestRunning        the corpus is being written
+│   └── NoIngest             nothing writes the corpus
 ├── RunError
 │   ├── UnknownRun
 │   ├── UnknownSample        nothing was reported of it
@@ -62,6 +65,18 @@ class CorpusUnavailable(CorpusError):
 
 class ModelMismatch(CorpusError):
     slug, title, status = "model-mismatch", "The model does not fit the corpus", 409
+
+
+class SourceForbidden(CorpusError):
+    slug, title, status = "source-forbidden", "Shards may not come from there", 403
+
+
+class IngestRunning(CorpusError):
+    slug, title, status = "ingest-running", "The corpus is being written", 409
+
+
+class NoIngest(CorpusError):
+    slug, title, status = "no-ingest", "Nothing writes the corpus", 404
 
 
 class RunError(ReplayError):

@@ -29,6 +29,11 @@ class ServiceSettings(BaseSettings):
     block_cache_bytes: int = Field(
         1 << 30, ge=0, description="The most that is kept in memory of what was read from object storage."
     )
+    ingest_from: tuple[str, ...] = Field(
+        (),
+        description="Folders and URLs from which ingests may be started over HTTP, such as /data/pretraining or "
+        "s3://bucket/web; nowhere by default.",
+    )
     database_url: str | None = Field(
         None, description="SQLAlchemy URL of the journal; by default an SQLite file in `root`."
     )

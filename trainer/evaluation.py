@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from replay_service.language.losses import token_losses
-from replay_service.language.model import Precision, autocast
+from replay_service.language.model import autocast
 from replay_service.language.packing import PackedRows
+from replay_service.language.precision import Precision
 
 TARGET = "target"
 

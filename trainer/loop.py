@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from replay_service.language.losses import TokenLosses, token_losses
-from replay_service.language.model import Precision, autocast, load_model
+from replay_service.language.model import autocast, load_model
+from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import load_tokenizer
 from trainer.config import TrainConfig
 from trainer.evaluation import HeldOut

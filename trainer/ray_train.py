@@ -14,7 +14,8 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from replay_service.errors import ReplayError
-from replay_service.language.model import Precision, check_seq_len, faster_precision, load_config
+from replay_service.language.model import check_seq_len, faster_precision, load_config
+from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import fingerprint, load_tokenizer, separator_id
 from trainer.client import ReplayClient
 from trainer.config import TrainConfig

@@ -15,8 +15,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from replay_service.errors import ReplayError
-from replay_service.language.model import Precision, check_seq_len, faster_precision, load_config
+from replay_service.language.model import check_seq_len, faster_precision, load_config
 from replay_service.language.packing import MIN_LENGTH
+from replay_service.language.precision import Precision
 from replay_service.language.scoring import RowScorer
 from replay_service.language.tokenizer import encode, load_tokenizer
 from trainer.errors import InvalidTraining

@@ -1,10 +1,6 @@
 """`replay-service ingest`: shards in, a corpus out."""
 
-import contextlib
-import signal
-import threading
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -84,46 +80,14 @@ def ingest(
             topk=store_topk,
             rows_per_segment=rows_per_segment,
         )
-        manifest = _run(wanted, poll_s if follow else None)
+        from replay_service.corpus.job import run_job
+        from replay_service.progress import ingest_progress
+
+        with ingest_progress(console, f"ingest {corpus}") as on_progress:
+            manifest = run_job(wanted, poll_s if follow else None, on_progress)
     console.print(
         f"corpus [bold]{corpus}[/bold]: {manifest.num_samples:,} samples, {manifest.num_tokens:,} tokens, "
         f"{len(manifest.groups)} groups x {manifest.num_quantiles} quantiles, "
         f"{manifest.num_set_aside:,} rows set aside, generation {manifest.generation}",
         soft_wrap=True,
     )
-
-
-def _run(settings: Any, poll_s: float | None) -> Any:
-    """Ingest, and go on every `poll_s` seconds if that is given; the first SIGTERM or Ctrl-C stops it in good order."""
-    from replay_service.corpus.ingest import follow, ingest
-    from replay_service.progress import ingest_progress
-    from replay_service.ray_session import start_ray
-
-    start_ray()
-    with ingest_progress(console, f"ingest {settings.name}") as on_progress, _stop_signals() as stop:
-        if poll_s is None:
-            return ingest(settings, on_progress, stop.is_set)
-        return follow(settings, lambda: not stop.wait(poll_s), on_progress, stop.is_set)
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or SIGINT sets; the second one does what it always does."""
-    stop = threading.Event()
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-
-    def ask_to_stop(_number: int, _frame: object) -> None:
-        console.print("stopping; what is scored is kept", highlight=False)
-        stop.set()
-        restore()
-
-    def restore() -> None:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for each in before:
-        signal.signal(each, ask_to_stop)
-    try:
-        yield stop
-    finally:
-        restore()

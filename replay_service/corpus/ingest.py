@@ -33,7 +33,8 @@ from replay_service.corpus.sources import Shard, check_readable, find_shards, pr
 from replay_service.corpus.staging import Piece, ReadyRows, parts_of, read_packed
 from replay_service.corpus.status import IngestProgress, OnProgress, status_of
 from replay_service.errors import CorpusError, EmptyCorpus, ModelMismatch, ReplayError
-from replay_service.language.model import Precision, check_seq_len, faster_precision, load_config
+from replay_service.language.model import check_seq_len, faster_precision, load_config
+from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import fingerprint, load_tokenizer, separator_id
 
 IsStopped = Callable[[], bool]
@@ -54,7 +55,8 @@ def ingest(
         CorpusError: when it is there, made with other settings, when a shard in it has changed, when another ingest
             writes it, or when the model cannot be used.
     """
-    return _ingest(settings, find_shards(settings.source), on_progress, is_stopped)
+    with _writing(settings, on_progress, is_stopped) as tell:
+        return _ingest(settings, find_shards(settings.source), tell, is_stopped)
 
 
 def follow(
@@ -67,20 +69,37 @@ def follow(
 
     A shard that comes later is taken when two looks in a row find it the same, so that none is read half-written.
     """
-    shards = find_shards(settings.source)
-    manifest = _ingest(settings, shards, on_progress, is_stopped)
-    seen = {listed(shard) for shard in shards}
-    while not is_stopped() and wait():
+    with _writing(settings, on_progress, is_stopped) as tell:
         shards = find_shards(settings.source)
-        settled = [shard for shard in shards if listed(shard) in seen]
+        manifest = _ingest(settings, shards, tell, is_stopped)
         seen = {listed(shard) for shard in shards}
-        manifest = _ingest(settings, settled, on_progress, is_stopped)
-    return manifest
+        while not is_stopped() and wait():
+            shards = find_shards(settings.source)
+            settled = [shard for shard in shards if listed(shard) in seen]
+            seen = {listed(shard) for shard in shards}
+            manifest = _ingest(settings, settled, tell, is_stopped)
+        return manifest
 
 
-def _ingest(
-    settings: IngestSettings, found: Sequence[Shard], on_progress: OnProgress, is_stopped: IsStopped
-) -> Manifest:
+@contextmanager
+def _writing(settings: IngestSettings, on_progress: OnProgress, is_stopped: IsStopped) -> Iterator[OnProgress]:
+    """Nobody else writes the corpus meanwhile, and its status says how it goes.
+
+    A corpus that was not there before is not there after an error that came before its first rows.
+    """
+    folder = settings.corpus_folder
+    was_there = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _alone(folder, settings.name), status_of(folder, on_progress, is_stopped) as tell:
+            yield tell
+    except ReplayError:
+        if not was_there and not (folder / "staging").exists():
+            shutil.rmtree(folder)
+        raise
+
+
+def _ingest(settings: IngestSettings, found: Sequence[Shard], tell: OnProgress, is_stopped: IsStopped) -> Manifest:
     check_seq_len(load_config(settings.model), settings.seq_len)
     tokenizer = load_tokenizer(settings.model)
     folder, recipe = settings.corpus_folder, settings.recipe(fingerprint(tokenizer))
@@ -93,11 +112,9 @@ def _ingest(
         return standing
     for shard in pending:
         check_readable(shard, settings.columns)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, settings.name), status_of(folder, on_progress, is_stopped) as tell:
-        work = _prepared(settings, tokenizer, recipe, standing)
-        write_shard_list(folder, [*(each for each in done if each not in map(listed, pending)), *map(listed, pending)])
-        return work.run({listed(shard).key: shard for shard in pending}, tell, is_stopped)
+    work = _prepared(settings, tokenizer, recipe, standing)
+    write_shard_list(folder, [*(each for each in done if each not in map(listed, pending)), *map(listed, pending)])
+    return work.run({listed(shard).key: shard for shard in pending}, tell, is_stopped)
 
 
 def _num_begun(manifest: Manifest | None) -> int:

@@ -26,8 +26,8 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from replay_service.corpus.segments import wide_binary, wide_list
 from replay_service.corpus.sources import Columns, Document, SetAside, Shard, read_documents
 from replay_service.corpus.staging import SET_ASIDE, Packed, Piece, write_packed, write_parts
-from replay_service.language.model import Precision
 from replay_service.language.packing import PackedRows, Packer, id_dtype
+from replay_service.language.precision import Precision
 from replay_service.language.scoring import RowScorer, Scores
 from replay_service.language.tokenizer import ids_of, load_tokenizer
 

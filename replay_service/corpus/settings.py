@@ -8,7 +8,7 @@ from typing import Literal
 
 from replay_service.corpus.documents import Columns
 from replay_service.errors import CorpusError
-from replay_service.language.model import Precision
+from replay_service.language.precision import Precision
 from replay_service.names import NAME_RULE, is_name
 
 MOST_TOPK = 64
@@ -97,6 +97,23 @@ class IngestSettings:
             "rows_per_segment": self.rows_per_segment,
         }
         return digest(json.dumps(parts, sort_keys=True))
+
+
+@dataclass(frozen=True, slots=True)
+class IngestJob:
+    """An ingest for a process of its own; with `poll_s` it looks for new shards every so many seconds."""
+
+    settings: IngestSettings
+    poll_s: float | None = None
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self.settings), "folder": str(self.settings.folder), "poll_s": self.poll_s})
+
+    @classmethod
+    def from_json(cls, text: str) -> "IngestJob":
+        values = json.loads(text)
+        poll_s, folder = values.pop("poll_s"), Path(values.pop("folder"))
+        return cls(IngestSettings(**{**values, "folder": folder, "columns": Columns(**values["columns"])}), poll_s)
 
 
 def digest(*words: str) -> str:

@@ -98,14 +98,19 @@ def read_status(folder: Path) -> IngestStatus | None:
     return IngestStatus(**{**content, "progress": IngestProgress(**content["progress"])})
 
 
+def write_begun(folder: Path, pid: int, now: float) -> IngestStatus:
+    """The status of an ingest that the process `pid` of this host begins now."""
+    status = IngestStatus("running", now, now, socket.gethostname(), pid, IngestProgress(0, 0, 0.0, 0, 0, 0, 0))
+    write_json(folder / STATUS_NAME, asdict(status))
+    return status
+
+
 @contextmanager
 def status_of(
     folder: Path, on_progress: OnProgress, is_stopped: Callable[[], bool], now: Callable[[], float] = time.time
 ) -> Iterator[OnProgress]:
     """Keep the status of an ingest up to date; gives what to tell the progress to."""
-    nothing = IngestProgress(0, 0, 0.0, 0, 0, 0, 0)
-    status = IngestStatus("running", now(), now(), socket.gethostname(), os.getpid(), nothing)
-    write_json(folder / STATUS_NAME, asdict(status))
+    status = write_begun(folder, os.getpid(), now())
 
     def tell(progress: IngestProgress) -> None:
         nonlocal status

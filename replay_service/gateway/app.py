@@ -10,6 +10,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 import replay_service
 from replay_service.corpus.reader import CorpusStore
 from replay_service.gateway import batches, corpora, health, losses, runs, samples, statistics
+from replay_service.gateway.ingests import Ingests
 from replay_service.gateway.problems import TooLargeAsProblem, install_problem_handlers
 from replay_service.gateway.service import ReplayService
 from replay_service.ledger.database import open_database
@@ -30,10 +31,12 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         store = CorpusStore(settings.corpora_place, settings.block_cache_bytes)
         journal = Journal(open_database(settings.journal_url, settings.durability))
         owners = Owners(journal, store.get, OwnerLimits(settings.snapshot_every, settings.seal_after_s))
-        app.state.service = ReplayService(settings, store, journal, owners, _now)
+        ingests = Ingests(settings.corpora.absolute(), settings.ingest_from, settings.drain_timeout_s)
+        app.state.service = ReplayService(settings, store, journal, owners, ingests, _now)
         try:
             yield
         finally:
+            ingests.close()
             journal.close()
             store.close()
 

@@ -1,15 +1,29 @@
 """Corpora: what there is to rehearse from."""
 
 from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
 
 import structlog
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
+from replay_service.corpus.documents import Columns
 from replay_service.corpus.reader import Corpus
-from replay_service.errors import CorpusError, CorpusUnavailable
-from replay_service.gateway.models import CorpusInfo, CorpusList, DamagedSegment, DomainInfo, GroupInfo
+from replay_service.corpus.settings import IngestJob, IngestSettings
+from replay_service.errors import CorpusError, CorpusUnavailable, InvalidRequest, UnknownCorpus
+from replay_service.gateway.corpus_models import (
+    CorpusInfo,
+    CorpusInTheMaking,
+    CorpusList,
+    DamagedSegment,
+    DomainInfo,
+    GroupInfo,
+    IngestCreate,
+    IngestInfo,
+)
 from replay_service.gateway.problems import responses
-from replay_service.gateway.service import Service
+from replay_service.gateway.service import ReplayService, Service
+from replay_service.names import is_name
 
 _log = structlog.get_logger()
 
@@ -22,7 +36,7 @@ def list_corpora(service: Service) -> CorpusList:
     corpora = []
     for name in service.corpora.names():
         try:
-            corpora.append(_describe(service.corpora.get(name)))
+            corpora.append(_describe(service, service.corpora.get(name)))
         except CorpusUnavailable:
             raise
         except CorpusError as error:
@@ -30,13 +44,90 @@ def list_corpora(service: Service) -> CorpusList:
     return CorpusList(corpora=corpora)
 
 
+@router.post("", operation_id="start_ingest", status_code=202, responses=responses(403, 409, 413, 422))
+def start_ingest(body: IngestCreate, service: Service, response: Response) -> CorpusInTheMaking | CorpusInfo:
+    """Start an ingest, in a process of its own: make a corpus, or bring new shards into one.
+
+    What an earlier ingest of the corpus has done is not done again. Each finished segment can be rehearsed from at
+    once; runs see it when they adopt its generation.
+    """
+    if service.settings.corpora_url is not None:
+        raise InvalidRequest(
+            "this service reads its corpora from object storage; ingest elsewhere, and copy the corpus there with "
+            "`replay-service corpus upload`"
+        )
+    service.ingests.start(IngestJob(_settings(body, service.settings.corpora.absolute()), body.follow_every_s))
+    response.headers["Location"] = f"/v1/corpora/{body.corpus}"
+    return _found(body.corpus, service)
+
+
 @router.get("/{corpus}", operation_id="get_corpus", responses=responses(404, 422, 503))
-def get_corpus(corpus: str, service: Service) -> CorpusInfo:
-    """One corpus: its base model, its rows, its domains, and what of it is damaged."""
-    return _describe(service.corpora.get(corpus))
+def get_corpus(corpus: str, service: Service) -> CorpusInTheMaking | CorpusInfo:
+    """One corpus: its base model, its rows, how full its strata are, what is damaged, and how its ingest goes."""
+    return _found(corpus, service)
 
 
-def _describe(corpus: Corpus) -> CorpusInfo:
+@router.delete("/{corpus}", operation_id="stop_ingest", responses=responses(404, 409, 422))
+def stop_ingest(corpus: str, service: Service) -> CorpusInTheMaking | CorpusInfo:
+    """Stop the ingest that writes a corpus. What is scored is kept; started again, it goes on. The corpus stays."""
+    if not is_name(corpus):
+        raise UnknownCorpus(f"there is no corpus {corpus!r}; GET /v1/corpora lists them")
+    service.ingests.stop(corpus)
+    return _found(corpus, service)
+
+
+def _found(corpus: str, service: ReplayService) -> CorpusInTheMaking | CorpusInfo:
+    try:
+        return _describe(service, service.corpora.get(corpus))
+    except UnknownCorpus:
+        ingest = _ingest(service, corpus) if is_name(corpus) else None
+        if ingest is None:
+            raise
+        return CorpusInTheMaking(corpus=corpus, ingest=ingest)
+
+
+def _settings(body: IngestCreate, corpora: Path) -> IngestSettings:
+    return IngestSettings(
+        source=body.source,
+        folder=corpora,
+        name=body.corpus,
+        model=body.model,
+        seq_len=body.seq_len,
+        columns=Columns(body.text_column, body.tokens_column, body.domain_column, body.group_column),
+        num_quantiles=body.num_quantiles,
+        num_clusters=body.num_clusters,
+        precision=body.precision,
+        batch_size=body.batch_size,
+        num_scorers=body.num_scorers,
+        gpus_per_scorer=body.gpus_per_scorer,
+        topk=body.topk,
+        rows_per_segment=body.rows_per_segment,
+    )
+
+
+def _ingest(service: ReplayService, corpus: str) -> IngestInfo | None:
+    status = service.ingests.status(corpus)
+    if status is None:
+        return None
+    is_gone = status.state == "running" and not service.ingests.is_alive(corpus)
+    seconds = max(status.updated_at - status.started_at, 1e-9)
+    return IngestInfo(
+        **asdict(status.progress),
+        state="killed" if is_gone else status.state,
+        started_at=_time(status.started_at),
+        updated_at=_time(status.updated_at),
+        rows_per_s=status.progress.num_rows / seconds,
+        tokens_per_s=status.progress.num_tokens / seconds,
+        seconds_left=None if is_gone else status.seconds_left,
+        problem=status.problem,
+    )
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _describe(service: ReplayService, corpus: Corpus) -> CorpusInfo:
     manifest = corpus.manifest
     return CorpusInfo(
         corpus=manifest.name,
@@ -55,6 +146,7 @@ def _describe(corpus: Corpus) -> CorpusInfo:
         num_shards=manifest.num_shards,
         num_documents=manifest.num_documents,
         set_aside=manifest.set_aside,
+        ingest=None if corpus.is_remote else _ingest(service, manifest.name),
         domains=[
             DomainInfo(
                 name=each.name,

@@ -258,59 +258,5 @@ class SampleHistory(SampleInfo):
     visits: list[SampleVisit]
 
 
-class DomainInfo(Model):
-    name: str
-    num_samples: int
-    num_tokens: int
-    mean_base_loss_nats: float
-
-
-class GroupInfo(Model):
-    """A group of the partition: a domain, a cluster, or a value of a column."""
-
-    name: str
-    generation: int = Field(description="The generation of the corpus that brought it.")
-    quantile_edges_nats: list[float] = Field(description="The inner edges between its strata; they never move.")
-    stratum_sizes: list[int] = Field(description="Samples of each of its strata.")
-
-
-class DamagedSegment(Model):
-    """A segment file of which parts cannot be read; samples in them are served with length 0."""
-
-    file: str
-    problem: str = Field(description="The first thing that was found wrong.")
-    num_blocks: int = Field(description="Blocks of 64 KiB that cannot be read, of those that were looked at.")
-
-
-class CorpusInfo(Model):
-    """A corpus that can be rehearsed from."""
-
-    corpus: str
-    generation: int
-    model: str = Field(description="The base model that scored it.")
-    tokenizer_fingerprint: str = Field(description="Equal for tokenizers that give equal ids.")
-    vocab_size: int
-    separator_id: int = Field(description="The token that ends a document.")
-    seq_len: int
-    precision: str = Field(description="The arithmetic that it was scored in.")
-    num_samples: int
-    num_tokens: int
-    num_strata: int
-    partition_by: str = Field(description="What groups are: domain, cluster, or column <name>.")
-    topk: int = Field(description="How many of the base model's likeliest tokens stand with each position.")
-    num_shards: int = Field(description="Shards that stand in it whole.")
-    num_documents: int
-    set_aside: dict[str, int] = Field(description="Rows of shards that could not be used, by reason.")
-    domains: list[DomainInfo]
-    groups: list[GroupInfo]
-    damaged_segments: list[DamagedSegment] = Field(
-        description="What this service has found damaged of what it has read; see its log for what to do."
-    )
-
-
-class CorpusList(Model):
-    corpora: list[CorpusInfo]
-
-
 class Health(Model):
     status: Literal["ok"]

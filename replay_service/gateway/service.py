@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from replay_service.corpus.reader import CorpusStore
+from replay_service.gateway.ingests import Ingests
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owners import Owners
 from replay_service.settings import ServiceSettings
@@ -20,6 +21,7 @@ class ReplayService:
     corpora: CorpusStore
     journal: Journal
     owners: Owners
+    ingests: Ingests
     now: Callable[[], str]
 
 

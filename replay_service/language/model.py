@@ -2,15 +2,12 @@
 
 import contextlib
 import time
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from replay_service.errors import CorpusError
-
-Precision = Literal["float32", "bf16"]
-"""`bf16` keeps float32 weights and multiplies matrices in bfloat16 (autocast), in scoring as in training: a difference
-between two losses must come from the weights and not from the arithmetic."""
+from replay_service.language.precision import Precision
 
 
 def load_config(name_or_path: str) -> Any:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from replay_service.language.losses import position_losses
-from replay_service.language.model import Precision, autocast, best_device, load_model, prepare_to_score
+from replay_service.language.model import autocast, best_device, load_model, prepare_to_score
 from replay_service.language.packing import MIN_LENGTH
+from replay_service.language.precision import Precision
 
 LEAST_LOGPROB: Final = -1e4
 """What stands in `topk_logprobs` where nothing is predicted, and the least that stands there at all. It is a finite

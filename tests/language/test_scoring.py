@@ -10,7 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from replay_service.errors import CorpusError
 from replay_service.language.losses import token_losses
-from replay_service.language.model import Precision, autocast, load_model
+from replay_service.language.model import autocast, load_model
+from replay_service.language.precision import Precision
 from replay_service.language.scoring import LEAST_LOGPROB, RowScorer, Scores, likeliest
 
 CPU = torch.device("cpu")

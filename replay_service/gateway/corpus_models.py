@@ -1,0 +1,116 @@
+"""The shapes of requests and answers about corpora."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from replay_service.gateway.models import Model, Name
+
+
+class DomainInfo(Model):
+    name: str
+    num_samples: int
+    num_tokens: int
+    mean_base_loss_nats: float
+
+
+class GroupInfo(Model):
+    """A group of the partition: a domain, a cluster, or a value of a column."""
+
+    name: str
+    generation: int = Field(description="The generation of the corpus that brought it.")
+    quantile_edges_nats: list[float] = Field(description="The inner edges between its strata; they never move.")
+    stratum_sizes: list[int] = Field(description="Samples of each of its strata.")
+
+
+class DamagedSegment(Model):
+    """A segment file of which parts cannot be read; samples in them are served with length 0."""
+
+    file: str
+    problem: str = Field(description="The first thing that was found wrong.")
+    num_blocks: int = Field(description="Blocks of 64 KiB that cannot be read, of those that were looked at.")
+
+
+class IngestInfo(Model):
+    """How the latest ingest of a corpus goes."""
+
+    state: Literal["running", "finished", "stopped", "failed", "killed"] = Field(
+        description="killed: the process is gone without a word; start it again, and it goes on."
+    )
+    started_at: str = Field(description="ISO 8601, UTC.")
+    updated_at: str = Field(description="ISO 8601, UTC.")
+    shards_done: int
+    num_shards: int
+    share_done: float = Field(description="Share of the shards' bytes that is done, in [0, 1].")
+    num_rows: int = Field(description="Rows that it has scored.")
+    num_tokens: int = Field(description="Tokens in them.")
+    rows_per_s: float
+    tokens_per_s: float
+    seconds_left: float | None = Field(description="If it goes on as it went.")
+    num_set_aside: int = Field(description="Rows of shards that could not be used.")
+    generation: int = Field(description="The latest generation; 0 while there is none.")
+    problem: str | None = Field(description="What has ended it, when it failed.")
+
+
+class CorpusInTheMaking(Model):
+    """A corpus that has no generation yet."""
+
+    corpus: str
+    generation: Literal[0] = 0
+    ingest: IngestInfo
+
+
+class CorpusInfo(Model):
+    """A corpus that can be rehearsed from."""
+
+    corpus: str
+    generation: int
+    model: str = Field(description="The base model that scored it.")
+    tokenizer_fingerprint: str = Field(description="Equal for tokenizers that give equal ids.")
+    vocab_size: int
+    separator_id: int = Field(description="The token that ends a document.")
+    seq_len: int
+    precision: str = Field(description="The arithmetic that it was scored in.")
+    num_samples: int
+    num_tokens: int
+    num_strata: int
+    partition_by: str = Field(description="What groups are: domain, cluster, or column <name>.")
+    topk: int = Field(description="How many of the base model's likeliest tokens stand with each position.")
+    num_shards: int = Field(description="Shards that stand in it whole.")
+    num_documents: int
+    set_aside: dict[str, int] = Field(description="Rows of shards that could not be used, by reason.")
+    ingest: IngestInfo | None = Field(description="The latest ingest, if this service can see it.")
+    domains: list[DomainInfo]
+    groups: list[GroupInfo]
+    damaged_segments: list[DamagedSegment] = Field(
+        description="What this service has found damaged of what it has read; see its log for what to do."
+    )
+
+
+class CorpusList(Model):
+    corpora: list[CorpusInfo]
+
+
+class IngestCreate(Model):
+    """What to make a corpus of, or to bring into one."""
+
+    corpus: Name
+    source: str = Field(
+        min_length=1,
+        description="A shard, a folder or a glob, here or behind a URL; the setting ingest_from allows it.",
+    )
+    model: str = Field(min_length=1, description="The base model: a local folder or a Hugging Face hub name.")
+    seq_len: int = Field(512, ge=2, le=1 << 20, description="Tokens in a row.")
+    text_column: str = Field("text", description="Column that holds the text.")
+    tokens_column: str | None = Field(None, description="Column that holds ready-made token ids, instead of a text.")
+    domain_column: str | None = Field(None, description="Column that holds the domain; else folders and names tell.")
+    group_column: str | None = Field(None, description="Partition by the values of this column instead of by domain.")
+    num_clusters: int = Field(0, ge=0, le=4096, description="Partition by so many clusters instead.")
+    num_quantiles: int = Field(8, ge=1, le=1024, description="Strata in each group, by base loss.")
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    batch_size: int = Field(8, ge=1, le=4096, description="Rows that the base model scores at once.")
+    num_scorers: int = Field(1, ge=1, le=4096, description="Actors that hold the base model.")
+    gpus_per_scorer: float = Field(1.0, gt=0, le=8, description="How much of a GPU each takes, where there are any.")
+    topk: int = Field(0, ge=0, le=64, description="Likeliest tokens to keep for each position.")
+    rows_per_segment: int = Field(65_536, ge=1, le=1 << 30)
+    follow_every_s: float | None = Field(None, gt=0, le=1e6, description="Go on looking for new shards so often.")

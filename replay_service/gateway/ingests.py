@@ -1,0 +1,139 @@
+"""Ingests that the service was asked for: each a process of its own, whose progress stands beside its corpus."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from replay_service.corpus.filesystems import is_url, printable
+from replay_service.corpus.settings import IngestJob
+from replay_service.corpus.status import IngestStatus, read_status, write_begun
+from replay_service.errors import IngestRunning, NoIngest, SourceForbidden
+
+JOB: Final = (sys.executable, "-m", "replay_service.corpus.job")
+LOG_NAME: Final = "ingest.log"
+
+_log = structlog.get_logger()
+
+
+class Ingests:
+    """Starts ingests into a folder of corpora, and stops them.
+
+    Args:
+        corpora: the folder.
+        allowed: where shards may come from: folders, and URLs up to where they may differ.
+        stop_timeout_s: how long a process may take to stop before it is killed. It resumes all the same.
+        command: what runs a job that it reads from standard input.
+    """
+
+    def __init__(
+        self,
+        corpora: Path,
+        allowed: Sequence[str],
+        stop_timeout_s: float,
+        command: Sequence[str] = JOB,
+    ) -> None:
+        self._corpora = corpora
+        self._allowed = allowed
+        self._stop_timeout_s = stop_timeout_s
+        self._command = command
+        self._lock = threading.Lock()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, job: IngestJob) -> None:
+        """Start a job, whose corpus's folder is made at once.
+
+        Raises:
+            SourceForbidden: when shards may not come from there.
+            IngestRunning: when the corpus is being written.
+        """
+        self._check_allowed(job.settings.source)
+        folder = job.settings.corpus_folder
+        with self._lock:
+            if self._is_running(folder.name) or self._runs_elsewhere(folder.name):
+                raise IngestRunning(f"corpus {folder.name!r} is being written; wait, or stop it with DELETE")
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / LOG_NAME).open("ab") as log:
+                process = subprocess.Popen(
+                    self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+                )
+            write_begun(folder, process.pid, time.time())
+            assert process.stdin is not None
+            process.stdin.write(job.to_json().encode())
+            process.stdin.close()
+            self._processes[folder.name] = process
+        _log.info("ingest started", corpus=folder.name, source=printable(job.settings.source), pid=process.pid)
+
+    def stop(self, corpus: str) -> None:
+        """Stop a corpus's ingest; what it has scored is kept. Waits until the process has ended.
+
+        Raises:
+            NoIngest: when nothing is being written.
+            IngestRunning: when another process writes the corpus, which this one did not start.
+        """
+        with self._lock:
+            if self._is_running(corpus):
+                self._end([self._processes[corpus]])
+            elif self._runs_elsewhere(corpus):
+                raise IngestRunning(f"corpus {corpus!r} is written by a process that this service did not start")
+            else:
+                raise NoIngest(f"nothing writes corpus {corpus!r}; there is nothing to stop")
+
+    def status(self, corpus: str) -> IngestStatus | None:
+        """How the latest ingest of a corpus goes, whoever has started it."""
+        return read_status(self._corpora / corpus)
+
+    def is_alive(self, corpus: str) -> bool:
+        return self._is_running(corpus) or self._runs_elsewhere(corpus)
+
+    def close(self) -> None:
+        """Stop all that this service has started; they go on where they were when they are started again."""
+        with self._lock:
+            self._end([each for each in self._processes.values() if each.poll() is None])
+
+    def _is_running(self, corpus: str) -> bool:
+        process = self._processes.get(corpus)
+        return process is not None and process.poll() is None
+
+    def _runs_elsewhere(self, corpus: str) -> bool:
+        status, mine = self.status(corpus), self._processes.get(corpus)
+        return status is not None and status.is_alive and (mine is None or mine.pid != status.pid)
+
+    def _end(self, processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+        for each in processes:
+            each.terminate()
+        for each in processes:
+            try:
+                each.wait(self._stop_timeout_s)
+            except subprocess.TimeoutExpired:
+                each.kill()
+                each.wait()
+
+    def _check_allowed(self, source: str) -> None:
+        if not any(_is_within(source, place) for place in self._allowed):
+            raise SourceForbidden(
+                f"shards may not come from {printable(source)}; this service takes them from "
+                f"{', '.join(map(printable, self._allowed)) or 'nowhere'}: see its setting ingest_from"
+            )
+
+
+def _is_within(source: str, place: str) -> bool:
+    """Whether a source lies in a place; what points out of it (`..`, a link) does not."""
+    if is_url(source) or is_url(place):
+        below = place.rstrip("/") + "/"
+        return ".." not in source.split("/") and (source == place or source.startswith(below))
+    real, allowed = (Path(os.path.realpath(each)) for each in (_before_wildcards(source), place))
+    return real == allowed or allowed in real.parents
+
+
+def _before_wildcards(source: str) -> str:
+    """The part of a path before its first wildcard; `..` after one leads anywhere."""
+    parts = Path(source).parts
+    first = next((i for i, part in enumerate(parts) if any(each in part for each in "*?[")), len(parts))
+    return os.sep if ".." in parts[first:] else str(Path(*parts[:first]))
