@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from replay_service.corpus.sources import is_url
 from replay_service.language.packing import MIN_LENGTH
 from replay_service.names import NAME_PATTERN
 from replay_service.sampling.damage import Signal
@@ -22,12 +23,18 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The text to train on and to measure on."""
 
-    target: Path = Field(description="Shard or folder of shards of the fine-tuning text.")
-    heldout_target: Path | None = Field(None, description="Shards to measure the target loss on.")
-    heldout_pretraining: Path | None = Field(None, description="Shards to measure forgetting on, by domain.")
+    target: str = Field(description="Shard, folder or glob of shards of the fine-tuning text, here or behind a URL.")
+    heldout_target: str | None = Field(None, description="Shards to measure the target loss on.")
+    heldout_pretraining: str | None = Field(None, description="Shards to measure forgetting on, by domain.")
     text_column: str = Field("text", description="Column that holds the text.")
+    tokens_column: str | None = Field(None, description="Column that holds ready-made token ids, instead of a text.")
     domain_column: str | None = Field(None, description="Column that holds the domain of held-out text.")
     seq_len: int = Field(512, ge=MIN_LENGTH, description="Tokens in a row; with rehearsal, those of the corpus.")
+
+    @field_validator("target", "heldout_target", "heldout_pretraining", mode="before")
+    @classmethod
+    def _path_or_url(cls, value: object) -> object:
+        return str(value) if isinstance(value, Path) else value
 
 
 class RehearsalConfig(Section):
@@ -45,10 +52,17 @@ class RehearsalConfig(Section):
         "latest", description="latest: plans use the reports that have come; fenced: reproducible, exactly those due."
     )
     feedback_lag: int = Field(8, ge=1, description="fenced: by how many steps reports lag behind plans.")
+    adopt_every_steps: int = Field(
+        0,
+        ge=0,
+        description="Adopt the corpus's latest generation so many steps after the last one; 0: never.",
+    )
     window_steps: int = Field(4, ge=1, description="Steps fetched in one request, one request ahead.")
 
     @model_validator(mode="after")
     def _fits_fence(self) -> "RehearsalConfig":
+        if self.feedback == "fenced" and self.adopt_every_steps:
+            raise ValueError("adopt_every_steps does not go with fenced feedback; leave it 0")
         if self.feedback == "fenced" and self.window_steps > self.feedback_lag:
             raise ValueError(
                 f"window_steps {self.window_steps} is more than feedback_lag {self.feedback_lag}: a window would wait "
@@ -101,7 +115,8 @@ class TrainConfig(Section):
     def run_settings(self) -> dict[str, Any]:
         """The settings of the run at the service."""
         assert self.rehearsal is not None
-        shared = self.rehearsal.model_dump(include={"injection_ratio", "policy", "sharpness", "floor", "signal"})
+        names = {"injection_ratio", "policy", "sharpness", "floor", "signal", "adopt_every_steps"}
+        shared = self.rehearsal.model_dump(include=names)
         feedback = {"mode": self.rehearsal.feedback, "lag": self.rehearsal.feedback_lag}
         return {**shared, "feedback": feedback, "global_batch_size": self.global_batch_size, "seed": self.seed}
 
@@ -129,8 +144,8 @@ def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainCon
 
 
 def _absolute(config: TrainConfig, folder: Path) -> TrainConfig:
-    def resolve(path: Path | None) -> Path | None:
-        return None if path is None else folder / path
+    def resolve(source: str | None) -> str | None:
+        return source if source is None or is_url(source) else str(folder / source)
 
     data = config.data
     paths = {name: resolve(getattr(data, name)) for name in ("target", "heldout_target", "heldout_pretraining")}

@@ -100,4 +100,4 @@ def load_heldout(data: DataConfig, tokenizer: Any) -> HeldOut:
 
 
 def _columns(data: DataConfig) -> Columns:
-    return Columns(text=data.text_column, domain=data.domain_column)
+    return Columns(data.text_column, data.tokens_column, data.domain_column)

@@ -15,6 +15,7 @@ from replay_service.corpus.filesystems import (
     child_url,
     failures_named,
     folder_url,
+    is_url,
     locate,
     normal,
     printable,
@@ -29,6 +30,7 @@ __all__ = [
     "Shard",
     "check_readable",
     "find_shards",
+    "is_url",
     "printable",
     "read_documents",
 ]

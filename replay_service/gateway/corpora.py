@@ -21,9 +21,12 @@ from replay_service.gateway.corpus_models import (
     IngestCreate,
     IngestInfo,
 )
+from replay_service.gateway.ingests import LOG_NAME
 from replay_service.gateway.problems import responses
 from replay_service.gateway.service import ReplayService, Service
 from replay_service.names import is_name
+
+_GONE = f"the process is gone without a word; {LOG_NAME} in the corpus's folder may say why"
 
 _log = structlog.get_logger()
 
@@ -119,7 +122,7 @@ def _ingest(service: ReplayService, corpus: str) -> IngestInfo | None:
         rows_per_s=status.progress.num_rows / seconds,
         tokens_per_s=status.progress.num_tokens / seconds,
         seconds_left=None if is_gone else status.seconds_left,
-        problem=status.problem,
+        problem=_GONE if is_gone else status.problem,
     )
 
 

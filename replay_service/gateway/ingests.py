@@ -1,5 +1,6 @@
 """Ingests that the service was asked for: each a process of its own, whose progress stands beside its corpus."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import structlog
 from replay_service.corpus.filesystems import is_url, printable
 from replay_service.corpus.settings import IngestJob
 from replay_service.corpus.status import IngestStatus, read_status, write_begun
-from replay_service.errors import IngestRunning, NoIngest, SourceForbidden
+from replay_service.errors import CorpusError, IngestRunning, NoIngest, SourceForbidden
 
 JOB: Final = (sys.executable, "-m", "replay_service.corpus.job")
 LOG_NAME: Final = "ingest.log"
@@ -54,6 +55,8 @@ class Ingests:
             IngestRunning: when the corpus is being written.
         """
         self._check_allowed(job.settings.source)
+        if importlib.util.find_spec("ray") is None:
+            raise CorpusError("this service can serve corpora but not make them: install 'replay-service[corpus]'")
         folder = job.settings.corpus_folder
         with self._lock:
             if self._is_running(folder.name) or self._runs_elsewhere(folder.name):

@@ -29,7 +29,7 @@ def written(folder: Path, text: str = WHOLE) -> Path:
 def test_relative_paths_count_from_the_file(tmp_path: Path) -> None:
     config = read_config(written(tmp_path))
     assert config.output == tmp_path / "out"
-    assert config.data.target == tmp_path / "text"
+    assert config.data.target == str(tmp_path / "text")
     assert config.model == "a-model"
 
 
