@@ -8,7 +8,7 @@ import httpx2
 import numpy as np
 import stamina
 
-from replay_service.gateway.wire import ARROW_STREAM, Batch, decode_batch, encode_losses
+from replay_service.gateway.wire import ARROW_STREAM, Batch, Compression, decode_batch, encode_losses
 from trainer.errors import NotReady, ServiceError, ServiceRefused, ServiceUnavailable, ServiceUnknown
 
 PROBLEM_JSON = "application/problem+json"
@@ -84,6 +84,10 @@ class ReplayClient:
     def corpus(self, corpus: str) -> CorpusInfo:
         """A corpus by name."""
         answer = self._json("GET", f"/v1/corpora/{corpus}")
+        if not answer["generation"]:
+            state = answer["ingest"]["state"]
+            detail = f"corpus {corpus!r} has no generation yet (its ingest is {state}); train when it has one"
+            raise ServiceRefused("corpus-in-the-making", detail, 200)
         return CorpusInfo(**{name: answer[name] for name in CorpusInfo.__dataclass_fields__})
 
     def ensure_run(self, run: str, corpus: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -106,9 +110,27 @@ class ReplayClient:
         """Plan no further step of a run."""
         return self._json("POST", f"/v1/runs/{run}/close")
 
-    def batch(self, run: str, step: int, *, num_steps: int = 1, rank: int = 0, world_size: int = 1) -> Batch:
-        """The samples that `rank` rehearses in a window of steps; none is an answer too."""
-        window = {"step": step, "num_steps": num_steps, "rank": rank, "world_size": world_size}
+    def batch(
+        self,
+        run: str,
+        step: int,
+        *,
+        num_steps: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        compression: Compression = "none",
+    ) -> Batch:
+        """The samples that `rank` rehearses in a window of steps; none is an answer too.
+
+        `zstd` compresses what travels: for slow networks, since it costs both sides CPU time.
+        """
+        window = {
+            "step": step,
+            "num_steps": num_steps,
+            "rank": rank,
+            "world_size": world_size,
+            "compression": compression,
+        }
         response = self._request("POST", f"/v1/runs/{run}/batches", json=window, headers={"Accept": ARROW_STREAM})
         try:
             return decode_batch(response.content)

@@ -54,8 +54,23 @@ def get_batches(run: str, body: BatchRequest, request: Request, service: Service
         _read_ahead(service, corpus, body, run)
     if as_json:
         return JSONResponse(_to_json(batch))
-    headers = {"Replay-Run": run, "Replay-Injection-Ratio": batch.header.injection_ratio}
-    return Response(bytes(encode_batch(batch)), media_type=ARROW_STREAM, headers=headers)
+    body_bytes = bytes(encode_batch(batch, body.compression))
+    return Response(body_bytes, media_type=ARROW_STREAM, headers=_headers(batch))
+
+
+def _headers(batch: Batch) -> dict[str, str]:
+    """What the schema's metadata says, for those who do not look into the body."""
+    header = batch.header
+    return {
+        "Replay-Wire-Version": str(header.wire_version),
+        "Replay-Run": header.run,
+        "Replay-Attempt": str(header.attempt),
+        "Replay-Corpus": header.corpus,
+        "Replay-Generation": str(header.generation),
+        "Replay-Injection-Ratio": header.injection_ratio,
+        "Replay-Policy-Version": str(header.steps[-1].policy_version),
+        "Replay-Num-Samples": str(len(batch)),
+    }
 
 
 def _wants_json(request: Request) -> bool:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from replay_service.gateway.wire import Compression
 from replay_service.names import NAME_PATTERN, NAME_RULE
 from replay_service.sampling.damage import Signal
 from replay_service.sampling.policies import PolicyName
@@ -148,6 +149,7 @@ class BatchRequest(Model):
     num_steps: int = Field(1, ge=1, description="Steps in the window, the first one included.")
     rank: int = Field(0, ge=0, le=1 << 20, description="The rank that asks.")
     world_size: int = Field(1, ge=1, le=1 << 20, description="Ranks in the job.")
+    compression: Compression = Field("none", description="Of the buffers in an Arrow answer: zstd costs CPU time.")
 
 
 class LossRow(Model):

@@ -202,3 +202,19 @@ def test_how_far_a_request_reaches_is_a_setting(root: Path) -> None:
 def test_a_batch_of_an_unknown_run_is_not_found(client: TestClient) -> None:
     for headers in (JSON, None):
         assert_problem(client.post("/v1/runs/nobody/batches", json={"step": 0}, headers=headers), 404, "unknown-run")
+
+
+def test_a_batch_says_in_its_headers_what_it_says_in_its_schema(running: TestClient) -> None:
+    response = ask(running, step=0, num_steps=4, compression="zstd")
+    batch = decode_batch(response.content)
+    said = {name: response.headers[f"replay-{name}"] for name in ("run", "attempt", "corpus", "generation")}
+    assert said == {"run": "tune", "attempt": "1", "corpus": "wiki", "generation": "1"}
+    assert (response.headers["replay-num-samples"], response.headers["replay-injection-ratio"]) == (
+        str(len(batch)),
+        "0.3",
+    )
+    assert (response.headers["replay-policy-version"], response.headers["replay-wire-version"]) == ("1", "1")
+
+
+def test_an_unknown_compression_is_refused(running: TestClient) -> None:
+    assert_problem(ask(running, compression="brotli"), 422, "invalid-request")
