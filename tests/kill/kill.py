@@ -18,7 +18,6 @@ from typing import Any, Final
 import numpy as np
 import stamina.instrumentation
 
-from replay_service.ledger.journal import RunRecord
 from replay_service.sampling.run_config import FEEDBACK_MODES, FeedbackMode, RunConfig
 from tests.databases import find_postgresql, fresh_database, postgresql_server
 from tests.kill.promises import (
@@ -98,7 +97,7 @@ class Outcome:
 class Evidence:
     """What the service tells of the run when all is over, and the journal that it leaves."""
 
-    record: RunRecord
+    config: RunConfig
     num_steps: int
     served: list[Given]
     stats: dict[str, Any]
@@ -112,7 +111,7 @@ def gather(service: Service, client: ReplayClient) -> Evidence:
     replay_service("journal", "verify", RUN, *service.options)
     replay_service("journal", "export", RUN, "--parquet", str(path), *service.options)
     return Evidence(
-        RunRecord(RUN, run["corpus"], run["generation"], RunConfig.from_dict(run["config"]), run["created_at"]),
+        RunConfig.from_dict(run["config"]),
         run["next_step"],
         served_again(client, run["next_step"]),
         client.stats(RUN),
@@ -122,13 +121,13 @@ def gather(service: Service, client: ReplayClient) -> Evidence:
 
 def check(evidence: Evidence, ranks: list[Rank], folder: Path, seed: int) -> None:
     """Every promise but that of the epochs; in fenced mode one more, that nothing of the kills shows in the plans."""
-    planned, config = evidence.journal.planned, evidence.record.config
+    planned, config = evidence.journal.planned, evidence.config
     check_plans(planned, ranks, evidence.served)
     check_ratio([*evidence.served, *(each for rank in ranks for each in rank.given)], config)
     check_reports(evidence.journal.reported, ranks, evidence.stats)
     if config.fence is not None:
         assert not any(rank.num_rejected for rank in ranks), "plans did not wait for a report"
-        check_undisturbed(planned, undisturbed(folder, evidence.record, evidence.num_steps, seed).planned)
+        check_undisturbed(planned, undisturbed(folder, config, evidence.num_steps, seed).planned)
 
 
 def survive(

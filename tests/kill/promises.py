@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from replay_service.corpus.manifest import Manifest
-from replay_service.corpus.reader import Corpus
+from replay_service.corpus.reader import CorpusStore
 from replay_service.ledger.audit import export_parquet
 from replay_service.ledger.database import open_database
-from replay_service.ledger.journal import Journal, RunRecord
-from replay_service.ledger.owner import RunOwner
+from replay_service.ledger.journal import Journal
+from replay_service.ledger.owners import Owners
 from replay_service.sampling.injection import num_rehearsed, rank_positions, rehearsed_before
 from replay_service.sampling.run_config import RunConfig
 from tests.kill.ranks import Given, Rank, losses_of
@@ -99,20 +99,21 @@ def stratum_sizes(manifest: Manifest) -> np.ndarray:
     return np.bincount(strata[:, 0], weights=strata[:, 1]).astype(int)
 
 
-def undisturbed(folder: Path, record: RunRecord, num_steps: int, seed: int) -> Exported:
+def undisturbed(folder: Path, config: RunConfig, num_steps: int, seed: int) -> Exported:
     """The journal of the same job when nothing is killed: one rank asks for one step after the other, and reports it.
 
     It is played in this process on the corpora in `folder`, into a journal of its own.
     """
-    corpus = Corpus(folder / "corpora" / record.corpus)
+    corpora = CorpusStore(folder / "corpora")
     journal = Journal(open_database(f"sqlite:///{folder / 'undisturbed.sqlite'}", "relaxed"))
     try:
-        journal.create_run(record)
-        owner = RunOwner(journal, record, lambda: corpus)
+        owners = Owners(journal, corpora.get)
+        owners.create("undisturbed", "wiki", config, "2026-01-01T00:00:00Z")
+        owner = owners.get("undisturbed")
         for step in range(num_steps):
             (plan,) = owner.plan(step, 1, 1)
             owner.report(losses_of(seed, step, 0, plan.rows["sample_id"].tolist()))
-        export_parquet(journal, record.run, folder / "undisturbed.parquet")
+        export_parquet(journal, "undisturbed", folder / "undisturbed.parquet")
     finally:
         journal.close()
     return read_export(folder / "undisturbed.parquet")
