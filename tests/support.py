@@ -113,6 +113,11 @@ def grow_corpus(
     return grown
 
 
+def rescored_by(corpus: Path, model: Path | str) -> None:
+    """Let the manifest of the corpus at `corpus` name a model, as if it had scored it."""
+    write_manifest(corpus, replace(read_manifest(corpus), model=str(model)))
+
+
 def _rows_of(
     rng: np.random.Generator,
     base_loss: NDArray[np.float32],
