@@ -15,6 +15,8 @@ app = typer.Typer(help="Look into a corpus, or copy it to object storage.", no_a
 CorpusArgument = Annotated[str, typer.Argument(help="Name of the corpus.")]
 _answers = Console(markup=False, emoji=False, highlight=False)
 """What a corpus holds is text of others; nothing in it means anything to the terminal."""
+_file = Console(markup=False, emoji=False, highlight=False, width=10_000)
+"""For tables that no terminal shows: a file has no border to keep to."""
 
 
 @app.command()
@@ -38,9 +40,9 @@ def describe(
             soft_wrap=True,
         )
         head = ["domain", "samples", "tokens", "mean nats", "10 %", "median", "90 %", "0 to 10 nats"]
-        _answers.print(_table(head, domain_rows(manifest)))
+        _print_table(head, domain_rows(manifest))
         strata = [f"q{quantile}" for quantile in range(manifest.num_quantiles)]
-        _answers.print(_table([manifest.partition_by, "since", *strata], group_rows(manifest)))
+        _print_table([manifest.partition_by, "since", *strata], group_rows(manifest))
         for reason, num in sorted(manifest.set_aside.items()):
             _answers.print(f"{num:,} rows set aside: {reason}")
         if picture is not None:
@@ -97,13 +99,13 @@ def _open(corpus: str, root: Path | None, config: Path | None) -> Any:
     return CorpusStore(settings.corpora_place, settings.block_cache_bytes).get(corpus)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> Table:
+def _print_table(head: list[str], rows: list[list[str]]) -> None:
     table = Table(box=None)
     for index, name in enumerate(head):
-        table.add_column(name, justify="left" if index == 0 else "right")
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(_visible, row))
-    return table
+    (_answers if _answers.is_terminal else _file).print(table)
 
 
 def _visible(text: str) -> str:

@@ -36,8 +36,8 @@ def upload(corpus: Path, corpora_url: str, on_progress: Callable[[int, int], Non
     except Exception as error:
         # The filesystems of fsspec raise what the libraries below them raise.
         raise CorpusUnavailable(
-            f"corpus {corpus.name!r} cannot be copied to {target}: {error!r}; see to the storage, the network and the "
-            "rights, and ask again: it goes on where it was"
+            f"corpus {corpus.name!r} cannot be copied to {target}: {type(error).__name__}: {error}; see to the "
+            "storage, the network and the rights, and ask again: it goes on where it was"
         ) from error
 
 
