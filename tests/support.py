@@ -6,14 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_service.corpus.manifest import DomainSummary, Manifest, Segment, write_manifest
+from replay_service.corpus.manifest import DomainSummary, Manifest, Segment, read_manifest, write_manifest
 from replay_service.corpus.segment_file import write_segment
 from replay_service.corpus.segments import SampleRows
 from replay_service.corpus.sketch import QuantileSketch
@@ -43,24 +43,12 @@ def make_corpus(
     base_loss = rng.gamma(4.0, 1.0, num_rows).astype(np.float32)
     shares = np.arange(1, num_quantiles) / num_quantiles
     edges = np.stack([np.quantile(base_loss[domain == each], shares) for each in range(len(domains))])
-    stratum = assign_strata(base_loss, domain, edges)
-    correct = rng.random((num_rows, seq_len)) < 0.5
-    correct[:, 0] = False
-    rows = SampleRows(
-        input_ids=rng.integers(1, vocab_size, (num_rows, seq_len)).astype(np.uint16),
-        length=np.full(num_rows, seq_len, dtype=np.int32),
-        base_loss=base_loss,
-        base_correct=np.packbits(correct, axis=1, bitorder="little"),
-        stratum=stratum.astype(np.int32),
-    ).take(np.argsort(stratum, kind="stable"))
+    rows = _rows_of(rng, base_loss, assign_strata(base_loss, domain, edges), seq_len, vocab_size)
     (folder / name / "segments").mkdir(parents=True)
     segments = []
     for number, first in enumerate(range(0, num_rows, rows_per_segment)):
         part = rows.take(np.arange(first, min(first + rows_per_segment, num_rows)))
-        file = f"segments/{number:08d}.arrow"
-        written = write_segment(folder / name / file, part)
-        extents = [(e.stratum, e.first_row, e.num_rows) for e in extents_of(number, part.stratum)]
-        segments.append(Segment(file, len(part), extents, **asdict(written), generation=1))
+        segments.append(_write_segment(folder / name, number, part, generation=1))
     manifest = Manifest(
         name=name,
         generation=1,
@@ -79,20 +67,86 @@ def make_corpus(
         num_documents=num_rows,
         set_aside={},
         domains=[
-            DomainSummary(
-                each,
-                rows_per_domain,
-                rows_per_domain * seq_len,
-                float(base_loss[domain == i].mean()),
-                sketch_of(base_loss[domain == i]).to_json(),
-            )
-            for i, each in enumerate(domains)
+            _summary_of(each, base_loss[domain == i], rows_per_domain * seq_len) for i, each in enumerate(domains)
         ],
         groups=[Group(each, 1, edges[i].tolist()) for i, each in enumerate(domains)],
         segments=segments,
     )
     write_manifest(folder / name, manifest)
     return manifest
+
+
+def grow_corpus(
+    folder: Path, name: str = "wiki", num_rows: int = 20, *, new_domain: str | None = None, seed: int = 0
+) -> Manifest:
+    """The next generation of a corpus that `make_corpus` made: one more segment, of rows of a new domain or of all."""
+    manifest = read_manifest(folder / name)
+    generation = manifest.generation + 1
+    rng = np.random.default_rng([seed, generation])
+    base_loss = rng.gamma(4.0, 1.0, num_rows).astype(np.float32)
+    groups = manifest.groups
+    if new_domain is None:
+        group = rng.integers(0, len(groups), num_rows)
+    else:
+        shares = np.arange(1, manifest.num_quantiles) / manifest.num_quantiles
+        groups = [*groups, Group(new_domain, generation, np.quantile(base_loss, shares).tolist())]
+        group = np.full(num_rows, len(groups) - 1)
+    stratum = assign_strata(base_loss, group, np.array([each.edges_nats for each in groups]))
+    rows = _rows_of(rng, base_loss, stratum, manifest.seq_len, manifest.vocab_size)
+    domains = {each.name: each for each in manifest.domains}
+    for i in np.unique(group).tolist():
+        more = _summary_of(groups[i].name, base_loss[group == i], int((group == i).sum()) * manifest.seq_len)
+        domains[more.name] = domains[more.name].merged(more) if more.name in domains else more
+    grown = replace(
+        manifest,
+        generation=generation,
+        num_shards=manifest.num_shards + 1,
+        num_documents=manifest.num_documents + num_rows,
+        domains=list(domains.values()),
+        groups=groups,
+        segments=[
+            *manifest.segments,
+            _write_segment(folder / name, len(manifest.segments), rows, generation=generation),
+        ],
+    )
+    write_manifest(folder / name, grown)
+    return grown
+
+
+def rescored_by(corpus: Path, model: Path | str) -> None:
+    """Let the manifest of the corpus at `corpus` name a model, as if it had scored it."""
+    write_manifest(corpus, replace(read_manifest(corpus), model=str(model)))
+
+
+def _rows_of(
+    rng: np.random.Generator,
+    base_loss: NDArray[np.float32],
+    stratum: NDArray[np.int64],
+    seq_len: int,
+    vocab_size: int,
+) -> SampleRows:
+    """Full rows of random tokens in the given strata, sorted by them."""
+    shape = (len(base_loss), seq_len)
+    correct = rng.random(shape) < 0.5
+    correct[:, 0] = False
+    return SampleRows(
+        input_ids=rng.integers(1, vocab_size, shape).astype(np.uint16),
+        length=np.full(len(base_loss), seq_len, dtype=np.int32),
+        base_loss=base_loss,
+        base_correct=np.packbits(correct, axis=1, bitorder="little"),
+        stratum=stratum.astype(np.int32),
+    ).take(np.argsort(stratum, kind="stable"))
+
+
+def _write_segment(corpus: Path, number: int, rows: SampleRows, generation: int) -> Segment:
+    file = f"segments/{number:08d}.arrow"
+    written = write_segment(corpus / file, rows)
+    extents = [(e.stratum, e.first_row, e.num_rows) for e in extents_of(number, rows.stratum.astype(np.int64))]
+    return Segment(file, len(rows), extents, **asdict(written), generation=generation)
+
+
+def _summary_of(domain: str, base_loss: NDArray[np.float32], num_tokens: int) -> DomainSummary:
+    return DomainSummary(domain, len(base_loss), num_tokens, float(base_loss.mean()), sketch_of(base_loss).to_json())
 
 
 def sketch_of(values: NDArray[np.floating]) -> QuantileSketch:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from replay_service.cli.shared import ConfigOption, RootOption, console, errors_as_messages, read_settings
@@ -12,7 +13,10 @@ from replay_service.cli.shared import ConfigOption, RootOption, console, errors_
 app = typer.Typer(help="Look into a corpus, or copy it to object storage.", no_args_is_help=True)
 
 CorpusArgument = Annotated[str, typer.Argument(help="Name of the corpus.")]
-_answers = Console()
+_answers = Console(markup=False, emoji=False, highlight=False)
+"""What a corpus holds is text of others; nothing in it means anything to the terminal."""
+_file = Console(markup=False, emoji=False, highlight=False, width=10_000)
+"""For tables that no terminal shows: a file has no border to keep to."""
 
 
 @app.command()
@@ -34,17 +38,16 @@ def describe(
             f"{manifest.num_tokens:,} tokens of {manifest.num_documents:,} documents, {manifest.num_shards:,} shards; "
             f"model {manifest.model}, seq_len {manifest.seq_len}, {manifest.precision}, topk {manifest.topk}",
             soft_wrap=True,
-            highlight=False,
         )
         head = ["domain", "samples", "tokens", "mean nats", "10 %", "median", "90 %", "0 to 10 nats"]
-        _answers.print(_table(head, domain_rows(manifest)))
+        _print_table(head, domain_rows(manifest))
         strata = [f"q{quantile}" for quantile in range(manifest.num_quantiles)]
-        _answers.print(_table([manifest.partition_by, "since", *strata], group_rows(manifest)))
+        _print_table([manifest.partition_by, "since", *strata], group_rows(manifest))
         for reason, num in sorted(manifest.set_aside.items()):
-            _answers.print(f"{num:,} rows set aside: {reason}", highlight=False)
+            _answers.print(f"{num:,} rows set aside: {reason}")
         if picture is not None:
             draw_losses(manifest, picture)
-            console.print(f"picture in {picture}", soft_wrap=True)
+            console.print(f"picture in {picture}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -52,7 +55,7 @@ def sample(
     corpus: CorpusArgument,
     stratum: Annotated[str, typer.Option(help="Name of the stratum, as web/q3; `corpus describe` lists them.")],
     count: Annotated[int, typer.Option(min=1, max=1000, help="How many samples.")] = 3,
-    seed: Annotated[int, typer.Option(help="Which ones.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Which ones.")] = 0,
     root: RootOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -62,7 +65,7 @@ def sample(
 
         for each in sample_texts(_open(corpus, root, config), stratum, count, seed):
             _answers.rule(f"sample {each.sample_id}, {each.num_tokens} tokens, {each.base_loss_nats:.3f} nats")
-            _answers.print(each.text, markup=False, highlight=False, soft_wrap=True)
+            _answers.print(_visible(each.text), soft_wrap=True)
 
 
 @app.command()
@@ -82,7 +85,7 @@ def upload(
         from replay_service.progress import progress_bar
 
         with progress_bar(console) as bar:
-            task = bar.add_task(f"upload {corpus}", total=None, note="")
+            task = bar.add_task(escape(f"upload {corpus}"), total=None, note="")
             num_copied = copy(
                 settings.corpora / corpus, url, lambda done, total: bar.update(task, completed=done, total=total)
             )
@@ -96,10 +99,15 @@ def _open(corpus: str, root: Path | None, config: Path | None) -> Any:
     return CorpusStore(settings.corpora_place, settings.block_cache_bytes).get(corpus)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> Table:
+def _print_table(head: list[str], rows: list[list[str]]) -> None:
     table = Table(box=None)
     for index, name in enumerate(head):
-        table.add_column(name, justify="left" if index == 0 else "right")
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    return table
+        table.add_row(*map(_visible, row))
+    (_answers if _answers.is_terminal else _file).print(table)
+
+
+def _visible(text: str) -> str:
+    """The text with its control characters spelled out: a terminal would obey them."""
+    return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)

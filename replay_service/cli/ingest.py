@@ -48,7 +48,7 @@ def ingest(
     follow: Annotated[
         bool, typer.Option("--follow", help="Go on looking for new shards, until SIGTERM or Ctrl-C.")
     ] = False,
-    poll_s: Annotated[float, typer.Option(help="With --follow: seconds between two looks.")] = 30.0,
+    poll_s: Annotated[float, typer.Option(min=0.1, help="With --follow: seconds between two looks.")] = 30.0,
     config: ConfigOption = None,
 ) -> None:
     """Turn shards of pretraining text into a corpus to rehearse from, or bring new shards into one.

@@ -54,7 +54,7 @@ def export(
         from replay_service.ledger import audit
 
         num_rows = audit.export_parquet(journal, journal.run(run).run, parquet)
-    console.print(f"{num_rows:,} rows in {parquet}", soft_wrap=True)
+    console.print(f"{num_rows:,} rows in {parquet}", markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from replay_service.errors import ReplayError
 
-console = Console(stderr=True)
+console = Console(stderr=True, emoji=False)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file of the service's settings.")]
 RootOption = Annotated[Path | None, typer.Option("--root", help="Folder of the service's data.")]
@@ -40,19 +41,21 @@ def errors_as_messages() -> Iterator[None]:
     try:
         yield
     except ReplayError as error:
-        console.print(f"[red]{error.title}:[/red] {error.detail}", highlight=False, soft_wrap=True)
+        console.print(f"[red]{error.title}:[/red] {escape(error.detail)}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except ValidationError as error:
         for each in error.errors():
-            console.print(f"[red]setting {'.'.join(map(str, each['loc']))}:[/red] {each['msg']}", highlight=False)
+            name = escape(".".join(map(str, each["loc"])))
+            console.print(f"[red]setting {name}:[/red] {escape(each['msg'])}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except FileNotFoundError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except ModuleNotFoundError as error:
         console.print(
             f"[red]error:[/red] {error.name} is not installed; "
             "install the extra that this command needs: pip install 'replay-service\\[demo]'",
             highlight=False,
+            soft_wrap=True,
         )
         sys.exit(2)

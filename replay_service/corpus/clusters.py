@@ -33,8 +33,9 @@ class Clusters:
         return names
 
     def _fitted(self, feature: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Float32 [num_clusters, D]; what a killed ingest has fitted stays."""
-        if not self._path.exists():
+        """Float32 [num_clusters, D]; what a killed ingest has fitted stays, unless it was another kind of corpus."""
+        shape = (self._num_clusters, feature.shape[1])
+        if not self._path.exists() or np.load(self._path).shape != shape:
             centres = _fit(feature, self._num_clusters)
             temporary = self._path.with_name(f".{CLUSTERS_NAME}.{os.getpid()}")
             with temporary.open("wb") as file:

@@ -44,7 +44,11 @@ def group_rows(manifest: Manifest) -> list[list[str]]:
 
 
 def draw_losses(manifest: Manifest, path: Path) -> None:
-    """Draw the share of each domain's samples by base loss; the file's ending says in which format."""
+    """Draw the share of each domain's samples by base loss; the file's ending says in which format.
+
+    Raises:
+        CorpusError: when no format has that ending.
+    """
     import matplotlib
 
     matplotlib.use("agg")
@@ -64,8 +68,12 @@ def draw_losses(manifest: Manifest, path: Path) -> None:
     )
     axes.legend(frameon=False, fontsize="small", ncols=1 + len(sketches) // 12)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:
+        raise CorpusError(f"{path} cannot be drawn: {error}; name a file that ends in .png, .svg or .pdf") from error
+    finally:
+        plt.close(figure)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,12 +67,13 @@ class GrowingCorpus:
         manifest = self._counted(finished)
         if num_rows:
             manifest = self._with_segment(manifest, pieces, is_all)
+        done = self.shards[self.manifest.num_shards : manifest.num_shards]
+        for key in done:  # before the manifest counts them: an ingest that is killed between does it again
+            self._keep_what_was_set_aside(key)
         if manifest != self.manifest and manifest.generation:
             write_manifest(self.folder, manifest)
-        done = self.shards[self.manifest.num_shards : manifest.num_shards]
         self.manifest = manifest
         for key in done:
-            self._keep_what_was_set_aside(key)
             drop(self.staging, key)
         return True
 

@@ -177,10 +177,15 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
             raise CorpusError(f"{path} has format version {version}; this release reads version {FORMAT_VERSION}")
         content["domains"] = [DomainSummary(**each) for each in content["domains"]]
         content["groups"] = [Group(**each) for each in content["groups"]]
-        content["segments"] = [Segment(**each) for each in content["segments"]]
+        content["segments"] = [_segment(each) for each in content["segments"]]
         return Manifest(**content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorpusError(f"{path} is damaged: {error}") from error
+
+
+def _segment(content: dict[str, Any]) -> Segment:
+    """JSON has lists where extents are tuples."""
+    return Segment(**{**content, "extents": [(stratum, first, num) for stratum, first, num in content["extents"]]})
 
 
 def no_corpus(name: str) -> UnknownCorpus:

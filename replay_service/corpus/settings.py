@@ -69,6 +69,8 @@ class IngestSettings:
             raise CorpusError(f"topk must be at most {MOST_TOPK}, not {self.topk}")
         if not 0 < self.gpus_per_scorer <= 8:
             raise CorpusError(f"gpus_per_scorer must be above 0 and at most 8, not {self.gpus_per_scorer}")
+        if self.gpus_per_scorer > 1 and self.gpus_per_scorer % 1:
+            raise CorpusError(f"gpus_per_scorer must be whole when it is above 1, not {self.gpus_per_scorer}")
         if self.num_clusters and self.columns.group is not None:
             raise CorpusError("clusters and a column of groups do not go together; leave one of them out")
 

@@ -55,6 +55,7 @@ class IngestStatus:
         host, pid: the process.
         progress: how far it is.
         problem: what has ended it, when it failed.
+        share_before: the `share_done` that it found when it began; None while it has told of nothing.
     """
 
     state: IngestState
@@ -64,14 +65,15 @@ class IngestStatus:
     pid: int
     progress: IngestProgress
     problem: str | None = None
+    share_before: float | None = None
 
     @property
     def seconds_left(self) -> float | None:
-        """By the share of bytes that is done; None before any is, and at the end."""
-        share = self.progress.share_done
-        if self.state != "running" or not 0 < share < 1:
+        """By the share of bytes that it has done itself; None before any is, and at the end."""
+        share, before = self.progress.share_done, self.share_before
+        if self.state != "running" or before is None or not before < share < 1:
             return None
-        return (self.updated_at - self.started_at) * (1 - share) / share
+        return (self.updated_at - self.started_at) * (1 - share) / (share - before)
 
     @property
     def is_alive(self) -> bool:
@@ -115,7 +117,9 @@ def status_of(
     def tell(progress: IngestProgress) -> None:
         nonlocal status
         is_due = now() - status.updated_at >= _SECONDS_BETWEEN or progress.generation != status.progress.generation
-        status = replace(status, progress=progress, updated_at=now() if is_due else status.updated_at)
+        before = progress.share_done if status.share_before is None else status.share_before
+        updated_at = now() if is_due else status.updated_at
+        status = replace(status, progress=progress, updated_at=updated_at, share_before=before)
         if is_due:
             write_json(folder / STATUS_NAME, asdict(status))
         on_progress(progress)

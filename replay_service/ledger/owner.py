@@ -235,7 +235,9 @@ class RunOwner:
         return partition
 
     def _adopt(self, generation: int) -> None:
-        if generation != self._state.generation:
+        """See a generation if it is a later one of the corpus that the run sees; another process may be behind."""
+        if generation > self._state.generation:
+            self._partition()
             sizes = tuple(self._corpus().partition_of(generation).sizes.tolist())
             self._commit([Adopted(self._state.next_step - 1, generation, sizes)])
 

@@ -7,10 +7,11 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from replay_service.corpus.manifest import DomainSummary, Manifest, Segment, write_manifest
 from replay_service.corpus.segment_file import write_segment
-from replay_service.corpus.segments import SampleRows
+from replay_service.corpus.segments import SampleRows, wide_binary, wide_list
 from replay_service.corpus.strata import Group
 from replay_service.sampling.partition import Int64Array, sample_ids
 
@@ -41,6 +42,32 @@ def random_rows(num_rows: int, seq_len: int = 12, seed: int = 0, topk: int = 0) 
     shape = (num_rows, seq_len - 1, topk)
     topk_ids = rng.integers(0, 300, shape).astype(np.uint16)
     return replace(rows, topk_ids=topk_ids, topk_logprobs=-rng.random(shape).astype(np.float16))
+
+
+def staged_rows(
+    domains: Sequence[str], first_row: int = 0, seq_len: int = 12, seed: int = 0, topk: int = 0, num_features: int = 0
+) -> pa.Table:
+    """Scored rows of these domains as the pipeline stages them, numbered from `first_row`; no two are alike."""
+    num_rows = len(domains)
+    rows = random_rows(num_rows, seq_len, seed, topk)
+    table = pa.table(
+        {
+            "row": np.arange(first_row, first_row + num_rows),
+            "domain": pa.array(domains, pa.string()),
+            "group": pa.array([f"group of {each}" for each in domains], pa.string()),
+            "input_ids": wide_list(rows.input_ids),
+            "length": rows.length,
+            "base_loss": rows.base_loss,
+            "base_correct": wide_binary(rows.base_correct),
+        }
+    )
+    if rows.topk_ids is not None and rows.topk_logprobs is not None:
+        table = table.append_column("topk_ids", wide_list(rows.topk_ids))
+        table = table.append_column("topk_logprobs", wide_list(rows.topk_logprobs))
+    if num_features:
+        feature = np.random.default_rng(seed).normal(size=(num_rows, num_features)).astype(np.float16)
+        table = table.append_column("feature", wide_list(feature))
+    return table
 
 
 def write_corpus(folder: Path, parts: Sequence[SampleRows], generations: Sequence[int] = ()) -> Manifest:

@@ -219,3 +219,35 @@ def test_acknowledged_reports_survive_a_restart(root: Path, running: TestClient)
     with client_on(root) as restarted:
         assert all_of(restarted) == before
         assert report(restarted, rows).json()["duplicate"] == len(rows)
+
+
+@pytest.mark.parametrize("as_arrow", [True, False])
+def test_a_sample_that_could_not_be_measured_passes_as_arrow_and_as_json(running: TestClient, as_arrow: bool) -> None:
+    rows = losses_of(batch_of(running, 0, 5), num_flips=3)
+    for name in ("loss_nats", "num_tokens", "num_flips"):
+        rows[name][:2] = 0
+    response = report(running, rows) if as_arrow else running.post("/v1/runs/tune/losses", json=as_json(rows))
+    assert response.json() == {"accepted": len(rows), "duplicate": 0, "rejected": 0}
+    stats = running.get("/v1/runs/tune/stats").json()
+    assert (stats["num_pending"], stats["num_reported"]) == (0, len(rows) - 2)
+    assert (stats["num_tokens"], stats["mean_loss_nats"]) == (10 * (len(rows) - 2), 2.5)
+    listed = {each["sample_id"] for each in running.get("/v1/runs/tune/samples").json()["samples"]}
+    assert listed == set(rows["sample_id"][2:].tolist())
+    assert_problem(running.get(f"/v1/runs/tune/samples/{rows['sample_id'][0]}"), 404, "unknown-sample")
+
+
+def test_a_report_of_samples_of_which_none_could_be_measured_is_accepted(running: TestClient) -> None:
+    rows = losses_of(batch_of(running, 0, 5))
+    rows["num_tokens"] = 0
+    before = running.get("/v1/runs/tune/strata").json()
+    assert report(running, rows).json()["accepted"] == len(rows)
+    assert running.get("/v1/runs/tune/strata").json() == before
+    assert running.get("/v1/runs/tune/stats").json()["flip_rate"] is None
+
+
+def test_flips_without_tokens_are_refused(running: TestClient) -> None:
+    rows = losses_of(batch_of(running, 0, 5), num_flips=1)
+    rows["num_tokens"][3] = 0
+    before = all_of(running)
+    assert assert_problem(report(running, rows), 422, "invalid-report")["rows"] == [3]
+    assert all_of(running) == before

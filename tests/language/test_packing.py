@@ -1,9 +1,11 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_service.language.packing import MIN_LENGTH, PackedRows, id_dtype, pack
+from replay_service.language.packing import MIN_LENGTH, PackedRows, Packer, id_dtype, pack
 
 SEPARATOR = 0
 documents = st.lists(st.lists(st.integers(1, 299), max_size=25), max_size=10)
@@ -80,3 +82,71 @@ def test_ids_take_the_narrowest_type_that_holds_the_vocabulary(vocab_size: int, 
     assert id_dtype(vocab_size) == dtype
     rows = pack([[vocab_size - 1]], 2, vocab_size - 2, id_dtype(vocab_size))
     assert rows.input_ids.tolist() == [[vocab_size - 1, vocab_size - 2]]
+
+
+def packed_in_parts(documents: list[list[int]], cuts: list[int], seq_len: int) -> PackedRows:
+    """What a packer makes of the documents when it is given those between neighbouring cuts at once."""
+    packer = Packer(seq_len, SEPARATOR, id_dtype(300))
+    bounds = [0, *sorted(min(cut, len(documents)) for cut in cuts), len(documents)]
+    parts = [packer.add(documents[first:stop]) for first, stop in pairwise(bounds)]
+    parts.append(packer.finish())
+    return PackedRows(
+        np.concatenate([each.input_ids for each in parts]), np.concatenate([each.length for each in parts])
+    )
+
+
+@given(documents, seq_lens, st.lists(st.integers(0, 10), max_size=4))
+@pure
+def test_documents_that_come_in_parts_give_the_rows_that_they_give_at_once(
+    documents: list[list[int]], seq_len: int, cuts: list[int]
+) -> None:
+    in_parts, at_once = packed_in_parts(documents, cuts, seq_len), packed(documents, seq_len)
+    assert np.array_equal(in_parts.input_ids, at_once.input_ids)
+    assert np.array_equal(in_parts.length, at_once.length)
+    assert (in_parts.input_ids.dtype, in_parts.length.dtype) == (at_once.input_ids.dtype, at_once.length.dtype)
+
+
+@given(st.lists(st.lists(st.integers(1, 299), max_size=25), min_size=1, max_size=10), seq_lens)
+@pure
+def test_the_documents_can_be_read_back_from_the_rows(documents: list[list[int]], seq_len: int) -> None:
+    tokens = unpacked(packed(documents, seq_len))
+    if len(laid_end_to_end(documents)) > len(tokens):
+        tokens.append(SEPARATOR)
+    ends = [place for place, token in enumerate(tokens) if token == SEPARATOR]
+    assert [tokens[first + 1 : end] for first, end in pairwise([-1, *ends])] == documents
+
+
+@given(documents, documents, seq_lens)
+@pure
+def test_documents_after_the_end_of_a_line_begin_a_new_one(
+    earlier: list[list[int]], later: list[list[int]], seq_len: int
+) -> None:
+    packer = Packer(seq_len, SEPARATOR, id_dtype(300))
+    packer.add(earlier)
+    packer.finish()
+    rows = [packer.add(later), packer.finish()]
+    assert np.array_equal(np.concatenate([each.input_ids for each in rows]), packed(later, seq_len).input_ids)
+
+
+def test_a_line_ends_once() -> None:
+    packer = Packer(4, SEPARATOR, id_dtype(300))
+    assert packer.add([[1, 2]]).input_ids.shape == (0, 4)
+    assert packer.finish().input_ids.tolist() == [[1, 2, 0, 0]]
+    again = packer.finish()
+    assert (again.input_ids.shape, again.length.tolist()) == ((0, 4), [])
+
+
+def test_a_lone_last_separator_is_left_off_and_does_not_begin_the_next_line() -> None:
+    packer = Packer(4, SEPARATOR, id_dtype(300))
+    assert packer.add([[1, 2, 3, 4]]).input_ids.tolist() == [[1, 2, 3, 4]]
+    assert len(packer.finish()) == 0
+    assert packer.add([[5, 6, 7]]).input_ids.tolist() == [[5, 6, 7, 0]]
+
+
+def test_rows_stay_as_they_were_while_more_documents_come() -> None:
+    packer = Packer(2, SEPARATOR, id_dtype(300))
+    rows = packer.add([np.array([1, 2, 3]), [4, 5]])
+    before = rows.input_ids.tolist()
+    packer.add([[6] * 20])
+    packer.finish()
+    assert rows.input_ids.tolist() == before == [[1, 2], [3, 0], [4, 5]]

@@ -18,32 +18,35 @@ from hypothesis.stateful import (
 )
 
 from replay_service.corpus.reader import CorpusStore
-from replay_service.errors import InvalidReport, RunExists, StepOutOfRange
+from replay_service.errors import InvalidReport, InvalidRun, RunExists, StepOutOfRange
 from replay_service.ledger import audit
 from replay_service.ledger.owner import OwnerLimits, ReportOutcome
 from replay_service.ledger.owners import Owners
 from replay_service.ledger.samples import SampleQuery
 from tests.databases import fresh_database
 from tests.ledger.worlds import bytes_of, create, ids_of, image_of, losses_of, open_journal, record_of
-from tests.support import make_corpus
+from tests.support import grow_corpus, make_corpus
 
 AHEAD = 8
 WINDOW = 5
 
 
 class RunLife(RuleBasedStateMachine):
-    """The model: what each step's plan was, which of its samples have been accepted, and the state's bytes after it."""
+    """The model: what each step's plan was, which of its samples have been accepted and which of them measured, the
+    state's bytes after it, the strata of each generation of the corpus, and when the run adopted which."""
 
     def __init__(self) -> None:
         super().__init__()
         self.place = ExitStack()
         self.folder = Path(self.place.enter_context(tempfile.TemporaryDirectory()))
-        make_corpus(self.folder, rows_per_domain=12)
+        self.sizes = {1: make_corpus(self.folder, rows_per_domain=12).partition().sizes.tolist()}
         self.database_url = self.empty_database()
         self.open()
         self.plans: dict[int, bytes] = {}
         self.samples: dict[int, list[int]] = {}
         self.accepted: dict[int, set[int]] = {}
+        self.measured: dict[int, set[int]] = {}
+        self.adopted: list[tuple[int, int]] = []
         self.images: dict[int, bytes] = {}
 
     def empty_database(self) -> str:
@@ -58,6 +61,11 @@ class RunLife(RuleBasedStateMachine):
     @property
     def next_step(self) -> int:
         return len(self.plans)
+
+    @property
+    def seen(self) -> int:
+        """The generation that the run sees."""
+        return self.adopted[-1][1] if self.adopted else 1
 
     @initialize(policy=st.sampled_from(["mix_cd", "uniform"]), ratio=st.sampled_from(["0.1", "0.4", "1"]))
     def create(self, policy: str, ratio: str) -> None:
@@ -89,6 +97,7 @@ class RunLife(RuleBasedStateMachine):
             assert plan.rows.tobytes() == promised
             self.samples[plan.step] = ids_of(plan)
             self.accepted.setdefault(plan.step, set())
+            self.measured.setdefault(plan.step, set())
 
     @rule(beyond=st.integers(0, 3))
     def plan_too_far(self, beyond: int) -> None:
@@ -103,9 +112,13 @@ class RunLife(RuleBasedStateMachine):
         ranks = data.draw(st.lists(st.integers(0, 2), min_size=len(given), max_size=len(given)), label="ranks")
         rows = losses_of(step, given, loss=data.draw(st.floats(0.0, 8.0), label="loss"))
         rows["rank"] = ranks
+        if data.draw(st.integers(0, 3), label="unmeasured if 0") == 0:
+            rows["num_tokens"] = rows["num_flips"] = 0
         outcome = self.owner.report(rows)
         assert outcome == self._expected(step, given)
         if outcome.accepted:
+            if rows["num_tokens"].any():
+                self.measured[step] |= set(given) - self.accepted[step]
             self.accepted[step] |= set(given)
             self.images = {s: image for s, image in self.images.items() if s < step}
 
@@ -129,7 +142,8 @@ class RunLife(RuleBasedStateMachine):
         self.owner.rewind(step)
         assert self.owner.attempt == attempt + 1
         assert bytes_of(self.owner) == self.images.get(step, bytes_of(self.owner))
-        for forgotten in (self.plans, self.samples, self.accepted, self.images):
+        self.adopted = [(each, generation) for each, generation in self.adopted if each <= step]
+        for forgotten in (self.plans, self.samples, self.accepted, self.measured, self.images):
             for each in [each for each in forgotten if each > step]:
                 del forgotten[each]
 
@@ -156,6 +170,29 @@ class RunLife(RuleBasedStateMachine):
         assert (config.floor, config.signal) == (floor, signal)
         assert version == before[0] + (config != before[1])
 
+    @rule(num_rows=st.integers(1, 9), is_new=st.booleans())
+    def grow(self, num_rows: int, is_new: bool) -> None:
+        domain = f"new-{len(self.sizes)}" if is_new else None
+        manifest = grow_corpus(self.folder, num_rows=num_rows, new_domain=domain)
+        self.sizes[manifest.generation] = manifest.partition().sizes.tolist()
+
+    @rule(data=st.data())
+    def adopt(self, data: st.DataObject) -> None:
+        wanted = data.draw(st.none() | st.integers(self.seen, max(self.sizes)), label="generation")
+        generation = max(self.sizes) if wanted is None else wanted
+        before = self.owner.read(lambda state: state.policy_version)
+        self.owner.adopt(wanted)
+        assert self.owner.read(lambda state: state.policy_version) == before + (generation > self.seen)
+        if generation > self.seen:
+            self.images.pop(self.next_step - 1, None)
+            self.adopted.append((self.next_step - 1, generation))
+
+    @rule(beyond=st.integers(1, 3))
+    def adopt_what_is_not_there(self, beyond: int) -> None:
+        for generation in (self.seen - beyond, max(self.sizes) + beyond):
+            with pytest.raises(InvalidRun):
+                self.owner.adopt(generation)
+
     @rule()
     def verify(self) -> None:
         assert audit.verify(self.journal, self.record).holds
@@ -174,18 +211,23 @@ class RunLife(RuleBasedStateMachine):
         assert journalled == self.plans
 
     @invariant()
-    def totals_are_those_of_the_accepted_reports(self) -> None:
-        num_accepted = sum(map(len, self.accepted.values()))
+    def the_strata_are_those_of_the_generation_that_was_adopted_last(self) -> None:
+        seen = self.owner.read(lambda state: (state.generation, state.walk.sizes.tolist()))
+        assert seen == (self.seen, self.sizes[self.seen])
+
+    @invariant()
+    def totals_are_those_of_what_was_measured(self) -> None:
+        num_measured = sum(map(len, self.measured.values()))
         samples, tokens, next_step = self.owner.read(
             lambda state: (state.totals.samples.sum(), state.totals.tokens.sum(), state.next_step)
         )
-        assert (samples, tokens, next_step) == (num_accepted, 11 * num_accepted, self.next_step)
+        assert (samples, tokens, next_step) == (num_measured, 11 * num_measured, self.next_step)
 
     @invariant()
-    def samples_were_visited_as_often_as_reports_were_accepted(self) -> None:
+    def samples_were_visited_as_often_as_they_were_measured(self) -> None:
         partition = CorpusStore(self.folder).get("wiki").partition
         samples = self.journal.samples("tuning", SampleQuery("sample_id", False, 1000), partition)
-        assert sum(each.num_visits for each in samples) == sum(map(len, self.accepted.values()))
+        assert sum(each.num_visits for each in samples) == sum(map(len, self.measured.values()))
 
     @invariant()
     def what_is_pending_is_what_no_report_was_accepted_for(self) -> None:

@@ -21,6 +21,7 @@ configs = st.builds(
     prior_weight=st.floats(0.01, 1e6),
     half_life_steps=st.floats(0.01, 1e9) | st.just(math.inf),
     report_window_steps=st.integers(1, 10**6),
+    adopt_every_steps=st.integers(0, 2**62 - 1),
 )
 
 
@@ -54,6 +55,8 @@ def test_a_configuration_survives_being_written_down(config: RunConfig) -> None:
         ("half_life_steps", 0.0),
         ("half_life_steps", math.nan),
         ("report_window_steps", 0),
+        ("adopt_every_steps", -1),
+        ("adopt_every_steps", 2**62),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> None:
@@ -79,3 +82,13 @@ def test_feedback_out_of_range_is_named() -> None:
     for values in ({"mode": "sometimes"}, {"lag": 0}):
         with pytest.raises(ValueError, match="feedback"):
             RunConfig.from_dict({"global_batch_size": 8, "injection_ratio": "0.1", "feedback": values})
+
+
+def test_a_fenced_run_adopts_no_generation_of_itself() -> None:
+    fenced = {"mode": "fenced", "lag": 4}
+    values = {"global_batch_size": 8, "injection_ratio": "0.5", "feedback": fenced}
+    assert RunConfig.from_dict(values).fence == 4
+    with pytest.raises(ValueError, match="adopt_every_steps"):
+        RunConfig.from_dict({**values, "adopt_every_steps": 10})
+    with pytest.raises(ValueError, match="adopt_every_steps"):
+        RunConfig.from_dict(values).changed(adopt_every_steps=10)

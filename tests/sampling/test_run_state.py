@@ -5,21 +5,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_service.sampling.events import Event
+from replay_service.sampling.events import Adopted, Event
+from replay_service.sampling.run_config import Feedback
 from replay_service.sampling.run_state import FIRST_VISITS, LATER_VISITS, RunState, fold
 from tests.sampling.worlds import image, initial_state, plan_by_hand, planned, report_of
 
 
 def lived(data: st.DataObject) -> tuple[list[Event], RunState]:
-    """A journal of plans and reports as a run might see them, and the state after it."""
+    """A journal of plans, reports and adopted generations as a run might see them, and the state after it."""
     state = initial_state([5, 9, 3, 8], num_quantiles=2, report_window_steps=6)
     journal: list[Event] = []
     for _ in range(data.draw(st.integers(1, 12), label="turns")):
-        if state.pending and data.draw(st.booleans(), label="report now"):
+        if data.draw(st.integers(0, 4), label="adopt now") == 4:
+            more = data.draw(st.lists(st.integers(0, 3), min_size=state.num_strata, max_size=state.num_strata))
+            new = data.draw(st.sampled_from([(), (2, 1)]), label="new strata")
+            sizes = (*(state.walk.sizes + np.array(more)).tolist(), *new)
+            event: Event = Adopted(state.next_step - 1, state.generation + 1, sizes)
+            fold(state, event)
+            journal.append(event)
+        elif state.pending and data.draw(st.booleans(), label="report now"):
             step = data.draw(st.sampled_from(sorted(state.pending)), label="step")
             waiting = state.pending[step].rows["sample_id"].tolist()
             chosen = data.draw(st.lists(st.sampled_from(waiting), min_size=1, unique=True), label="samples")
-            event = report_of(step, chosen, loss=data.draw(st.floats(0, 9), label="loss"))
+            num_tokens = data.draw(st.sampled_from([0, 10]), label="tokens")
+            loss = data.draw(st.floats(0, 9), label="loss")
+            event = report_of(step, chosen, loss=loss, num_tokens=num_tokens, num_flips=num_tokens // 2)
             fold(state, event)
             journal.append(event)
         else:
@@ -166,3 +176,77 @@ def test_the_signal_of_the_run_decides_what_is_damage() -> None:
         fold(state, report_of(0, [1], loss=3.5, base_loss=1.0, num_tokens=10, num_flips=2))
         damage[signal] = state.recent.damage.sum()
     assert damage == {"token_flip": 0.2, "excess_loss": 2.5, "threshold": 1.0}
+
+
+def measured(state: RunState) -> list[bytes]:
+    """What reports have changed of a state."""
+    totals = (getattr(state.totals, each) for each in ("samples", "tokens", "flips", "loss_nats", "excess_nats"))
+    return [array.tobytes() for array in (*totals, state.recent.count, state.recent.damage)]
+
+
+def test_of_a_sample_that_could_not_be_measured_nothing_is_learned_and_no_report_is_awaited() -> None:
+    state = initial_state([50, 50])
+    fold(state, plan_by_hand(0, [1, 2, 3], [0, 0, 1]))
+    before = measured(state), state.policy_version
+    fold(state, report_of(0, [2], loss=0.0, base_loss=0.0, num_tokens=0, num_flips=0))
+    assert (measured(state), state.policy_version) == before
+    assert state.pending[0].rows["sample_id"].tolist() == [1, 3]
+
+
+def test_rows_that_were_measured_count_beside_rows_that_were_not() -> None:
+    state, other = initial_state([50, 50]), initial_state([50, 50])
+    for each in (state, other):
+        fold(each, plan_by_hand(0, [1, 2, 3], [0, 0, 1]))
+    fold(state, report_of(0, [1, 2, 3], num_tokens=[10, 0, 10], num_flips=[4, 0, 1]))
+    fold(other, report_of(0, [1, 3], num_flips=[4, 1]))
+    assert measured(state) == measured(other)
+    assert (state.pending, list(other.pending)) == ({}, [0])
+
+
+def test_a_fenced_run_holds_back_nothing_of_what_could_not_be_measured() -> None:
+    state = initial_state([50], feedback=Feedback("fenced", 2))
+    fold(state, plan_by_hand(0, [1, 2], [0, 0]))
+    assert state.awaited_before(2) == [0]
+    fold(state, report_of(0, [1, 2], loss=0.0, base_loss=0.0, num_tokens=0, num_flips=0))
+    assert (state.held, state.awaited_before(2)) == ({}, [])
+
+
+def test_a_later_generation_brings_rows_and_strata_of_which_nothing_is_known_yet() -> None:
+    state = initial_state([5, 9], num_quantiles=2)
+    fold(state, plan_by_hand(0, [1, 2], [0, 1]))
+    fold(state, report_of(0, [1, 2], num_flips=[8, 2]))
+    before, version = state.damage_rates(), state.policy_version
+    known = [array.copy() for array in (state.totals.samples, state.recent.count, state.recent.damage)]
+    fold(state, Adopted(0, 3, (7, 9, 4, 6)))
+    assert (state.generation, state.generation_since, state.policy_version) == (3, 1, version + 1)
+    assert (state.num_strata, state.walk.sizes.tolist()) == (4, [7, 9, 4, 6])
+    for grown, old in zip((state.totals.samples, state.recent.count, state.recent.damage), known, strict=True):
+        assert np.array_equal(grown[..., :2], old)
+        assert not grown[..., 2:].any()
+    rates = state.damage_rates()
+    assert rates[:2] == pytest.approx(before)
+    # Of the new group only the quantiles are known: that of the damaged one is thought to be damaged more.
+    assert rates[2] > rates[3]
+    assert state.probabilities().sum() == pytest.approx(1.0)
+
+
+def test_reports_of_plans_from_before_a_later_generation_still_count() -> None:
+    state = initial_state([5, 9])
+    fold(state, plan_by_hand(0, [1, 2], [0, 1]))
+    fold(state, Adopted(0, 2, (5, 12, 8)))
+    fold(state, report_of(0, [1, 2], num_flips=[8, 2]))
+    assert state.totals.flips.tolist() == [8, 2, 0]
+    fold(state, plan_by_hand(1, [3, 4, 4], [2, 1, 1]))
+    fold(state, report_of(1, [3, 4], num_flips=[7, 1]))
+    assert state.totals.flips.tolist() == [8, 3, 7]
+
+
+def test_what_a_fenced_run_holds_back_survives_a_later_generation() -> None:
+    state = initial_state([5, 9], feedback=Feedback("fenced", 2))
+    fold(state, plan_by_hand(0, [1, 2], [0, 1]))
+    fold(state, report_of(0, [1, 2], num_flips=[8, 2]))
+    fold(state, Adopted(0, 2, (5, 9, 8)))
+    assert state.recent.count.sum() == 0
+    for step in (1, 2):
+        fold(state, plan_by_hand(step, [10 + step], [2]))
+    assert state.recent.damage.sum(axis=0).tolist() == pytest.approx([0.8, 0.2, 0.0])

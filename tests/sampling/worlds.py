@@ -55,7 +55,7 @@ def report_of(
     rank: int = 0,
     loss: float | Sequence[float] = 2.0,
     base_loss: float = 1.0,
-    num_tokens: int = 10,
+    num_tokens: int | Sequence[int] = 10,
     num_flips: int | Sequence[int] = 5,
 ) -> Reported:
     rows = np.zeros(len(sample_ids), dtype=REPORTED_ROW)

@@ -1,0 +1,95 @@
+"""What `replay-service ingest` refuses before it starts anything, and how it is stopped."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from replay_service.cli.ingest import _stop_signals
+from tests.cli.worlds import assert_message, run
+from tests.corpus.worlds import write_jsonl
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "source/a.jsonl", ["some text"]).parent
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--seq-len", 1], "seq_len must be at least 2, not 1"),
+        (["--quantiles", 0], "num_quantiles must be at least 1"),
+        (["--clusters", -1], "num_clusters must be at least 0"),
+        (["--clusters", 4, "--group-column", "lang"], "clusters and a column of groups do not go together"),
+        (["--batch-size", 0], "batch_size must be at least 1"),
+        (["--scorers", 0], "num_scorers must be at least 1"),
+        (["--gpus-per-scorer", 0], "gpus_per_scorer must be above 0"),
+        (["--gpus-per-scorer", 1.5], "gpus_per_scorer must be whole"),
+        (["--store-topk", 65], "topk must be at most 64"),
+        (["--store-topk", -1], "topk must be at least 0"),
+        (["--rows-per-segment", 0], "rows_per_segment must be at least 1"),
+        (["--precision", "fp8"], "--precision"),
+        (["--follow", "--poll-s", 0], "--poll-s"),
+        (["--follow", "--poll-s", -5], "--poll-s"),
+        (["--seq-len", "many"], "--seq-len"),
+        (["--colour", "red"], "--colour"),
+    ],
+)
+def test_an_option_out_of_range_ends_with_a_message_and_makes_nothing(
+    source: Path, tmp_path: Path, options: list[str | int | float], named: str
+) -> None:
+    new = tmp_path / "new"
+    result = run("ingest", source, "--corpus", "wiki", "--model", "tiny", "--root", new, *options)
+    assert_message(result, named)
+    assert not new.exists()
+
+
+@pytest.mark.parametrize("name", ["../up", "Wiki", "", "a b"])
+def test_a_name_that_could_not_be_a_folder_is_refused(source: Path, tmp_path: Path, name: str) -> None:
+    result = run("ingest", source, "--corpus", name, "--model", "tiny", "--root", tmp_path / "new")
+    assert_message(result, "cannot name a corpus", repr(name))
+
+
+@pytest.mark.parametrize("name", ["[/red]", "[bold]x", "[a-z]*.parquet", ":cat:"])
+def test_a_path_is_printed_as_it_is_whatever_it_looks_like(tmp_path: Path, name: str) -> None:
+    result = run("ingest", tmp_path / name, "--corpus", "wiki", "--model", "tiny")
+    assert_message(result, name.split("/")[0])
+    assert len(result.output.splitlines()) == 1
+
+
+def test_a_source_on_a_machine_that_is_not_there_is_named_without_its_secrets() -> None:
+    source = "http://me:swordfish@127.0.0.1:9/data/a.jsonl?token=swordfish"
+    result = run("ingest", source, "--corpus", "wiki", "--model", "tiny")
+    assert_message(result, "http://127.0.0.1:9/data/a.jsonl")
+    assert "swordfish" not in result.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_asks_to_stop_and_the_second_does_what_it_always_does(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caught: list[int] = []
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(number, lambda caught_number, _: caught.append(caught_number))
+    try:
+        with _stop_signals() as stop:
+            assert not stop.is_set()
+            os.kill(os.getpid(), number)
+            assert stop.is_set()
+            assert caught == []
+            os.kill(os.getpid(), number)
+            assert caught == [number]
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert "stopping" in capsys.readouterr().err
+
+
+def test_without_a_signal_everything_is_as_it_was() -> None:
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    with _stop_signals() as stop:
+        assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] != before
+    assert not stop.is_set()
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
