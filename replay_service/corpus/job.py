@@ -37,6 +37,7 @@ def stop_signals() -> Iterator[threading.Event]:
     usual = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
 
     def ask_to_stop(_number: int, _frame: object) -> None:
+        print("stopping; what is scored is kept", file=sys.stderr)
         stop.set()
         bring_back()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from replay_service.cli.ingest import _stop_signals
+from replay_service.corpus.job import stop_signals
 from tests.cli.worlds import assert_message, run
 from tests.corpus.worlds import write_jsonl
 
@@ -74,7 +74,7 @@ def test_the_first_signal_asks_to_stop_and_the_second_does_what_it_always_does(
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(number, lambda caught_number, _: caught.append(caught_number))
     try:
-        with _stop_signals() as stop:
+        with stop_signals() as stop:
             assert not stop.is_set()
             os.kill(os.getpid(), number)
             assert stop.is_set()
@@ -89,7 +89,7 @@ def test_the_first_signal_asks_to_stop_and_the_second_does_what_it_always_does(
 
 def test_without_a_signal_everything_is_as_it_was() -> None:
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] != before
     assert not stop.is_set()
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
