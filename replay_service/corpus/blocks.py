@@ -5,13 +5,12 @@ from, mapped files (`local_blocks`) or object storage (`remote_blocks`), makes n
 """
 
 import zlib
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.corpus.damage import WRONG_CHECKSUMS, SegmentDamage, UnusableFile
-from replay_service.corpus.layout import Column
 from replay_service.corpus.manifest import Segment
 from replay_service.corpus.segment_file import num_blocks
 
@@ -29,8 +28,8 @@ class HeldBlocks(Protocol):
         """
         ...
 
-    def take(self, column: Column, positions: Int64Array) -> NDArray[Any]:
-        """Rows of a column, [n, *shape], that begin at `positions` (int64 [n]), all of them in intact blocks."""
+    def take(self, positions: Int64Array, num_bytes: int) -> NDArray[np.void]:
+        """`num_bytes` bytes from each position (int64 [n]) on, all of them in intact blocks: void [n]."""
         ...
 
 
@@ -50,7 +49,7 @@ class Blocks(Protocol):
         ...
 
     def read_ahead(self, blocks: Int64Array) -> None:
-        """Begin to fetch blocks (int64 [K, C, n]) of n rows that will be held soon; returns at once."""
+        """Begin to fetch blocks (int64 [K, n]) of n rows that will be held soon; returns at once."""
         ...
 
     def damage(self) -> list[SegmentDamage]:

@@ -6,7 +6,7 @@ workers scored them, on which was faster, or on how often an ingest was killed.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -130,10 +130,7 @@ class GrowingCorpus:
             file=file,
             num_rows=len(order),
             extents=[(each.stratum, each.first_row, each.num_rows) for each in extents_of(number, stratum[order])],
-            num_bytes=written.num_bytes,
-            offsets=written.offsets,
-            row_types=written.row_types,
-            checksum=written.checksum,
+            **asdict(written),
             generation=generation,
         )
         return replace(

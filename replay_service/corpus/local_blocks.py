@@ -5,10 +5,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from replay_service.corpus.blocks import HeldBlocks, parse_checksums
@@ -23,7 +21,7 @@ from replay_service.corpus.damage import (
     SegmentDamage,
     UnusableFile,
 )
-from replay_service.corpus.layout import Column, Layout
+from replay_service.corpus.layout import Layout
 from replay_service.corpus.mapping import SideBySide
 from replay_service.corpus.segment_file import BLOCK_BYTES, checksums_file
 from replay_service.errors import CorpusUnavailable
@@ -46,7 +44,7 @@ class LocalBlocks:
         self._checksums: dict[int, NDArray[np.uint32]] = {}
         with _unavailable(folder, MISSING):
             self._files = SideBySide(int(layout.first_block[-1]) * BLOCK_BYTES)
-        self._rows = {name: self._rows_at(column) for name, column in layout.columns.items()}
+        self._starting_anywhere: dict[int, NDArray[np.void]] = {}
         if earlier is not None:
             self._map_again(earlier)
         self._num_left = int((self._states.state != INTACT).sum())
@@ -70,20 +68,14 @@ class LocalBlocks:
         intact: NDArray[np.bool_] = self._states.state[blocks] == INTACT
         return intact
 
-    def take(self, column: Column, positions: Int64Array) -> NDArray[Any]:
-        rows = self._rows[column.name]
-        if not column.shape:
-            return rows.take(positions // column.width)
-        return rows[positions].view(column.dtype).reshape(len(positions), *column.shape)
+    def take(self, positions: Int64Array, num_bytes: int) -> NDArray[np.void]:
+        stretches = self._starting_anywhere.get(num_bytes)
+        if stretches is None:
+            stretches = self._starting_anywhere[num_bytes] = _starting_anywhere(self._files.bytes, num_bytes)
+        return stretches[positions]
 
     def damage(self) -> list[SegmentDamage]:
         return self._states.found()
-
-    def _rows_at(self, column: Column) -> NDArray[Any]:
-        """What stands at each position, were it a row of the column; a number stands at a multiple of its size."""
-        if not column.shape:
-            return self._files.bytes.view(column.dtype)
-        return sliding_window_view(self._files.bytes, column.width)
 
     def _check(self, blocks: Int64Array) -> None:
         numbers = self._layout.segment_of(blocks)
@@ -138,6 +130,11 @@ class LocalBlocks:
                     self._checksums[number] = checksums
                 except (UnusableFile, CorpusUnavailable):
                     self._states.forget(number)
+
+
+def _starting_anywhere(content: NDArray[np.uint8], num_bytes: int) -> NDArray[np.void]:
+    """At each place, the `num_bytes` bytes from there on: overlapping views, which one index gathers from."""
+    return np.ndarray(len(content) - num_bytes + 1, f"V{num_bytes}", content, strides=1)
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from replay_service.errors import CorpusError, UnknownCorpus
 from replay_service.sampling.partition import Extent, Partition
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One segment file of the corpus; its last four members are those of the `SegmentFile` that was written."""
+    """One segment file of the corpus; the members from `num_bytes` to `checksum` are those of its `SegmentFile`."""
 
     file: str
     """Its path below the corpus, parts separated by slashes."""
@@ -25,8 +25,8 @@ class Segment:
     extents: list[tuple[int, int, int]]
     """(stratum, first row, number of rows), in row order."""
     num_bytes: int
-    offsets: dict[str, int]
-    row_types: dict[str, str]
+    rows_at: int
+    record: dict[str, Any]
     checksum: int
     generation: int
     """The generation of the corpus that brought it."""

@@ -11,15 +11,15 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from replay_service.corpus.blocks import Blocks, HeldBlocks
+from replay_service.corpus.blocks import Blocks
 from replay_service.corpus.damage import SegmentDamage
 from replay_service.corpus.folders import DEFAULT_CACHE_BYTES, Folder, LocalFolder, open_folder
-from replay_service.corpus.layout import Columns, Layout
+from replay_service.corpus.layout import Layout
 from replay_service.corpus.manifest import Manifest
 from replay_service.corpus.segments import SampleRows
 from replay_service.errors import CorpusError, CorpusUnavailable, UnknownCorpus
 from replay_service.names import is_name
-from replay_service.sampling.partition import ROW_BITS, ROW_MASK, Partition
+from replay_service.sampling.partition import Partition
 
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -47,8 +47,6 @@ class Corpus:
         self.is_remote = folder.is_remote
         self._layout = Layout(self.manifest.segments)
         self._blocks: Blocks = folder.blocks(self._layout, None if earlier is None else earlier._blocks)
-        self._all = self._layout.choose(*self._layout.columns)
-        self._base_loss = self._layout.choose("base_loss")
         self._partition_of = functools.cache(self.manifest.partition)
 
     @property
@@ -75,15 +73,16 @@ class Corpus:
     def rows(self, sample_ids: Int64Array) -> SampleRows:
         """The samples at the given addresses (int64 [n], of this corpus), in their order.
 
-        A sample that lies in a damaged part of its segment has length 0, and zeros in every other column.
+        A sample that lies in a damaged part of its segment has length 0, and zeros in every other field.
         """
-        columns, _ = self._read(self._all, sample_ids)
-        return SampleRows(**columns)
+        records, _ = self._read(self._layout.positions(sample_ids), self._layout.record)
+        return SampleRows.of_records(records)
 
     def base_losses(self, sample_ids: Int64Array) -> NDArray[np.float64]:
         """Base losses of the samples at the given addresses, float64 [n], nats per token; NaN where damaged."""
-        columns, readable = self._read(self._base_loss, sample_ids)
-        losses = columns["base_loss"].astype(np.float64)
+        offset, type_ = self._layout.base_loss
+        found, readable = self._read(self._layout.positions(sample_ids) + offset, type_)
+        losses = found.astype(np.float64)
         if readable is not None:
             losses[~readable] = np.nan
         return losses
@@ -91,41 +90,25 @@ class Corpus:
     def read_ahead(self, sample_ids: Int64Array) -> None:
         """Begin to fetch samples that will be read soon, if they are remote; returns at once."""
         if self.is_remote and len(sample_ids):
-            self._blocks.read_ahead(self._all.blocks(self._positions(self._all, sample_ids)))
+            positions = self._layout.positions(sample_ids)
+            self._blocks.read_ahead(self._layout.blocks(positions, self._layout.record.itemsize))
 
     def damage(self) -> list[SegmentDamage]:
         """What has been found wrong with segments that were read, in their order."""
         return self._blocks.damage()
 
-    def _read(self, chosen: Columns, sample_ids: Int64Array) -> tuple[dict[str, NDArray[Any]], BoolArray | None]:
-        """Columns of samples, zeros where damaged, and which samples could be read; None for all of them."""
-        positions = self._positions(chosen, sample_ids)
+    def _read(self, positions: Int64Array, type_: np.dtype[Any]) -> tuple[NDArray[Any], BoolArray | None]:
+        """What stands at each position, [n], zeros where damaged, and which could be read; None for all of them."""
         held = self._blocks.all_intact()
         if held is None:
-            blocks = chosen.blocks(positions)
+            blocks = self._layout.blocks(positions, type_.itemsize)
             held = self._blocks.hold(blocks)
-            readable: BoolArray = np.all(held.intact(blocks), axis=(0, 1))
+            readable: BoolArray = np.all(held.intact(blocks), axis=0)
             if not readable.all():
-                return _with_zeros(held, chosen, positions, readable), readable
-        return {each.name: held.take(each, at) for each, at in zip(chosen.columns, positions, strict=True)}, None
-
-    def _positions(self, chosen: Columns, sample_ids: Int64Array) -> Int64Array:
-        segment, row = sample_ids >> ROW_BITS, sample_ids & ROW_MASK
-        if (row >= self._layout.num_rows.take(segment)).any():
-            raise IndexError(f"corpus {self.manifest.name!r} has no such rows; these are ids of another corpus")
-        return chosen.positions(segment, row)
-
-
-def _with_zeros(
-    held: HeldBlocks, chosen: Columns, positions: Int64Array, readable: BoolArray
-) -> dict[str, NDArray[Any]]:
-    """Columns of the readable samples, and zeros in the place of the others."""
-    columns = {}
-    for column, at in zip(chosen.columns, positions, strict=True):
-        rows = np.zeros((len(readable), *column.shape), dtype=column.dtype)
-        rows[readable] = held.take(column, at[readable])
-        columns[column.name] = rows
-    return columns
+                found = np.zeros(len(positions), dtype=type_)
+                found[readable] = held.take(positions[readable], type_.itemsize).view(type_)
+                return found, readable
+        return held.take(positions, type_.itemsize).view(type_), None
 
 
 class CorpusStore:

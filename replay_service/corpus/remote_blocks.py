@@ -5,7 +5,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from replay_service.corpus.damage import (
     SegmentDamage,
     UnusableFile,
 )
-from replay_service.corpus.layout import Column, Layout
+from replay_service.corpus.layout import Layout
 from replay_service.corpus.manifest import Segment
 from replay_service.corpus.object_storage import ObjectStorage, RemoteFile
 from replay_service.corpus.segment_file import BLOCK_BYTES, checksums_file
@@ -160,7 +160,7 @@ class RemoteBlocks:
 
     def read_ahead(self, blocks: Int64Array) -> None:
         """Begin to fetch blocks, but no more than half of the cache holds; those of the first rows come first."""
-        by_row = np.moveaxis(blocks, -1, 0).reshape(-1)
+        by_row = blocks.T.reshape(-1)
         _, first_places = np.unique(by_row, return_index=True)
         most = self._fetcher.cache.max_bytes // 2 // BLOCK_BYTES
         self.hold(by_row[np.sort(first_places)[:most]])
@@ -216,9 +216,9 @@ class HeldRemoteBlocks:
         self._coming = set()
         return np.isin(blocks, np.fromiter(self._at_hand, np.int64, len(self._at_hand)))
 
-    def take(self, column: Column, positions: Int64Array) -> NDArray[Any]:
-        content = b"".join(piece for first in positions.tolist() for piece in self._pieces(first, column.width))
-        return np.frombuffer(content, column.dtype).reshape(len(positions), *column.shape)
+    def take(self, positions: Int64Array, num_bytes: int) -> NDArray[np.void]:
+        content = b"".join(piece for first in positions.tolist() for piece in self._pieces(first, num_bytes))
+        return np.frombuffer(content, f"V{num_bytes}")
 
     def _pieces(self, first: int, num_bytes: int) -> Iterator[bytes]:
         """The bytes from `first` on the line on, one piece from each block that they lie in."""

@@ -1,9 +1,20 @@
-"""Segment files: immutable, uncompressed Arrow IPC files of rows of one width, with checksums beside them.
+"""Segment files: immutable, uncompressed Arrow IPC files of records of one width, with checksums beside them.
 
-00000000.arrow   one record batch; a row's place in it follows from its number, so nobody needs the footer
+00000000.arrow   one record batch with one fixed-size binary column, `row`: the records, end to end
 00000000.crc32   a little-endian uint32 for each 64 KiB block of the segment: the CRC-32 of the block
+
+All fields of a sample lie beside one another in its record, so that a random sample is read in one place, which follows
+from its number: nobody needs the footer. The schema's metadata say under `record` what a record holds, in the words
+that `numpy.dtype` takes, so that anyone can read a segment:
+
+    batch = pyarrow.ipc.open_file("00000000.arrow").get_batch(0)
+    record = numpy.dtype(json.loads(batch.schema.metadata[b"record"]))
+    rows = numpy.frombuffer(batch["row"].buffers()[1], record, len(batch))
+
+Then `rows["input_ids"]` are the token ids of all its samples; `SampleRows` says what the fields mean.
 """
 
+import json
 import os
 import zlib
 from dataclasses import dataclass
@@ -14,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from replay_service.corpus.segments import SampleRows
+from replay_service.corpus.segments import SampleRows, wide_binary
 
 BLOCK_BYTES: Final = 64 << 10
 """What is checked, and fetched from object storage, at once."""
@@ -25,10 +36,11 @@ class SegmentFile:
     """What a reader must know of a segment file to read rows and to check them."""
 
     num_bytes: int
-    offsets: dict[str, int]
-    """Where each column's values begin in the file, bytes."""
-    row_types: dict[str, str]
-    """One row of each column as numpy names it: `<i4` is a number, `(512,)<u2` are 512 of them."""
+    rows_at: int
+    """Where the first record begins in the file, bytes."""
+    record: dict[str, Any]
+    """What a record holds, as `numpy.dtype` takes it: the fields' names, their formats (`<i4` is a number, `(512,)<u2`
+    are 512 of them) and their offsets in the record, and the record's width (itemsize), bytes."""
     checksum: int
     """CRC-32 of the checksums file."""
 
@@ -47,7 +59,8 @@ def write_segment(path: Path, rows: SampleRows) -> SegmentFile:
 
     Syncing the folder, so that the new names last, is for the caller: it may write many segments before.
     """
-    batch = rows.to_arrow()
+    record = _described(rows.records.dtype)
+    batch = pa.record_batch({"row": wide_binary(_as_bytes(rows.records))}, metadata={"record": json.dumps(record)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -55,8 +68,8 @@ def write_segment(path: Path, rows: SampleRows) -> SegmentFile:
     _put(path.with_name(checksums_file(path.name)), checksums)
     written = SegmentFile(
         num_bytes=temporary.stat().st_size,
-        offsets=_offsets(temporary),
-        row_types={name: _row_type(column) for name, column in rows.columns().items()},
+        rows_at=_rows_at(temporary),
+        record=record,
         checksum=zlib.crc32(checksums),
     )
     _sync(temporary)
@@ -64,17 +77,29 @@ def write_segment(path: Path, rows: SampleRows) -> SegmentFile:
     return written
 
 
-def _offsets(path: Path) -> dict[str, int]:
-    """Where the values of each column begin: the addresses that Arrow finds them at in the mapped file."""
+def _described(record: np.dtype[np.void]) -> dict[str, Any]:
+    """What `numpy.dtype` makes the record of again, fit for JSON."""
+    names = list(record.names or ())
+    return {
+        "names": names,
+        "formats": [f"{record[name].shape or ''}{record[name].base.str}" for name in names],
+        "offsets": [record.fields[name][1] for name in names] if record.fields else [],
+        "itemsize": record.itemsize,
+    }
+
+
+def _as_bytes(records: NDArray[np.void]) -> NDArray[np.uint8]:
+    """[n] records as bytes, [n, width]."""
+    return np.ascontiguousarray(records).view(np.uint8).reshape(len(records), records.itemsize)
+
+
+def _rows_at(path: Path) -> int:
+    """Where the records begin: the address that Arrow finds them at in the mapped file."""
     with pa.memory_map(str(path)) as mapped:
         whole = mapped.read_buffer()
         with pa.ipc.open_file(pa.BufferReader(whole)) as reader:
-            batch = reader.get_batch(0)
-        return {name: batch.column(name).buffers()[-1].address - whole.address for name in batch.schema.names}
-
-
-def _row_type(column: NDArray[Any]) -> str:
-    return f"{column.shape[1:]}{column.dtype.str}" if column.ndim > 1 else column.dtype.str
+            rows_at: int = reader.get_batch(0)["row"].buffers()[1].address - whole.address
+    return rows_at
 
 
 def _block_checksums(path: Path) -> NDArray[np.uint32]:

@@ -1,7 +1,5 @@
-"""Rows of samples in memory, and as Arrow columns of one width."""
+"""Rows of samples in memory, one fixed-width record each, and as Arrow columns of one width."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 import numpy as np
@@ -10,68 +8,125 @@ from numpy.typing import NDArray
 
 Int64Array = NDArray[np.int64]
 
+FIELD_NAMES: Final = (
+    "input_ids",
+    "length",
+    "base_loss",
+    "base_correct",
+    "stratum",
+    "topk_ids",
+    "topk_logprobs",
+)
+"""The fields that a record may have; all but the last two are always there."""
 
-@dataclass(frozen=True, slots=True)
+
 class SampleRows:
-    """Samples of a corpus; every array has one row a sample. S = seq_len - 1 predictions a row."""
+    """Samples of a corpus, a record each: all fields of a sample lie beside one another, as in a segment file.
 
-    input_ids: NDArray[np.unsignedinteger]
-    """[n, seq_len], narrowest unsigned type; padding beyond the length means nothing."""
-    length: NDArray[np.int32]
-    """int32 [n], real tokens; 0 for a sample that could not be read, whose other columns are 0 too."""
-    base_loss: NDArray[np.float32]
-    """float32 [n], nats per predicted token."""
-    base_correct: NDArray[np.uint8]
-    """uint8 [n, ceil(seq_len / 8)], packed bits, least significant first: bit t says that the base model's argmax
-    predicted token t; bit 0 is never set."""
-    stratum: NDArray[np.int32]
-    """int32 [n]."""
-    topk_ids: NDArray[np.unsignedinteger] | None = None
-    """[n, S, k], narrowest unsigned type: the base model's k likeliest tokens for each prediction, if they are kept."""
-    topk_logprobs: NDArray[np.float16] | None = None
-    """float16 [n, S, k], nats: the log-probabilities of those tokens."""
+    A field of all rows is a view of the records, so it is not contiguous. S = seq_len - 1 predictions a row.
+    """
 
-    def __len__(self) -> int:
-        return len(self.length)
+    __slots__ = ("records",)
 
-    def take(self, index: Int64Array) -> "SampleRows":
-        return SampleRows(**{name: column.take(index, axis=0) for name, column in self.columns().items()})
+    records: NDArray[np.void]
+    """Structured array [n]."""
 
-    def in_strata(self, stratum: NDArray[np.int32]) -> "SampleRows":
-        return replace(self, stratum=stratum)
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """The columns that there are, by name."""
-        columns = {name: getattr(self, name) for name in COLUMN_NAMES}
-        return {name: column for name, column in columns.items() if column is not None}
+    def __init__(
+        self,
+        input_ids: NDArray[np.unsignedinteger],
+        length: NDArray[np.int32],
+        base_loss: NDArray[np.float32],
+        base_correct: NDArray[np.uint8],
+        stratum: NDArray[np.int32],
+        topk_ids: NDArray[np.unsignedinteger] | None = None,
+        topk_logprobs: NDArray[np.float16] | None = None,
+    ) -> None:
+        """Copies of arrays with one row a sample; the properties of the same names say what stands in them."""
+        columns = (input_ids, length, base_loss, base_correct, stratum, topk_ids, topk_logprobs)
+        present = {name: column for name, column in zip(FIELD_NAMES, columns, strict=True) if column is not None}
+        self.records = np.zeros(len(length), record_type(present))
+        for name, column in present.items():
+            self.records[name] = column
 
     @classmethod
-    def concatenate(cls, parts: "list[SampleRows]") -> "SampleRows":
-        """All rows of `parts`, at least one, which have the same columns."""
-        columns = [part.columns() for part in parts]
-        return cls(**{name: np.concatenate([each[name] for each in columns]) for name in columns[0]})
-
-    def to_arrow(self) -> pa.RecordBatch:
-        """One column a field; wide fields are fixed-size lists and fixed-size binaries, without a copy."""
-        return pa.record_batch({name: _arrow_column(name, column) for name, column in self.columns().items()})
+    def of_records(cls, records: NDArray[np.void]) -> "SampleRows":
+        """The samples of a structured array with the fields that `record_type` gives, without a copy."""
+        rows = cls.__new__(cls)
+        rows.records = records
+        return rows
 
     @classmethod
     def from_arrow(cls, batch: pa.RecordBatch) -> "SampleRows":
-        """Views of the batch's own memory."""
-        names = [name for name in COLUMN_NAMES if name in batch.schema.names]
-        return cls(**{name: _numpy_column(batch.column(name)) for name in names})
+        """Copies of a batch's columns, one a field: fixed-size lists, fixed-size binaries, and numbers."""
+        return cls(**{name: _numpy_column(batch.column(name)) for name in FIELD_NAMES if name in batch.schema.names})
+
+    @classmethod
+    def concatenate(cls, parts: "list[SampleRows]") -> "SampleRows":
+        """All rows of `parts`, at least one, which have the same fields."""
+        record = parts[0].records.dtype
+        # As bytes: of structured arrays, numpy would not copy the padding.
+        every = np.concatenate([part.records.view(f"V{record.itemsize}") for part in parts])
+        return cls.of_records(every.view(record))
+
+    @property
+    def input_ids(self) -> NDArray[np.unsignedinteger]:
+        """[n, seq_len], narrowest unsigned type; padding beyond the length means nothing."""
+        return self.records["input_ids"]
+
+    @property
+    def length(self) -> NDArray[np.int32]:
+        """int32 [n], real tokens; 0 for a sample that could not be read, whose other fields are 0 too."""
+        return self.records["length"]
+
+    @property
+    def base_loss(self) -> NDArray[np.float32]:
+        """float32 [n], nats per predicted token."""
+        return self.records["base_loss"]
+
+    @property
+    def base_correct(self) -> NDArray[np.uint8]:
+        """uint8 [n, ceil(seq_len / 8)], packed bits, least significant first: bit t says that the base model's argmax
+        predicted token t; bit 0 is never set."""
+        return self.records["base_correct"]
+
+    @property
+    def stratum(self) -> NDArray[np.int32]:
+        """int32 [n]."""
+        return self.records["stratum"]
+
+    @property
+    def topk_ids(self) -> NDArray[np.unsignedinteger] | None:
+        """[n, S, k], narrowest unsigned type: the base model's k likeliest tokens for each prediction, if kept."""
+        return self._kept("topk_ids")
+
+    @property
+    def topk_logprobs(self) -> NDArray[np.float16] | None:
+        """float16 [n, S, k], nats: the log-probabilities of those tokens."""
+        return self._kept("topk_logprobs")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def take(self, index: Int64Array) -> "SampleRows":
+        return SampleRows.of_records(self.records.take(index))
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The fields that there are, by name."""
+        columns = {name: self._kept(name) for name in FIELD_NAMES}
+        return {name: column for name, column in columns.items() if column is not None}
+
+    def _kept(self, name: str) -> NDArray[Any] | None:
+        return self.records[name] if name in (self.records.dtype.names or ()) else None
 
 
-COLUMN_NAMES: Final = tuple(field.name for field in fields(SampleRows))
+def record_type(columns: dict[str, NDArray[Any]]) -> np.dtype[np.void]:
+    """The record that holds a row of each column.
 
-
-def gather(file: Int64Array, row: Int64Array, rows_of: Callable[[int], SampleRows]) -> SampleRows:
-    """The rows at (file, row), int64 [n] each and n at least 1, in the order given; `rows_of` opens a file."""
-    order = np.argsort(file, kind="stable")
-    numbers, first = np.unique(file[order], return_index=True)
-    chosen = np.split(order, first[1:])
-    parts = [rows_of(int(number)).take(row[index]) for number, index in zip(numbers, chosen, strict=True)]
-    return SampleRows.concatenate(parts).take(np.argsort(order))
+    Each field is aligned to the size of its numbers. Wide numbers come first, so that at most the record's end is
+    padding.
+    """
+    by_width = sorted(columns.items(), key=lambda column: -column[1].dtype.itemsize)
+    return np.dtype([(name, column.dtype, column.shape[1:]) for name, column in by_width], align=True)
 
 
 def wide_list(rows: NDArray[Any]) -> pa.FixedSizeListArray:
@@ -102,12 +157,6 @@ def binary_rows(column: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
     width = column.type.byte_width
     every = np.frombuffer(column.buffers()[1], dtype=np.uint8)
     return every[column.offset * width : (column.offset + len(column)) * width].reshape(len(column), width)
-
-
-def _arrow_column(name: str, column: NDArray[Any]) -> pa.Array:
-    if name == "base_correct":
-        return wide_binary(column)
-    return pa.array(column) if column.ndim == 1 else wide_list(column)
 
 
 def _numpy_column(column: pa.Array) -> NDArray[Any]:

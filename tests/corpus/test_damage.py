@@ -60,12 +60,9 @@ PLACES = pytest.mark.parametrize("read", [mapped, far_away])
 
 def blocks_of(row: int, segment: Segment) -> set[int]:
     """The blocks that a row of a segment touches."""
-    touched: set[int] = set()
-    for name, offset in segment.offsets.items():
-        width = np.dtype(segment.row_types[name]).itemsize
-        first = offset + row * width
-        touched |= set(range(first // BLOCK_BYTES, (first + width - 1) // BLOCK_BYTES + 1))
-    return touched
+    width = segment.record["itemsize"]
+    first = segment.rows_at + row * width
+    return set(range(first // BLOCK_BYTES, (first + width - 1) // BLOCK_BYTES + 1))
 
 
 def hit_by(blocks: set[int], folder: Path) -> np.ndarray:

@@ -58,9 +58,9 @@ def test_the_partition_follows_the_domains_and_the_segments(manifest: Manifest) 
         b"null",
         b'"text"',
         b"\xff\xfe",
-        b'{"format_version": 2}',
-        b'{"format_version": 2, "domains": 3, "segments": []}',
-        b'{"format_version": 2, "domains": [{"name": "en"}], "segments": []}',
+        b'{"format_version": 3}',
+        b'{"format_version": 3, "domains": 3, "segments": []}',
+        b'{"format_version": 3, "domains": [{"name": "en"}], "segments": []}',
     ],
 )
 def test_a_damaged_manifest_is_named(folder: Path, content: bytes) -> None:
@@ -86,11 +86,11 @@ def test_a_manifest_that_lacks_something_is_damaged(folder: Path, name: str) -> 
         read_manifest(folder)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2"])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, "3"])
 def test_another_format_version_is_refused(folder: Path, version: object) -> None:
     content = json.loads((folder / MANIFEST_NAME).read_text())
     (folder / MANIFEST_NAME).write_text(json.dumps({**content, "format_version": version}))
-    with pytest.raises(CorpusError, match=f"format version {version}; this release reads version 2"):
+    with pytest.raises(CorpusError, match=f"format version {version}; this release reads version 3"):
         read_manifest(folder)
 
 

@@ -34,7 +34,7 @@ def corpus(folder: Path) -> Corpus:
 
 @pytest.fixture(scope="module", params=[0, 3, 80])
 def parts(request: pytest.FixtureRequest) -> list[SampleRows]:
-    """The rows of each segment; with 80 of the likeliest tokens, a row's last columns are wider than a block."""
+    """The rows of each segment; with 80 of the likeliest tokens, a row is wider than a block."""
     wide = {"seq_len": 450, "topk": 80} if request.param == 80 else {"seq_len": 61, "topk": request.param}
     sizes = (3, 1, 4) if request.param == 80 else SIZES
     return [random_rows(size, seed=seed, **wide) for seed, size in enumerate(sizes)]
@@ -79,26 +79,36 @@ def test_no_ids_give_no_rows(written: Corpus, parts: list[SampleRows]) -> None:
     assert len(written.base_losses(none)) == 0
 
 
-@pytest.mark.parametrize("sample_id", [len(SIZES) << 32, SIZES[0], (1 << 32) + 1])
+@pytest.mark.parametrize(
+    "sample_id", [len(SIZES) << 32, SIZES[0], (1 << 32) + 1, -1, -(1 << 32), -(len(SIZES) << 32), -(1 << 63), 2**63 - 1]
+)
 def test_ids_of_another_corpus_are_no_rows(tmp_path: Path, sample_id: int) -> None:
     write_corpus(tmp_path / "rows", [random_rows(size) for size in SIZES])
     with pytest.raises(IndexError):
         Corpus(tmp_path / "rows").rows(np.array([0, sample_id]))
 
 
-def test_segments_of_other_columns_are_no_corpus(tmp_path: Path) -> None:
+def test_segments_of_other_fields_are_no_corpus(tmp_path: Path) -> None:
     write_corpus(tmp_path / "rows", [random_rows(5), random_rows(5, topk=1)])
-    with pytest.raises(CorpusError, match=r"1 segments, such as segments/00000001\.arrow, have other columns"):
+    with pytest.raises(CorpusError, match=r"1 segments, such as segments/00000001\.arrow, have other fields"):
         Corpus(tmp_path / "rows")
+
+
+NAMES = list(random_rows(1).columns())
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"row_types": {}},
-        {"row_types": {"length": "<i4"}},
-        {"offsets": {}},
-        {"offsets": dict.fromkeys(random_rows(1).columns(), 1001)},
+        {"record": {}},
+        {"record": None},
+        {"record": "<i4"},
+        {"record": {"names": ["length"], "formats": ["<i4"], "offsets": [0], "itemsize": 4}},
+        {"record": {"names": NAMES, "formats": ["<i4"] * 5, "offsets": [0] * 5, "itemsize": 3}},
+        {"record": {"names": NAMES, "formats": ["<i4"] * 5, "offsets": [-1] * 5, "itemsize": 8}},
+        {"record": {"names": NAMES, "formats": ["O"] * 5, "offsets": [0, 8, 16, 24, 32], "itemsize": 40}},
+        {"rows_at": 10**9},
+        {"rows_at": -1},
         {"num_rows": 10**9},
         {"num_bytes": 1},
     ],
@@ -113,7 +123,7 @@ def test_a_manifest_that_contradicts_itself_is_no_corpus(tmp_path: Path, change:
             Corpus(tmp_path / "rows")
 
 
-def test_a_type_that_numpy_does_not_know_is_no_column(tmp_path: Path) -> None:
+def test_a_type_that_numpy_does_not_know_is_no_field(tmp_path: Path) -> None:
     write_corpus(tmp_path / "rows", [random_rows(5)])
     path = tmp_path / "rows/manifest.json"
     path.write_text(path.read_text().replace("<f4", "loss"))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from replay_service.corpus.folders import open_folder, remote_folder
+from replay_service.corpus.manifest import Segment
 from replay_service.corpus.object_storage import RetryPolicy
 from replay_service.corpus.reader import Corpus, CorpusStore
 from replay_service.corpus.remote_blocks import BlockCache, RemoteSegment
@@ -76,12 +77,26 @@ def test_adjacent_blocks_come_in_one_request(folder: Path) -> None:
     assert len(world.reads()) == len(PARTS)
 
 
-def test_a_row_costs_the_blocks_that_it_touches(folder: Path) -> None:
+def row_at_the_end_of_the_first_block(segment: Segment) -> int:
+    """A row that begins in the first block of a segment and ends in the second."""
+    row = (BLOCK_BYTES - segment.rows_at) // segment.record["itemsize"]
+    assert segment.rows_at + row * segment.record["itemsize"] < BLOCK_BYTES
+    return int(row)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2])
+def test_a_row_costs_one_request_of_the_one_or_two_blocks_that_it_lies_in(folder: Path, num_blocks: int) -> None:
     world = far(folder)
-    world.corpus.rows(IDS[:1])
-    read = world.reads()
-    assert {path for path, _, _ in read} == {"rows/segments/00000000.arrow"}
-    assert sum(num_bytes for _, _, num_bytes in read) <= 5 * BLOCK_BYTES
+    row = row_at_the_end_of_the_first_block(world.corpus.manifest.segments[0]) - 2 + num_blocks
+    assert same_rows(world.corpus.rows(IDS[[row]]), EVERY.take(np.array([row])))
+    assert world.reads() == [("rows/segments/00000000.arrow", 0, num_blocks * BLOCK_BYTES)]
+
+
+def test_a_base_loss_costs_the_block_that_it_lies_in(folder: Path) -> None:
+    world = far(folder)
+    row = row_at_the_end_of_the_first_block(world.corpus.manifest.segments[0])
+    assert world.corpus.base_losses(IDS[[row]]) == EVERY.base_loss[row]
+    assert [num_bytes for _, _, num_bytes in world.reads()] == [BLOCK_BYTES]
 
 
 def test_what_was_read_ahead_is_read_without_a_request(folder: Path) -> None:

@@ -2,11 +2,13 @@ import json
 import zlib
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from replay_service.corpus import segment_file
 from replay_service.corpus.segment_file import BLOCK_BYTES, SegmentFile, write_segment
 from replay_service.corpus.segments import SampleRows
 from tests.corpus.worlds import random_rows, same_rows
@@ -14,12 +16,29 @@ from tests.corpus.worlds import random_rows, same_rows
 
 @pytest.mark.parametrize("topk", [0, 3])
 @pytest.mark.parametrize(("num_rows", "seq_len"), [(1, 2), (2, 8), (100, 13), (3000, 64)])
-def test_a_segment_is_a_file_that_arrow_reads(tmp_path: Path, num_rows: int, seq_len: int, topk: int) -> None:
-    rows = random_rows(num_rows, seq_len, topk=topk)
-    write_segment(tmp_path / "a.arrow", rows)
-    with pa.ipc.open_file(pa.memory_map(str(tmp_path / "a.arrow"))) as reader:
-        assert reader.num_record_batches == 1
-        assert same_rows(SampleRows.from_arrow(reader.get_batch(0)), rows)
+def test_anyone_reads_a_segment_with_arrow_and_numpy(tmp_path: Path, num_rows: int, seq_len: int, topk: int) -> None:
+    expected = random_rows(num_rows, seq_len, topk=topk)
+    write_segment(tmp_path / "a.arrow", expected)
+    found: dict[str, Any] = {"pyarrow": pa, "numpy": np, "json": json}
+    exec(three_lines().replace("00000000.arrow", str(tmp_path / "a.arrow")), found)
+    assert found["rows"]["input_ids"].shape == (num_rows, seq_len)
+    assert same_rows(SampleRows.of_records(found["rows"]), expected)
+
+
+def three_lines() -> str:
+    """The lines in the documentation that say how to read a segment."""
+    lines = [line.strip() for line in (segment_file.__doc__ or "").splitlines() if line.startswith("    ")]
+    assert len(lines) == 3
+    return "\n".join(lines)
+
+
+def test_a_segment_is_one_batch_of_one_column(tmp_path: Path) -> None:
+    write_segment(tmp_path / "a.arrow", random_rows(7, topk=1))
+    with pa.ipc.open_file(str(tmp_path / "a.arrow")) as reader:
+        batch = reader.get_batch(0)
+        assert (reader.num_record_batches, batch.schema.names, len(batch)) == (1, ["row"], 7)
+        assert batch.schema.field("row").type == pa.binary(random_rows(1, topk=1).records.itemsize)
+    batch.validate(full=True)
 
 
 @pytest.mark.parametrize("topk", [0, 3])
@@ -28,12 +47,10 @@ def test_every_row_lies_where_arithmetic_says(tmp_path: Path, num_rows: int, top
     rows = random_rows(num_rows, topk=topk)
     written = write_segment(tmp_path / "a.arrow", rows)
     content = (tmp_path / "a.arrow").read_bytes()
-    assert list(written.offsets) == list(rows.columns())
-    for name, column in rows.columns().items():
-        row_type = np.dtype(written.row_types[name])
-        for row in (0, num_rows - 1):
-            (found,) = np.frombuffer(content, row_type, 1, written.offsets[name] + row * row_type.itemsize)
-            assert np.array_equal(found, column[row])
+    record: Any = written.record
+    for row in (0, num_rows - 1):
+        found = np.frombuffer(content, np.dtype(record), 1, written.rows_at + row * record["itemsize"])
+        assert same_rows(SampleRows.of_records(found), rows.take(np.array([row])))
 
 
 def test_a_checksum_stands_for_each_block(tmp_path: Path) -> None:
@@ -52,7 +69,8 @@ def test_what_is_written_is_put_into_json_and_back(tmp_path: Path) -> None:
 
 def test_a_segment_replaces_what_an_earlier_attempt_left(tmp_path: Path) -> None:
     (tmp_path / "a.arrow").write_bytes(b"half of a segment")
-    rows = random_rows(10)
-    assert write_segment(tmp_path / "a.arrow", rows) == write_segment(tmp_path / "b.arrow", rows)
+    rows = random_rows(10, seq_len=9)
+    again = SampleRows.concatenate([rows.take(np.arange(4)), rows.take(np.arange(4, 10))])
+    assert write_segment(tmp_path / "a.arrow", rows) == write_segment(tmp_path / "b.arrow", again)
     assert (tmp_path / "a.arrow").read_bytes() == (tmp_path / "b.arrow").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.arrow", "a.crc32", "b.arrow", "b.crc32"]

@@ -1,52 +1,60 @@
 import numpy as np
+import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from replay_service.corpus.segments import (
-    SampleRows,
-    binary_rows,
-    gather,
-    list_rows,
-    wide_binary,
-    wide_list,
-)
+from replay_service.corpus.segments import SampleRows, binary_rows, list_rows, wide_binary, wide_list
 from tests.corpus.worlds import random_rows, same_rows
 
+FIELDS = ["input_ids", "length", "base_loss", "base_correct", "stratum"]
 
-def test_rows_without_the_likeliest_tokens_have_no_columns_for_them() -> None:
-    columns = ["input_ids", "length", "base_loss", "base_correct", "stratum"]
-    assert list(random_rows(3).columns()) == random_rows(3).to_arrow().schema.names == columns
-    assert list(random_rows(3, topk=2).columns()) == [*columns, "topk_ids", "topk_logprobs"]
+
+def test_rows_without_the_likeliest_tokens_have_no_fields_for_them() -> None:
+    rows = random_rows(3)
+    assert list(rows.columns()) == FIELDS
+    assert rows.topk_ids is None
+    assert rows.topk_logprobs is None
+    assert list(random_rows(3, topk=2).columns()) == [*FIELDS, "topk_ids", "topk_logprobs"]
+
+
+@pytest.mark.parametrize("topk", [0, 2])
+def test_rows_hold_the_columns_that_they_were_made_of(topk: int) -> None:
+    columns = random_rows(5, topk=topk).columns()
+    rows = SampleRows(**{name: column.copy() for name, column in columns.items()})
+    assert len(rows) == 5
+    for name, column in columns.items():
+        assert np.array_equal(getattr(rows, name), column)
+        assert getattr(rows, name).dtype == column.dtype
+
+
+@given(st.integers(2, 70), st.integers(0, 3), st.sampled_from([np.uint8, np.uint16, np.uint32]))
+def test_fields_are_aligned_and_at_most_the_end_of_a_record_is_padding(seq_len: int, topk: int, ids: type) -> None:
+    columns = random_rows(2, seq_len, topk=topk).columns()
+    columns |= {name: columns[name].astype(ids) for name in ("input_ids", "topk_ids") if name in columns}
+    records = SampleRows(**columns).records
+    assert all(records[name].flags.aligned for name in columns)
+    padding = records.itemsize - sum(column[0].nbytes for column in columns.values())
+    assert 0 <= padding < 4
+
+
+@given(st.lists(st.integers(0, 19), max_size=30), st.integers(0, 3))
+def test_rows_are_taken_and_put_together_in_the_order_asked(index: list[int], topk: int) -> None:
+    rows = random_rows(20, topk=topk)
+    taken = rows.take(np.array(index, dtype=np.int64))
+    for name, column in rows.columns().items():
+        assert np.array_equal(taken.columns()[name], column[index])
+    one_by_one = [rows.take(np.array([i])) for i in index]
+    assert same_rows(SampleRows.concatenate([rows.take(np.arange(0)), *one_by_one]), taken)
 
 
 @pytest.mark.parametrize("topk", [0, 1, 5])
-def test_rows_survive_arrow(topk: int) -> None:
+def test_rows_are_made_of_arrow_columns(topk: int) -> None:
     rows = random_rows(10, topk=topk)
-    batch = rows.to_arrow()
+    columns = {name: wide_list(column) for name, column in rows.columns().items()}
+    batch = pa.record_batch(columns | {"base_correct": wide_binary(rows.base_correct), "other": columns["length"]})
     assert same_rows(SampleRows.from_arrow(batch), rows)
     assert same_rows(SampleRows.from_arrow(batch.slice(3, 4)), rows.take(np.arange(3, 7)))
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 19)), min_size=1, max_size=40), st.sampled_from([0, 3]))
-@settings(max_examples=50, deadline=None)
-def test_rows_are_gathered_in_the_order_asked(addresses: list[tuple[int, int]], topk: int) -> None:
-    files = [random_rows(20, seed=seed, topk=topk) for seed in range(3)]
-    file, row = np.array(addresses).T
-    gathered = gather(file, row, files.__getitem__)
-    expected = SampleRows.concatenate([files[f].take(np.array([r])) for f, r in addresses])
-    assert same_rows(gathered, expected)
-
-
-def test_gathering_opens_each_file_once_and_no_other() -> None:
-    files, opened = [random_rows(5, seed=seed) for seed in range(4)], []
-
-    def rows_of(number: int) -> SampleRows:
-        opened.append(number)
-        return files[number]
-
-    gather(np.array([3, 1, 3, 1, 1]), np.array([0, 1, 2, 3, 4]), rows_of)
-    assert sorted(opened) == [1, 3]
 
 
 def test_columns_survive_being_sliced() -> None:
@@ -56,12 +64,7 @@ def test_columns_survive_being_sliced() -> None:
 
 
 def test_columns_that_are_not_contiguous_are_written_right() -> None:
-    ids = np.arange(30, dtype=np.uint16).reshape(3, 10).T
-    assert np.array_equal(list_rows(wide_list(ids)), ids)
-
-
-def test_putting_rows_in_strata_changes_nothing_else() -> None:
-    rows = random_rows(6)
-    moved = rows.in_strata(np.arange(6, dtype=np.int32))
-    assert moved.stratum.tolist() == list(range(6))
-    assert same_rows(moved.in_strata(rows.stratum), rows)
+    rows = random_rows(10)
+    assert not rows.input_ids.flags.c_contiguous
+    assert np.array_equal(list_rows(wide_list(rows.input_ids)), rows.input_ids)
+    assert np.array_equal(binary_rows(wide_binary(rows.base_correct)), rows.base_correct)

@@ -30,18 +30,16 @@ def sentences(domain: str, count: int) -> list[str]:
 def random_rows(num_rows: int, seq_len: int = 12, seed: int = 0, topk: int = 0) -> SampleRows:
     """Rows of which no two are alike; with the base model's `topk` likeliest tokens if there are any."""
     rng = np.random.default_rng(seed)
-    rows = SampleRows(
+    shape = (num_rows, seq_len - 1, topk)
+    return SampleRows(
         input_ids=rng.integers(0, 300, (num_rows, seq_len)).astype(np.uint16),
         length=rng.integers(2, seq_len + 1, num_rows).astype(np.int32),
         base_loss=rng.gamma(4.0, 1.0, num_rows).astype(np.float32),
         base_correct=rng.integers(0, 256, (num_rows, -(-seq_len // 8))).astype(np.uint8),
         stratum=np.sort(rng.integers(0, 4, num_rows)).astype(np.int32),
+        topk_ids=rng.integers(0, 300, shape).astype(np.uint16) if topk else None,
+        topk_logprobs=-rng.random(shape).astype(np.float16) if topk else None,
     )
-    if not topk:
-        return rows
-    shape = (num_rows, seq_len - 1, topk)
-    topk_ids = rng.integers(0, 300, shape).astype(np.uint16)
-    return replace(rows, topk_ids=topk_ids, topk_logprobs=-rng.random(shape).astype(np.float16))
 
 
 def staged_rows(

@@ -98,7 +98,7 @@ def test_a_corpus_that_is_still_being_made_is_not_there(root: Path, client: Test
     assert_problem(client.get("/v1/corpora/half"), 404, "unknown-corpus")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 2}', '{"format_version": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 3}', '{"format_version": 1}'])
 def test_a_damaged_manifest_is_a_problem(root: Path, client: TestClient, content: str) -> None:
     folder = root / "corpora" / "broken"
     folder.mkdir()
