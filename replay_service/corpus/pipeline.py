@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, ExecutionResources, TaskPoolStrategy
 
 from replay_service.corpus.segments import list_rows, wide_binary, wide_list
 from replay_service.corpus.sources import Columns, Document, SetAside, Shard, read_documents
@@ -82,6 +82,9 @@ _CHARACTERS_AT_ONCE: Final = 1 << 22
 _BATCHES_A_PART: Final = 16
 """Forward passes between two writes: enough to sort rows by length, few enough to lose little when killed."""
 
+_PARTS_AHEAD: Final = 64
+"""Parts of each scorer that are between the stages at a time, at most; some hundred milliseconds of work or more."""
+
 
 def run_pipeline(shards: Mapping[str, tuple[Shard, int]], settings: PipelineSettings) -> Iterator[StagedPart]:
     """Pack, score and stage shards, each (by its key) from the given row on; yields what has been staged."""
@@ -89,7 +92,7 @@ def run_pipeline(shards: Mapping[str, tuple[Shard, int]], settings: PipelineSett
     wanted = ray.data.from_items(
         [{"shard_key": key, "first_row": first} for key, (_, first) in shards.items()], override_num_blocks=len(shards)
     )
-    wanted.context.target_max_block_size = 1  # so that a part goes out as soon as it is packed
+    _bound_memory(wanted.context, settings)
     staged = wanted.map_batches(
         _pack_shards,
         batch_size=1,
@@ -108,6 +111,16 @@ def run_pipeline(shards: Mapping[str, tuple[Shard, int]], settings: PipelineSett
     for batch in staged.iter_batches(batch_size=None, batch_format="pyarrow"):
         for part in batch.to_pylist():
             yield StagedPart(Piece(part["shard_key"], part["first"], part["stop"]), part["num_tokens"])
+
+
+def _bound_memory(context: DataContext, settings: PipelineSettings) -> None:
+    """Packing is faster than scoring, and Ray Data would fill a third of the machine's memory with what is ahead."""
+    context.target_max_block_size = 1  # so that a part goes out as soon as it is packed
+    row_bytes = settings.seq_len * id_dtype(settings.vocab_size).itemsize
+    part_bytes = settings.batch_size * _BATCHES_A_PART * row_bytes
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=part_bytes * _PARTS_AHEAD * settings.num_scorers
+    )
 
 
 def _pack_shards(table: pa.Table, shards: Mapping[str, Shard], settings: PipelineSettings) -> Iterator[pa.Table]:
