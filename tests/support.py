@@ -4,7 +4,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -155,8 +155,22 @@ def sketch_of(values: NDArray[np.floating]) -> QuantileSketch:
     return sketch
 
 
-def make_tiny_model(folder: Path, *, vocab_size: int = 300, seed: int = 0, hidden_size: int = 32) -> Path:
-    """A randomly initialised Llama of about 30,000 parameters with a byte-level tokenizer, saved in `folder`."""
+TINY_TEXTS = tuple(f"the cat of number {i} sat on the mat. le chat est ici." for i in range(50))
+
+
+def make_tiny_model(
+    folder: Path,
+    *,
+    vocab_size: int = 300,
+    seed: int = 0,
+    hidden_size: int = 32,
+    positions: int = 64,
+    texts: Sequence[str] = TINY_TEXTS,
+) -> Path:
+    """A randomly initialised Llama of about 30,000 parameters with a byte-level tokenizer, saved in `folder`.
+
+    The tokenizer is trained on `texts`, and has as many tokens as they give, at most `vocab_size`.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -170,9 +184,7 @@ def make_tiny_model(folder: Path, *, vocab_size: int = 300, seed: int = 0, hidde
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(
-        [f"the cat of number {i} sat on the mat. le chat est ici." for i in range(50)], trainer
-    )
+    tokenizer.train_from_iterator(texts, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -182,7 +194,7 @@ def make_tiny_model(folder: Path, *, vocab_size: int = 300, seed: int = 0, hidde
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder

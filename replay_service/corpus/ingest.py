@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ from replay_service.corpus.growth import GroupOf, GrowingCorpus
 from replay_service.corpus.manifest import MANIFEST_NAME, Manifest, read_manifest
 from replay_service.corpus.pipeline import PipelineSettings, run_pipeline
 from replay_service.corpus.settings import IngestSettings
-from replay_service.corpus.shard_list import in_order, listed, read_shard_list, write_shard_list
+from replay_service.corpus.shard_list import ListedShard, in_order, listed, read_shard_list, write_shard_list
 from replay_service.corpus.sources import Shard, check_readable, find_shards, printable
 from replay_service.corpus.staging import Piece, ReadyRows, parts_of, read_packed
 from replay_service.corpus.status import IngestProgress, OnProgress, status_of
@@ -38,6 +38,8 @@ from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import fingerprint, load_tokenizer, separator_id
 
 IsStopped = Callable[[], bool]
+
+STAGING: Final = "staging"
 
 
 def ingest(
@@ -102,19 +104,36 @@ def _writing(settings: IngestSettings, on_progress: OnProgress, is_stopped: IsSt
 def _ingest(settings: IngestSettings, found: Sequence[Shard], tell: OnProgress, is_stopped: IsStopped) -> Manifest:
     check_seq_len(load_config(settings.model), settings.seq_len)
     tokenizer = load_tokenizer(settings.model)
-    folder, recipe = settings.corpus_folder, settings.recipe(fingerprint(tokenizer))
+    folder, plan = settings.corpus_folder, _planned(settings, tokenizer, found)
+    if plan.standing is not None and not plan.pending and not (folder / STAGING).exists():
+        return plan.standing
+    for shard in plan.pending:
+        check_readable(shard, settings.columns)
+    work = _prepared(settings, tokenizer, plan)
+    pending = {listed(shard).key: shard for shard in plan.pending}
+    before = [each for each in plan.begun if each.key not in pending]
+    write_shard_list(folder, [*before, *map(listed, plan.pending)])
+    return work.run([each.key for each in before], pending, tell, is_stopped)
+
+
+class _Plan(NamedTuple):
+    """What an ingest finds and has to do."""
+
+    standing: Manifest | None
+    begun: list[ListedShard]
+    """The shards of which rows stand in the corpus."""
+    pending: list[Shard]
+    """What is to be read, in order; the first may be one that was begun."""
+
+
+def _planned(settings: IngestSettings, tokenizer: Any, found: Sequence[Shard]) -> _Plan:
+    folder = settings.corpus_folder
     standing = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
     if standing is not None:
-        _check_fits(standing, settings, recipe, fingerprint(tokenizer))
-    done = read_shard_list(folder)[: _num_begun(standing)]
-    pending = in_order(done, standing is not None and standing.num_rows_of_next_shard > 0, found)
-    if standing is not None and not pending:
-        return standing
-    for shard in pending:
-        check_readable(shard, settings.columns)
-    work = _prepared(settings, tokenizer, recipe, standing)
-    write_shard_list(folder, [*(each for each in done if each not in map(listed, pending)), *map(listed, pending)])
-    return work.run({listed(shard).key: shard for shard in pending}, tell, is_stopped)
+        _check_fits(standing, settings, fingerprint(tokenizer))
+    begun = read_shard_list(folder)[: _num_begun(standing)]
+    is_half_done = standing is not None and standing.num_rows_of_next_shard > 0
+    return _Plan(standing, begun, in_order(begun, is_half_done, found))
 
 
 def _num_begun(manifest: Manifest | None) -> int:
@@ -122,8 +141,8 @@ def _num_begun(manifest: Manifest | None) -> int:
     return 0 if manifest is None else manifest.num_shards + (manifest.num_rows_of_next_shard > 0)
 
 
-def _check_fits(manifest: Manifest, settings: IngestSettings, recipe: str, tokenizer_fingerprint: str) -> None:
-    if manifest.recipe == recipe:
+def _check_fits(manifest: Manifest, settings: IngestSettings, tokenizer_fingerprint: str) -> None:
+    if manifest.recipe == settings.recipe(tokenizer_fingerprint):
         return
     if manifest.tokenizer_fingerprint != tokenizer_fingerprint:
         raise ModelMismatch(
@@ -148,9 +167,9 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _prepared(settings: IngestSettings, tokenizer: Any, recipe: str, standing: Manifest | None) -> "_Work":
-    folder = settings.corpus_folder
-    staging = folder / "staging" / recipe
+def _prepared(settings: IngestSettings, tokenizer: Any, plan: _Plan) -> "_Work":
+    standing, recipe = plan.standing, settings.recipe(fingerprint(tokenizer))
+    staging = settings.corpus_folder / STAGING / recipe
     staging.mkdir(parents=True, exist_ok=True)
     precision = _precision(settings, staging) if standing is None else _as_precision(standing.precision)
     pipeline = PipelineSettings(
@@ -196,14 +215,19 @@ class _Work:
     _num_rows: int = 0
     _num_tokens: int = 0
 
-    def run(self, shards: dict[str, Shard], tell: OnProgress, is_stopped: IsStopped) -> Manifest:
-        """Stage what is missing of `shards` (by key, in their order), and let the corpus grow meanwhile."""
+    def run(self, before: list[str], shards: dict[str, Shard], tell: OnProgress, is_stopped: IsStopped) -> Manifest:
+        """Stage what is missing of `shards`, and let the corpus grow meanwhile.
+
+        Args:
+            before: the keys of those that stand in the corpus whole.
+            shards: the others by their keys, in their order.
+        """
         for key in shards:
             self._ready[key] = ReadyRows()
             self._ready[key].add(parts_of(self.pipeline.staging, key))
         self._unfinished = dict(shards)
         self._forget_finished(list(shards))
-        growing = self._growing(list(shards))
+        growing = self._growing([*before, *shards])
         growing.grow(self._num_ready)
         tell(self._progress(shards, growing))
         try:
@@ -217,14 +241,16 @@ class _Work:
                 if is_stopped():
                     return growing.manifest
         except Exception as error:
-            raise _ours(error) from error
+            if (ours := _ours(error)) is None:
+                raise
+            raise ours from error
         growing.grow(self._num_ready, is_all=True)
         self._unfinished.clear()
         tell(self._progress(shards, growing))
         if not growing.manifest.generation:
             source = printable(self.settings.source)
             raise EmptyCorpus(f"the {len(shards)} shards of {source} hold no text to make a corpus of")
-        shutil.rmtree(self.pipeline.staging)
+        shutil.rmtree(self.settings.corpus_folder / STAGING)
         return growing.manifest
 
     def _missing(self) -> Iterator[tuple[Piece, int]]:
@@ -232,12 +258,10 @@ class _Work:
         return run_pipeline(left, self.pipeline) if left else iter(())
 
     def _growing(self, keys: list[str]) -> GrowingCorpus:
-        folder = self.settings.corpus_folder
-        before = [each.key for each in read_shard_list(folder)][: -len(keys)]
         return GrowingCorpus(
-            folder=folder,
+            folder=self.settings.corpus_folder,
             staging=self.pipeline.staging,
-            shards=[*before, *keys],
+            shards=keys,
             manifest=self.manifest,
             rows_per_segment=self.settings.rows_per_segment,
             group_of=self._group_of(),
@@ -279,14 +303,12 @@ def _column(staged: pa.Table) -> NDArray[np.str_]:
     return np.array(staged["group"].to_pylist())
 
 
-def _ours(error: BaseException) -> BaseException:
-    """The error that one of our stages raised, out of those that Ray wraps around it; else `error` itself."""
+def _ours(error: BaseException) -> ReplayError | None:
+    """The error that one of our stages raised, out of those that Ray wraps around it."""
     inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, ReplayError):
-            return inner
+    while inner is not None and not isinstance(inner, ReplayError):
         inner = getattr(inner, "cause", None) or inner.__cause__
-    return error
+    return inner
 
 
 def _precision(settings: IngestSettings, staging: Path) -> Precision:
@@ -296,7 +318,9 @@ def _precision(settings: IngestSettings, staging: Path) -> Precision:
     chosen = staging / "precision"
     if not chosen.exists():
         num_gpus = 1 if ray.cluster_resources().get("GPU", 0) > 0 else 0
-        chosen.write_text(ray.get(ray.remote(num_gpus=num_gpus)(faster_precision).remote()))
+        temporary = chosen.with_suffix(".partial")
+        temporary.write_text(ray.get(ray.remote(num_gpus=num_gpus)(faster_precision).remote()))
+        temporary.rename(chosen)
     return _as_precision(chosen.read_text())
 
 

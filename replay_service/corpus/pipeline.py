@@ -1,31 +1,34 @@
-"""The Ray Data pipeline: shards -> packed rows -> scored rows in staging. Tables go from stage to stage.
+"""The Ray Data pipeline: shards -> packed rows -> scored rows in staging. Parts go from stage to stage.
 
-stage   takes               gives
-pack    shard, first row    shard_key, row, domain, group, input_ids, length
-score   the same            adds base_loss, base_correct and, when asked, topk_ids, topk_logprobs, feature; writes it
-                            down and gives shard_key, first, stop, num_tokens: one line for each part
+stage   takes               gives, for each part
+pack    shard, first row    a table of row, domain, group, input_ids, length
+score   the same            writes it down with base_loss, base_correct and, when asked, topk_ids, topk_logprobs,
+                            feature; gives shard_key, first, stop, num_tokens
 
-A table is a few hundred rows, and Ray Data holds a stage back when the next one does not keep up: what is in memory
-at a time does not depend on how large the shards are, or how many.
+A part is some neighbouring rows of one shard, and which ones follows from their numbers. To Ray Data it is one value,
+which is neither cut nor joined to others. So rows meet the same others in the base model, and have the same losses to
+the last bit, whatever else is scored, by how many actors, and however often a part is scored again.
+
+Ray Data holds a stage back when the next one does not keep up: what is in memory at a time does not depend on how large
+the shards are, or how many.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, ExecutionResources, TaskPoolStrategy
 
-from replay_service.corpus.segments import wide_binary, wide_list
+from replay_service.corpus.segments import list_rows, wide_binary, wide_list
 from replay_service.corpus.sources import Columns, Document, SetAside, Shard, read_documents
-from replay_service.corpus.staging import SET_ASIDE, Packed, Piece, write_packed, write_parts
+from replay_service.corpus.staging import Packed, Piece, write_packed, write_parts, written_aside
 from replay_service.language.packing import PackedRows, Packer, id_dtype
 from replay_service.language.precision import Precision
 from replay_service.language.scoring import RowScorer, Scores
@@ -73,77 +76,98 @@ _CPUS_A_PACKER: Final = 4
 """Tokenizing costs far less than scoring: more packers would only load their libraries, beside the scorers."""
 
 _DOCUMENTS_AT_ONCE: Final = 256
+_CHARACTERS_AT_ONCE: Final = 1 << 22
+"""Or ready-made tokens; ids take tens of bytes each until they are packed."""
+
 _BATCHES_A_PART: Final = 16
 """Forward passes between two writes: enough to sort rows by length, few enough to lose little when killed."""
+
+_PARTS_AHEAD: Final = 64
+"""Parts of each scorer that are between the stages at a time, at most; some hundred milliseconds of work or more."""
 
 
 def run_pipeline(shards: Mapping[str, tuple[Shard, int]], settings: PipelineSettings) -> Iterator[StagedPart]:
     """Pack, score and stage shards, each (by its key) from the given row on; yields what has been staged."""
     on_gpu = ray.cluster_resources().get("GPU", 0) > 0
-    rows_a_part = settings.batch_size * _BATCHES_A_PART
-    context = DataContext.get_current()
-    usual = context.target_max_block_size
-    context.target_max_block_size = rows_a_part * settings.seq_len * id_dtype(settings.vocab_size).itemsize
-    try:
-        dataset = (
-            ray.data.from_items(
-                [{"shard_key": key, "first_row": first} for key, (_, first) in shards.items()],
-                override_num_blocks=len(shards),
-            )
-            .map_batches(
-                _pack_shards,
-                batch_size=1,
-                batch_format="pyarrow",
-                compute=TaskPoolStrategy(size=max(1, int(ray.cluster_resources()["CPU"]) // _CPUS_A_PACKER)),
-                num_cpus=_CPUS_TO_PACK,
-                fn_kwargs={"shards": {key: shard for key, (shard, _) in shards.items()}, "settings": settings},
-            )
-            .map_batches(
-                ScoreAndStage,
-                batch_size=rows_a_part,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=settings.num_scorers),
-                num_gpus=settings.gpus_per_scorer if on_gpu else 0,
-                fn_constructor_args=(settings,),
-            )
-        )
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for part in batch.to_pylist():
-                yield StagedPart(Piece(part["shard_key"], part["first"], part["stop"]), part["num_tokens"])
-    finally:
-        context.target_max_block_size = usual
+    wanted = ray.data.from_items(
+        [{"shard_key": key, "first_row": first} for key, (_, first) in shards.items()], override_num_blocks=len(shards)
+    )
+    _bound_memory(wanted.context, settings)
+    staged = wanted.map_batches(
+        _pack_shards,
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=TaskPoolStrategy(size=max(1, int(ray.cluster_resources()["CPU"]) // _CPUS_A_PACKER)),
+        num_cpus=_CPUS_TO_PACK,
+        fn_kwargs={"shards": {key: shard for key, (shard, _) in shards.items()}, "settings": settings},
+    ).map_batches(
+        ScoreAndStage,
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=settings.num_scorers),
+        num_gpus=settings.gpus_per_scorer if on_gpu else 0,
+        fn_constructor_args=(settings,),
+    )
+    for batch in staged.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for part in batch.to_pylist():
+            yield StagedPart(Piece(part["shard_key"], part["first"], part["stop"]), part["num_tokens"])
+
+
+def _bound_memory(context: DataContext, settings: PipelineSettings) -> None:
+    """Packing is faster than scoring, and Ray Data would fill a third of the machine's memory with what is ahead."""
+    context.target_max_block_size = 1  # so that a part goes out as soon as it is packed
+    row_bytes = settings.seq_len * id_dtype(settings.vocab_size).itemsize
+    part_bytes = settings.batch_size * _BATCHES_A_PART * row_bytes
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=part_bytes * _PARTS_AHEAD * settings.num_scorers
+    )
 
 
 def _pack_shards(table: pa.Table, shards: Mapping[str, Shard], settings: PipelineSettings) -> Iterator[pa.Table]:
     for each in table.to_pylist():
-        yield from pack_shard(each["shard_key"], shards[each["shard_key"]], settings, each["first_row"])
+        for part in pack_shard(each["shard_key"], shards[each["shard_key"]], settings, each["first_row"]):
+            yield pa.table({"shard_key": [each["shard_key"]], "part": _as_value(part)})
 
 
 def pack_shard(key: str, shard: Shard, settings: PipelineSettings, first_row: int = 0) -> Iterator[pa.Table]:
-    """Tokenize a shard and pack it, from row `first_row` on, in tables of some rows.
+    """Tokenize a shard and pack it, from row `first_row` on, in parts.
 
-    What it held is written down before its last table goes out, so whoever has seen all rows knows that these are all.
+    What it held is written down before its last part goes out, so whoever has seen all rows knows that these are all.
     """
-    folder = settings.staging / key
-    folder.mkdir(parents=True, exist_ok=True)
     found = _Found()
     held: pa.Table | None = None
     num_rows = 0
-    with (folder / f".{SET_ASIDE}").open("w") as set_aside:
-        for label, rows in _packed(shard, settings, found, set_aside):
-            table = _table(key, label, rows, num_rows).slice(max(0, first_row - num_rows))
-            num_rows += len(rows)
-            if len(table):
+    with written_aside(settings.staging, key) as aside:
+        for part in _in_parts(_packed(shard, settings, found, aside), settings.batch_size * _BATCHES_A_PART):
+            num_rows += len(part)
+            if num_rows > first_row:
                 if held is not None:
                     yield held
-                held = table
-    if found.set_aside:
-        (folder / f".{SET_ASIDE}").replace(folder / SET_ASIDE)
-    else:
-        (folder / f".{SET_ASIDE}").unlink()
+                held = part.slice(max(0, first_row + len(part) - num_rows))
     write_packed(settings.staging, key, Packed(num_rows, found.num_documents, found.set_aside))
     if held is not None:
         yield held
+
+
+def _in_parts(tables: Iterator[pa.Table], rows_a_part: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `rows_a_part`, the last of what is left, with a column `row` of their numbers."""
+    held: list[pa.Table] = []
+    num_held = num_rows = 0
+    for table in tables:
+        while num_held + len(table) >= rows_a_part:
+            missing = rows_a_part - num_held
+            yield _numbered([*held, table.slice(0, missing)], num_rows)
+            held, num_held, num_rows, table = [], 0, num_rows + rows_a_part, table.slice(missing)  # noqa: PLW2901
+        if len(table):
+            held.append(table)
+            num_held += len(table)
+    if held:
+        yield _numbered(held, num_rows)
+
+
+def _numbered(tables: list[pa.Table], first_row: int) -> pa.Table:
+    part = pa.concat_tables(tables).combine_chunks()
+    return part.add_column(0, "row", pa.array(np.arange(first_row, first_row + len(part))))
 
 
 @dataclass(slots=True)
@@ -161,48 +185,69 @@ class _Label(NamedTuple):
     group: str | None
 
 
-def _packed(
-    shard: Shard, settings: PipelineSettings, found: _Found, set_aside: Any
-) -> Iterator[tuple[_Label, PackedRows]]:
+def _packed(shard: Shard, settings: PipelineSettings, found: _Found, aside: IO[str]) -> Iterator[pa.Table]:
     """Packed rows of a shard, some at a time; documents of one label are laid end to end."""
     packers: dict[_Label, Packer] = {}
-    documents = _documents(shard, settings, found, set_aside)
-    while some := list(islice(documents, _DOCUMENTS_AT_ONCE)):
+    for some in _some_at_once(_documents(shard, settings, found, aside)):
         labelled: dict[_Label, list[Any]] = {}
-        for document, ids in zip(
-            some, ids_of(_tokenizer(settings.model), [each.content for each in some]), strict=True
-        ):
-            labelled.setdefault(_Label(document.domain, document.group), []).append(ids)
+        ids = ids_of(_tokenizer(settings.model), [each.content for each in some])
+        for document, line in zip(some, ids, strict=True):
+            labelled.setdefault(_Label(document.domain, document.group), []).append(line)
         for label, lines in labelled.items():
             if label not in packers:
                 packers[label] = Packer(settings.seq_len, settings.separator_id, id_dtype(settings.vocab_size))
-            yield label, packers[label].add(lines)
+            yield _table(label, packers[label].add(lines))
     for label, packer in packers.items():
-        yield label, packer.finish()
+        yield _table(label, packer.finish())
 
 
-def _documents(shard: Shard, settings: PipelineSettings, found: _Found, set_aside: Any) -> Iterator[Document]:
+def _documents(shard: Shard, settings: PipelineSettings, found: _Found, aside: IO[str]) -> Iterator[Document]:
     """The documents of a shard; rows that give none are written down."""
     for each in read_documents(shard, settings.columns):
         if isinstance(each, SetAside):
             found.set_aside[each.reason] = found.set_aside.get(each.reason, 0) + 1
-            set_aside.write(json.dumps({"shard": shard.name, **each._asdict()}) + "\n")
+            aside.write(json.dumps({"shard": shard.name, **each._asdict()}) + "\n")
         else:
             found.num_documents += 1
             yield each
 
 
-def _table(key: str, label: _Label, rows: PackedRows, first_row: int) -> pa.Table:
+def _some_at_once(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    some: list[Document] = []
+    size = 0
+    for document in documents:
+        some.append(document)
+        size += len(document.content)
+        if len(some) >= _DOCUMENTS_AT_ONCE or size >= _CHARACTERS_AT_ONCE:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _table(label: _Label, rows: PackedRows) -> pa.Table:
     return pa.table(
         {
-            "shard_key": pa.array([key] * len(rows), pa.string()),
-            "row": np.arange(first_row, first_row + len(rows)),
             "domain": pa.array([label.domain] * len(rows), pa.string()),
             "group": pa.array([label.group] * len(rows), pa.string()),
             "input_ids": wide_list(rows.input_ids),
             "length": rows.length,
         }
     )
+
+
+def _as_value(table: pa.Table) -> pa.Array:
+    """A column of one value, which holds all of the table."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    value = sink.getvalue()
+    bounds = pa.py_buffer(np.array([0, value.size]))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, bounds, value])
+
+
+def _of_value(value: pa.LargeBinaryScalar) -> pa.Table:
+    return pa.ipc.open_stream(value.as_buffer()).read_all()
 
 
 @lru_cache(maxsize=1)
@@ -216,7 +261,6 @@ class ScoreAndStage:
     def __init__(self, settings: PipelineSettings) -> None:
         torch.set_num_threads(settings.threads_per_scorer)
         self._staging = settings.staging
-        self._seq_len = settings.seq_len
         self._id_dtype = id_dtype(settings.vocab_size)
         self._scorer = RowScorer(
             settings.model,
@@ -227,20 +271,18 @@ class ScoreAndStage:
         )
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        scored = self._scored(table.combine_chunks())
-        parts = []
-        for key in scored["shard_key"].unique().to_pylist():
-            rows = scored.filter(pa.compute.equal(scored["shard_key"], key)).drop_columns("shard_key")
-            for piece in write_parts(self._staging, key, rows):
-                here = rows.filter(
-                    pa.compute.and_(rows["row"].to_numpy() >= piece.first, rows["row"].to_numpy() < piece.stop)
-                )
-                parts.append({**piece._asdict(), "num_tokens": pa.compute.sum(here["length"]).as_py()})
-        return pa.Table.from_pylist(parts, schema=_PART_SCHEMA)
+        staged = [
+            self._stage(key.as_py(), _of_value(part))
+            for key, part in zip(table["shard_key"], table["part"], strict=True)
+        ]
+        return pa.Table.from_pylist(staged, schema=_PART_SCHEMA)
+
+    def _stage(self, key: str, part: pa.Table) -> dict[str, Any]:
+        (piece,) = write_parts(self._staging, key, self._scored(part))
+        return {**piece._asdict(), "num_tokens": pa.compute.sum(part["length"]).as_py()}
 
     def _scored(self, table: pa.Table) -> pa.Table:
-        flat = pa.chunked_array(table["input_ids"].chunks).combine_chunks()
-        input_ids = flat.flatten().to_numpy().reshape(len(table), self._seq_len)
+        input_ids = list_rows(table["input_ids"].combine_chunks())
         scores = self._scorer.score(input_ids, table["length"].to_numpy())
         for name, column in _columns(scores, self._id_dtype).items():
             table = table.append_column(name, column)

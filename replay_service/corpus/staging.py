@@ -10,10 +10,11 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import IO, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +52,20 @@ def read_packed(staging: Path, shard_key: str) -> Packed | None:
         return Packed(**json.loads((staging / shard_key / _PACKED).read_text()))
     except FileNotFoundError:
         return None
+
+
+@contextmanager
+def written_aside(staging: Path, shard_key: str) -> Iterator[IO[str]]:
+    """A file for the rows of a shard that cannot be used; it is there whole or not at all, and not when it is empty."""
+    folder = staging / shard_key
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{uuid.uuid4().hex}.partial"
+    with temporary.open("w") as file:
+        yield file
+    if temporary.stat().st_size:
+        temporary.rename(folder / SET_ASIDE)
+    else:
+        temporary.unlink()
 
 
 def write_parts(staging: Path, shard_key: str, rows: pa.Table) -> list[Piece]:

@@ -1,0 +1,145 @@
+"""How much memory an ingest takes, and how little of that depends on the text: `python -m tests.benchmarks.memory`.
+
+README.md in this folder says what is counted.
+"""
+
+import argparse
+import json
+import multiprocessing
+import re
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from pathlib import Path
+
+import psutil
+
+from tests.benchmarks.ratios import as_table
+from tests.support import make_tiny_model
+
+DOCUMENT_CHARACTERS = 4000
+SHARD_MEGABYTES = 2
+SECONDS_BETWEEN = 0.25
+ROLES = {"ScoreAndStage": "scorer", "_pack_shards": "packer"}
+_PSS = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=10, help="of text, at first")
+    parser.add_argument("--times", type=int, nargs="+", default=[1, 10], help="how many times as much to ingest")
+    wanted = parser.parse_args()
+    print(memory(wanted.megabytes, wanted.times))
+
+
+def memory(megabytes: int, times: Sequence[int]) -> str:
+    """The peaks of ingests of more and more text, each in processes of its own."""
+    texts = source_texts()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_tiny_model(
+            Path(folder) / "model", vocab_size=1000, hidden_size=16, positions=128, texts=texts[:200]
+        )
+        first: int | None = None
+        for each in times:
+            home = Path(folder) / str(each)
+            write_shards(home / "source", texts, each * megabytes)
+            seconds, peak = watched(home, model)
+            first = first or peak.total
+            rows.append(
+                [
+                    f"{each * megabytes} MB",
+                    f"{seconds:.0f} s",
+                    *(f"{peak.of_role.get(role, 0) >> 20} MiB" for role in ("driver", "scorer", "packer", "Ray")),
+                    f"{peak.total >> 20} MiB",
+                    f"{peak.total / first:.2f}",
+                ]
+            )
+    return as_table(["text", "time", "driver", "scorer", "packer", "rest of Ray", "together", "ratio"], rows)
+
+
+def source_texts() -> list[str]:
+    """Pieces of the source of Python's standard library."""
+    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    whole = "".join(each.read_text(encoding="utf-8", errors="ignore") for each in modules)
+    return [whole[first : first + DOCUMENT_CHARACTERS] for first in range(0, len(whole), DOCUMENT_CHARACTERS)]
+
+
+def write_shards(folder: Path, texts: Sequence[str], megabytes: int) -> None:
+    """JSON lines of the texts, over and over."""
+    folder.mkdir(parents=True)
+    endless = cycle(texts)
+    for number in range(-(-megabytes // SHARD_MEGABYTES)):
+        some = islice(endless, SHARD_MEGABYTES * 1_000_000 // DOCUMENT_CHARACTERS)
+        lines = (json.dumps({"text": text}) + "\n" for text in some)
+        (folder / f"python-{number:05d}.jsonl").write_text("".join(lines))
+
+
+# In a process of its own
+
+
+def run_ingest(home: Path, model: Path) -> None:
+    from replay_service.corpus.ingest import ingest
+    from replay_service.corpus.settings import IngestSettings
+    from replay_service.ray_session import start_ray
+
+    start_ray()
+    ingest(
+        IngestSettings(
+            str(home / "source"),
+            home / "corpora",
+            "python",
+            str(model),
+            seq_len=128,
+            precision="float32",
+            rows_per_segment=8192,
+        )
+    )
+
+
+# Watching it
+
+
+@dataclass
+class Peak:
+    """The most memory at a time, bytes: the sum of what every process has to itself and its share of what it shares."""
+
+    total: int = 0
+    of_role: dict[str, int] = field(default_factory=dict)
+
+
+def watched(home: Path, model: Path) -> tuple[float, Peak]:
+    """The seconds that an ingest takes, and its peak."""
+    process = multiprocessing.get_context("spawn").Process(target=run_ingest, args=(home, model))
+    began, peak = time.perf_counter(), Peak()
+    process.start()
+    while process.is_alive():
+        of_role: dict[str, int] = {}
+        for role, num_bytes in shares(process.pid or 0):
+            of_role[role] = of_role.get(role, 0) + num_bytes
+        if sum(of_role.values()) > peak.total:
+            peak = Peak(sum(of_role.values()), of_role)
+        process.join(SECONDS_BETWEEN)
+    if process.exitcode:
+        raise SystemExit("the ingest failed")
+    return time.perf_counter() - began, peak
+
+
+def shares(pid: int) -> Iterator[tuple[str, int]]:
+    """The role of the driver and of every process that it has started, and its proportional set size, bytes."""
+    driver = psutil.Process(pid)
+    for process in [driver, *driver.children(recursive=True)]:
+        try:
+            name = " ".join(process.cmdline())
+            found = _PSS.search(Path(f"/proc/{process.pid}/smaps_rollup").read_text())
+        except (psutil.NoSuchProcess, OSError):
+            continue  # it has ended
+        role = next((role for part, role in ROLES.items() if part in name), "driver" if process == driver else "Ray")
+        yield role, int(found[1]) << 10 if found else 0
+
+
+if __name__ == "__main__":
+    main()
