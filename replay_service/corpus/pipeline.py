@@ -29,6 +29,7 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionResources, TaskPoo
 from replay_service.corpus.segments import list_rows, wide_binary, wide_list
 from replay_service.corpus.sources import Columns, Document, SetAside, Shard, read_documents
 from replay_service.corpus.staging import Packed, Piece, write_packed, write_parts, written_aside
+from replay_service.errors import CorpusError
 from replay_service.language.packing import PackedRows, Packer, id_dtype
 from replay_service.language.precision import Precision
 from replay_service.language.scoring import RowScorer, Scores
@@ -284,6 +285,8 @@ class ScoreAndStage:
     def _scored(self, table: pa.Table) -> pa.Table:
         input_ids = list_rows(table["input_ids"].combine_chunks())
         scores = self._scorer.score(input_ids, table["length"].to_numpy())
+        if not np.isfinite(scores.base_loss).all():
+            raise CorpusError("the base model gives no finite loss for some rows; score with --precision float32")
         for name, column in _columns(scores, self._id_dtype).items():
             table = table.append_column(name, column)
         return table
