@@ -3,45 +3,34 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import stamina
 from pyarrow import fs
 
-from replay_service.errors import CorpusError, CorpusUnavailable
+from replay_service.corpus.filesystems import failures_named, locate, normal
+from replay_service.errors import CorpusError, CorpusUnavailable, UnusableSource
 
 T = TypeVar("T")
-
-_PYARROW_SCHEMES: Final = ("s3", "gs", "gcs", "file")
 
 
 def open_filesystem(url: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a URL, and the path in it that the URL names.
 
-    `s3`, `gs` and `file` are pyarrow's own, whose options stand in the query of the URL; others are fsspec's.
+    `s3` and `gs` are pyarrow's own, whose options stand in the query of the URL; others are fsspec's.
 
     Raises:
         CorpusError: when no filesystem is known for the URL, or a package for it is missing.
     """
-    scheme = url.partition("://")[0]
     try:
-        if scheme in _PYARROW_SCHEMES:
-            filesystem, path = fs.FileSystem.from_uri(url)
-            if not path:
-                raise ValueError("no bucket")
-            return filesystem, path
-        from fsspec.core import url_to_fs
-
-        filesystem, path = url_to_fs(url)
-        return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
-    except ImportError as error:
-        raise CorpusError(f"{scheme}:// needs a package that is missing: {error}") from None
-    except (ValueError, OSError) as error:
-        # A URL may hold a password, and the error the URL.
+        with failures_named(url):
+            place = locate(normal(url))
+    except UnusableSource as error:
+        # A URL may hold a password, and the error below the URL.
         raise CorpusError(
-            f"the URL of the corpora, which begins with {scheme}://, cannot be used ({type(error).__name__}); "
-            "it must name a bucket and may name a folder in it, as s3://bucket/corpora?region=us-east-1 does"
+            f"{error.detail} (corpora are in a folder of a bucket, as s3://bucket/corpora?region=us-east-1)"
         ) from None
+    return place.filesystem, place.path
 
 
 @dataclass(frozen=True, slots=True)
