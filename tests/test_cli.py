@@ -18,6 +18,9 @@ COMMANDS = (
     "corpus upload",
     "journal verify",
     "journal export",
+    "token create",
+    "token list",
+    "token revoke",
 )
 
 

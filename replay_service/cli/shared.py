@@ -44,7 +44,8 @@ def errors_as_messages() -> Iterator[None]:
         sys.exit(2)
     except ValidationError as error:
         for each in error.errors():
-            console.print(f"[red]setting {'.'.join(map(str, each['loc']))}:[/red] {each['msg']}", highlight=False)
+            place = f"setting {'.'.join(map(str, each['loc']))}" if each["loc"] else "settings"
+            console.print(f"[red]{place}:[/red] {each['msg']}", highlight=False)
         sys.exit(2)
     except FileNotFoundError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)

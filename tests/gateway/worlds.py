@@ -20,7 +20,8 @@ RUN = {"run": "tune", "corpus": "wiki", "global_batch_size": 8, "injection_ratio
 
 def client_on(root: Path, **flags: Any) -> TestClient:
     """A client of a new application; an unforeseen exception becomes an answer, as it does in the real server."""
-    return TestClient(create_app(load_settings(root=root, **flags)), raise_server_exceptions=False)
+    app = create_app(load_settings(root=root, **flags))
+    return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
 
 
 def create_run(client: httpx2.Client, **settings: object) -> httpx2.Response:
