@@ -103,7 +103,10 @@ def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
         UnusableTokens: when the file is missing or damaged, or an entry is not as it must be.
     """
     try:
-        return _Content.model_validate(tomllib.loads(path.read_text())).token
+        text = path.read_text()
+        if not text.strip():  # what a file is for a moment that is written in place
+            raise ValueError("it is empty")
+        return _Content.model_validate(tomllib.loads(text)).token
     except OSError as error:
         raise UnusableTokens(
             f"the tokens file {path} cannot be read: {error.strerror}; `replay-service token create` makes one"
@@ -112,7 +115,7 @@ def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
         problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_input=False)]
         raise UnusableTokens(f"the tokens file {path} is damaged: {'; '.join(problems)}") from error
     except ValueError as error:
-        raise UnusableTokens(f"the tokens file {path} is damaged: it is no TOML: {error}") from error
+        raise UnusableTokens(f"the tokens file {path} is damaged: {error}") from error
 
 
 def add_token(path: Path, entry: TokenEntry) -> None:

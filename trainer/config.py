@@ -40,7 +40,8 @@ class DataConfig(Section):
 class RehearsalConfig(Section):
     """What to rehearse, how much, and where it comes from.
 
-    A token has no place in a job's file, which is kept and shown around: it is in the environment (see `trainer.client`).
+    A token has no place in a job's file, which is kept and shown around; `trainer.client` takes it from the
+    environment.
     """
 
     service_url: str = Field("http://127.0.0.1:8400", description="The replay service.")

@@ -54,9 +54,7 @@ class ServiceUnknown(ServiceRefused):
 
 class TokenRefused(ServiceRefused):
     def __str__(self) -> str:
-        return (
-            f"{super(TokenRefused, self).__str__()}; the environment variable REPLAY_TOKEN must hold a token in force"
-        )
+        return f"{super().__str__()}; the environment variable REPLAY_TOKEN must hold a token in force"
 
 
 class NotAllowed(ServiceRefused):
