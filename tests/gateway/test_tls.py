@@ -1,53 +1,22 @@
 import json
-import ssl
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-import trustme
 from typer.testing import CliRunner
 
 from replay_service.cli import app
+from tests.certificates import CertificateFiles, certificate_in
 from tests.gateway.worlds import make_token
 from tests.support import free_port, running_service
 from trainer.client import ReplayClient
 from trainer.errors import ServiceError, ServiceUnavailable
 
 
-@dataclass(frozen=True)
-class Files:
-    """A certificate for 127.0.0.1 with its key, and that of the authority that has signed it."""
-
-    certificate: Path
-    key: Path
-    authority: Path
-
-    @property
-    def options(self) -> list[str | Path]:
-        return ["--tls-certificate", self.certificate, "--tls-key", self.key]
-
-    @property
-    def trusted(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=self.authority)
-
-
-def made_in(folder: Path) -> Files:
-    folder.mkdir()
-    authority = trustme.CA()
-    files = Files(folder / "certificate.pem", folder / "key.pem", folder / "authority.pem")
-    issued = authority.issue_cert("127.0.0.1")
-    issued.private_key_pem.write_to_path(files.key)
-    for blob in issued.cert_chain_pems:
-        blob.write_to_path(files.certificate, append=True)
-    authority.cert_pem.write_to_path(files.authority)
-    return files
-
-
 @pytest.fixture
-def files(tmp_path: Path) -> Files:
-    return made_in(tmp_path / "tls")
+def files(tmp_path: Path) -> CertificateFiles:
+    return certificate_in(tmp_path / "tls")
 
 
 def serve(*options: str | Path) -> Any:
@@ -55,10 +24,10 @@ def serve(*options: str | Path) -> Any:
 
 
 def test_the_client_trusts_the_authority_that_it_is_given(
-    root: Path, files: Files, monkeypatch: pytest.MonkeyPatch
+    root: Path, files: CertificateFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = make_token(root, "read")
-    stranger = made_in(root / "stranger")
+    stranger = certificate_in(root / "stranger")
     with running_service(root, options=files.options, trusted=files.trusted) as (base_url, _):
         assert base_url.startswith("https://")
         with ReplayClient(base_url, token, ca_file=files.authority) as client:
@@ -84,8 +53,8 @@ def test_a_ca_file_that_is_none_is_named(tmp_path: Path, content: str | None) ->
         ReplayClient("https://127.0.0.1:1", ca_file=path)
 
 
-def test_files_that_are_no_certificate_and_key_end_with_a_message(tmp_path: Path, files: Files) -> None:
-    other = made_in(tmp_path / "other")
+def test_files_that_are_no_certificate_and_key_end_with_a_message(tmp_path: Path, files: CertificateFiles) -> None:
+    other = certificate_in(tmp_path / "other")
     (tmp_path / "text.pem").write_text("text")
     for certificate, key in (
         (files.certificate, other.key),
@@ -99,7 +68,7 @@ def test_files_that_are_no_certificate_and_key_end_with_a_message(tmp_path: Path
 
 
 @pytest.mark.parametrize("index", [0, 2])
-def test_a_certificate_and_its_key_go_together(tmp_path: Path, files: Files, index: int) -> None:
+def test_a_certificate_and_its_key_go_together(tmp_path: Path, files: CertificateFiles, index: int) -> None:
     result = serve("--root", tmp_path / "new", *files.options[index : index + 2])
     assert result.exit_code == 2
     assert "tls_certificate and tls_key go together" in result.output
@@ -110,7 +79,7 @@ def warnings_of(root: Path) -> list[str]:
     return [line["event"] for line in lines if line["level"] == "warning"]
 
 
-def test_tokens_beyond_loopback_without_tls_are_warned_of(root: Path, files: Files) -> None:
+def test_tokens_beyond_loopback_without_tls_are_warned_of(root: Path, files: CertificateFiles) -> None:
     make_token(root, "read")
     beyond = ["--host", "0.0.0.0"]
     with running_service(root, options=[*beyond, *files.options], trusted=files.trusted):

@@ -134,9 +134,11 @@ def test_a_token_opens_what_it_is_for_and_what_is_refused_is_not_tried_again(
                 client.ensure_run("yours", "wiki", SETTINGS)
         for wrong in ("rpl_wrong", ""):
             transport = Flaky([])
-            with ReplayClient(base_url, wrong, transport=transport) as client:
-                with pytest.raises(TokenRefused, match="REPLAY_TOKEN"):
-                    client.run("mine")
+            with (
+                ReplayClient(base_url, wrong, transport=transport) as client,
+                pytest.raises(TokenRefused, match="REPLAY_TOKEN"),
+            ):
+                client.run("mine")
             assert transport.num_requests == 1
         monkeypatch.setenv("REPLAY_TOKEN", f"{token}\n")
         with ReplayClient(base_url) as client:
