@@ -20,8 +20,14 @@ ReplayError
 │   ├── StepOutOfRange       a step before the first or too far ahead
 │   ├── AwaitingReports      a fenced run plans the step when the reports of earlier ones have come
 │   └── InvalidReport        a report that does not fit the plan, or a loss that is not a number
+├── AccessError              the caller may not do that
+│   ├── MissingToken
+│   ├── InvalidToken         unknown, revoked or expired
+│   ├── ScopeTooSmall        the token's scope does not include the request
+│   └── RunForbidden         the token is for other runs
 ├── JournalUnavailable       what was to be written did not become durable; nothing was changed
 └── InvalidRequest           the request itself
+    ├── HostNotAllowed       it was sent to a name that the service does not answer to
     ├── NotAcceptable
     ├── UnsupportedMediaType
     └── BodyTooLarge
@@ -119,12 +125,36 @@ class InvalidReport(RunError):
     slug, title, status = "invalid-report", "The report cannot be folded in", 422
 
 
+class AccessError(ReplayError):
+    slug, title, status = "access-error", "The caller may not do that", 403
+
+
+class MissingToken(AccessError):
+    slug, title, status = "missing-token", "The service asks for a token", 401
+
+
+class InvalidToken(AccessError):
+    slug, title, status = "invalid-token", "The token is not in force", 401
+
+
+class ScopeTooSmall(AccessError):
+    slug, title, status = "scope-too-small", "The token's scope is too small", 403
+
+
+class RunForbidden(AccessError):
+    slug, title, status = "run-forbidden", "The token is for other runs", 403
+
+
 class JournalUnavailable(ReplayError):
     slug, title, status = "journal-unavailable", "The journal cannot be written", 503
 
 
 class InvalidRequest(ReplayError):
     slug, title, status = "invalid-request", "The request cannot be understood", 422
+
+
+class HostNotAllowed(InvalidRequest):
+    slug, title, status = "host-not-allowed", "The service has another name", 421
 
 
 class NotAcceptable(InvalidRequest):

@@ -1,10 +1,11 @@
 """Settings of the service: defaults, then a TOML file, then REPLAY_ environment variables, then flags."""
 
+import ipaddress
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -16,13 +17,14 @@ from sqlalchemy.exc import ArgumentError
 
 
 class ServiceSettings(BaseSettings):
-    """How the service runs. Unknown keys are refused."""
+    """How the service runs. Unknown keys are refused. What may hold secrets is in no representation and no error."""
 
-    model_config = SettingsConfigDict(env_prefix="REPLAY_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="REPLAY_", extra="forbid", frozen=True, hide_input_in_errors=True)
 
     root: Path = Field(Path("replay-data"), description="Folder of the corpora and of the default journal.")
     corpora_url: str | None = Field(
         None,
+        repr=False,
         description="URL of the folder of the corpora in object storage, such as s3://bucket/corpora?region=us-east-1; "
         "by default the folder `corpora` in `root`.",
     )
@@ -31,11 +33,12 @@ class ServiceSettings(BaseSettings):
     )
     ingest_from: tuple[str, ...] = Field(
         (),
+        repr=False,
         description="Folders and URLs from which ingests may be started over HTTP, such as /data/pretraining or "
         "s3://bucket/web; nowhere by default.",
     )
     database_url: str | None = Field(
-        None, description="SQLAlchemy URL of the journal; by default an SQLite file in `root`."
+        None, repr=False, description="SQLAlchemy URL of the journal; by default an SQLite file in `root`."
     )
     durability: Literal["full", "relaxed"] = Field(
         "full", description="full: answers survive a loss of power; relaxed: they survive the process."
@@ -47,7 +50,21 @@ class ServiceSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8400, ge=0, le=65535, description="Port to listen on.")
     allow_unauthenticated: bool = Field(
-        False, description="Listen beyond loopback although callers are not asked who they are."
+        False, description="Listen beyond loopback although there are no tokens to ask callers for."
+    )
+    tokens_file: Path | None = Field(
+        None,
+        description="File of the tokens that callers must have; by default `tokens.toml` in `root`, if it is there.",
+    )
+    tls_certificate: Path | None = Field(
+        None,
+        description="PEM file of the server's certificate and those that lead to its authority; read at the start.",
+    )
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key.")
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Names in the Host header that are answered, such as replay.example.org or *.example.org; by "
+        "default those of loopback when listening there, else all.",
     )
     max_body_bytes: int = Field(16 << 20, ge=1024, description="Largest request body accepted.")
     max_steps_per_request: int = Field(1024, ge=1, description="Most steps one batch request may ask for.")
@@ -66,6 +83,27 @@ class ServiceSettings(BaseSettings):
             except ArgumentError:
                 raise ValueError("is no SQLAlchemy URL, such as sqlite:////var/lib/replay/journal.sqlite") from None
         return url
+
+    @model_validator(mode="after")
+    def _has_certificate_and_key(self) -> "ServiceSettings":
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together; set both, or neither")
+        return self
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        return is_loopback(self.host)
+
+    @property
+    def tokens_path(self) -> Path:
+        """Where the tokens are kept."""
+        return self.root / "tokens.toml" if self.tokens_file is None else self.tokens_file
+
+    @property
+    def asks_for_tokens(self) -> bool:
+        """Whether callers are asked who they are: a file that was named must be there."""
+        return self.tokens_file is not None or self.tokens_path.exists()
 
     @property
     def corpora(self) -> Path:
@@ -91,6 +129,14 @@ class ServiceSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own, and only reached from it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load_settings(config_file: Path | None = None, **flags: Any) -> ServiceSettings:

@@ -1,6 +1,7 @@
 """The smallest worlds that tests need: a corpus without a model, a tiny model, a running service."""
 
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -209,28 +210,37 @@ def free_port() -> int:
 
 @contextmanager
 def running_service(
-    root: Path, *, port: int | None = None, database_url: str | None = None
+    root: Path,
+    *,
+    port: int | None = None,
+    database_url: str | None = None,
+    options: Sequence[str | Path] = (),
+    trusted: ssl.SSLContext | None = None,
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """A real server process on loopback: its base URL and the process. Without a URL its journal is in `root`."""
+    """A real server process on loopback: its base URL and the process. Without a URL its journal is in `root`.
+
+    `options` are further ones of `serve`; with `trusted`, it is to serve HTTPS by a certificate that this trusts.
+    """
     port = port or free_port()
     command = [sys.executable, "-m", "replay_service", "serve", "--root", str(root), "--port", str(port)]
     if database_url is not None:
         command += ["--database-url", database_url]
+    command += map(str, options)
     with (root / "serve.log").open("ab") as log, subprocess.Popen(command, stderr=log) as process:
-        base_url = f"http://127.0.0.1:{port}"
+        base_url = f"{'http' if trusted is None else 'https'}://127.0.0.1:{port}"
         try:
-            _await_ready(base_url, process)
+            _await_ready(base_url, process, trusted or True)
             yield base_url, process
         finally:
             process.terminate()
             process.wait(timeout=20)
 
 
-def _await_ready(base_url: str, process: "subprocess.Popen[bytes]") -> None:
+def _await_ready(base_url: str, process: "subprocess.Popen[bytes]", trusted: ssl.SSLContext | bool) -> None:
     for _ in range(200):
         assert process.poll() is None, "the service stopped; see serve.log"
         try:
-            if httpx2.get(f"{base_url}/readyz").status_code == 200:
+            if httpx2.get(f"{base_url}/readyz", verify=trusted).status_code == 200:
                 return
         except httpx2.TransportError:
             time.sleep(0.1)

@@ -18,6 +18,9 @@ COMMANDS = (
     "corpus upload",
     "journal verify",
     "journal export",
+    "token create",
+    "token list",
+    "token revoke",
 )
 
 
@@ -78,6 +81,17 @@ def test_serving_beyond_loopback_must_be_asked_for(tmp_path: Path, host: str) ->
 def test_serving_beyond_loopback_by_a_file_must_be_asked_for_too(tmp_path: Path) -> None:
     (tmp_path / "replay.toml").write_text('host = "0.0.0.0"')
     assert run("serve", "--config", tmp_path / "replay.toml").exit_code == 2
+
+
+@pytest.mark.parametrize(("content", "named"), [("# nobody", "token create"), ("", "damaged"), (None, "mine.toml")])
+def test_serving_beyond_loopback_takes_a_token_at_least(tmp_path: Path, content: str | None, named: str) -> None:
+    path = tmp_path / "mine.toml"
+    if content is not None:
+        path.write_text(content)
+    result = run("serve", "--root", tmp_path / "new", "--host", "0.0.0.0", "--tokens-file", path)
+    assert result.exit_code == 2
+    assert named in result.output
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

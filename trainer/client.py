@@ -1,6 +1,9 @@
 """The client of the service: typed, synchronous, and patient. It needs neither torch nor Ray."""
 
-from dataclasses import dataclass, field
+import os
+import ssl
+from dataclasses import InitVar, dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -9,9 +12,20 @@ import numpy as np
 import stamina
 
 from replay_service.gateway.wire import ARROW_STREAM, Batch, Compression, decode_batch, encode_losses
-from trainer.errors import NotReady, ServiceError, ServiceRefused, ServiceUnavailable, ServiceUnknown
+from trainer.errors import (
+    NotAllowed,
+    NotReady,
+    ServiceError,
+    ServiceRefused,
+    ServiceUnavailable,
+    ServiceUnknown,
+    TokenRefused,
+)
 
 PROBLEM_JSON = "application/problem+json"
+TOKEN_VARIABLE = "REPLAY_TOKEN"
+CA_FILE_VARIABLE = "REPLAY_CA_FILE"
+
 _RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -53,22 +67,36 @@ class ReplayClient:
     """Talks to one service. Every request is safe to repeat, and is repeated until the service answers.
 
     Attributes:
-        base_url: such as "http://127.0.0.1:8400".
+        base_url: such as "http://127.0.0.1:8400" or "https://replay.example.org".
+        token: what the service asks callers for; by default the environment variable REPLAY_TOKEN. It is sent, and kept
+            nowhere else.
+        ca_file: PEM file of the authority that vouches for the service's certificate; by default the environment
+            variable REPLAY_CA_FILE, else the authorities that this machine trusts.
         transport: the seam for tests; None opens sockets.
 
     Raises, from every method:
         ServiceUnavailable: when there was no answer in time; NotReady when a fenced plan still waits for reports.
-        ServiceRefused: when the service said no; ServiceUnknown when it knows no such run or corpus.
+        ServiceRefused: when the service said no; ServiceUnknown when it knows no such run or corpus, TokenRefused when
+            it asks for another token, NotAllowed when the token is not for this.
+        ServiceError: when the service's certificate cannot be trusted, or what it sent cannot be understood.
     """
 
     base_url: str
+    token: InitVar[str | None] = None
+    ca_file: Path | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout_s: float = 60.0
     transport: httpx2.BaseTransport | None = None
     _http: httpx2.Client = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        self._http = httpx2.Client(base_url=self.base_url, timeout=self.timeout_s, transport=self.transport)
+    def __post_init__(self, token: str | None) -> None:
+        self._http = httpx2.Client(
+            base_url=self.base_url,
+            timeout=self.timeout_s,
+            transport=self.transport,
+            headers=_authorization(token or os.environ.get(TOKEN_VARIABLE, "")),
+            verify=_trusted(self.ca_file or os.environ.get(CA_FILE_VARIABLE)),
+        )
 
     def __enter__(self) -> "ReplayClient":
         return self
@@ -173,6 +201,11 @@ class ReplayClient:
         except httpx2.HTTPStatusError as error:
             raise _refusal(error.response) from error
         except httpx2.TransportError as error:
+            if _is_distrust(error):
+                raise ServiceError(
+                    f"the certificate of the service at {self.base_url} cannot be trusted: {error}; name the file of "
+                    f"the authority that vouches for it in the environment variable {CA_FILE_VARIABLE}"
+                ) from error
             raise ServiceUnavailable(
                 f"the service at {self.base_url} did not answer for {self.retry.give_up_after_s:.0f} s: {error!r}; "
                 "check that it runs and can be reached from here"
@@ -180,10 +213,37 @@ class ReplayClient:
         raise AssertionError("a retry loop ends with an answer or an error")
 
 
+def _authorization(token: str) -> dict[str, str]:
+    """The header that shows a token; none if it is empty. A file's last newline is no part of a token."""
+    token = token.strip()
+    if not token:
+        return {}
+    if not (token.isascii() and token.isprintable()):
+        raise ServiceError(f"the token, from the caller or from {TOKEN_VARIABLE}, has characters that no token has")
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _trusted(ca_file: Path | str | None) -> ssl.SSLContext | bool:
+    """Whose certificates are trusted: those of one authority, or (True) those that the machine trusts."""
+    if not ca_file:
+        return True
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise ServiceError(f"the CA file {ca_file} is no PEM file of certificates: {error}") from error
+
+
+def _is_distrust(error: BaseException | None) -> bool:
+    """Whether a failed connection was the certificate's fault, which stays as it is."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def _wait_for(error: Exception) -> bool | float:
     """Whether to try again after `error`, or after how many seconds."""
     if isinstance(error, httpx2.TransportError):
-        return True
+        return not _is_distrust(error)
     if not isinstance(error, httpx2.HTTPStatusError) or error.response.status_code not in _RETRIED_STATUSES:
         return False
     after = error.response.headers.get("Retry-After", "")
@@ -199,8 +259,13 @@ def _refusal(response: httpx2.Response) -> ServiceError:
         slug, detail = _slug(response), str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):
         slug, detail = "unknown-answer", f"{response.url} answered with no problem document; is it a replay service?"
-    kind = ServiceUnknown if slug in ("unknown-run", "unknown-corpus") else ServiceRefused
-    return kind(slug, detail, response.status_code)
+    return _kind(slug, response.status_code)(slug, detail, response.status_code)
+
+
+def _kind(slug: str, status: int) -> type[ServiceRefused]:
+    if slug in ("unknown-run", "unknown-corpus"):
+        return ServiceUnknown
+    return {401: TokenRefused, 403: NotAllowed}.get(status, ServiceRefused)
 
 
 def _slug(response: httpx2.Response) -> str:

@@ -17,7 +17,7 @@ from trainer.errors import InvalidTraining
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class DataConfig(Section):
@@ -38,7 +38,11 @@ class DataConfig(Section):
 
 
 class RehearsalConfig(Section):
-    """What to rehearse, how much, and where it comes from."""
+    """What to rehearse, how much, and where it comes from.
+
+    A token has no place in a job's file, which is kept and shown around; `trainer.client` takes it from the
+    environment.
+    """
 
     service_url: str = Field("http://127.0.0.1:8400", description="The replay service.")
     corpus: str = Field(pattern=NAME_PATTERN, description="Corpus to rehearse from.")
@@ -58,6 +62,13 @@ class RehearsalConfig(Section):
         description="Adopt the corpus's latest generation so many steps after the last one; 0: never.",
     )
     window_steps: int = Field(4, ge=1, description="Steps fetched in one request, one request ahead.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_token(cls, content: object) -> object:
+        if isinstance(content, dict) and "token" in content:
+            raise ValueError("a token has no place in a job's file; put it into the environment variable REPLAY_TOKEN")
+        return content
 
     @model_validator(mode="after")
     def _fits_fence(self) -> "RehearsalConfig":

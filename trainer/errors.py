@@ -7,7 +7,9 @@ TrainerError
     ├── ServiceUnavailable     no answer in time, however often it was tried
     │   └── NotReady           the plan waits for reports of earlier steps; ask again
     └── ServiceRefused         the service said no; `slug` is the stable name of the problem
-        └── ServiceUnknown     it does not know the run or the corpus
+        ├── ServiceUnknown     it does not know the run or the corpus
+        ├── TokenRefused       it asks for a token, or the one that was sent is not in force
+        └── NotAllowed         the token is not for this
 """
 
 
@@ -47,4 +49,13 @@ class ServiceRefused(ServiceError):
 
 
 class ServiceUnknown(ServiceRefused):
+    pass
+
+
+class TokenRefused(ServiceRefused):
+    def __str__(self) -> str:
+        return f"{super().__str__()}; the environment variable REPLAY_TOKEN must hold a token in force"
+
+
+class NotAllowed(ServiceRefused):
     pass

@@ -1,6 +1,8 @@
 """The job on Ray Train: a worker group that fails, resumes from its checkpoint, and rewinds its run to it."""
 
+import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from replay_service.errors import ReplayError
 from replay_service.language.model import check_seq_len, faster_precision, load_config
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import fingerprint, load_tokenizer, separator_id
-from trainer.client import ReplayClient
+from trainer.client import CA_FILE_VARIABLE, TOKEN_VARIABLE, ReplayClient
 from trainer.config import TrainConfig
 from trainer.errors import CorpusMismatch, InvalidTraining, TrainerError
 from trainer.loop import fine_tune
@@ -77,7 +79,7 @@ def run_training(config: TrainConfig) -> None:
     config.output.mkdir(parents=True, exist_ok=True)
     (config.output / "config.json").write_text(config.model_dump_json(indent=2))
     trainer = TorchTrainer(
-        _train_loop,
+        _with_access(_train_loop),
         train_loop_config={"config": config.model_dump_json(), "precision": precision},
         scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu),
         run_config=RunConfig(
@@ -125,6 +127,20 @@ def _check_corpus(config: TrainConfig, tokenizer: Any, tokens: str, separator: i
             f"rows of corpus {corpus!r} have {seq_len} tokens, but data.seq_len is {config.data.seq_len}; set it to "
             f"{seq_len}"
         )
+
+
+def _with_access(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """The loop with what this process's environment says of access to the service, on whatever machine it runs.
+
+    It goes along with the function: Ray shows and logs a loop's configuration and a job's runtime environment.
+    """
+    access = {name: os.environ[name] for name in (TOKEN_VARIABLE, CA_FILE_VARIABLE) if name in os.environ}
+
+    def train_loop(settings: dict[str, Any]) -> None:
+        os.environ.update(access)
+        loop(settings)
+
+    return train_loop
 
 
 def _train_loop(settings: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import typer
 
-from replay_service.cli import corpus, journal
+from replay_service.cli import corpus, journal, token
 from replay_service.cli.demo import demo
 from replay_service.cli.ingest import ingest
 from replay_service.cli.serve import serve
@@ -16,6 +16,7 @@ for command in (ingest, serve, demo):
     app.command()(command)
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(journal.app, name="journal")
+app.add_typer(token.app, name="token")
 
 
 def main() -> None:

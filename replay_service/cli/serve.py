@@ -1,8 +1,7 @@
 """`replay-service serve`."""
 
-import ipaddress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,8 +15,14 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on (8400).")] = None,
     database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the journal (SQLite in root).")] = None,
     allow_unauthenticated: Annotated[
-        bool | None, typer.Option("--allow-unauthenticated", help="Listen beyond loopback although nobody logs in.")
+        bool | None,
+        typer.Option("--allow-unauthenticated", help="Listen beyond loopback although there are no tokens."),
     ] = None,
+    tokens_file: Annotated[
+        Path | None, typer.Option(help="File of the tokens that callers must have (tokens.toml in root).")
+    ] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file of the certificate to serve HTTPS by.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's private key.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Serve rehearsal batches over HTTP until SIGTERM or Ctrl-C."""
@@ -29,12 +34,16 @@ def serve(
             port=port,
             database_url=database_url,
             allow_unauthenticated=allow_unauthenticated,
+            tokens_file=tokens_file,
+            tls_certificate=tls_certificate,
+            tls_key=tls_key,
             log_level=log_level,
         )
-        if not (settings.allow_unauthenticated or _is_loopback(settings.host)):
+        if not (_has_tokens(settings) or settings.allow_unauthenticated or settings.listens_on_loopback):
             raise typer.BadParameter(
-                f"{settings.host} is not a loopback address, and the service does not ask callers who they are; put it "
-                "behind something that does and say --allow-unauthenticated",
+                f"{settings.host} is not a loopback address, and there are no tokens to ask callers for: make one with "
+                "`replay-service token create`; or put the service behind something that asks who they are, and say "
+                "--allow-unauthenticated",
                 param_hint="--host",
             )
         from replay_service.gateway.server import run_server
@@ -42,8 +51,8 @@ def serve(
         run_server(settings)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _has_tokens(settings: Any) -> bool:
+    """Whether there are tokens to ask callers for; a tokens file must be a good one, wherever the service listens."""
+    from replay_service.tokens import read_tokens
+
+    return settings.asks_for_tokens and len(read_tokens(settings.tokens_path)) > 0

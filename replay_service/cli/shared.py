@@ -45,8 +45,8 @@ def errors_as_messages() -> Iterator[None]:
         sys.exit(2)
     except ValidationError as error:
         for each in error.errors():
-            name = escape(".".join(map(str, each["loc"])))
-            console.print(f"[red]setting {name}:[/red] {escape(each['msg'])}", highlight=False, soft_wrap=True)
+            place = f"setting {'.'.join(map(str, each['loc']))}" if each["loc"] else "settings"
+            console.print(f"[red]{escape(place)}:[/red] {escape(each['msg'])}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except FileNotFoundError as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)

@@ -5,19 +5,24 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 import replay_service
 from replay_service.corpus.reader import CorpusStore
 from replay_service.gateway import batches, corpora, health, losses, runs, samples, statistics
+from replay_service.gateway.access import Authentication
+from replay_service.gateway.audit import Audit
 from replay_service.gateway.ingests import Ingests
-from replay_service.gateway.problems import TooLargeAsProblem, install_problem_handlers
+from replay_service.gateway.problems import TooLargeAsProblem, install_problem_handlers, responses
+from replay_service.gateway.protection import HostCheck, SafeAnswers
 from replay_service.gateway.service import ReplayService
 from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import OwnerLimits
 from replay_service.ledger.owners import Owners
 from replay_service.settings import ServiceSettings
+from replay_service.tokens import TokensInForce
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -25,6 +30,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        tokens = TokensInForce(settings.tokens_path) if settings.asks_for_tokens else None
         settings.root.mkdir(parents=True, exist_ok=True)
         if settings.corpora_url is None:
             settings.corpora.mkdir(exist_ok=True)
@@ -32,7 +38,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         journal = Journal(open_database(settings.journal_url, settings.durability))
         owners = Owners(journal, store.get, OwnerLimits(settings.snapshot_every, settings.seal_after_s))
         ingests = Ingests(settings.corpora.absolute(), settings.ingest_from, settings.drain_timeout_s)
-        app.state.service = ReplayService(settings, store, journal, owners, ingests, _now)
+        app.state.service = ReplayService(settings, store, journal, owners, ingests, tokens, _now)
         try:
             yield
         finally:
@@ -46,12 +52,23 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         version=replay_service.__version__,
         lifespan=lifespan,
     )
+    install_problem_handlers(app)
+    app.include_router(health.router)
+    for module in (runs, batches, losses, statistics, samples, corpora):
+        app.include_router(module.router, responses=responses(401, 403))
+    _add_middleware(app, settings)
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: ServiceSettings) -> None:
+    """What a request passes before it comes to a route, the last one first."""
+    templates = [each.path for each in iter_route_contexts(app.routes) if each.path is not None]
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(TooLargeAsProblem, max_body_bytes=settings.max_body_bytes)
-    install_problem_handlers(app)
-    for module in (runs, batches, losses, statistics, samples, corpora, health):
-        app.include_router(module.router)
-    return app
+    app.add_middleware(Authentication)
+    app.add_middleware(Audit, templates=templates)
+    app.add_middleware(HostCheck, settings=settings)
+    app.add_middleware(SafeAnswers)
 
 
 def _now() -> str:

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from replay_service.corpus.reader import Corpus
 from replay_service.errors import InvalidRequest, NotAcceptable, StepOutOfRange
+from replay_service.gateway.access import TRAIN, RunName
 from replay_service.gateway.models import MAX_INT64, BatchRequest
 from replay_service.gateway.problems import responses
 from replay_service.gateway.service import ReplayService, Service
@@ -33,10 +34,11 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
 @router.post(
     "/batches",
     operation_id="get_batches",
+    dependencies=TRAIN,
     response_class=Response,
     responses={**_CONTENT, **responses(404, 406, 409, 413, 422, 503)},
 )
-def get_batches(run: str, body: BatchRequest, request: Request, service: Service) -> Response:
+def get_batches(run: RunName, body: BatchRequest, request: Request, service: Service) -> Response:
     """The samples that one rank rehearses in a window of steps.
 
     The plan of a step is made when it is first asked for and never changes, unless the run is rewound: asking again

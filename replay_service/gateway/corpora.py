@@ -11,6 +11,7 @@ from replay_service.corpus.documents import Columns
 from replay_service.corpus.reader import Corpus
 from replay_service.corpus.settings import IngestJob, IngestSettings
 from replay_service.errors import CorpusError, CorpusUnavailable, InvalidRequest, UnknownCorpus
+from replay_service.gateway.access import ADMIN, READ, CorpusName, RequestAccess
 from replay_service.gateway.corpus_models import (
     CorpusInfo,
     CorpusInTheMaking,
@@ -24,7 +25,6 @@ from replay_service.gateway.corpus_models import (
 from replay_service.gateway.ingests import LOG_NAME
 from replay_service.gateway.problems import responses
 from replay_service.gateway.service import ReplayService, Service
-from replay_service.names import is_name
 
 _GONE = f"the process is gone without a word; {LOG_NAME} in the corpus's folder may say why"
 
@@ -33,7 +33,7 @@ _log = structlog.get_logger()
 router = APIRouter(prefix="/v1/corpora", tags=["corpora"])
 
 
-@router.get("", operation_id="list_corpora", responses=responses(503))
+@router.get("", operation_id="list_corpora", dependencies=READ, responses=responses(503))
 def list_corpora(service: Service) -> CorpusList:
     """All corpora that can be rehearsed from, by name; the log names those that are damaged."""
     corpora = []
@@ -47,13 +47,18 @@ def list_corpora(service: Service) -> CorpusList:
     return CorpusList(corpora=corpora)
 
 
-@router.post("", operation_id="start_ingest", status_code=202, responses=responses(403, 409, 413, 422))
-def start_ingest(body: IngestCreate, service: Service, response: Response) -> CorpusInTheMaking | CorpusInfo:
+@router.post(
+    "", operation_id="start_ingest", dependencies=ADMIN, status_code=202, responses=responses(403, 409, 413, 422)
+)
+def start_ingest(
+    body: IngestCreate, service: Service, access: RequestAccess, response: Response
+) -> CorpusInTheMaking | CorpusInfo:
     """Start an ingest, in a process of its own: make a corpus, or bring new shards into one.
 
     What an earlier ingest of the corpus has done is not done again. Each finished segment can be rehearsed from at
     once; runs see it when they adopt its generation.
     """
+    access.corpus = body.corpus
     if service.settings.corpora_url is not None:
         raise InvalidRequest(
             "this service reads its corpora from object storage; ingest elsewhere, and copy the corpus there with "
@@ -64,17 +69,15 @@ def start_ingest(body: IngestCreate, service: Service, response: Response) -> Co
     return _found(body.corpus, service)
 
 
-@router.get("/{corpus}", operation_id="get_corpus", responses=responses(404, 422, 503))
-def get_corpus(corpus: str, service: Service) -> CorpusInTheMaking | CorpusInfo:
+@router.get("/{corpus}", operation_id="get_corpus", dependencies=READ, responses=responses(404, 422, 503))
+def get_corpus(corpus: CorpusName, service: Service) -> CorpusInTheMaking | CorpusInfo:
     """One corpus: its base model, its rows, how full its strata are, what is damaged, and how its ingest goes."""
     return _found(corpus, service)
 
 
-@router.delete("/{corpus}", operation_id="stop_ingest", responses=responses(404, 409, 422))
-def stop_ingest(corpus: str, service: Service) -> CorpusInTheMaking | CorpusInfo:
+@router.delete("/{corpus}", operation_id="stop_ingest", dependencies=ADMIN, responses=responses(404, 409, 422))
+def stop_ingest(corpus: CorpusName, service: Service) -> CorpusInTheMaking | CorpusInfo:
     """Stop the ingest that writes a corpus. What is scored is kept; started again, it goes on. The corpus stays."""
-    if not is_name(corpus):
-        raise UnknownCorpus(f"there is no corpus {corpus!r}; GET /v1/corpora lists them")
     service.ingests.stop(corpus)
     return _found(corpus, service)
 
@@ -83,7 +86,7 @@ def _found(corpus: str, service: ReplayService) -> CorpusInTheMaking | CorpusInf
     try:
         return _describe(service, service.corpora.get(corpus))
     except UnknownCorpus:
-        ingest = _ingest(service, corpus) if is_name(corpus) else None
+        ingest = _ingest(service, corpus)
         if ingest is None:
             raise
         return CorpusInTheMaking(corpus=corpus, ingest=ingest)

@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from replay_service.errors import InvalidReport, UnsupportedMediaType
+from replay_service.gateway.access import TRAIN, RunName
 from replay_service.gateway.models import LossReport, ReportResult
 from replay_service.gateway.problems import invalid, responses
 from replay_service.gateway.service import Service
@@ -33,11 +34,12 @@ _BODY: dict[str, Any] = {
 @router.post(
     "/losses",
     operation_id="report_losses",
+    dependencies=TRAIN,
     response_model=ReportResult,
     responses=responses(404, 413, 415, 422, 503),
     openapi_extra=_BODY,
 )
-async def report_losses(run: str, request: Request, service: Service) -> ReportResult | Response:
+async def report_losses(run: RunName, request: Request, service: Service) -> ReportResult | Response:
     """Report the losses of rehearsed samples, all of them or none: the answer comes when they are durable.
 
     A row that was reported before counts once. Rows of a step that the run no longer waits for are counted as

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI, Request
@@ -13,11 +13,22 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from replay_service.errors import AwaitingReports, BodyTooLarge, InvalidRequest, JournalUnavailable, ReplayError
+from replay_service.errors import (
+    AwaitingReports,
+    BodyTooLarge,
+    InvalidRequest,
+    InvalidToken,
+    JournalUnavailable,
+    ReplayError,
+)
 from replay_service.gateway.models import Problem
 
 PROBLEM_JSON = "application/problem+json"
 TYPE_PREFIX = "urn:replay-service:problem:"
+SAFE_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+"""Nobody guesses what an answer is, and nobody on the way keeps it."""
+
+_CHALLENGE: Final = 'Bearer realm="replay-service"'
 
 _log = structlog.get_logger()
 
@@ -31,6 +42,10 @@ def of_error(error: ReplayError) -> JSONResponse:
     response = problem(error.status, error.slug, error.title, error.detail, **error.extensions)
     if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = "0" if isinstance(error, AwaitingReports) else "1"
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        # RFC 6750, section 3.1: an error is named only to those who have tried.
+        failed = isinstance(error, InvalidToken)
+        response.headers["WWW-Authenticate"] = _CHALLENGE + (', error="invalid_token"' if failed else "")
     return response
 
 
@@ -64,7 +79,9 @@ def install_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
         _log.error("unforeseen error", method=request.method, path=request.url.path, exc_info=error)
-        return problem(500, "internal-error", "Internal error", "the service failed; its log says why")
+        response = problem(500, "internal-error", "Internal error", "the service failed; its log says why")
+        response.headers.update(SAFE_HEADERS)  # this answer goes out past every middleware
+        return response
 
 
 def invalid(errors: Sequence[Any]) -> JSONResponse:

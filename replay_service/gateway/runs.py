@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from replay_service.errors import InvalidRun
+from replay_service.gateway.access import READ, TRAIN, RequestAccess, RunName
 from replay_service.gateway.models import (
     AdoptRequest,
     RewindRequest,
@@ -29,10 +30,12 @@ router = APIRouter(prefix="/v1/runs", tags=["runs"])
     "",
     operation_id="create_run",
     status_code=201,
+    dependencies=TRAIN,
     responses={200: {"model": RunInfo}, **responses(404, 409, 413, 422)},
 )
-def create_run(body: RunCreate, service: Service, response: Response) -> RunInfo:
+def create_run(body: RunCreate, service: Service, access: RequestAccess, response: Response) -> RunInfo:
     """Create a run. Asking again for the same run is fine (200); for another configuration it is not (409)."""
+    access.touch(body.run)
     try:
         config = RunSettings(**body.model_dump(exclude={"run", "corpus"})).to_config()
     except ValueError as error:
@@ -43,20 +46,21 @@ def create_run(body: RunCreate, service: Service, response: Response) -> RunInfo
     return _describe(service, body.run)
 
 
-@router.get("", operation_id="list_runs")
-def list_runs(service: Service) -> RunList:
-    """All runs, by name, as they were created."""
-    return RunList(runs=[RunSummary(**_summary(record)) for record in service.journal.runs()])
+@router.get("", operation_id="list_runs", dependencies=READ)
+def list_runs(service: Service, access: RequestAccess) -> RunList:
+    """All runs that the caller may touch, by name, as they were created."""
+    records = [each for each in service.journal.runs() if access.caller.may_touch(each.run)]
+    return RunList(runs=[RunSummary(**_summary(record)) for record in records])
 
 
-@router.get("/{run}", operation_id="get_run", responses=responses(404, 422))
-def get_run(run: str, service: Service) -> RunInfo:
+@router.get("/{run}", operation_id="get_run", dependencies=READ, responses=responses(404, 422))
+def get_run(run: RunName, service: Service) -> RunInfo:
     """One run, its configuration and how far it is."""
     return _describe(service, run)
 
 
-@router.patch("/{run}", operation_id="configure_run", responses=responses(404, 413, 422))
-def configure_run(run: str, body: RunChange, service: Service) -> RunInfo:
+@router.patch("/{run}", operation_id="configure_run", dependencies=TRAIN, responses=responses(404, 413, 422))
+def configure_run(run: RunName, body: RunChange, service: Service) -> RunInfo:
     """Change how a run samples, from its first step that has no plan yet. The policy gets a new version.
 
     A change of the damage signal or of its bounds begins the damage estimate anew.
@@ -65,8 +69,8 @@ def configure_run(run: str, body: RunChange, service: Service) -> RunInfo:
     return _describe(service, run)
 
 
-@router.post("/{run}/adopt", operation_id="adopt_generation", responses=responses(404, 413, 422))
-def adopt_generation(run: str, body: AdoptRequest, service: Service) -> RunInfo:
+@router.post("/{run}/adopt", operation_id="adopt_generation", dependencies=TRAIN, responses=responses(404, 413, 422))
+def adopt_generation(run: RunName, body: AdoptRequest, service: Service) -> RunInfo:
     """See a later generation of the corpus from the first step that has no plan yet: by default, the latest one.
 
     Within the epochs that are going on nothing repeats, and the new samples are as likely as those that are left.
@@ -75,8 +79,8 @@ def adopt_generation(run: str, body: AdoptRequest, service: Service) -> RunInfo:
     return _describe(service, run)
 
 
-@router.post("/{run}/rewind", operation_id="rewind_run", responses=responses(404, 413, 422))
-def rewind_run(run: str, body: RewindRequest, service: Service) -> RunInfo:
+@router.post("/{run}/rewind", operation_id="rewind_run", dependencies=TRAIN, responses=responses(404, 413, 422))
+def rewind_run(run: RunName, body: RewindRequest, service: Service) -> RunInfo:
     """Go back to the state that the run had after a step, as a training job does that resumes from a checkpoint.
 
     What was planned, reported and configured of later steps is forgotten, and planned anew when it is asked for. A new
@@ -86,8 +90,8 @@ def rewind_run(run: str, body: RewindRequest, service: Service) -> RunInfo:
     return _describe(service, run)
 
 
-@router.post("/{run}/close", operation_id="close_run", responses=responses(404, 422))
-def close_run(run: str, service: Service) -> RunInfo:
+@router.post("/{run}/close", operation_id="close_run", dependencies=TRAIN, responses=responses(404, 422))
+def close_run(run: RunName, service: Service) -> RunInfo:
     """Plan no further step (409). Plans that were made are still served, and reports of them still count."""
     service.owners.get(run).close()
     return _describe(service, run)

@@ -9,6 +9,7 @@ from typing import Annotated, cast
 from fastapi import APIRouter, Query
 
 from replay_service.errors import InvalidRequest, UnknownSample
+from replay_service.gateway.access import READ, RunName
 from replay_service.gateway.models import MAX_INT64, SampleHistory, SampleInfo, SamplePage, SampleVisit
 from replay_service.gateway.problems import responses
 from replay_service.gateway.service import Service
@@ -19,9 +20,9 @@ router = APIRouter(prefix="/v1/runs/{run}/samples", tags=["statistics"])
 _ORDERS = ", ".join(SAMPLE_ORDERS)
 
 
-@router.get("", operation_id="list_samples", responses=responses(404, 422))
+@router.get("", operation_id="list_samples", dependencies=READ, responses=responses(404, 422))
 def list_samples(
-    run: str,
+    run: RunName,
     service: Service,
     order: Annotated[str, Query(description=f"One of {_ORDERS}; a minus before it means descending.")] = "-excess_loss",
     stratum: Annotated[int | None, Query(ge=0, le=2**31 - 1, description="Only samples of this stratum.")] = None,
@@ -40,8 +41,8 @@ def list_samples(
     return SamplePage(run=run, samples=[SampleInfo(**asdict(each)) for each in found], cursor=further)
 
 
-@router.get("/{sample_id}", operation_id="get_sample", responses=responses(404, 422))
-def get_sample(run: str, sample_id: int, service: Service) -> SampleHistory:
+@router.get("/{sample_id}", operation_id="get_sample", dependencies=READ, responses=responses(404, 422))
+def get_sample(run: RunName, sample_id: int, service: Service) -> SampleHistory:
     """One rehearsed sample and its reports, oldest first."""
     corpus = service.corpora.get(service.journal.run(run).corpus)
     found = service.journal.sample(run, sample_id, corpus.partition) if 0 <= sample_id <= MAX_INT64 else None

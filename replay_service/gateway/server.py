@@ -2,21 +2,37 @@
 
 import logging
 import signal
+import ssl
 import sys
+from typing import Any
 
 import structlog
 import uvicorn
 
+from replay_service.errors import ReplayError
 from replay_service.gateway.app import create_app
+from replay_service.gateway.audit import AUDIT_LOGGER
 from replay_service.settings import ServiceSettings
+
+_log = structlog.get_logger()
+
+
+class UnusableCertificate(ReplayError):
+    slug, title = "unusable-certificate", "The certificate cannot be used"
 
 
 def run_server(settings: ServiceSettings) -> None:
     """Serve until SIGTERM or SIGINT; open requests are finished first.
 
     uvicorn raises the signal again once it has drained; a process that was asked to stop and did has not failed.
+
+    Raises:
+        UnusableCertificate: when there is to be TLS and its files cannot be used.
     """
+    encryption = _encryption(settings)
     _configure_logging(settings.log_level)
+    if settings.asks_for_tokens and not (encryption or settings.listens_on_loopback):
+        _log.warning("tokens cross the network unencrypted; set tls_certificate and tls_key, or put TLS in front")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         create_app(settings),
@@ -26,7 +42,22 @@ def run_server(settings: ServiceSettings) -> None:
         access_log=settings.log_level == "debug",
         timeout_graceful_shutdown=settings.drain_timeout_s,
         server_header=False,
+        **encryption,
     )
+
+
+def _encryption(settings: ServiceSettings) -> dict[str, Any]:
+    """What uvicorn must know for TLS; nothing when there is to be none."""
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if certificate is None or key is None:
+        return {}
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        raise UnusableCertificate(
+            f"{certificate} and {key} are no PEM certificate and its key without a password: {error.strerror or error}"
+        ) from error
+    return {"ssl_certfile": certificate, "ssl_keyfile": key}
 
 
 def _configure_logging(level: str) -> None:
@@ -43,6 +74,7 @@ def _configure_logging(level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.getLogger(AUDIT_LOGGER).setLevel(logging.INFO)  # at every level, who changed what is written down
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

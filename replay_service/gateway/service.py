@@ -11,17 +11,24 @@ from replay_service.gateway.ingests import Ingests
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owners import Owners
 from replay_service.settings import ServiceSettings
+from replay_service.tokens import TokensInForce
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayService:
-    """The parts of one running service; `now` tells the time as an ISO 8601 string in UTC."""
+    """The parts of one running service.
+
+    Attributes:
+        tokens: what callers are asked for; None when nobody is asked.
+        now: tells the time as an ISO 8601 string in UTC.
+    """
 
     settings: ServiceSettings
     corpora: CorpusStore
     journal: Journal
     owners: Owners
     ingests: Ingests
+    tokens: TokensInForce | None
     now: Callable[[], str]
 
 

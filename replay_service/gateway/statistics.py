@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter
 
+from replay_service.gateway.access import READ, RunName
 from replay_service.gateway.models import RunStats, StrataList, StratumStats
 from replay_service.gateway.problems import responses
 from replay_service.gateway.service import Service
@@ -13,14 +14,14 @@ from replay_service.sampling.run_state import RunState
 router = APIRouter(prefix="/v1/runs/{run}", tags=["statistics"])
 
 
-@router.get("/stats", operation_id="get_stats", responses=responses(404, 422))
-def get_stats(run: str, service: Service) -> RunStats:
+@router.get("/stats", operation_id="get_stats", dependencies=READ, responses=responses(404, 422))
+def get_stats(run: RunName, service: Service) -> RunStats:
     """A run's statistics over all strata."""
     return service.owners.get(run).read(lambda state: summarise(run, state))
 
 
-@router.get("/strata", operation_id="get_strata", responses=responses(404, 422))
-def get_strata(run: str, service: Service) -> StrataList:
+@router.get("/strata", operation_id="get_strata", dependencies=READ, responses=responses(404, 422))
+def get_strata(run: RunName, service: Service) -> StrataList:
     """The statistics, the damage rate and the probability of each stratum."""
     owner = service.owners.get(run)
     groups = service.corpora.get(owner.record.corpus).partition.groups

@@ -9,7 +9,7 @@ import yaml
 
 import replay_service.cli
 import trainer.cli
-from replay_service.settings import load_settings
+from replay_service.settings import ServiceSettings, load_settings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -28,7 +28,7 @@ def test_the_file_is_valid() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("name", ["replay-service", "prepare", "trainer"])
+@pytest.mark.parametrize("name", ["replay-service", "network", "prepare", "trainer"])
 def test_every_service_runs_a_command_that_exists(services: dict[str, Any], name: str) -> None:
     service = services[name]
     (program,) = service.get("entrypoint", ["replay-service"])
@@ -40,8 +40,30 @@ def test_every_service_runs_a_command_that_exists(services: dict[str, Any], name
 
 def test_the_service_listens_beyond_the_container_and_is_published_on_loopback_only(services: dict[str, Any]) -> None:
     assert "0.0.0.0" in services["replay-service"]["command"]
-    published = [port for service in services.values() for port in service.get("ports", [])]
-    assert published == ["127.0.0.1:8400:8400"]
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert published == {"replay-service": ["127.0.0.1:8400:8400"], "network": ["8400:8400"]}
+
+
+def test_what_other_machines_can_reach_asks_for_tokens_over_tls(services: dict[str, Any]) -> None:
+    network = services["network"]
+    assert network["profiles"] == ["network"]
+    assert "--allow-unauthenticated" not in network["command"]
+    secrets = yaml.safe_load(COMPOSE.read_text())["secrets"]
+    given = {name: value for name, value in network["environment"].items() if name != "REPLAY_ROOT"}
+    assert given == {
+        "REPLAY_TOKENS_FILE": "/run/secrets/tokens",
+        "REPLAY_TLS_CERTIFICATE": "/run/secrets/certificate",
+        "REPLAY_TLS_KEY": "/run/secrets/key",
+    }
+    assert [Path(value).name for value in given.values()] == network["secrets"] == list(secrets)
+    for name in given:
+        assert name.removeprefix("REPLAY_").lower() in ServiceSettings.model_fields
+
+
+def test_secrets_are_in_no_commit() -> None:
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    for secret in yaml.safe_load(COMPOSE.read_text())["secrets"].values():
+        assert {secret["file"], f"*{Path(secret['file']).suffix}"} & set(ignored)
 
 
 def test_every_container_is_hardened(services: dict[str, Any]) -> None:
@@ -61,10 +83,10 @@ def test_all_share_the_data_in_one_named_volume(services: dict[str, Any]) -> Non
 
 
 def test_the_service_comes_back_and_is_given_time_to_drain(services: dict[str, Any]) -> None:
-    service = services["replay-service"]
-    assert service["restart"] == "unless-stopped"
-    assert "/readyz" in service["healthcheck"]["test"][-1]
-    assert int(service["stop_grace_period"].removesuffix("s")) > load_settings().drain_timeout_s
+    for service in (services["replay-service"], services["network"]):
+        assert service["restart"] == "unless-stopped"
+        assert "/readyz" in service["healthcheck"]["test"][-1]
+        assert int(service["stop_grace_period"].removesuffix("s")) > load_settings().drain_timeout_s
 
 
 def test_the_demo_starts_only_when_it_is_asked_for(services: dict[str, Any]) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from replay_service.cli import app
 from replay_service.settings import load_settings
+from tests.certificates import certificate_in
 from tests.support import free_port, running_service
 
 ROOT = Path(__file__).parents[2]
@@ -92,13 +94,22 @@ def test_the_health_check_is_a_program_that_asks_whether_the_service_is_ready(tm
     assert (python, flag) == ("python", "-c")
     port = free_port()
 
-    def healthy() -> bool:
-        environment = os.environ | {"REPLAY_PORT": str(port)}
+    def healthy(**more: str) -> bool:
+        environment = os.environ | {"REPLAY_PORT": str(port)} | more
         return subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 0
 
     with running_service(tmp_path, port=port):
         assert healthy()
     assert not healthy()
+    files = certificate_in(tmp_path / "tls")
+    with running_service(tmp_path, port=port, options=files.options, trusted=files.trusted):
+        assert healthy(REPLAY_TLS_KEY=str(files.key))
+
+
+def test_the_composition_asks_whether_it_is_healthy_as_the_image_does() -> None:
+    (check,) = arguments_of("HEALTHCHECK")
+    content = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    assert content["services"]["network"]["healthcheck"]["test"][1:] == json.loads(check.partition("CMD ")[2])
 
 
 def test_no_registry_is_named() -> None:

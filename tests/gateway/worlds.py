@@ -1,6 +1,7 @@
 """What the gateway's tests share: a client on a root, a run, and what a trainer would send."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from replay_service.gateway.problems import PROBLEM_JSON, TYPE_PREFIX
 from replay_service.gateway.wire import ARROW_STREAM, Batch, decode_batch, encode_losses
 from replay_service.sampling.events import LOSS_ROW
 from replay_service.settings import load_settings
+from replay_service.tokens import Scope, TokenEntry, add_token, hash_of, new_token
 
 JSON = {"accept": "application/json"}
 RUN = {"run": "tune", "corpus": "wiki", "global_batch_size": 8, "injection_ratio": "0.3"}
@@ -20,7 +22,23 @@ RUN = {"run": "tune", "corpus": "wiki", "global_batch_size": 8, "injection_ratio
 
 def client_on(root: Path, **flags: Any) -> TestClient:
     """A client of a new application; an unforeseen exception becomes an answer, as it does in the real server."""
-    return TestClient(create_app(load_settings(root=root, **flags)), raise_server_exceptions=False)
+    app = create_app(load_settings(root=root, **flags))
+    return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+
+
+def make_token(
+    root: Path, scope: Scope, name: str = "somebody", runs: tuple[str, ...] | None = None, **entry: Any
+) -> str:
+    """A new token, in the tokens file of a root."""
+    token = new_token()
+    now = datetime.now(UTC)
+    made = TokenEntry(name=name, sha256=hash_of(token), scope=scope, runs=runs, created_at=now, **entry)
+    add_token(root / "tokens.toml", made)
+    return token
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
 
 
 def create_run(client: httpx2.Client, **settings: object) -> httpx2.Response:

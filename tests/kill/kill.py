@@ -143,7 +143,7 @@ def survive(
     lag = LAG if mode == "fenced" else None
     killing, *playing = np.random.default_rng(seed).spawn(num_clients + 1)
     with serving(folder, database_url) as service, ExitStack() as clients:
-        connected = [clients.enter_context(ReplayClient(service.base_url, PATIENT)) for _ in playing]
+        connected = [clients.enter_context(ReplayClient(service.base_url, retry=PATIENT)) for _ in playing]
         connected[0].ensure_run(RUN, manifest.name, {**SETTINGS, "feedback": {"mode": mode, "lag": LAG}})
         ranks = [Rank(RUN, i, num_clients, connected[i], rng, seed, lag) for i, rng in enumerate(playing)]
         play(service, ranks, num_kills, killing)

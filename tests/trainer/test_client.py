@@ -1,13 +1,23 @@
+import traceback
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
 
 from replay_service.sampling.events import LOSS_ROW
+from tests.gateway.worlds import make_token
 from tests.support import free_port, make_corpus, running_service
 from trainer.client import ReplayClient, RetryPolicy
-from trainer.errors import ServiceError, ServiceRefused, ServiceUnavailable, ServiceUnknown
+from trainer.errors import (
+    NotAllowed,
+    ServiceError,
+    ServiceRefused,
+    ServiceUnavailable,
+    ServiceUnknown,
+    TokenRefused,
+)
 
 SETTINGS = {"global_batch_size": 8, "injection_ratio": "0.5", "seed": 3}
 QUICK = RetryPolicy(give_up_after_s=0.3, first_wait_s=0.01, longest_wait_s=0.02)
@@ -109,6 +119,60 @@ def test_another_server_is_told_apart() -> None:
             client.corpus("wiki")
         with pytest.raises(ServiceError, match="sent no batch"):
             client.batch("any", 0)
+
+
+def test_a_token_opens_what_it_is_for_and_what_is_refused_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_corpus(tmp_path / "corpora")
+    token = make_token(tmp_path, "train", runs=("mine",))
+    with running_service(tmp_path) as (base_url, _):
+        with ReplayClient(base_url, token) as client:
+            client.ensure_run("mine", "wiki", SETTINGS)
+            assert len(client.batch("mine", 0)) == 4
+            with pytest.raises(NotAllowed, match="not for run 'yours'"):
+                client.ensure_run("yours", "wiki", SETTINGS)
+        for wrong in ("rpl_wrong", ""):
+            transport = Flaky([])
+            with (
+                ReplayClient(base_url, wrong, transport=transport) as client,
+                pytest.raises(TokenRefused, match="REPLAY_TOKEN"),
+            ):
+                client.run("mine")
+            assert transport.num_requests == 1
+        monkeypatch.setenv("REPLAY_TOKEN", f"{token}\n")
+        with ReplayClient(base_url) as client:
+            assert client.run("mine")["next_step"] == 1
+
+
+def everything_of(error: BaseException) -> str:
+    """An error and all that led to it, as a traceback and as representations."""
+    parts = traceback.format_exception(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        parts += [repr(cause), str(cause), repr(vars(cause))]
+        cause = cause.__cause__ or cause.__context__
+    return "".join(parts)
+
+
+@pytest.mark.parametrize(
+    "answer", [httpx2.Response(401, json={}), httpx2.Response(503), httpx2.ConnectError("refused")]
+)
+def test_a_token_is_shown_nowhere(answer: Any) -> None:
+    transport = Flaky([answer] * 1000)
+    with ReplayClient("http://127.0.0.1:1", "rpl_swordfish", transport=transport, retry=QUICK) as client:
+        assert "swordfish" not in repr(client) + str(client)
+        with pytest.raises(ServiceError) as failure:
+            client.corpus("wiki")
+    assert "swordfish" not in everything_of(failure.value)
+
+
+@pytest.mark.parametrize("token", ["sword\nfish", "sword\u00fcfish", "swordfish\x00"])
+def test_a_token_that_is_none_is_refused_without_showing_it(token: str) -> None:
+    with pytest.raises(ServiceError, match="characters") as failure:
+        ReplayClient("http://127.0.0.1:1", token)
+    assert "swordfish" not in everything_of(failure.value)
+    assert token not in everything_of(failure.value)
 
 
 def test_a_restart_of_the_service_goes_unnoticed(tmp_path: Path) -> None:

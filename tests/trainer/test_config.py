@@ -61,11 +61,13 @@ def test_the_run_gets_what_the_file_says(tmp_path: Path) -> None:
         ("[data]", "[daten]", "daten"),
         ('target = "text"', 'target = "text"\nseq_len = 1', "data.seq_len"),
         ("num_steps = 5", "num_steps =", "cannot be read"),
+        ('run = "a-run"', 'run = "a-run"\ntoken = "rpl_swordfish"', "REPLAY_TOKEN"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, names: str) -> None:
-    with pytest.raises(InvalidTraining, match=names):
+    with pytest.raises(InvalidTraining, match=names) as mistake:
         read_config(written(tmp_path, WHOLE.replace(old, new)))
+    assert "swordfish" not in f"{mistake.value}{mistake.value.__cause__}"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import psutil
 import pytest
 
 from replay_service.sampling.injection import exact_ratio, num_rehearsed
-from tests.support import make_tiny_model
-from tests.trainer.worlds import AloneWorker, a_job
+from tests.gateway.worlds import make_token
+from tests.support import make_tiny_model, running_service
+from tests.trainer.worlds import AloneWorker, a_job, corpus_for
 from trainer.client import ReplayClient
-from trainer.errors import CorpusMismatch, InvalidTraining, ServiceRefused
+from trainer.errors import CorpusMismatch, InvalidTraining, ServiceRefused, TokenRefused
 from trainer.loop import fine_tune
 from trainer.metrics import MetricsFile
 from trainer.ray_train import preflight, run_training
@@ -33,6 +34,23 @@ def test_two_workers_rehearse_exactly_what_is_planned(tmp_path: Path, tiny_model
     assert (stats["num_rehearsed"], stats["num_reported"], stats["num_pending"]) == (12, 12, 0)
     assert (tmp_path / "model" / "model.safetensors").exists()
     assert json.loads((tmp_path / "config.json").read_text())["num_steps"] == 10
+
+
+def test_the_workers_have_the_token_of_whoever_started_the_job(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray was started before: its processes do not have the token from their environment."""
+    corpus_for(tiny_model, tmp_path)
+    token = make_token(tmp_path, "train", runs=("guarded",))
+    with running_service(tmp_path) as (base_url, _):
+        with pytest.raises(TokenRefused, match="REPLAY_TOKEN"):
+            preflight(a_job(tmp_path / "refused", tiny_model, base_url, run="guarded"))
+        monkeypatch.setenv("REPLAY_TOKEN", token)
+        run_training(a_job(tmp_path / "job", tiny_model, base_url, run="guarded", num_steps=4))
+        with ReplayClient(base_url) as client:
+            assert client.stats("guarded")["num_reported"] == 4
+    for file in (tmp_path / "job").rglob("*"):
+        assert file.is_dir() or token.encode() not in file.read_bytes(), file
 
 
 def test_a_killed_worker_resumes_to_the_same_losses(tmp_path: Path, tiny_model: Path, service_url: str) -> None:

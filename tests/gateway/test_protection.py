@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.gateway.worlds import ask, assert_problem, bearer, client_on, make_token
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8400", "localhost:1", "LOCALHOST", "[::1]:8400", "127.9.9.9"])
+def test_a_service_on_loopback_answers_to_the_names_of_loopback(client: TestClient, host: str) -> None:
+    assert client.get("/v1/runs", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:8400", "localhost.evil.example", "192.0.2.1", "", "[::1", "x@127.0.0.1", "0.0.0.0"],
+)
+def test_a_service_on_loopback_answers_to_no_other_name(client: TestClient, host: str) -> None:
+    """A page that was led to 127.0.0.1 by its own name reads and changes nothing."""
+    for method, path in (("GET", "/v1/runs"), ("POST", "/v1/runs"), ("GET", "/docs")):
+        assert_problem(client.request(method, path, headers={"host": host}), 421, "host-not-allowed")
+
+
+def test_a_service_beyond_loopback_answers_to_every_name_unless_told_otherwise(root: Path) -> None:
+    with client_on(root, host="0.0.0.0") as client:
+        assert client.get("/v1/runs", headers={"host": "replay.example.org"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "is_answered"),
+    [
+        ("replay.example.org", True),
+        ("REPLAY.example.org:443", True),
+        ("a.internal", True),
+        ("a.b.internal", True),
+        ("internal", False),
+        ("notinternal", False),
+        ("127.0.0.1", False),
+        ("example.org", False),
+    ],
+)
+def test_names_that_are_set_are_answered_and_no_others(root: Path, host: str, is_answered: bool) -> None:
+    for listens_on in ("127.0.0.1", "0.0.0.0"):
+        with client_on(root, host=listens_on, allowed_hosts=("Replay.example.org", "*.internal")) as client:
+            assert (client.get("/v1/runs", headers={"host": host}).status_code == 200) == is_answered
+
+
+def test_every_name_can_be_allowed(root: Path) -> None:
+    with client_on(root, allowed_hosts=("*",)) as client:
+        assert client.get("/v1/runs", headers={"host": "any.example"}).status_code == 200
+
+
+def test_health_is_told_under_any_name(client: TestClient) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert client.get(path, headers={"host": "10.0.0.7:8400"}).status_code == 200
+
+
+def test_no_answer_is_guessed_at_or_kept_on_the_way(root: Path, running: TestClient) -> None:
+    token = make_token(root, "read")
+    with client_on(root) as guarded:
+        answers = [
+            running.get("/v1/runs"),
+            ask(running),
+            running.get("/healthz"),
+            running.get("/docs"),
+            running.get("/nope"),
+            running.post("/v1/runs", json={}),
+            running.get("/v1/runs", headers={"host": "evil.example"}),
+            guarded.get("/v1/runs"),
+            guarded.post("/v1/runs", headers=bearer(token)),
+        ]
+    assert {each.status_code for each in answers} >= {200, 401, 403, 404, 421, 422}
+    (root / "corpora" / "wiki" / "manifest.json").write_text("[]")
+    for answer in (*answers, running.get("/v1/corpora/wiki")):
+        assert answer.headers["x-content-type-options"] == "nosniff", answer.url
+        assert answer.headers["cache-control"] == "no-store", answer.url
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_an_answer_to_what_was_not_foreseen_is_safe_too(root: Path, running: TestClient) -> None:
+    manifest = root / "corpora" / "wiki" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    for segment in content["segments"]:
+        segment["num_rows"] = 1
+    manifest.write_text(json.dumps(content))
+    response = ask(running, num_steps=5)
+    assert response.status_code == 500
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["cache-control"] == "no-store"
