@@ -177,7 +177,10 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
             raise CorpusError(f"{path} has format version {version}; this release reads version {FORMAT_VERSION}")
         content["domains"] = [DomainSummary(**each) for each in content["domains"]]
         content["groups"] = [Group(**each) for each in content["groups"]]
-        content["segments"] = [Segment(**each) for each in content["segments"]]
+        content["segments"] = [
+            Segment(**{**each, "extents": [tuple(extent) for extent in each["extents"]]})
+            for each in content["segments"]
+        ]
         return Manifest(**content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorpusError(f"{path} is damaged: {error}") from error
