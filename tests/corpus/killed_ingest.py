@@ -30,7 +30,7 @@ def main(source: str, folder: str, model: str, scorers: str, log: str, rows: str
     dying = threading.Event()
     start_ray()
     ingest(settings_of(source, Path(folder), Path(model), num_scorers=int(scorers)), watch)
-    die()  # too late: it was faster
+    die()  # it was faster
 
 
 if __name__ == "__main__":

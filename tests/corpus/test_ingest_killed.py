@@ -14,13 +14,14 @@ from replay_service.corpus import ingest as ingest_module
 from replay_service.corpus.ingest import ingest
 from replay_service.corpus.manifest import MANIFEST_NAME, read_manifest
 from replay_service.corpus.settings import IngestSettings
+from replay_service.corpus.shard_list import read_shard_list
 from replay_service.corpus.sources import Columns, Shard
 from replay_service.corpus.staging import ReadyRows, parts_of
 from replay_service.corpus.status import IngestProgress, read_status
 from tests.corpus.ingested import NAME, content_of, settings_of
 from tests.corpus.worlds import sentences, write_jsonl
 
-LINES = 150
+LINES = 80
 NUM_SHARDS = 6
 
 
@@ -50,15 +51,17 @@ def test_three_scorers_make_the_same_corpus_as_one_byte_by_byte(
 
 def rows_kept(folder: Path) -> int:
     """The rows of a corpus that stand in segments, and those that are staged after them without a gap."""
-    num_rows, ahead = 0, 0
-    if (folder / MANIFEST_NAME).exists():
-        manifest = read_manifest(folder)
-        num_rows, ahead = manifest.num_samples, manifest.num_rows_of_next_shard
-    for shard in folder.glob("staging/*/*/"):
-        ready = ReadyRows()
-        ready.add(parts_of(shard.parent, shard.name))
-        num_rows += ready.stop
-    return num_rows - ahead
+    manifest = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+    num_rows, num_shards, ahead = 0, 0, 0
+    if manifest is not None:
+        num_rows, num_shards, ahead = manifest.num_samples, manifest.num_shards, manifest.num_rows_of_next_shard
+    for each in read_shard_list(folder)[num_shards:]:
+        for staging in folder.glob("staging/*"):
+            ready = ReadyRows()
+            ready.add(parts_of(staging, each.key))
+            num_rows += max(0, ready.stop - ahead)
+        ahead = 0
+    return num_rows
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.slow)])
@@ -69,12 +72,12 @@ def test_an_ingest_that_is_killed_at_any_moment_goes_on_where_it_was(
     log, environment = tmp_path / "log", {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     scored = kept = 0
     for remaining in range(kills, 0, -1):
-        rows, seconds = rng.uniform(0, (num_samples - kept) / remaining), rng.uniform(0, 0.3)
+        rows, seconds = rng.uniform(0, (num_samples - kept) / remaining), rng.uniform(0, 0.1)
         arguments = [source, tmp_path, tiny_model, remaining % 2 + 1, log, int(rows), seconds]
         command = [sys.executable, "-m", "tests.corpus.killed_ingest", *map(str, arguments)]
         assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
         status = read_status(tmp_path / NAME)
-        assert status is not None and status.state == "running" and not status.is_alive
+        assert status is not None and not status.is_alive
         scored += int(log.read_text().split()[-1])
         kept, before = rows_kept(tmp_path / NAME), kept
         assert kept >= before
@@ -89,13 +92,13 @@ def test_an_ingest_that_is_killed_at_any_moment_goes_on_where_it_was(
 def test_an_ingest_that_is_stopped_keeps_what_is_scored_and_goes_on_there(
     source: Path, tiny_model: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = settings_of(source, tmp_path, tiny_model, num_clusters=3, rows_per_segment=200)
+    settings = settings_of(source, tmp_path, tiny_model, num_clusters=3, rows_per_segment=100)
     first: list[IngestProgress] = []
     stopped = ingest(settings, first.append, lambda: first[-1].generation >= 1)
     status = read_status(settings.corpus_folder)
     assert status is not None and status.state == "stopped"
     assert stopped == read_manifest(settings.corpus_folder)
-    assert 200 <= stopped.num_samples <= rows_kept(settings.corpus_folder)
+    assert 100 <= stopped.num_samples <= rows_kept(settings.corpus_folder)
 
     second: list[IngestProgress] = []
     rows_before = rows_kept(settings.corpus_folder)
