@@ -164,6 +164,8 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CorpusError(f"another ingest writes corpus {name!r}; wait for it, or stop it") from None
+        for broken_off in (*folder.glob(".*.[0-9]*"), *folder.glob("segments/.*.[0-9]*")):
+            broken_off.unlink()  # a killed ingest was writing it
         yield
 
 

@@ -1,26 +1,37 @@
-"""An ingest that dies by SIGKILL as soon as a shard is done; it joins the Ray that RAY_ADDRESS names."""
+"""An ingest in a process of its own that is killed by SIGKILL; it joins the Ray that RAY_ADDRESS names.
+
+`python -m tests.corpus.killed_ingest SOURCE FOLDER MODEL SCORERS LOG ROWS SECONDS` writes the rows that it has scored
+to LOG as it goes, and dies so many seconds after so many of them.
+"""
 
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
-from replay_service.corpus.ingest import IngestProgress, IngestSettings, ingest
+from replay_service.corpus.ingest import ingest
+from replay_service.corpus.status import IngestProgress
 from replay_service.ray_session import start_ray
+from tests.corpus.ingested import settings_of
 
 
-def settings_of(source: Path, folder: Path, model: Path) -> IngestSettings:
-    return IngestSettings(
-        source, folder, "mixed", str(model), seq_len=32, num_quantiles=3, precision="float32", rows_per_segment=50
-    )
-
-
-def die_when_a_shard_is_done(progress: IngestProgress) -> None:
-    if progress.shards_done:
+def main(source: str, folder: str, model: str, scorers: str, log: str, rows: str, seconds: str) -> None:
+    def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(progress: IngestProgress) -> None:
+        with Path(log).open("a") as file:
+            file.write(f"{progress.num_rows}\n")
+        if progress.num_rows >= int(rows) and not dying.is_set():
+            dying.set()
+            threading.Timer(float(seconds), die).start()
+
+    dying = threading.Event()
+    start_ray()
+    ingest(settings_of(source, Path(folder), Path(model), num_scorers=int(scorers)), watch)
+    die()  # it was faster
 
 
 if __name__ == "__main__":
-    start_ray()
-    source, folder, model = map(Path, sys.argv[1:])
-    ingest(settings_of(source, folder, model), die_when_a_shard_is_done)
+    main(*sys.argv[1:])
