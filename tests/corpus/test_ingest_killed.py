@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from replay_service.corpus import ingest as ingest_module
 from replay_service.corpus.ingest import ingest
 from replay_service.corpus.manifest import MANIFEST_NAME, read_manifest
 from replay_service.corpus.settings import IngestSettings
 from replay_service.corpus.shard_list import read_shard_list
-from replay_service.corpus.sources import Columns, Shard
 from replay_service.corpus.staging import ReadyRows, parts_of
 from replay_service.corpus.status import IngestProgress, read_status
 from tests.corpus.ingested import NAME, content_of, settings_of
@@ -90,7 +88,7 @@ def test_an_ingest_that_is_killed_at_any_moment_goes_on_where_it_was(
 
 
 def test_an_ingest_that_is_stopped_keeps_what_is_scored_and_goes_on_there(
-    source: Path, tiny_model: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    source: Path, tiny_model: Path, tmp_path: Path, ray_session: None
 ) -> None:
     settings = settings_of(source, tmp_path, tiny_model, num_clusters=3, rows_per_segment=100)
     first: list[IngestProgress] = []
@@ -102,15 +100,7 @@ def test_an_ingest_that_is_stopped_keeps_what_is_scored_and_goes_on_there(
 
     second: list[IngestProgress] = []
     rows_before = rows_kept(settings.corpus_folder)
-
-    def finished_by_another(shard: Shard, columns: Columns) -> None:
-        """While one ingest still looks at its shards, another one does all the work."""
-        if not second:
-            second.append(first[0])
-            ingest(settings, second.append)
-
-    monkeypatch.setattr(ingest_module, "check_readable", finished_by_another)
-    manifest = ingest(settings)
+    manifest = ingest(settings, second.append)
     assert second[-1].num_rows == manifest.num_samples - rows_before
     assert_clusters(settings, manifest.num_samples)
     assert manifest.segments[: len(stopped.segments)] == stopped.segments
