@@ -70,7 +70,7 @@ def test_an_ingest_that_is_killed_at_any_moment_goes_on_where_it_was(
     log, environment = tmp_path / "log", {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     scored = kept = 0
     for remaining in range(kills, 0, -1):
-        rows, seconds = rng.uniform(0, (num_samples - kept) / remaining), rng.uniform(0, 0.1)
+        rows, seconds = rng.uniform(0, (num_samples - kept) / (remaining + 1)), rng.uniform(0, 0.1)
         arguments = [source, tmp_path, tiny_model, remaining % 2 + 1, log, int(rows), seconds]
         command = [sys.executable, "-m", "tests.corpus.killed_ingest", *map(str, arguments)]
         assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
@@ -79,7 +79,7 @@ def test_an_ingest_that_is_killed_at_any_moment_goes_on_where_it_was(
         scored += int(log.read_text().split()[-1])
         kept, before = rows_kept(tmp_path / NAME), kept
         assert kept >= before
-    progress: list[IngestProgress] = []
+    progress = [IngestProgress(0, 0, 0.0, 0, 0, 0, 0)]
     ingest(settings_of(source, tmp_path, tiny_model), progress.append)
     assert content_of(tmp_path / NAME) == content_of(whole)
     assert progress[-1].num_rows <= num_samples - kept
