@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from replay_service.corpus.pipeline import PipelineSettings, pack_shard
 from replay_service.corpus.segments import list_rows
-from replay_service.corpus.sources import Columns, Shard, find_shards, read_documents
-from replay_service.corpus.staging import write_part
+from replay_service.corpus.sources import Columns, Document, Shard, find_shards, read_documents
+from replay_service.corpus.staging import write_parts
 from replay_service.demo.materials import Amounts, fetch_model, write_shards
 from replay_service.language.model import (
     Precision,
@@ -67,7 +67,10 @@ def pipeline_settings(
         precision=precision,
         batch_size=batch_size,
         num_scorers=1,
+        gpus_per_scorer=1.0,
         threads_per_scorer=torch.get_num_threads(),
+        topk=0,
+        features=False,
         staging=staging,
     )
 
@@ -79,11 +82,14 @@ def packing(shards: list[Shard], settings: PipelineSettings, repeats: int) -> st
     """Shards to parts, against the tokenizer alone on the texts of each shard, which it finds in memory."""
     tokenizer = load_tokenizer(settings.model).backend_tokenizer
     tokenizer.encode_special_tokens = True
-    texts = [[document.text or "" for document in read_documents(shard, settings.columns)] for shard in shards]
+    texts = [
+        [str(each.content) for each in read_documents(shard, settings.columns) if isinstance(each, Document)]
+        for shard in shards
+    ]
     num_tokens = sum(len(encoding) for encoding in chain(*(bare_encodings(tokenizer, each) for each in texts)))
     ways = [
         lambda: num_tokens / seconds(lambda: [bare_encodings(tokenizer, each) for each in texts]),
-        lambda: num_tokens / seconds(lambda: write_parts(shards, settings)),
+        lambda: num_tokens / seconds(lambda: stage(shards, settings)),
     ]
     bare, packed = repeated(repeats, ways)
     rows = [
@@ -98,11 +104,12 @@ def bare_encodings(tokenizer: object, texts: list[str]) -> list[object]:
     return encodings
 
 
-def write_parts(shards: list[Shard], settings: PipelineSettings) -> None:
+def stage(shards: list[Shard], settings: PipelineSettings) -> None:
+    """What the stages of an ingest do, but for the scores and the way from one process to another."""
     shutil.rmtree(settings.staging, ignore_errors=True)
     for number, shard in enumerate(shards):
         for part in pack_shard(str(number), shard, settings):
-            write_part(settings.staging, str(number), part)
+            write_parts(settings.staging, str(number), part)
 
 
 # Scoring
