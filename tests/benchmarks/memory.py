@@ -23,13 +23,12 @@ from tests.support import make_tiny_model
 DOCUMENT_CHARACTERS = 4000
 SHARD_MEGABYTES = 2
 SECONDS_BETWEEN = 0.25
-ROLES = {"ScoreAndStage": "scorer", "_pack_shards": "packer"}
 _PSS = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=10, help="of text, at first")
+    parser.add_argument("--megabytes", type=int, default=8, help="of text, at first")
     parser.add_argument("--times", type=int, nargs="+", default=[1, 10], help="how many times as much to ingest")
     wanted = parser.parse_args()
     print(memory(wanted.megabytes, wanted.times))
@@ -53,12 +52,12 @@ def memory(megabytes: int, times: Sequence[int]) -> str:
                 [
                     f"{each * megabytes} MB",
                     f"{seconds:.0f} s",
-                    *(f"{peak.of_role.get(role, 0) >> 20} MiB" for role in ("driver", "scorer", "packer", "Ray")),
+                    *(f"{peak.of_role.get(role, 0) >> 20} MiB" for role in ("driver", "scorer", "others")),
                     f"{peak.total >> 20} MiB",
                     f"{peak.total / first:.2f}",
                 ]
             )
-    return as_table(["text", "time", "driver", "scorer", "packer", "rest of Ray", "together", "ratio"], rows)
+    return as_table(["text", "time", "driver", "scorer", "packer and Ray", "together", "ratio"], rows)
 
 
 def source_texts() -> list[str]:
@@ -137,7 +136,7 @@ def shares(pid: int) -> Iterator[tuple[str, int]]:
             found = _PSS.search(Path(f"/proc/{process.pid}/smaps_rollup").read_text())
         except (psutil.NoSuchProcess, OSError):
             continue  # it has ended
-        role = next((role for part, role in ROLES.items() if part in name), "driver" if process == driver else "Ray")
+        role = "driver" if process == driver else "scorer" if "ScoreAndStage" in name else "others"
         yield role, int(found[1]) << 10 if found else 0
 
 

@@ -1,12 +1,16 @@
 """The same corpus from any number of scorers, and however often its ingest was killed or stopped."""
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -87,6 +91,34 @@ def test_an_ingest_that_is_killed_at_any_moment_goes_on_where_it_was(
     assert scored + progress[-1].num_rows <= num_samples + kills * 2 * rows_of_a_shard
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["ScoreAndStage", "_pack_shards"])
+def test_a_worker_that_dies_is_replaced(
+    whole: Path, source: Path, tiny_model: Path, tmp_path: Path, stage: str
+) -> None:
+    killed: list[int] = []
+
+    def kill_once(progress: IngestProgress) -> None:
+        for each in psutil.Process().children(recursive=True) if progress.num_rows and not killed else []:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if stage in " ".join(each.cmdline()):
+                    killed.append(each.pid)
+                    each.kill()
+
+    manifest = ingest(settings_of(source, tmp_path, tiny_model), kill_once)
+    assert len(killed) == 1
+    assert content_of(tmp_path / NAME) == content_of(whole)
+    assert manifest == read_manifest(whole)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    for _ in range(300):
+        if is_so():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not come about within 30 s")
+
+
 def test_an_ingest_that_is_stopped_keeps_what_is_scored_and_goes_on_there(
     source: Path, tiny_model: Path, tmp_path: Path, ray_session: None
 ) -> None:
@@ -97,6 +129,7 @@ def test_an_ingest_that_is_stopped_keeps_what_is_scored_and_goes_on_there(
     assert status is not None and status.state == "stopped"
     assert stopped == read_manifest(settings.corpus_folder)
     assert 100 <= stopped.num_samples <= rows_kept(settings.corpus_folder)
+    wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
 
     second: list[IngestProgress] = []
     rows_before = rows_kept(settings.corpus_folder)
