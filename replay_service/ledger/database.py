@@ -1,19 +1,24 @@
 """The ledger's database: SQLite on one machine, PostgreSQL for many; opened, made durable, and brought up to date."""
 
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import stamina
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, Insert, Select, Update, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 Durability = Literal["full", "relaxed"]
 """`full`: what was answered survives a loss of power. `relaxed`: it survives the death of the process."""
 
 _MIGRATION_LOCK = 7310254
+_BUSY_S = 10
+"""How long to wait for another process that writes an SQLite file."""
 _SQLITE = {"full": "FULL", "relaxed": "NORMAL"}
 _POSTGRESQL = {"full": "on", "relaxed": "off"}
 
@@ -23,6 +28,8 @@ def open_database(url: str, durability: Durability = "full") -> Engine:
     engine = create_engine(url, hide_parameters=True)
     configure = {"sqlite": _configure_sqlite, "postgresql": _configure_postgresql}[engine.dialect.name]
     event.listen(engine, "connect", configure(durability))
+    if engine.dialect.name == "sqlite":
+        _write_ahead(engine)
     with engine.connect() as connection:
         migrate(connection)
     return engine
@@ -41,15 +48,27 @@ def migrate(connection: Connection) -> None:
     connection.commit()
 
 
+def _is_busy(error: Exception) -> bool:
+    return isinstance(error, OperationalError) and getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+
+
+@stamina.retry(on=_is_busy, attempts=None, timeout=_BUSY_S, wait_initial=0.01, wait_max=0.5, wait_jitter=0.05)
+def _write_ahead(engine: Engine) -> None:
+    """Let readers go on while an event is written; the file remembers it.
+
+    Of processes that open a new file at once, SQLite tells all but one that it is locked, without the wait that it
+    grants to everything else.
+    """
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+
+
 OnConnect = Callable[[DBAPIConnection, ConnectionPoolEntry], None]
 
 
 def _configure_sqlite(durability: Durability) -> OnConnect:
-    """WAL lets readers go on while an event is written."""
-    synchronous = f"synchronous={_SQLITE[durability]}"
-    return _on_connect(
-        [f"PRAGMA {each}" for each in ("journal_mode=WAL", synchronous, "foreign_keys=ON", "busy_timeout=10000")]
-    )
+    settings = (f"busy_timeout={_BUSY_S * 1000}", f"synchronous={_SQLITE[durability]}", "foreign_keys=ON")
+    return _on_connect([f"PRAGMA {each}" for each in settings])
 
 
 def _configure_postgresql(durability: Durability) -> OnConnect:
