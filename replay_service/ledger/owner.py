@@ -5,61 +5,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from replay_service.errors import AwaitingReports, InvalidReport, InvalidRun, RunClosed, RunTaken, StepOutOfRange
+from replay_service.errors import InvalidRun, RunClosed, RunTaken, StepOutOfRange
+from replay_service.ledger import restoring
 from replay_service.ledger.committer import Write
+from replay_service.ledger.fence import Fence
+from replay_service.ledger.intake import Intake, ReportOutcome
 from replay_service.ledger.journal import Journal, RunRecord, Snapshot
-from replay_service.ledger.reports import NUM_NAMED, by_step_and_rank, check_values, of_attempt, once_each
-from replay_service.sampling.events import (
-    REPORTED_ROW,
-    Adopted,
-    Closed,
-    Configured,
-    Created,
-    Event,
-    Planned,
-    Reported,
-    Rewound,
-    Sealed,
-    surviving,
-)
+from replay_service.ledger.reports import by_step_and_rank, check_values, of_attempt, once_each
+from replay_service.ledger.sampled_corpus import SampledCorpus, partition_seen
+from replay_service.sampling.events import Adopted, Closed, Configured, Event, Planned, Rewound, Sealed
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.plan import plan_steps
 from replay_service.sampling.run_state import RunState, fold
-from replay_service.sampling.state_bytes import from_bytes, to_bytes
+from replay_service.sampling.state_bytes import to_bytes
 
-Int64Array = NDArray[np.int64]
 T = TypeVar("T")
-
-
-class SampledCorpus(Protocol):
-    """What a run needs of its corpus, which may grow."""
-
-    @property
-    def generation(self) -> int:
-        """The latest one."""
-        ...
-
-    def partition_of(self, generation: int) -> Partition:
-        """The strata as they were in a generation."""
-        ...
-
-    def base_losses(self, sample_ids: Int64Array) -> NDArray[np.float64]:
-        """Base losses in nats per token, float64 [n]; NaN where a sample cannot be read."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ReportOutcome:
-    """What became of the rows of a report: `rejected` ones came too late, or from before a rewind."""
-
-    accepted: int
-    duplicate: int
-    rejected: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,23 +57,17 @@ class RunOwner:
         self.record = record
         self._journal = journal
         self._corpus = corpus
-        self._limits = limits
-        self._monotonic = monotonic
-        self._refused_at: dict[int, float] = {}
+        self._snapshot_every = limits.snapshot_every
+        self._fence = Fence(record.run, limits.seal_after_s, monotonic)
+        self._intake = Intake(record.run, journal, corpus)
         self._lock = threading.Lock()
         self._lease = journal.take(record.run)
         self._load()
 
     def _load(self) -> None:
-        """The state that the journal tells: its latest snapshot, and the events after it."""
-        latest = self._journal.latest_snapshot(self.record.run)
-        self._state, self._num_events, self._attempt = restored(latest, self.record.created)
-        self._last_snapshot = self._num_events
-        for entry in self._journal.entries(self.record.run, self._num_events):
-            # A rewind leaves a snapshot, so there is none among the events after the latest one.
-            assert not isinstance(entry.event, Rewound | Created)
-            fold(self._state, entry.event)
-            self._num_events += 1
+        restored = restoring.latest(self._journal, self.record)
+        self._state, self._num_events = restored.state, restored.num_events
+        self._attempt, self._last_snapshot = restored.attempt, restored.snapshot_seq
         self._last_write: Write | None = None
 
     @contextmanager
@@ -161,11 +119,11 @@ class RunOwner:
             if last_step >= next_step:
                 if self._state.closed:
                     raise RunClosed(f"run {self.record.run!r} is closed and plans no step from {next_step} on")
-                self._await_reports(last_step)
+                self._pass_fence(last_step)
                 self._adopt_if_due()
                 self._commit(plan_steps(self._state, self._partition(), last_step))
             written = self._last_write
-        _until_durable(written)
+        until_durable(written)
         return self._journal.planned(self.record.run, first_step, num_steps)
 
     def report(self, rows: np.ndarray) -> ReportOutcome:
@@ -178,12 +136,15 @@ class RunOwner:
         check_values(rows)
         with self._alone():
             current = of_attempt(rows, self._attempt)
-            groups = [self._sorted_out(group) for group in by_step_and_rank(once_each(current))]
+            groups = [
+                self._intake.sorted_out(self._state, group, self._settle)
+                for group in by_step_and_rank(once_each(current))
+            ]
             events = [event for event, _ in groups if len(event.rows)]
             if events:
                 self._commit(events)
             written = self._last_write
-        _until_durable(written)
+        until_durable(written)
         accepted = sum(len(event.rows) for event in events)
         rejected = len(rows) - len(current) + sum(late for _, late in groups)
         return ReportOutcome(accepted, len(rows) - accepted - rejected, rejected)
@@ -202,7 +163,7 @@ class RunOwner:
             if config != self._state.config:
                 self._commit([Configured(self._state.next_step - 1, config)])
             written = self._last_write
-        _until_durable(written)
+        until_durable(written)
 
     def adopt(self, generation: int | None = None) -> None:
         """See a later generation of the corpus from the first unplanned step on; by default the latest.
@@ -221,18 +182,11 @@ class RunOwner:
                 )
             self._adopt(wanted)
             written = self._last_write
-        _until_durable(written)
+        until_durable(written)
 
     def _partition(self) -> Partition:
         """The strata that the run sees."""
-        generation = self._state.generation
-        partition = self._corpus().partition_of(generation)
-        if not np.array_equal(partition.sizes, self._state.walk.sizes):
-            raise InvalidRun(
-                f"generation {generation} of corpus {self.record.corpus!r} is not the one that run "
-                f"{self.record.run!r} sees: its strata have other sizes; bring the corpus back, or create a new run"
-            )
-        return partition
+        return partition_seen(self.record, self._state, self._corpus())
 
     def _adopt(self, generation: int) -> None:
         """See a generation if it is a later one of the corpus that the run sees; another process may be behind."""
@@ -252,7 +206,7 @@ class RunOwner:
             if not self._state.closed:
                 self._commit([Closed(self._state.next_step - 1)])
             written = self._last_write
-        _until_durable(written)
+        until_durable(written)
 
     def rewind(self, step: int) -> None:
         """Go back to the state that the run had after `step`; -1 is the beginning.
@@ -263,63 +217,39 @@ class RunOwner:
             StepOutOfRange: when the step has no plan. Nothing is changed then.
         """
         with self._alone():
-            _until_durable(self._last_write)
+            self._settle()
             if not -1 <= step < self._state.next_step:
                 raise StepOutOfRange(
                     f"run {self.record.run!r} cannot be rewound to step {step}: it has plans up to step "
                     f"{self._state.next_step - 1}; -1 is the beginning",
                     next_step=self._state.next_step,
                 )
-            state = self._state_after(step)
+            state = restoring.after_step(self._journal, self.record, step)
             seq, attempt = self._num_events, self._attempt + 1
             snapshot = Snapshot(seq + 1, attempt, state.next_step, to_bytes(state))
             self._journal.append_rewind(self._lease, seq, Rewound(step), snapshot).wait()
             self._state, self._attempt = state, attempt
             self._num_events = self._last_snapshot = seq + 1
 
-    def _state_after(self, step: int) -> RunState:
-        """The fold of all events of steps up to `step`, from the latest snapshot that holds no later one."""
-        latest = self._journal.latest_snapshot(self.record.run, most_next_step=step + 1)
-        state, first_seq, _ = restored(latest, self.record.created)
-        entries = (entry.event for entry in self._journal.entries(self.record.run, first_seq))
-        for event in surviving((event for event in entries if not isinstance(event, Rewound | Created)), step):
-            fold(state, event)
-        return state
-
     def read(self, view: Callable[[RunState], T]) -> T:
         """What `view` makes of the state, which must not escape from it: events wait until it returns."""
         with self._alone():
             return view(self._state)
 
-    def _await_reports(self, last_step: int) -> None:
-        """Refuse to plan up to `last_step` while a fenced run lacks reports for it, but seal steps that lack them long.
-
-        The time counts from the first refusal, on a clock that does not jump.
-        """
-        fence, next_step = self._state.config.fence, self._state.next_step
-        if fence is not None and last_step - fence >= next_step:
-            raise StepOutOfRange(
-                f"steps {next_step} to {last_step} of run {self.record.run!r} cannot be planned at once: its "
-                f"reports lag {fence} steps behind its plans; ask for at most {fence} steps at once",
-                next_step=next_step,
-            )
-        awaited = self._state.awaited_before(last_step)
-        now = self._monotonic()
-        self._refused_at = {step: self._refused_at.get(step, now) for step in awaited}
-        overdue = [step for step in awaited if now - self._refused_at[step] >= self._limits.seal_after_s]
+    def _pass_fence(self, last_step: int) -> None:
+        """Refuse to plan up to `last_step` while reports for it are missing, but seal steps that lack them long."""
+        overdue = self._fence.overdue(self._state, last_step)
         if overdue:
             self._commit([Sealed(step) for step in overdue])
-            _until_durable(self._last_write)
-        if len(overdue) < len(awaited):
-            raise AwaitingReports(
-                f"the plan of step {last_step} of run {self.record.run!r} waits for the reports of "
-                f"{len(awaited) - len(overdue)} earlier steps; they are sealed without them after "
-                f"{self._limits.seal_after_s:g} s",
-                awaited_steps=awaited[:NUM_NAMED],
-            )
+            self._settle()
+        self._fence.pass_to(self._state, last_step)
+
+    def _settle(self) -> None:
+        """Return when all that is in the state is durable."""
+        until_durable(self._last_write)
 
     def _commit(self, events: Sequence[Event]) -> None:
-        due = self._num_events - self._last_snapshot >= self._limits.snapshot_every
+        due = self._num_events - self._last_snapshot >= self._snapshot_every
         snapshot = self._snapshot() if due else None
         self._last_write = self._journal.append(self._lease, self._attempt, self._num_events, events, snapshot)
         if snapshot is not None:
@@ -332,60 +262,8 @@ class RunOwner:
         """The state before the events that are about to be committed."""
         return Snapshot(self._num_events, self._attempt, self._state.next_step, to_bytes(self._state))
 
-    def _sorted_out(self, rows: np.ndarray) -> tuple[Reported, int]:
-        """The event of one step's and rank's rows that await a report, and how many came too late."""
-        step, rank = int(rows["step"][0]), int(rows["rank"][0])
-        if not 0 <= step < self._state.next_step:
-            raise InvalidReport(
-                f"step {step} of run {self.record.run!r} has no plan yet (its next step is {self._state.next_step}); "
-                "report the losses of batches that the service has served"
-            )
-        pending, sample_id = self._state.pending.get(step), np.ascontiguousarray(rows["sample_id"])
-        awaited = np.zeros(len(rows), dtype=bool) if pending is None else pending.find(sample_id) >= 0
-        if awaited.all():
-            return Reported(step, rank, self._reported(rows)), 0
-        self._check_planned(step, sample_id[~awaited])
-        num_late = int((~awaited).sum()) if self._is_over(step) else 0
-        return Reported(step, rank, self._reported(rows[awaited])), num_late
 
-    def _is_over(self, step: int) -> bool:
-        """Whether the run stopped waiting for the reports of a step."""
-        config, next_step = self._state.config, self._state.next_step
-        if step < next_step - config.report_window_steps:
-            return True
-        return config.fence is not None and self._journal.is_sealed(self.record.run, step)
-
-    def _check_planned(self, step: int, sample_ids: Int64Array) -> None:
-        """A sample that awaits no report was reported before, or was never planned."""
-        _until_durable(self._last_write)
-        (plan,) = self._journal.planned(self.record.run, step, 1)
-        strangers = np.setdiff1d(sample_ids, plan.rows["sample_id"])
-        if len(strangers):
-            raise InvalidReport(
-                f"{len(strangers)} samples were not planned for step {step} of run {self.record.run!r}: "
-                f"{strangers[:NUM_NAMED].tolist()}; report sample ids as the batch of that step named them"
-            )
-
-    def _reported(self, rows: np.ndarray) -> np.ndarray:
-        reported = np.empty(len(rows), dtype=REPORTED_ROW)
-        for name in ("sample_id", "loss_nats", "num_tokens", "num_flips"):
-            reported[name] = rows[name]
-        reported["base_loss_nats"] = self._corpus().base_losses(np.ascontiguousarray(rows["sample_id"]))
-        was_measured = (reported["num_tokens"] > 0) & np.isfinite(reported["base_loss_nats"])
-        if not was_measured.all():
-            for name in ("loss_nats", "base_loss_nats", "num_tokens", "num_flips"):
-                reported[name][~was_measured] = 0
-        return reported
-
-
-def _until_durable(write: Write | None) -> None:
+def until_durable(write: Write | None) -> None:
     """Return when `write` is durable, and all that were before it."""
     if write is not None:
         write.wait()
-
-
-def restored(snapshot: Snapshot | None, created: Created) -> tuple[RunState, int, int]:
-    """The state in a snapshot, the number of events in it and the attempt; without one, those of a new run."""
-    if snapshot is None:
-        return RunState.initial(created), 1, 1
-    return from_bytes(snapshot.state), snapshot.seq, snapshot.attempt

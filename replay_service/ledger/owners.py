@@ -8,7 +8,8 @@ import structlog
 
 from replay_service.errors import InvalidRun, RunExists
 from replay_service.ledger.journal import Journal, RunRecord
-from replay_service.ledger.owner import DEFAULT_LIMITS, OwnerLimits, RunOwner, SampledCorpus
+from replay_service.ledger.owner import DEFAULT_LIMITS, OwnerLimits, RunOwner
+from replay_service.ledger.sampled_corpus import SampledCorpus
 from replay_service.sampling.events import Created
 from replay_service.sampling.run_config import RunConfig
 

@@ -11,8 +11,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from replay_service.corpus.reader import Corpus
 from replay_service.errors import InvalidReport, JournalUnavailable, RunTaken, StepOutOfRange
+from replay_service.ledger.intake import ReportOutcome
 from replay_service.ledger.journal import Journal
-from replay_service.ledger.owner import ReportOutcome, RunOwner
+from replay_service.ledger.owner import RunOwner
 from replay_service.sampling.events import LOSS_ROW
 from tests.ledger.worlds import (
     bytes_of,

@@ -20,7 +20,8 @@ from hypothesis.stateful import (
 from replay_service.corpus.reader import CorpusStore
 from replay_service.errors import InvalidReport, InvalidRun, RunExists, StepOutOfRange
 from replay_service.ledger import audit
-from replay_service.ledger.owner import OwnerLimits, ReportOutcome
+from replay_service.ledger.intake import ReportOutcome
+from replay_service.ledger.owner import OwnerLimits
 from replay_service.ledger.owners import Owners
 from replay_service.ledger.samples import SampleQuery
 from tests.databases import fresh_database

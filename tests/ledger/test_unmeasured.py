@@ -9,8 +9,9 @@ import pytest
 from replay_service.corpus.reader import Corpus
 from replay_service.errors import AwaitingReports, InvalidReport
 from replay_service.ledger import audit
+from replay_service.ledger.intake import ReportOutcome
 from replay_service.ledger.journal import Journal
-from replay_service.ledger.owner import ReportOutcome, RunOwner
+from replay_service.ledger.owner import RunOwner
 from replay_service.ledger.samples import SampleQuery
 from replay_service.sampling.events import Reported
 from replay_service.sampling.run_state import RunState

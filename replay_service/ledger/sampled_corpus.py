@@ -1,0 +1,45 @@
+"""What a run needs of its corpus, and the check that it still is the one that the run began on."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replay_service.errors import InvalidRun
+from replay_service.ledger.journal import RunRecord
+from replay_service.sampling.partition import Partition
+from replay_service.sampling.run_state import RunState
+
+Int64Array = NDArray[np.int64]
+
+
+class SampledCorpus(Protocol):
+    """A corpus, which may grow."""
+
+    @property
+    def generation(self) -> int:
+        """The latest one."""
+        ...
+
+    def partition_of(self, generation: int) -> Partition:
+        """The strata as they were in a generation."""
+        ...
+
+    def base_losses(self, sample_ids: Int64Array) -> NDArray[np.float64]:
+        """Base losses in nats per token, float64 [n]; NaN where a sample cannot be read."""
+        ...
+
+
+def partition_seen(record: RunRecord, state: RunState, corpus: SampledCorpus) -> Partition:
+    """The strata that a run sees.
+
+    Raises:
+        InvalidRun: when its generation of the corpus has strata of other sizes now.
+    """
+    partition = corpus.partition_of(state.generation)
+    if not np.array_equal(partition.sizes, state.walk.sizes):
+        raise InvalidRun(
+            f"generation {state.generation} of corpus {record.corpus!r} is not the one that run {record.run!r} sees: "
+            "its strata have other sizes; bring the corpus back, or create a new run"
+        )
+    return partition
