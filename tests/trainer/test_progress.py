@@ -1,0 +1,64 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from trainer.progress import ProgressLine
+
+VALUES = {
+    "loss": 1.5,
+    "target_loss": 1.25,
+    "forgetting": 0.0124,
+    "injection_ratio": 0.02,
+    "waited_s": 0.5,
+    "step_s": 2.0,
+    "num_tokens": 512,
+}
+
+
+class Clock:
+    """Two seconds a step."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def lines_of(num_steps: int, values: dict[str, float | None], *, first_step: int = 0, terminal: bool = False) -> str:
+    shown, clock = io.StringIO(), Clock()
+    console = Console(file=shown, width=200, force_terminal=terminal)
+    with ProgressLine(console, "train", num_steps, clock, first_step=first_step) as line:
+        for step in range(first_step, num_steps):
+            clock.seconds += 2
+            line.show(step, values)
+    return shown.getvalue()
+
+
+def test_a_line_shows_all_that_was_measured() -> None:
+    first, *_, last = lines_of(4, VALUES).splitlines()
+    figures = "loss 1.500  target 1.250  forgetting +0.012  rehearsal 2.0%  waiting 25%"
+    assert first == f"train  step 1/4  {figures}  about 6 s left"
+    assert last == f"train  step 4/4  {figures}"
+
+
+def test_a_line_leaves_out_what_was_not_measured() -> None:
+    assert lines_of(1, {"target_loss": None}).splitlines() == ["train  step 1/1"]
+
+
+def test_the_time_left_of_a_job_that_goes_on_counts_its_own_steps() -> None:
+    first, *_ = lines_of(100, {}, first_step=90).splitlines()
+    assert first == "train  step 91/100  about 18 s left"
+
+
+@pytest.mark.parametrize(("num_steps", "num_lines"), [(1, 1), (5, 5), (1000, 21), (10_010, 22)])
+def test_a_log_file_gets_about_twenty_lines_however_many_steps_there_are(num_steps: int, num_lines: int) -> None:
+    assert len(lines_of(num_steps, VALUES).splitlines()) == num_lines
+
+
+def test_a_terminal_gets_one_line_that_changes() -> None:
+    text = lines_of(3, VALUES, terminal=True)
+    assert "step 3/3" in text
+    assert "forgetting +0.012" in text
+    assert "train  step" not in text
