@@ -2,13 +2,15 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from replay_service.gateway.wire import Compression
 from replay_service.names import NAME_PATTERN, NAME_RULE
 from replay_service.sampling.damage import Signal
+from replay_service.sampling.injection import InjectionMode
 from replay_service.sampling.policies import PolicyName
 from replay_service.sampling.run_config import FeedbackMode, RunConfig
+from replay_service.sampling.schedule import Curve
 
 MAX_INT64 = 2**63 - 1
 
@@ -42,16 +44,65 @@ class FeedbackSettings(Model):
     lag: int = Field(8, ge=1, le=1 << 20, description="fenced: by how many steps reports lag behind plans.")
 
 
+Ratio = Annotated[
+    str | float, AfterValidator(str), Field(description="In [0, 1], taken as the decimal that is written.")
+]
+
+
+class ScheduleSettings(Model):
+    """How a written injection ratio runs over the steps of the run."""
+
+    curve: Curve = Field(
+        "constant",
+        description="warmup: from 0 up to the run's ratio; linear, cosine: from it to final_ratio; steps: the points.",
+    )
+    num_steps: int = Field(0, ge=0, le=1 << 48, description="Length of warmup, linear and cosine; then its end holds.")
+    final_ratio: Ratio = "0"
+    points: list[tuple[Annotated[int, Field(ge=1, le=MAX_INT64)], Ratio]] = Field(
+        [], max_length=1000, description="steps: from each step on, its ratio.", examples=[[[1000, "0.02"]]]
+    )
+
+
+class LawSettings(Model):
+    """The forgetting law, fitted: A * D_ft ** beta / ((1 + B * p) * N) ** alpha nats per token are forgotten."""
+
+    A: float = Field(gt=0, le=1e300)
+    B: float = Field(gt=0, le=1e300)
+    alpha: float = Field(gt=0, le=100)
+    beta: float = Field(gt=0, le=100)
+    num_parameters: float = Field(gt=0, le=1e18, description="N, of the model.")
+    target_tokens: float = Field(gt=0, le=1e18, description="D_ft, unique tokens of the fine-tuning set.")
+
+
+class BudgetSettings(Model):
+    """What an `auto` injection ratio holds, with as little rehearsal as it can."""
+
+    nats: float = Field(0.05, gt=0, le=1e6, description="The most forgetting of the whole corpus, nats per token.")
+    first_ratio: Ratio = "0.01"
+    least_ratio: Ratio = "0.001"
+    most_ratio: Ratio = "0.2"
+    every_steps: int = Field(0, ge=0, le=1 << 47, description="Steps between decisions; 0: the run's half-life.")
+    law: LawSettings | None = Field(None, description="Where the ratio begins, instead of first_ratio.")
+
+
 class RunSettings(Model):
     """How a run samples."""
 
     global_batch_size: int = Field(
-        ge=1, le=1 << 24, description="Sequences in one step of the whole job, rehearsed ones included."
+        ge=1,
+        le=1 << 24,
+        description="Sequences in one step of the whole job; rehearsed ones are among them, unless they are added.",
     )
     injection_ratio: str | float = Field(
-        description="Share of those sequences that is rehearsal, in [0, 1]. Taken as the decimal that is written.",
+        description="Share of the sequences that is rehearsal, in [0, 1], taken as the decimal that is written; or "
+        "auto: what holds forgetting within the budget.",
         examples=["0.05"],
     )
+    injection_mode: InjectionMode = Field(
+        "replace", description="Rehearsed rows replace fine-tuning rows, or are added to them."
+    )
+    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Of a written ratio.")
+    budget: BudgetSettings = Field(default_factory=BudgetSettings, description="Of an auto ratio.")
     seed: int = Field(0, ge=0, le=MAX_INT64, description="Every draw of the run is keyed by it.")
     policy: PolicyName = Field("mix_cd", description="How the strata's probabilities follow from the statistics.")
     sharpness: float = Field(1.0, ge=0, le=16, description="mix_cd: exponent of the damage rate.")
@@ -89,6 +140,8 @@ class RunChange(Model):
     """What to change of a run's configuration; what is left out stays as it is."""
 
     injection_ratio: str | float | None = None
+    schedule: ScheduleSettings | None = None
+    budget: BudgetSettings | None = None
     policy: PolicyName | None = None
     sharpness: float | None = Field(None, ge=0, le=16)
     floor: float | None = Field(None, ge=0, le=1)
@@ -186,7 +239,8 @@ class RunStats(Model):
     run: str
     next_step: int
     policy_version: int
-    num_trained: int = Field(description="Sequences in the global batches of the planned steps.")
+    num_trained: int = Field(description="Sequences in the global batches of the planned steps, rehearsed ones too.")
+    injection_ratio: float = Field(description="Of the first step that has no plan yet.")
     num_rehearsed: int = Field(description="Of those, rehearsed ones.")
     achieved_ratio: float = Field(description="num_rehearsed / num_trained.")
     num_reported: int = Field(description="Rehearsed samples whose losses were reported.")
@@ -196,6 +250,11 @@ class RunStats(Model):
     flip_rate: float | None = Field(description="num_flips / num_tokens.")
     mean_loss_nats: float | None = Field(description="Mean over the reported samples.")
     mean_excess_nats: float | None = Field(description="Mean of loss minus base loss over the reported samples.")
+    forgetting_nats: float | None = Field(
+        description="Estimated mean loss minus base loss over the whole corpus, nats per token, from recent first "
+        "visits; null while there are too few."
+    )
+    forgetting_standard_error: float | None = Field(description="Of forgetting_nats.")
 
 
 class StratumStats(Model):

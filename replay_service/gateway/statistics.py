@@ -30,8 +30,10 @@ def get_strata(run: RunName, service: Service) -> StrataList:
 
 def summarise(run: str, state: RunState) -> RunStats:
     totals = state.totals
-    num_trained = state.next_step * state.config.global_batch_size
     num_rehearsed, num_reported = int(state.walk.num_draws.sum()), int(totals.samples.sum())
+    num_added = num_rehearsed if state.config.injection_mode == "add" else 0
+    num_trained = state.next_step * state.config.global_batch_size + num_added
+    forgetting = state.forgetting()
     num_tokens, num_flips = int(totals.tokens.sum()), int(totals.flips.sum())
     return RunStats(
         run=run,
@@ -39,6 +41,7 @@ def summarise(run: str, state: RunState) -> RunStats:
         policy_version=state.policy_version,
         num_trained=num_trained,
         num_rehearsed=num_rehearsed,
+        injection_ratio=float(state.config.schedule.at(state.next_step, state.ratio)),
         achieved_ratio=num_rehearsed / num_trained if num_trained else 0.0,
         num_reported=num_reported,
         num_pending=sum(pending.num_awaited for pending in state.pending.values()),
@@ -47,6 +50,8 @@ def summarise(run: str, state: RunState) -> RunStats:
         flip_rate=_mean(num_flips, num_tokens),
         mean_loss_nats=_mean(totals.loss_nats.sum(), num_reported),
         mean_excess_nats=_mean(totals.excess_nats.sum(), num_reported),
+        forgetting_nats=None if forgetting is None else forgetting.nats,
+        forgetting_standard_error=None if forgetting is None else forgetting.standard_error,
     )
 
 

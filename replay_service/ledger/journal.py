@@ -18,6 +18,7 @@ from replay_service.ledger.schema import events, runs, snapshots
 from replay_service.sampling.events import (
     PLANNED_ROW,
     REPORTED_ROW,
+    Adjusted,
     Adopted,
     Closed,
     Configured,
@@ -298,6 +299,9 @@ def _columns(event: JournalEvent) -> dict[str, object]:
                 "num_quantiles": event.num_quantiles,
             }
             columns["payload"] = json.dumps({**head, "sizes": event.sizes}).encode()
+        case Adjusted():
+            reason = {"injection_ratio": event.injection_ratio, "reason": event.reason}
+            columns["payload"] = json.dumps(reason).encode()
         case Adopted():
             columns["payload"] = json.dumps({"generation": event.generation, "sizes": event.sizes}).encode()
     return columns
@@ -316,6 +320,8 @@ def _event(row: Row[tuple[object, ...]]) -> JournalEvent:
         case "adopted":
             head = json.loads(row.payload)
             return Adopted(row.step, head["generation"], tuple(head["sizes"]))
+        case "adjusted":
+            return Adjusted(row.step, **json.loads(row.payload))
         case "sealed":
             return Sealed(row.step)
         case "closed":

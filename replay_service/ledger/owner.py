@@ -19,7 +19,7 @@ from replay_service.ledger.reports import by_step_and_rank, check_values, of_att
 from replay_service.ledger.sampled_corpus import SampledCorpus, partition_seen
 from replay_service.sampling.events import Adopted, Closed, Configured, Event, Planned, Rewound, Sealed
 from replay_service.sampling.partition import Partition
-from replay_service.sampling.plan import plan_steps
+from replay_service.sampling.plan import adjustment_due, last_before_decision, plan_steps
 from replay_service.sampling.run_state import RunState, fold
 from replay_service.sampling.state_bytes import to_bytes
 
@@ -121,10 +121,18 @@ class RunOwner:
                     raise RunClosed(f"run {self.record.run!r} is closed and plans no step from {next_step} on")
                 self._pass_fence(last_step)
                 self._adopt_if_due()
-                self._commit(plan_steps(self._state, self._partition(), last_step))
+                self._plan_through(last_step)
             written = self._last_write
         until_durable(written)
         return self._journal.planned(self.record.run, first_step, num_steps)
+
+    def _plan_through(self, last_step: int) -> None:
+        while self._state.next_step <= last_step:
+            adjusted = adjustment_due(self._state)
+            if adjusted is not None:
+                self._commit([adjusted])
+            until = last_before_decision(self._state, last_step)
+            self._commit(plan_steps(self._state, self._partition(), until))
 
     def report(self, rows: np.ndarray) -> ReportOutcome:
         """Fold the losses `rows` (LOSS_ROW [n]) in, all of them or none.

@@ -68,7 +68,7 @@ class Owners:
 
 
 def _check_fits(corpus: str, num_samples: int, config: RunConfig) -> None:
-    most = -(-config.ratio * config.global_batch_size // 1)
+    most = config.most_rows()
     if most > num_samples:
         raise InvalidRun(
             f"corpus {corpus!r} holds {num_samples} samples, but a step would rehearse {most}; "

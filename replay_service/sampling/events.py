@@ -111,6 +111,20 @@ class Configured:
 
 
 @dataclass(frozen=True, slots=True)
+class Adjusted:
+    """After `step`, the last that had a plan, the controller of an `auto` run takes another injection ratio.
+
+    Attributes:
+        injection_ratio: a decimal string.
+        reason: for people.
+    """
+
+    step: int
+    injection_ratio: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sealed:
     """The run waits no longer for reports of `step`: in fenced mode, plans go on without them."""
 
@@ -131,7 +145,7 @@ class Rewound:
     step: int
 
 
-Event = Planned | Reported | Configured | Adopted | Sealed | Closed
+Event = Planned | Reported | Configured | Adopted | Adjusted | Sealed | Closed
 """What is folded into a run's state."""
 
 JournalEvent = Created | Event | Rewound

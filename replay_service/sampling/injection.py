@@ -6,7 +6,7 @@ the rows trained on, whatever the world size, and nothing has to be remembered t
 """
 
 from fractions import Fraction
-from typing import Final
+from typing import Final, Literal, get_args
 
 _MOST_DIGITS: Final = 400
 """More than any float has; a longer number, "1e-999999999" say, would take hours to write out as a fraction."""
@@ -32,6 +32,20 @@ def _fraction(text: str) -> Fraction:
     if max(len(text), abs(int(exponent or 0))) > _MOST_DIGITS:
         raise ValueError(f"a number of more than {_MOST_DIGITS} digits")
     return Fraction(text)
+
+
+InjectionMode = Literal["replace", "add"]
+INJECTION_MODES: tuple[str, ...] = get_args(InjectionMode)
+
+
+def rows_due(ratio: Fraction, mode: InjectionMode, global_batch_size: int) -> Fraction:
+    """How many rows a step rehearses on average.
+
+    `replace`: rehearsed rows take the place of fine-tuning rows, p * B of them. `add`: they come on top of B
+    fine-tuning rows, p / (1 - p) * B of them, so that p is the share of the whole batch here too.
+    """
+    share = ratio if mode == "replace" else ratio / (1 - ratio)
+    return share * global_batch_size
 
 
 def rehearsed_before(step: int, ratio: Fraction, global_batch_size: int) -> int:

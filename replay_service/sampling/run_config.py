@@ -2,19 +2,24 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
+from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw
 from replay_service.sampling.damage import SIGNALS, Signal
-from replay_service.sampling.injection import exact_ratio
+from replay_service.sampling.injection import INJECTION_MODES, InjectionMode, exact_ratio, rows_due
 from replay_service.sampling.policies import POLICY_NAMES, MixCd, Policy, PolicyName, Uniform
+from replay_service.sampling.schedule import Schedule
 
 FeedbackMode = Literal["latest", "fenced"]
 FEEDBACK_MODES: tuple[str, ...] = get_args(FeedbackMode)
 
-FIXED = frozenset({"global_batch_size", "seed", "report_window_steps", "feedback"})
+AUTO: Final = "auto"
+"""The injection ratio of a run whose controller chooses it."""
+
+FIXED = frozenset({"global_batch_size", "injection_mode", "seed", "report_window_steps", "feedback"})
 """What stays as it was when the run was created."""
 
 
@@ -43,8 +48,13 @@ class RunConfig:
     """One run's configuration.
 
     Attributes:
-        global_batch_size: sequences in one step of the whole job, rehearsed ones included.
-        injection_ratio: the share of those sequences that is rehearsal, as a decimal string ("0.05").
+        global_batch_size: sequences in one step of the whole job: with those rehearsed when they `replace` others,
+            without them when they are `add`ed.
+        injection_ratio: the share of all sequences that is rehearsal, as a decimal string ("0.05"); or "auto": what
+            holds forgetting within `budget`.
+        injection_mode: `replace` or `add`.
+        schedule: how a written ratio runs over the steps.
+        budget: what an `auto` ratio holds.
         seed: every draw of the run is keyed by it; 0 to 2**63 - 1.
         policy: `uniform` or `mix_cd`.
         sharpness: exponent of the damage rate in `mix_cd`.
@@ -64,6 +74,9 @@ class RunConfig:
 
     global_batch_size: int
     injection_ratio: str
+    injection_mode: InjectionMode = "replace"
+    schedule: Schedule = field(default_factory=Schedule)
+    budget: ForgettingBudget = field(default_factory=ForgettingBudget)
     seed: int = 0
     policy: PolicyName = "mix_cd"
     sharpness: float = 1.0
@@ -78,7 +91,12 @@ class RunConfig:
     adopt_every_steps: int = 0
 
     def __post_init__(self) -> None:
-        exact_ratio(self.injection_ratio)
+        _require(self.injection_mode in INJECTION_MODES, "injection_mode", self.injection_mode, "replace or add")
+        _require(0 <= self.ratio <= 1, "injection_ratio", self.injection_ratio, "in [0, 1]")
+        if self.is_auto and self.schedule.curve != "constant":
+            raise ValueError("an auto injection_ratio follows its budget; leave the schedule out")
+        if self.injection_mode == "add" and self.most_ratio() == 1:
+            raise ValueError("injection_mode add goes with injection ratios below 1; with 1 there is nothing to add to")
         _require(self.global_batch_size >= 1, "global_batch_size", self.global_batch_size, "at least 1")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
         _require(self.policy in POLICY_NAMES, "policy", self.policy, f"one of {', '.join(POLICY_NAMES)}")
@@ -102,9 +120,27 @@ class RunConfig:
         """By how many steps reports lag behind plans in fenced mode, else None."""
         return self.feedback.lag if self.feedback.mode == "fenced" else None
 
+    @property
+    def is_auto(self) -> bool:
+        return self.injection_ratio == AUTO
+
     @cached_property
     def ratio(self) -> Fraction:
-        return exact_ratio(self.injection_ratio)
+        """The injection ratio that is written, or that an `auto` run begins with."""
+        return exact_ratio(self.budget.start() if self.is_auto else self.injection_ratio)
+
+    def most_ratio(self) -> Fraction:
+        """The greatest injection ratio that any step can have."""
+        return exact_ratio(self.budget.most_ratio) if self.is_auto else self.schedule.most(self.ratio)
+
+    def most_rows(self) -> int:
+        """The most rows that a step can rehearse."""
+        return math.ceil(rows_due(self.most_ratio(), self.injection_mode, self.global_batch_size))
+
+    @property
+    def decision_steps(self) -> int:
+        """Steps between two decisions of the controller."""
+        return self.budget.every_steps or max(1, round(self.half_life_steps))
 
     def make_policy(self) -> Policy:
         return MixCd(self.sharpness, self.floor) if self.policy == "mix_cd" else Uniform()
@@ -118,7 +154,7 @@ class RunConfig:
         for name in changes:
             if name in FIXED or name not in RunConfig.__dataclass_fields__:
                 raise ValueError(f"{name} cannot be changed while a run goes on")
-        return replace(self, **changes)  # type: ignore[arg-type]
+        return RunConfig.from_dict({**asdict(self), **changes})
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -130,7 +166,13 @@ class RunConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
         """From what `dataclasses.asdict` gives."""
-        return cls(**{**values, "feedback": Feedback(**values.get("feedback", {}))})
+        schedule, budget = dict(values.get("schedule", {})), dict(values.get("budget", {}))
+        if "points" in schedule:
+            schedule["points"] = tuple((int(step), str(ratio)) for step, ratio in schedule["points"])
+        if budget.get("law") is not None:
+            budget["law"] = ForgettingLaw(**budget["law"])
+        parts = {"feedback": Feedback(**values.get("feedback", {}))}
+        return cls(**{**values, **parts, "schedule": Schedule(**schedule), "budget": ForgettingBudget(**budget)})
 
 
 def _require(holds: bool, name: str, value: object, range_: str) -> None:

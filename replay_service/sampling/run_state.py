@@ -1,13 +1,16 @@
 """A run is a fold over its journal: this is the state, and the one function that folds an event into it."""
 
 from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.sampling.damage import DAMAGE_OF, damage_rates
-from replay_service.sampling.events import Adopted, Configured, Created, Event, Planned, Reported, Sealed
+from replay_service.sampling.events import Adjusted, Adopted, Configured, Created, Event, Planned, Reported, Sealed
+from replay_service.sampling.forgetting import Forgetting, estimate
+from replay_service.sampling.injection import exact_ratio, rows_due
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.walk import Walk
 
@@ -18,8 +21,10 @@ FIRST_VISITS: Final = 0
 LATER_VISITS: Final = 1
 
 
-HELD_ROW = np.dtype([("sample_id", "<i8"), ("stratum", "<i4"), ("visit", "<i4"), ("damage", "<f8")])
-"""What a report says of a sample, in the unit of the run's damage signal."""
+HELD_ROW = np.dtype(
+    [("sample_id", "<i8"), ("stratum", "<i4"), ("visit", "<i4"), ("damage", "<f8"), ("excess_nats", "<f8")]
+)
+"""What a report says of a sample: damage in the unit of the run's signal, and loss minus base loss."""
 
 
 @dataclass(slots=True, eq=False)
@@ -99,28 +104,42 @@ class DecayedSums:
     """float64 [2, num_strata]: first visits, later visits."""
     damage: Float64Array
     """float64 [2, num_strata]."""
+    excess: Float64Array
+    """float64 [2, num_strata]: of first visits, the sum of loss minus base loss, and of its square."""
     origin: int = 0
     """The latest step reported; the sums are as seen from there."""
 
     @classmethod
     def zeros(cls, num_strata: int) -> "DecayedSums":
-        return cls(np.zeros((2, num_strata)), np.zeros((2, num_strata)))
+        shape = (2, num_strata)
+        return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape))
 
     def grow(self, num_strata: int) -> None:
         """Strata that stand at the end are new; nothing was reported of them."""
         more = num_strata - self.count.shape[1]
-        self.count, self.damage = (np.pad(each, ((0, 0), (0, more))) for each in (self.count, self.damage))
+        padded = (np.pad(each, ((0, 0), (0, more))) for each in (self.count, self.damage, self.excess))
+        self.count, self.damage, self.excess = padded
 
-    def add(self, step: int, half_life: float, visit: Int64Array, stratum: Int64Array, damage: Float64Array) -> None:
+    def copy(self) -> "DecayedSums":
+        return replace(self, count=self.count.copy(), damage=self.damage.copy(), excess=self.excess.copy())
+
+    def add(self, step: int, half_life: float, measured: np.ndarray) -> None:
+        """Count what was measured (HELD_ROW [n]) of samples of one step."""
         if step > self.origin:
             fade = 0.5 ** ((step - self.origin) / half_life)
             self.count *= fade
             self.damage *= fade
+            self.excess *= fade
             self.origin = step
         weight = 0.5 ** ((self.origin - step) / half_life)
+        visit, stratum = measured["visit"].astype(np.int64), measured["stratum"].astype(np.int64)
         cell = visit * self.count.shape[1] + stratum
         np.add.at(self.count.reshape(-1), cell, weight)
-        np.add.at(self.damage.reshape(-1), cell, weight * damage)
+        np.add.at(self.damage.reshape(-1), cell, weight * measured["damage"])
+        # Later visits weigh nothing here.
+        excess = np.where(visit == FIRST_VISITS, measured["excess_nats"], 0.0)
+        np.add.at(self.excess[0], stratum, weight * excess)
+        np.add.at(self.excess[1], stratum, weight * excess * excess)
 
 
 @dataclass(slots=True, eq=False)
@@ -141,8 +160,12 @@ class RunState:
     next_step: int = 0
     """The first step that has no plan yet."""
     policy_version: int = 1
+    ratio: Fraction = Fraction(0)
+    """The injection ratio that is written, or that the controller has chosen; a schedule bends it."""
     ratio_since: int = 0
-    """The step from which the injection ratio has been what it is."""
+    """The step from which it has been what it is."""
+    carry: Fraction = Fraction(0)
+    """In [0, 1): the part of a row that the planned steps were due to rehearse and have not."""
     generation_since: int = 0
     """The step from which the run has seen its generation."""
     closed: bool = False
@@ -151,11 +174,25 @@ class RunState:
     def initial(cls, created: Created) -> "RunState":
         num, walk = len(created.sizes), Walk.over(np.array(created.sizes, dtype=np.int64))
         totals, recent = Totals.zeros(num), DecayedSums.zeros(num)
-        return cls(created.config, created.generation, created.num_quantiles, walk, totals, recent)
+        state = cls(created.config, created.generation, created.num_quantiles, walk, totals, recent)
+        state.ratio = created.config.ratio
+        return state
 
     @property
     def num_strata(self) -> int:
         return len(self.walk.epoch)
+
+    def rows_due(self, step: int) -> Fraction:
+        """How many rows the step is due to rehearse; what it does is a whole number, and the rest is carried on."""
+        config = self.config
+        return rows_due(config.schedule.at(step, self.ratio), config.injection_mode, config.global_batch_size)
+
+    def forgetting(self) -> Forgetting | None:
+        """How much of the corpus the model has forgotten, as far as plans know; None while too little is known."""
+        shape = (-1, self.num_quantiles)
+        excess, squares = (each.reshape(shape) for each in self.recent.excess)
+        count = self.recent.count[FIRST_VISITS].reshape(shape)
+        return estimate(self.walk.sizes.reshape(shape), count, excess, squares, self.config.prior_weight)
 
     def awaited_before(self, step: int) -> list[int]:
         """The steps whose reports the plan of `step` must wait for; none unless the run is fenced."""
@@ -164,8 +201,7 @@ class RunState:
 
     def what_plans_learn_from(self) -> "RunState":
         """A state that `pass_fence` may change while this one stays as it is."""
-        recent = replace(self.recent, count=self.recent.count.copy(), damage=self.recent.damage.copy())
-        return replace(self, recent=recent, held=dict(self.held))
+        return replace(self, recent=self.recent.copy(), held=dict(self.held))
 
     def damage_rates(self) -> Float64Array:
         """alpha of each stratum, float64 [num_strata]."""
@@ -192,6 +228,8 @@ def fold(state: RunState, event: Event) -> None:
         _fold_configured(state, event.config)
     elif isinstance(event, Adopted):
         _fold_adopted(state, event.generation, event.sizes)
+    elif isinstance(event, Adjusted):
+        state.ratio, state.ratio_since = exact_ratio(event.injection_ratio), state.next_step
     elif isinstance(event, Sealed):
         state.pending.pop(event.step, None)
     else:
@@ -201,6 +239,7 @@ def fold(state: RunState, event: Event) -> None:
 def _fold_planned(state: RunState, step: int, rows: np.ndarray) -> None:
     assert step == state.next_step, f"plan of step {step} where step {state.next_step} was next"
     pass_fence(state, step)
+    state.carry = (state.carry + state.rows_due(step)) % 1
     state.walk.advance(state.config.seed, np.sort(rows["stratum"]).astype(np.int64))
     state.next_step = step + 1
     state.pending.pop(step - state.config.report_window_steps, None)
@@ -209,8 +248,8 @@ def _fold_planned(state: RunState, step: int, rows: np.ndarray) -> None:
 
 
 def _fold_configured(state: RunState, config: RunConfig) -> None:
-    if config.ratio != state.config.ratio:
-        state.ratio_since = state.next_step
+    if (config.injection_ratio, config.budget.start()) != (state.config.injection_ratio, state.config.budget.start()):
+        state.ratio, state.ratio_since = config.ratio, state.next_step
     if _damage_unit(config) != _damage_unit(state.config):
         state.recent = DecayedSums.zeros(state.num_strata)
         state.held.clear()
@@ -251,6 +290,7 @@ def _fold_measured(state: RunState, step: int, plan: np.ndarray, rows: np.ndarra
     measured = np.empty(len(rows), dtype=HELD_ROW)
     measured["sample_id"], measured["stratum"] = plan["sample_id"], plan["stratum"]
     measured["visit"] = np.where(plan["times_drawn"] == 1, FIRST_VISITS, LATER_VISITS)
+    measured["excess_nats"] = rows["loss_nats"] - rows["base_loss_nats"]
     measured["damage"] = DAMAGE_OF[state.config.signal](rows, state.config.learnable_nats, state.config.delta_nats)
     if state.config.fence is None:
         _learn(state, step, measured)
@@ -271,6 +311,5 @@ def in_canonical_order(measured: np.ndarray) -> np.ndarray:
 
 
 def _learn(state: RunState, step: int, measured: np.ndarray) -> None:
-    visit, stratum = measured["visit"].astype(np.int64), measured["stratum"].astype(np.int64)
-    state.recent.add(step, state.config.half_life_steps, visit, stratum, np.ascontiguousarray(measured["damage"]))
+    state.recent.add(step, state.config.half_life_steps, measured)
     state.policy_version += 1

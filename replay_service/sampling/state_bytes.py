@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import asdict
+from fractions import Fraction
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +20,7 @@ from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.run_state import HELD_ROW, Pending, RunState, in_canonical_order
 from replay_service.sampling.walk import BORN_ROW
 
-STATE_VERSION: Final = 2
+STATE_VERSION: Final = 3
 _MAGIC: Final = b"replayst"
 _COUNTERS: Final = (
     "generation",
@@ -30,6 +31,7 @@ _COUNTERS: Final = (
     "generation_since",
     "closed",
 )
+_FRACTIONS: Final = ("ratio", "carry")
 _PREFIX: Final = struct.Struct("<8sII")
 
 
@@ -39,6 +41,7 @@ def to_bytes(state: RunState) -> bytes:
     head = {
         "config": asdict(state.config),
         **{name: getattr(state, name) for name in _COUNTERS},
+        **{name: str(getattr(state, name)) for name in _FRACTIONS},
         "origin": state.recent.origin,
         "num_strata": state.num_strata,
         "num_blocks": state.walk.block_size.shape[1],
@@ -68,6 +71,8 @@ def from_bytes(data: bytes) -> RunState:
     state = _empty(head)
     for name in _COUNTERS:
         setattr(state, name, head[name])
+    for name in _FRACTIONS:
+        setattr(state, name, Fraction(head[name]))
     state.recent.origin = head["origin"]
     place = _PREFIX.size + length
     for array in _arrays(state):
@@ -99,4 +104,4 @@ def _arrays(state: RunState) -> Iterator[np.ndarray]:
     totals = state.totals
     yield from (state.walk.num_draws, state.walk.epoch, state.walk.block_size, state.walk.block_drawn)
     yield from (totals.samples, totals.tokens, totals.flips, totals.loss_nats, totals.excess_nats)
-    yield from (state.recent.count, state.recent.damage)
+    yield from (state.recent.count, state.recent.damage, state.recent.excess)

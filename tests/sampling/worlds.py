@@ -80,12 +80,13 @@ def image(state: RunState) -> dict[str, object]:
         **{name: getattr(state.totals, name) for name in ("samples", "tokens", "flips", "loss_nats", "excess_nats")},
         "recent count": state.recent.count,
         "recent damage": state.recent.damage,
+        "recent excess": state.recent.excess,
     }
     return {
         "origin": state.recent.origin,
         "next_step": state.next_step,
         "policy_version": state.policy_version,
-        "ratio_since": state.ratio_since,
+        "ratio": (state.ratio, state.ratio_since, state.carry),
         "generation": (state.generation, state.generation_since, state.num_quantiles),
         "closed": state.closed,
         "config": state.config,

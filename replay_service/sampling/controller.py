@@ -1,0 +1,142 @@
+"""The injection ratio as a closed loop: hold forgetting under a budget with the least ratio.
+
+Where the loop begins may come from the forgetting law (Bethune et al., "Scaling Laws for Forgetting during Finetuning
+with Pretraining Data Injection", ICML 2025). The loop itself is this project's choice.
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final, NamedTuple
+
+from replay_service.sampling.forgetting import Forgetting
+from replay_service.sampling.injection import exact_ratio
+
+_GRAIN: Final = 10**6
+"""Ratios that the controller sets are whole millionths."""
+
+_FASTEST_RISE: Final = 1.5
+_FASTEST_FALL: Final = 0.8
+_SLACK: Final = 0.8
+"""Between this share of the budget and the whole of it, the ratio stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForgettingLaw:
+    """L_pt - L0_pt = A * D_ft ** beta / ((1 + B * p) * N) ** alpha (Bethune et al., 2025).
+
+    Coefficients are fitted for each fine-tuning domain; this project ships none.
+
+    Attributes:
+        A, B, alpha, beta: the fitted coefficients; nats per token come out.
+        num_parameters: N, of the model.
+        target_tokens: D_ft, unique tokens of the fine-tuning set.
+
+    Raises:
+        ValueError: names what is not positive and finite.
+    """
+
+    A: float
+    B: float
+    alpha: float
+    beta: float
+    num_parameters: float
+    target_tokens: float
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"law.{name} must be positive and finite, not {getattr(self, name)}")
+
+    def forgetting(self, ratio: float) -> float:
+        """What the law foretells at an injection ratio, nats per token."""
+        scale = math.pow((1.0 + self.B * ratio) * self.num_parameters, self.alpha)
+        return self.A * math.pow(self.target_tokens, self.beta) / scale
+
+    def least_ratio(self, budget_nats: float) -> float:
+        """The least injection ratio by which it foretells at most `budget_nats`; it may be above 1."""
+        diluted = math.pow(self.A * math.pow(self.target_tokens, self.beta) / budget_nats, 1.0 / self.alpha)
+        return max(0.0, (diluted / self.num_parameters - 1.0) / self.B)
+
+
+@dataclass(frozen=True, slots=True)
+class ForgettingBudget:
+    """What the controller of an `auto` injection ratio must hold.
+
+    Attributes:
+        nats: the most forgetting of the whole corpus, nats per token.
+        first_ratio, least_ratio, most_ratio: where it begins, and its bounds, as decimal strings.
+        every_steps: steps between two decisions; 0 takes the run's half-life, over which the estimate is averaged too.
+            Deciding oftener than that makes the ratio swing.
+        law: where the ratio begins, instead of `first_ratio`.
+
+    Raises:
+        ValueError: names what is out of range.
+    """
+
+    nats: float = 0.05
+    first_ratio: str = "0.01"
+    least_ratio: str = "0.001"
+    most_ratio: str = "0.2"
+    every_steps: int = 0
+    law: ForgettingLaw | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.nats < math.inf:
+            raise ValueError(f"budget.nats must be positive and finite, not {self.nats}")
+        least, first, most = (exact_ratio(each) for each in (self.least_ratio, self.first_ratio, self.most_ratio))
+        if not 0 < least <= most or (self.law is None and not least <= first <= most):
+            raise ValueError(
+                f"budget.least_ratio, first_ratio and most_ratio must ascend from above 0, not {self.least_ratio}, "
+                f"{self.first_ratio}, {self.most_ratio}: with nothing rehearsed nothing would be measured"
+            )
+        if not 0 <= self.every_steps < 1 << 48:
+            raise ValueError(f"budget.every_steps must be in [0, 2**48), not {self.every_steps}")
+
+    def start(self) -> str:
+        """The ratio to begin with."""
+        if self.law is None:
+            return self.first_ratio
+        return self.bounded(self.law.least_ratio(self.nats))
+
+    def bounded(self, ratio: float) -> str:
+        """A ratio within the bounds, rounded up to whole millionths, as a decimal string."""
+        most = exact_ratio(self.most_ratio)
+        wanted = most if ratio >= 1.0 else Fraction(math.ceil(ratio * _GRAIN), _GRAIN)
+        if wanted >= most:
+            return self.most_ratio
+        if wanted <= exact_ratio(self.least_ratio):
+            return self.least_ratio
+        return f"{wanted.numerator * (_GRAIN // wanted.denominator) / _GRAIN:.6f}"
+
+
+class Decision(NamedTuple):
+    """Which injection ratio to take from now on, and why."""
+
+    injection_ratio: str
+    reason: str
+
+
+def decide(budget: ForgettingBudget, ratio: Fraction, forgetting: Forgetting | None) -> Decision | None:
+    """The controller's decision, or None when the ratio stays as it is.
+
+    The ratio rises when forgetting is above the budget by more than its standard error, by a factor that goes with the
+    excess, 1.5 at most; it falls when forgetting is as surely below four fifths of the budget, to four fifths at least.
+    """
+    if forgetting is None:
+        return None
+    nats, error = forgetting
+    if nats - error > budget.nats:
+        factor = 1.0 + (_FASTEST_RISE - 1.0) * min(1.0, nats / budget.nats - 1.0)
+        why = "above"
+    elif nats + error < _SLACK * budget.nats:
+        factor = 1.0 - (1.0 - _FASTEST_FALL) * min(1.0, 1.0 - nats / budget.nats)
+        why = "below"
+    else:
+        return None
+    chosen = budget.bounded(float(ratio) * factor)
+    if exact_ratio(chosen) == ratio:
+        return None
+    return Decision(
+        chosen, f"forgetting {nats:.4f} (standard error {error:.4f}) is {why} the budget of {budget.nats:g} nats"
+    )

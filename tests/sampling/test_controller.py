@@ -1,0 +1,154 @@
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw, decide
+from replay_service.sampling.events import Adjusted, Event
+from replay_service.sampling.forgetting import Forgetting
+from replay_service.sampling.injection import exact_ratio
+from replay_service.sampling.plan import adjustment_due, last_before_decision
+from replay_service.sampling.run_config import Feedback, RunConfig
+from replay_service.sampling.run_state import RunState, fold
+from tests.sampling.worlds import image, initial_state, plans_of, report_of
+
+LAW = ForgettingLaw(A=2e3, B=1e3, alpha=0.5, beta=0.1, num_parameters=1.35e8, target_tokens=1e6)
+
+
+def test_the_law_and_its_inverse_agree() -> None:
+    for budget in (0.02, 0.05, 0.1):
+        assert LAW.forgetting(LAW.least_ratio(budget)) == pytest.approx(budget)
+    assert LAW.least_ratio(1e9) == 0.0
+
+
+def test_the_law_says_where_to_begin() -> None:
+    budget = ForgettingBudget(nats=0.1, law=LAW)
+    assert float(exact_ratio(budget.start())) == pytest.approx(LAW.least_ratio(0.1), abs=1e-6)
+    assert ForgettingBudget(nats=1e-6, law=LAW).start() == "0.2"
+    assert ForgettingBudget(nats=1e9, law=LAW).start() == "0.001"
+    assert ForgettingBudget().start() == "0.01"
+
+
+@given(
+    st.floats(-1, 10),
+    st.floats(0, 3),
+    st.floats(0.001, 1),
+    st.integers(1000, 200_000).map(lambda n: Fraction(n, 10**6)),
+)
+def test_a_decision_is_bounded_and_goes_the_right_way(
+    nats: float, error: float, budget: float, ratio: Fraction
+) -> None:
+    decision = decide(ForgettingBudget(nats=budget), ratio, Forgetting(nats, error))
+    if decision is None:
+        return
+    chosen = exact_ratio(decision.injection_ratio)
+    assert Fraction(1, 1000) <= chosen <= Fraction(1, 5)
+    assert Fraction(79, 100) * ratio <= chosen <= Fraction(3, 2) * ratio + Fraction(1, 10**6)
+    assert (chosen > ratio) == (nats - error > budget)
+    assert (chosen < ratio) == (nats + error < 0.8 * budget)
+    assert f"{budget:g} nats" in decision.reason
+
+
+def test_it_stays_where_nothing_is_known_or_sure() -> None:
+    budget, ratio = ForgettingBudget(nats=0.1), Fraction(1, 100)
+    assert decide(budget, ratio, None) is None
+    assert decide(budget, ratio, Forgetting(0.5, 0.45)) is None
+    assert decide(budget, ratio, Forgetting(0.09, 0.001)) is None
+    assert decide(budget, Fraction(1, 5), Forgetting(9.0, 0.001)) is None
+
+
+def damaged(ratio: float) -> float:
+    """A model that forgets less the more it rehearses, as the law says."""
+    return 0.4 / (1.0 + 60.0 * ratio) ** 0.8
+
+
+def lived(num_steps: int, **config: object) -> tuple[RunState, list[Event]]:
+    """An `auto` run of a job whose forgetting follows its ratio with a delay."""
+    state = initial_state(
+        [4000] * 8, num_quantiles=4, global_batch_size=64, injection_ratio="auto", half_life_steps=20.0, **config
+    )
+    random, journal, forgotten = np.random.default_rng(3), [], 0.0
+    for step in range(num_steps):
+        adjusted = adjustment_due(state)
+        if adjusted is not None:
+            fold(state, adjusted)
+            journal.append(adjusted)
+            assert adjustment_due(state) is None
+        (plan,) = plans_of(state, step)
+        fold(state, plan)
+        forgotten += 0.1 * (damaged(float(state.ratio)) - forgotten)
+        losses = (2.0 + forgotten + 0.1 * random.standard_normal(len(plan.rows))).tolist()
+        report = report_of(step, plan.rows["sample_id"], loss=losses, base_loss=2.0)
+        journal.append(plan)
+        if len(plan.rows):
+            fold(state, report)
+            journal.append(report)
+    return state, journal
+
+
+@pytest.mark.parametrize("feedback", [Feedback(), Feedback("fenced", 4)])
+def test_it_holds_the_budget_with_little_and_does_not_swing(feedback: Feedback) -> None:
+    budget = ForgettingBudget(nats=0.15)
+    state, journal = lived(1500, budget=budget, feedback=feedback)
+    ratios = [float(exact_ratio(event.injection_ratio)) for event in journal if isinstance(event, Adjusted)]
+    found = state.forgetting()
+    assert found is not None
+    assert 0.6 * budget.nats < found.nats < 1.15 * budget.nats
+    least = next(p for p in np.linspace(0, 0.2, 2001) if damaged(p) <= budget.nats)
+    assert 0.75 * least < ratios[-1] < 1.6 * least
+    late = ratios[-5:]
+    assert max(late) / min(late) < 1.7
+
+
+def test_its_journal_folds_to_the_same_state() -> None:
+    state, journal = lived(200, budget=ForgettingBudget(nats=0.1))
+    assert any(isinstance(event, Adjusted) for event in journal)
+    again = RunState.initial(_created(state))
+    for event in journal:
+        fold(again, event)
+    assert image(again) == image(state)
+
+
+def _created(state: RunState):  # type: ignore[no-untyped-def]
+    from tests.sampling.worlds import created_of
+
+    return created_of(state.walk.sizes.tolist(), state.num_quantiles, state.config)
+
+
+def test_plans_are_made_up_to_the_next_decision() -> None:
+    state = initial_state([100], injection_ratio="auto", budget=ForgettingBudget(every_steps=10))
+    assert [last_before_decision(state, last) for last in (3, 9, 10, 99)] == [3, 9, 9, 9]
+    assert last_before_decision(initial_state([100]), 99) == 99
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"nats": 0.0}, "budget.nats"),
+        ({"least_ratio": "0"}, "ascend"),
+        ({"first_ratio": "0.5"}, "ascend"),
+        ({"most_ratio": "0.0001"}, "ascend"),
+        ({"every_steps": -1}, "every_steps"),
+        ({"most_ratio": "much"}, "much"),
+    ],
+)
+def test_a_budget_that_cannot_be_held_is_refused(arguments: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ForgettingBudget(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_law_has_positive_coefficients() -> None:
+    with pytest.raises(ValueError, match=r"law\.alpha"):
+        ForgettingLaw(1.0, 1.0, 0.0, 1.0, 1.0, 1.0)
+
+
+def test_an_auto_ratio_goes_with_no_schedule_and_comes_back_from_json() -> None:
+    from replay_service.sampling.schedule import Schedule
+
+    with pytest.raises(ValueError, match="schedule"):
+        RunConfig(8, "auto", schedule=Schedule("warmup", 10))
+    config = RunConfig(8, "auto", budget=ForgettingBudget(nats=0.1, law=LAW))
+    assert RunConfig.from_json(config.to_json()) == config
+    assert config.ratio == exact_ratio(config.budget.start())
