@@ -1,5 +1,6 @@
 """The trainer's configuration: a TOML file with strict keys."""
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -10,10 +11,11 @@ from replay_service.corpus.sources import is_url
 from replay_service.language.packing import MIN_LENGTH
 from replay_service.names import NAME_PATTERN
 from replay_service.sampling.damage import Signal
-from replay_service.sampling.injection import exact_ratio
+from replay_service.sampling.injection import InjectionMode, exact_ratio
 from replay_service.sampling.policies import PolicyName
-from replay_service.sampling.run_config import FeedbackMode
+from replay_service.sampling.run_config import AUTO, FeedbackMode, RunConfig
 from trainer.errors import InvalidTraining
+from trainer.flow import Form, Normalize
 
 
 class Section(BaseModel):
@@ -29,12 +31,49 @@ class DataConfig(Section):
     text_column: str = Field("text", description="Column that holds the text.")
     tokens_column: str | None = Field(None, description="Column that holds ready-made token ids, instead of a text.")
     domain_column: str | None = Field(None, description="Column that holds the domain of held-out text.")
+    prompt_column: str | None = Field(None, description="Examples: column of what comes before the response.")
+    response_column: str | None = Field(
+        None, description="Examples: column whose tokens are learned. Parquet or JSON lines on this machine."
+    )
+    layout: Literal["packed", "padded"] = Field(
+        "packed", description="Texts and examples end to end, without padding; or one example a row."
+    )
     seq_len: int = Field(512, ge=MIN_LENGTH, description="Tokens in a row; with rehearsal, those of the corpus.")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "DataConfig":
+        if self.prompt_column is not None and self.response_column is None:
+            raise ValueError("a prompt_column needs a response_column: what is to be learned")
+        if self.layout == "padded" and self.response_column is None:
+            raise ValueError("layout padded is for examples; name their response_column")
+        return self
 
     @field_validator("target", "heldout_target", "heldout_pretraining", mode="before")
     @classmethod
     def _path_or_url(cls, value: object) -> object:
         return str(value) if isinstance(value, Path) else value
+
+
+class FlowConfig(Section):
+    """FLOW: fine-tuning samples that the base model finds easy count more (`trainer.flow`)."""
+
+    form: Form = Field("sequence", description="A weight for each example, or for each token of a response.")
+    tau: Literal["median"] | float = Field("median", description="Temperature, nats; by default the median base loss.")
+    normalize: Normalize = Field("none", description="none: as in the paper; mean: weights are 1 on average.")
+
+    @field_validator("tau")
+    @classmethod
+    def _positive(cls, tau: float | str) -> float | str:
+        if isinstance(tau, float) and not 0.0 < tau < math.inf:
+            raise ValueError(f"tau must be positive and finite, not {tau}")
+        return tau
+
+
+class LdifsConfig(Section):
+    """LDIFS: features may not move far from the base model's (`trainer.ldifs`)."""
+
+    weight: float = Field(0.2, gt=0, description="What the mean drift is multiplied by, nats.")
+    layers: tuple[str, ...] | None = Field(None, description="Paths of modules; by default each quarter of the depth.")
 
 
 class RehearsalConfig(Section):
@@ -47,7 +86,24 @@ class RehearsalConfig(Section):
     service_url: str = Field("http://127.0.0.1:8400", description="The replay service.")
     corpus: str = Field(pattern=NAME_PATTERN, description="Corpus to rehearse from.")
     run: str = Field(pattern=NAME_PATTERN, description="Name of this job's run at the service.")
-    injection_ratio: str = Field(description='Share of the sequences of a batch that is rehearsal, such as "0.05".')
+    injection_ratio: str = Field(
+        description='Share of the sequences of a batch that is rehearsal, such as "0.05"; or "auto", see budget.'
+    )
+    injection_mode: InjectionMode = Field(
+        "replace", description="replace: rehearsed rows take the place of others; add: they come on top."
+    )
+    schedule: dict[str, Any] = Field(
+        default_factory=dict, description="How the ratio runs over the steps: curve, num_steps, final_ratio, points."
+    )
+    budget: dict[str, Any] = Field(
+        default_factory=dict, description="auto: nats of forgetting to hold, least_ratio, most_ratio, every_steps, law."
+    )
+    half_life_steps: float = Field(500.0, gt=0, description="After how many steps a report counts half.")
+    rehearsal_weight: float = Field(1.0, gt=0, description="What a rehearsed row weighs in the loss.")
+    rehearsal_loss: Literal["cross_entropy", "distill", "mixed"] = Field(
+        "cross_entropy",
+        description="distill: towards the base model's likeliest tokens, which the corpus must store; mixed: half each.",
+    )
     policy: PolicyName = Field("mix_cd", description="uniform or mix_cd.")
     sharpness: float = Field(1.0, description="mix_cd: exponent of the damage rate.")
     floor: float = Field(0.1, description="mix_cd: share of the draws that stays uniform.")
@@ -71,6 +127,18 @@ class RehearsalConfig(Section):
         return content
 
     @model_validator(mode="after")
+    def _can_be_held(self) -> "RehearsalConfig":
+        self.check_ratio(1)
+        return self
+
+    def check_ratio(self, global_batch_size: int) -> RunConfig:
+        """The part of the run's configuration that says how much is rehearsed; raises ValueError."""
+        names = ("injection_ratio", "injection_mode", "schedule", "budget")
+        return RunConfig.from_dict(
+            {"global_batch_size": global_batch_size, **{name: getattr(self, name) for name in names}}
+        )
+
+    @model_validator(mode="after")
     def _fits_fence(self) -> "RehearsalConfig":
         if self.feedback == "fenced" and self.adopt_every_steps:
             raise ValueError("adopt_every_steps does not go with fenced feedback; leave it 0")
@@ -84,7 +152,8 @@ class RehearsalConfig(Section):
     @field_validator("injection_ratio", mode="before")
     @classmethod
     def _decimal(cls, value: object) -> str:
-        exact_ratio(str(value))
+        if value != AUTO:
+            exact_ratio(str(value))
         return str(value)
 
 
@@ -95,9 +164,14 @@ class TrainConfig(Section):
     output: Path = Field(description="Folder for metrics, checkpoints and the tuned model.")
     data: DataConfig
     rehearsal: RehearsalConfig | None = Field(None, description="Leave it out to train without rehearsal.")
+    flow: FlowConfig | None = Field(None, description="Leave it out to let all samples count alike.")
+    ldifs: LdifsConfig | None = Field(None, description="Leave it out to let features move freely.")
     num_steps: int = Field(ge=1, description="Optimizer steps.")
     global_batch_size: int = Field(
-        8, ge=1, description="Sequences in a step of the whole job, rehearsed ones included."
+        8, ge=1, description="Sequences in a step of the whole job; rehearsed ones are among them, unless added."
+    )
+    micro_batch_size: int = Field(
+        0, ge=0, description="Rows that a worker takes through the model at once; 0: all of its share of a step."
     )
     learning_rate: float = Field(3e-5, gt=0, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
@@ -126,7 +200,8 @@ class TrainConfig(Section):
     def run_settings(self) -> dict[str, Any]:
         """The settings of the run at the service."""
         assert self.rehearsal is not None
-        names = {"injection_ratio", "policy", "sharpness", "floor", "signal", "adopt_every_steps"}
+        names = {"injection_ratio", "injection_mode", "schedule", "budget", "half_life_steps"}
+        names |= {"policy", "sharpness", "floor", "signal", "adopt_every_steps"}
         shared = self.rehearsal.model_dump(include=names)
         feedback = {"mode": self.rehearsal.feedback, "lag": self.rehearsal.feedback_lag}
         return {**shared, "feedback": feedback, "global_batch_size": self.global_batch_size, "seed": self.seed}

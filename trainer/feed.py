@@ -17,7 +17,7 @@ from trainer.errors import InvalidTraining
 from trainer.evaluation import TARGET, HeldOut
 from trainer.mixing import MixedBatch, mix
 from trainer.rehearsal import LossReporter, RehearsalStream
-from trainer.target import TargetRows, concatenated, packed_by_domain
+from trainer.target import TargetRows, concatenated, load_target, packed_by_domain
 
 
 @dataclass(slots=True)
@@ -30,13 +30,16 @@ class Feed:
     world_size: int
     stream: RehearsalStream | None
     reporter: LossReporter | None
+    rehearsal_weight: float = 1.0
+    adds_rows: bool = False
+    """Whether rehearsed rows come on top of the global batch, instead of taking the place of fine-tuning rows."""
 
     def next(self, step: int) -> MixedBatch:
         """The batch of `step`; steps come in order, from the first one or from the one a state was loaded for."""
         rehearsed = None if self.stream is None else next(self.stream)
-        planned, before = (0, 0) if rehearsed is None else _counts(rehearsed)
+        planned, before = (0, 0) if rehearsed is None or self.adds_rows else _counts(rehearsed)
         places = target_rows(step, planned, before, self.rank, self.world_size, self.global_batch_size)
-        return mix(self.target.take(places), rehearsed)
+        return mix(self.target.take(places), rehearsed, self.rehearsal_weight)
 
     def rewind(self, first_step: int) -> None:
         """Make the run ready to go on at `first_step`; one rank calls this, before any asks for a batch."""
@@ -70,8 +73,7 @@ def _counts(rehearsed: Batch) -> tuple[int, int]:
 @contextmanager
 def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -> Iterator[Feed]:
     """The feed of one rank; its connections are closed at the end."""
-    packed = packed_by_domain(config.data.target, _columns(config.data), tokenizer, config.data.seq_len)
-    target = TargetRows(concatenated(list(packed.values())), config.seed)
+    target = TargetRows(load_target(config.data, config.flow, tokenizer), config.seed)
     rehearsal = config.rehearsal
     if rehearsal is None:
         yield Feed(target, config.global_batch_size, rank, world_size, None, None)
@@ -80,7 +82,16 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
         stream = RehearsalStream(client, rehearsal.run, rank, world_size, config.num_steps, rehearsal.window_steps)
         reporter = LossReporter(client, rehearsal.run)
         try:
-            yield Feed(target, config.global_batch_size, rank, world_size, stream, reporter)
+            yield Feed(
+                target,
+                config.global_batch_size,
+                rank,
+                world_size,
+                stream,
+                reporter,
+                rehearsal.rehearsal_weight,
+                rehearsal.injection_mode == "add",
+            )
         finally:
             stream.close()
             reporter.close()

@@ -5,22 +5,25 @@
 Rehearsed rows are measured in the training forward pass, before the optimizer step: reporting costs no second pass.
 """
 
+import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from replay_service.language.losses import TokenLosses, token_losses
-from replay_service.language.model import autocast, load_model
+from replay_service.language.model import load_model
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import load_tokenizer
-from trainer.config import TrainConfig
+from trainer.config import LdifsConfig, TrainConfig
 from trainer.evaluation import HeldOut
 from trainer.feed import Feed, load_heldout, open_feed
+from trainer.ldifs import LANGUAGE, FeatureDrift, frozen_copy
 from trainer.metrics import MetricsFile
-from trainer.mixing import MixedBatch, loss_rows
+from trainer.mixing import loss_rows
+from trainer.objective import Counts, Objective
+from trainer.stopwatch import Stopwatch
 
 
 class Worker(Protocol):
@@ -39,6 +42,10 @@ class Worker(Protocol):
         """The model, its gradients averaged over the ranks."""
         ...
 
+    def without_averaging(self, model: Any) -> contextlib.AbstractContextManager[object]:
+        """Within it, backward passes of the wrapped model add up on this rank alone."""
+        ...
+
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """The sum of every rank's `values`."""
         ...
@@ -50,6 +57,16 @@ class Worker(Protocol):
     def save(self, state: dict[str, Any], step: int) -> None:
         """Keep rank 0's `state` as a checkpoint; every rank calls this."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What stays the same from step to step."""
+
+    config: TrainConfig
+    precision: Precision
+    worker: Worker
+    objective: Objective
 
 
 @dataclass(slots=True)
@@ -81,7 +98,7 @@ class Tuning:
 def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None:
     """Train for `config.num_steps` steps, from the last checkpoint if there is one."""
     tokenizer = load_tokenizer(config.model)
-    tuning = _start(config, worker)
+    job, tuning = _start(config, precision, worker)
     state = worker.restore()
     first_step = 0
     if state is not None:
@@ -100,7 +117,9 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None
         worker.sum_over_ranks(torch.zeros(1, device=worker.device))
         for step in range(first_step, config.num_steps):
             _evaluate_if_due(config, precision, worker, tuning, heldout, metrics, step)
-            _train_step(config, precision, worker, tuning, feed, metrics, step)
+            values = _train_step(job, tuning, feed, step)
+            if worker.rank == 0:
+                metrics.append("step", step, **values)
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
                 feed.flush()
                 worker.save({**tuning.state_dict(step + 1), "feed": feed.state_dict()}, step + 1)
@@ -111,72 +130,69 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None
         tokenizer.save_pretrained(config.output / "model")
 
 
-def _start(config: TrainConfig, worker: Worker) -> Tuning:
+def _start(config: TrainConfig, precision: Precision, worker: Worker) -> tuple[_Job, Tuning]:
     from transformers import get_scheduler
 
     torch.manual_seed(config.seed)
-    model = worker.wrap(load_model(config.model).train())
+    bare_model = load_model(config.model).train().to(worker.device)
+    drift = None if config.ldifs is None else _drift(config.ldifs, bare_model)
+    model = worker.wrap(bare_model)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-    return Tuning(model, optimizer, get_scheduler(name, optimizer, config.warmup_steps, config.num_steps))
+    rehearsal_loss = "cross_entropy" if config.rehearsal is None else config.rehearsal.rehearsal_loss
+    objective = Objective(precision, rehearsal_loss, drift, Stopwatch(worker.device))
+    tuning = Tuning(model, optimizer, get_scheduler(name, optimizer, config.warmup_steps, config.num_steps))
+    return _Job(config, precision, worker, objective), tuning
 
 
-def _train_step(
-    config: TrainConfig,
-    precision: Precision,
-    worker: Worker,
-    tuning: Tuning,
-    feed: Feed,
-    metrics: MetricsFile,
-    step: int,
-) -> None:
+def _drift(config: LdifsConfig, model: Any) -> FeatureDrift:
+    form = replace(LANGUAGE, weight=config.weight)
+    return FeatureDrift(model, base=frozen_copy(model), form=form, layers=config.layers)
+
+
+def _train_step(job: _Job, tuning: Tuning, feed: Feed, step: int) -> dict[str, float | int | None]:
+    """Train on the batch of a step; what was measured, over all ranks."""
+    config, worker, watch = job.config, job.worker, job.objective.stopwatch
     began = time.perf_counter()
-    batch = feed.next(step).to(worker.device)
+    with watch("data"):
+        batch = feed.next(step).to(worker.device)
     waited_s = time.perf_counter() - began
     # Keyed by step and rank, so that dropout needs no generator state in a checkpoint.
     torch.manual_seed(hash((config.seed, step, worker.rank)))
-    with autocast(precision, worker.device):
-        logits = tuning.model(input_ids=batch.input_ids_BT, use_cache=False).logits
-    losses = token_losses(logits, batch.input_ids_BT, batch.length_B)
-    feed.report(loss_rows(batch, losses, step, worker.rank))
-    totals = worker.sum_over_ranks(_totals(batch, losses))
-    torch.autograd.backward(training_loss(losses, totals[1] + totals[3], worker.world_size))
-    torch.nn.utils.clip_grad_norm_(tuning.model.parameters(), config.max_grad_norm)
-    tuning.optimizer.step()
-    tuning.scheduler.step()
-    tuning.optimizer.zero_grad()
-    if worker.rank == 0:
-        metrics.append("step", step, **_summary(totals), waited_s=waited_s, step_s=time.perf_counter() - began)
+    of_job = Counts(*worker.sum_over_ranks(Counts.of(batch)).tolist())
+    nats = torch.zeros(3, dtype=torch.float64, device=worker.device)
+    pieces = list(batch.pieces(config.micro_batch_size))
+    for number, piece in enumerate(pieces):
+        with contextlib.nullcontext() if number == len(pieces) - 1 else worker.without_averaging(tuning.model):
+            measured = job.objective.measure(tuning.model, piece, of_job, worker.world_size)
+            with watch("report"):
+                feed.report(loss_rows(piece, measured.losses, step, worker.rank))
+            with watch("backward"):
+                torch.autograd.backward(measured.loss)
+        nats += measured.nats
+    with watch("optimizer"):
+        torch.nn.utils.clip_grad_norm_(tuning.model.parameters(), config.max_grad_norm)
+        tuning.optimizer.step()
+        tuning.scheduler.step()
+        tuning.optimizer.zero_grad()
+    values = _summary(of_job, worker.sum_over_ranks(nats), job.objective.drift is not None)
+    return {**values, "waited_s": waited_s, "step_s": time.perf_counter() - began}
 
 
-def training_loss(losses: TokenLosses, num_tokens: Tensor, world_size: int) -> Tensor:
-    """This rank's part of the mean loss over the predictions of the global batch, nats per token; differentiable.
-
-    Gradients are averaged over the ranks, so the part is the rank's sum times `world_size` over `num_tokens`, the
-    predictions of all ranks. A row of length 0, which stands for a sample that the service could not read, has no
-    prediction: it adds to neither the sum nor the count, and the others weigh as if it were not there.
-    """
-    return losses.nll_BS.sum() * world_size / num_tokens.clamp(min=1)
-
-
-def _totals(batch: MixedBatch, losses: TokenLosses) -> Tensor:
-    """float64 [5]: nats and tokens of the fine-tuning rows, nats and tokens of the rehearsed rows, rehearsed rows."""
-    nll, tokens, first = losses.nll_BS.detach().double(), losses.mask_BS.double(), batch.num_target
-    parts = (nll[:first].sum(), tokens[:first].sum(), nll[first:].sum(), tokens[first:].sum())
-    return torch.stack([*parts, torch.tensor(float(batch.num_rehearsed), dtype=torch.float64, device=nll.device)])
-
-
-def _summary(totals: Tensor) -> dict[str, float | int | None]:
-    target_nll, target_tokens, rehearsed_nll, rehearsed_tokens, num_rehearsed = totals.tolist()
-    return {
-        "target_loss": target_nll / target_tokens if target_tokens else None,
-        "rehearsed_loss": rehearsed_nll / rehearsed_tokens if rehearsed_tokens else None,
-        "num_rehearsed": int(num_rehearsed),
-        "num_tokens": int(target_tokens + rehearsed_tokens),
-        "num_rehearsed_tokens": int(rehearsed_tokens),
+def _summary(of_job: Counts, nats: Tensor, has_drift: bool) -> dict[str, float | int | None]:
+    target_nats, rehearsed_nats, drift = nats.tolist()
+    values: dict[str, float | int | None] = {
+        "target_loss": target_nats / of_job.target if of_job.target else None,
+        "rehearsed_loss": rehearsed_nats / of_job.rehearsed if of_job.rehearsed else None,
+        "num_rehearsed": int(of_job.rehearsed_rows),
+        "num_tokens": int(of_job.target + of_job.rehearsed),
+        "num_rehearsed_tokens": int(of_job.rehearsed),
     }
+    if has_drift:
+        values["drift"] = drift / of_job.target_tokens if of_job.target_tokens else None
+    return values
 
 
 def _evaluate_if_due(

@@ -1,5 +1,6 @@
 """The job on Ray Train: a worker group that fails, resumes from its checkpoint, and rewinds its run to it."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -42,6 +43,9 @@ class RayWorker:
 
     def wrap(self, model: Any) -> Any:
         return ray.train.torch.prepare_model(model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+
+    def without_averaging(self, model: Any) -> contextlib.AbstractContextManager[object]:
+        return model.no_sync() if self.world_size > 1 else contextlib.nullcontext()
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         if self.world_size > 1:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +19,9 @@ from replay_service.language.model import check_seq_len, faster_precision, load_
 from replay_service.language.packing import MIN_LENGTH
 from replay_service.language.precision import Precision
 from replay_service.language.scoring import RowScorer
-from replay_service.language.tokenizer import encode, load_tokenizer
+from replay_service.language.tokenizer import load_tokenizer
 from trainer.errors import InvalidTraining
+from trainer.examples import Example, check_text_columns, examples_of
 from trainer.tables import Tables, find_tables, parquet_writer
 
 ADDED: Final = (
@@ -116,7 +117,7 @@ def score_rows(settings: ScoringSettings, on_progress: OnProgress = lambda _done
     on_progress(0, tables.num_rows)
     with parquet_writer(settings.output, _schema(tables.schema, settings, precision)) as writer:
         for batch in tables.batches():
-            rows = _tokenized(tokenizer, batch, settings)
+            rows = examples_of(tokenizer, batch, settings.prompt_column, settings.response_column, settings.seq_len)
             losses = _losses(scorer, rows, lambda done: on_progress(summary.num_rows + done, tables.num_rows))
             writer.write_batch(_with_scores(batch, losses, rows, writer.schema))
             summary.count(losses, [row.truncated for row in rows])
@@ -124,38 +125,11 @@ def score_rows(settings: ScoringSettings, on_progress: OnProgress = lambda _done
     return summary
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """Tokens of a row, of which those from `first` on are predicted and count."""
-
-    ids: list[int]
-    first: int
-    truncated: bool
-
-    def is_usable(self) -> bool:
-        return len(self.ids) > self.first
-
-
-def _tokenized(tokenizer: Any, batch: pa.RecordBatch, settings: ScoringSettings) -> list[_Row]:
-    prompts = _texts(batch, settings.prompt_column) if settings.prompt_column else [""] * len(batch)
-    # Blank text says nothing, as in the shards of a corpus.
-    responses = [text if text.strip() else "" for text in _texts(batch, settings.response_column)]
-    pairs = zip(encode(tokenizer, prompts), encode(tokenizer, responses), strict=True)
-    return [_joined(prompt, response, settings.seq_len) for prompt, response in pairs]
-
-
-def _texts(batch: pa.RecordBatch, column: str) -> list[str]:
-    return [text or "" for text in batch.column(column).to_pylist()]
-
-
-def _joined(prompt: list[int], response: list[int], seq_len: int) -> _Row:
-    ids = prompt + response
-    return _Row(ids[:seq_len], max(1, len(prompt)), len(ids) > seq_len)
-
-
-def _losses(scorer: RowScorer, rows: list[_Row], on_done: Callable[[int], object]) -> list[NDArray[np.float32] | None]:
+def _losses(
+    scorer: RowScorer, rows: list[Example], on_done: Callable[[int], object]
+) -> list[NDArray[np.float32] | None]:
     """Nats of each token that counts; None for a row without any."""
-    usable = [row for row in rows if row.is_usable()]
+    usable = [row for row in rows if row.num_counted]
     length = np.array([len(row.ids) for row in usable], dtype=np.int64)
     input_ids = np.zeros((len(usable), int(length.max(initial=0))), dtype=np.int32)
     for place, row in enumerate(usable):
@@ -170,11 +144,11 @@ def _losses(scorer: RowScorer, rows: list[_Row], on_done: Callable[[int], object
     token_nats = scorer.score(input_ids, length, on_rows).token_nats
     assert token_nats is not None
     nats_of = iter(token_nats)
-    return [next(nats_of)[row.first - 1 : len(row.ids) - 1] if row.is_usable() else None for row in rows]
+    return [next(nats_of)[row.first - 1 : len(row.ids) - 1] if row.num_counted else None for row in rows]
 
 
 def _with_scores(
-    batch: pa.RecordBatch, losses: list[NDArray[np.float32] | None], rows: list[_Row], schema: pa.Schema
+    batch: pa.RecordBatch, losses: list[NDArray[np.float32] | None], rows: list[Example], schema: pa.Schema
 ) -> pa.RecordBatch:
     means = [None if nats is None else nats.mean(dtype=np.float64) for nats in losses]
     values = (means, losses, [row.truncated for row in rows])
@@ -189,21 +163,9 @@ def _schema(schema: pa.Schema, settings: ScoringSettings, precision: Precision) 
 
 
 def _check_columns(tables: Tables, settings: ScoringSettings) -> None:
-    names = tables.schema.names
-    for name in settings.columns():
-        if names.count(name) != 1:
-            raise InvalidTraining(f"{settings.source} has no column {name!r}; its columns: {', '.join(names)}")
-        kind = tables.schema.field(name).type
-        if not _is_text(kind):
-            raise InvalidTraining(f"column {name!r} of {settings.source} holds {kind}, not text")
-    taken = [each.name for each in ADDED if each.name in names]
+    check_text_columns(tables, settings.source, settings.columns())
+    taken = [each.name for each in ADDED if each.name in tables.schema.names]
     if taken:
         raise InvalidTraining(
             f"{settings.source} has a column {taken[0]!r} already, which scoring would add; rename it or take it out"
         )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))

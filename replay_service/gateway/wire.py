@@ -91,6 +91,11 @@ class Batch:
         (header,) = self.header.steps
         return header
 
+    def rows(self, rows: slice) -> "Batch":
+        """Some of its rows, as views; the header stays."""
+        taken = {name: each[rows] for name in _COLUMNS if (each := getattr(self, name)) is not None}
+        return replace(self, **taken)
+
     def of_step(self, step: int) -> "Batch":
         """The rows of one step, as views."""
         first, last = np.searchsorted(self.step, [step, step + 1])

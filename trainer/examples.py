@@ -1,0 +1,70 @@
+"""Examples: rows of a table as tokens, of which a prompt's are read and a response's are learned.
+
+Scoring and training make examples by this one code, so that a base loss is of the tokens that are trained on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from replay_service.language.tokenizer import encode
+from trainer.errors import InvalidTraining
+from trainer.tables import Tables
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Tokens of one row of a table.
+
+    Attributes:
+        ids: prompt and response, tokenized apart, without special tokens.
+        first: the tokens from here on are the response's; without a prompt, those after the first one.
+        truncated: whether there were more than fit.
+    """
+
+    ids: list[int]
+    first: int
+    truncated: bool
+
+    @property
+    def num_counted(self) -> int:
+        """How many of its tokens count."""
+        return max(0, len(self.ids) - self.first)
+
+
+def examples_of(
+    tokenizer: Any, batch: pa.RecordBatch, prompt_column: str | None, response_column: str, seq_len: int
+) -> list[Example]:
+    """The rows of a batch of a table, cut at the right to `seq_len` tokens."""
+    prompts = _texts(batch, prompt_column) if prompt_column else [""] * len(batch)
+    # Blank text says nothing, as in the shards of a corpus.
+    responses = [text if text.strip() else "" for text in _texts(batch, response_column)]
+    pairs = zip(encode(tokenizer, prompts), encode(tokenizer, responses), strict=True)
+    return [_joined(prompt, response, seq_len) for prompt, response in pairs]
+
+
+def check_text_columns(tables: Tables, source: object, names: Sequence[str]) -> None:
+    """Raises InvalidTraining when a table lacks one of these columns, or it holds no text."""
+    for name in names:
+        if tables.schema.names.count(name) != 1:
+            raise InvalidTraining(f"{source} has no column {name!r}; its columns: {', '.join(tables.schema.names)}")
+        kind = tables.schema.field(name).type
+        if not _is_text(kind):
+            raise InvalidTraining(f"column {name!r} of {source} holds {kind}, not text")
+
+
+def _texts(batch: pa.RecordBatch, column: str) -> list[str]:
+    return [text or "" for text in batch.column(column).to_pylist()]
+
+
+def _joined(prompt: list[int], response: list[int], seq_len: int) -> Example:
+    ids = prompt + response
+    return Example(ids[:seq_len], max(1, len(prompt)), len(ids) > seq_len)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))

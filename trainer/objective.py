@@ -1,0 +1,144 @@
+"""The objective: what the four methods make of one forward pass.
+
+    loss = (sum over predictions of weight * nats) / counted predictions  +  LDIFS weight * mean drift
+
+    weight  of a fine-tuning token: 1, or FLOW's; 0 for tokens of a prompt. Of a rehearsed one: `rehearsal_weight`
+    nats    the cross-entropy; for rehearsed tokens the divergence from the base model's distribution, if that is asked
+    counted predictions and tokens are those of the whole global batch, so that ranks and parts of a batch add up
+
+As in FLOW's code the sum is divided by how many predictions count and not by their weights. With every method off it is
+the mean loss of the plain loop, bit for bit.
+
+Shapes: B rows, the last R of them rehearsed, T tokens, S = T - 1 predictions, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from replay_service.language.losses import TokenLosses, token_losses
+from replay_service.language.model import autocast
+from replay_service.language.precision import Precision
+from trainer.distill import distilled_nats
+from trainer.errors import CorpusMismatch
+from trainer.ldifs import FeatureDrift
+from trainer.mixing import MixedBatch
+from trainer.stopwatch import Stopwatch
+
+RehearsalLoss = Literal["cross_entropy", "distill", "mixed"]
+
+_DISTILLED_SHARE: Final = {"cross_entropy": 0.0, "distill": 1.0, "mixed": 0.5}
+
+
+class Counts(NamedTuple):
+    """What a loss is a mean over; of a rank, or of the whole job."""
+
+    target: float
+    """Predictions of fine-tuning tokens that count."""
+    rehearsed: float
+    """Predictions of rehearsed tokens."""
+    rehearsed_rows: float
+    target_tokens: float
+    """Real tokens of fine-tuning rows, of prompts too."""
+
+    @classmethod
+    def of(cls, batch: MixedBatch) -> Tensor:
+        """A batch's own, float64 [4], ready to be summed over the ranks."""
+        counted_BS, first = batch.counted(), batch.num_target
+        parts = (counted_BS[:first].sum(), counted_BS[first:].sum(), batch.num_rehearsed, batch.length_B[:first].sum())
+        return torch.tensor([float(part) for part in parts], dtype=torch.float64, device=batch.length_B.device)
+
+
+class Measured(NamedTuple):
+    """What one part of a batch gives."""
+
+    loss: Tensor
+    """This part's share of the objective; differentiable."""
+    losses: TokenLosses
+    nats: Tensor
+    """float64 [3]: cross-entropy of the fine-tuning predictions that count, and of the rehearsed ones, unweighted; and
+    drift, all summed."""
+
+
+@dataclass(slots=True)
+class Objective:
+    """How a batch is measured.
+
+    Attributes:
+        precision: the arithmetic of forward passes.
+        rehearsal_loss: what rehearsed rows learn; `mixed` is half of each.
+        drift: LDIFS, or None.
+        stopwatch: is told where the time goes.
+    """
+
+    precision: Precision
+    rehearsal_loss: RehearsalLoss
+    drift: FeatureDrift | None
+    stopwatch: Stopwatch
+
+    def measure(self, model: Any, batch: MixedBatch, of_job: Counts, world_size: int) -> Measured:
+        """One forward pass of a part of a batch, and its share of the objective.
+
+        Gradients are averaged over the ranks, so the share is multiplied by `world_size`.
+        """
+        ids_BT, device = batch.input_ids_BT, batch.input_ids_BT.device
+        with self.stopwatch("forward"), autocast(self.precision, device):
+            if self.drift is None:
+                logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
+            else:
+                with self.drift.recording():
+                    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
+        with self.stopwatch("losses"):
+            losses = token_losses(logits_BTV, ids_BT, batch.length_B)
+        num_predictions = max(1.0, of_job.target + of_job.rehearsed)
+        loss = self._weighed(batch, losses, logits_BTV).sum() * world_size / num_predictions
+        moved = torch.zeros((), device=device)
+        if self.drift is not None:
+            with self.stopwatch("drift"):
+                moved = self._moved(batch, self.drift)
+            loss = loss + self.drift.form.weight * moved * world_size / max(1.0, of_job.target_tokens)
+        return Measured(loss, losses, self._nats(batch, losses, moved))
+
+    def _weighed(self, batch: MixedBatch, losses: TokenLosses, logits_BTV: Tensor) -> Tensor:
+        """Weighed nats of each prediction, [B, S]."""
+        nats_BS, share = losses.nll_BS, _DISTILLED_SHARE[self.rehearsal_loss]
+        if share and batch.num_rehearsed:
+            with self.stopwatch("distill"):
+                first = batch.num_target
+                distilled_RS = _distilled(batch, logits_BTV[first:], losses.mask_BS[first:])
+                rehearsed_RS = (1.0 - share) * nats_BS[first:] + share * distilled_RS
+                nats_BS = torch.cat([nats_BS[:first], rehearsed_RS])
+        return nats_BS if batch.weight_BT is None else nats_BS * batch.weight_BT[:, 1:]
+
+    def _moved(self, batch: MixedBatch, drift: FeatureDrift) -> Tensor:
+        rows = slice(0, batch.num_target)
+        ids_BT = batch.input_ids_BT
+        mask_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device) < batch.length_B[:, None]
+
+        def run_base(base: Any) -> object:
+            with autocast(self.precision, ids_BT.device):
+                return base(input_ids=ids_BT[rows], use_cache=False)
+
+        return drift.of(mask_BT, run_base, rows=rows).total
+
+    @staticmethod
+    def _nats(batch: MixedBatch, losses: TokenLosses, moved: Tensor) -> Tensor:
+        nll_BS, first = losses.nll_BS.detach().double(), batch.num_target
+        if batch.weight_BT is not None:
+            nll_BS = nll_BS * (batch.weight_BT[:, 1:] > 0)
+        return torch.stack([nll_BS[:first].sum(), nll_BS[first:].sum(), moved.detach().double()])
+
+
+def _distilled(batch: MixedBatch, logits_RTV: Tensor, mask_RS: Tensor) -> Tensor:
+    rehearsed = batch.rehearsed
+    assert rehearsed is not None
+    if rehearsed.topk_ids is None or rehearsed.topk_logprobs is None:
+        raise CorpusMismatch(
+            f"corpus {rehearsed.header.corpus!r} does not store the base model's likeliest tokens, which distilled "
+            "rehearsal learns from; ingest it with --store-topk 8, or set rehearsal_loss to cross_entropy"
+        )
+    ids_RSk = torch.from_numpy(rehearsed.topk_ids.astype("int64")).to(logits_RTV.device)
+    logprobs_RSk = torch.from_numpy(rehearsed.topk_logprobs.copy()).to(logits_RTV.device)
+    return distilled_nats(logits_RTV, ids_RSk, logprobs_RSk, mask_RS)
