@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,18 +10,18 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from replay_service.errors import InvalidRun, RunClosed, RunTaken, StepOutOfRange
+from replay_service.errors import InvalidReport, InvalidRun, RunClosed, RunTaken, StepOutOfRange
 from replay_service.ledger import restoring
-from replay_service.ledger.committer import Write
+from replay_service.ledger.committer import Write, until_durable
 from replay_service.ledger.fence import Fence
-from replay_service.ledger.intake import Intake, ReportOutcome
+from replay_service.ledger.intake import HandedIn, Intake, ReportOutcome
 from replay_service.ledger.journal import Journal, RunRecord, Snapshot
-from replay_service.ledger.reports import by_step_and_rank, check_values, of_attempt, once_each
+from replay_service.ledger.reports import check_values
 from replay_service.ledger.sampled_corpus import SampledCorpus, partition_seen
 from replay_service.sampling.events import Adopted, Closed, Configured, Event, Planned, Rewound, Sealed
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.plan import plan_steps
-from replay_service.sampling.run_state import RunState, fold
+from replay_service.sampling.run_state import RunState, fold_all
 from replay_service.sampling.state_bytes import to_bytes
 
 T = TypeVar("T")
@@ -60,6 +61,7 @@ class RunOwner:
         self._snapshot_every = limits.snapshot_every
         self._fence = Fence(record.run, limits.seal_after_s, monotonic)
         self._intake = Intake(record.run, journal, corpus)
+        self._handed_in: deque[HandedIn] = deque()
         self._lock = threading.Lock()
         self._lease = journal.take(record.run)
         self._load()
@@ -72,23 +74,28 @@ class RunOwner:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Nobody else writes or reads the state meanwhile. After a failed write it is read from the journal again.
+        """Nobody else writes or reads the state meanwhile."""
+        with self._lock, self._up_to_date():
+            yield
+
+    @contextmanager
+    def _up_to_date(self) -> Iterator[None]:
+        """With the lock: after a failed write the state is read from the journal again.
 
         What has nothing to write looks whether the run is still this owner's: else its answer might be of the past.
         """
-        with self._lock:
-            failure = self._lease.failure
-            if isinstance(failure, RunTaken):
-                raise failure
-            if failure is not None:
-                self._load()
-                self._lease = self._lease.renewed()
-            before = self._last_write
-            try:
-                yield
-            finally:
-                if self._last_write is before:
-                    self._journal.check(self._lease)
+        failure = self._lease.failure
+        if isinstance(failure, RunTaken):
+            raise failure
+        if failure is not None:
+            self._load()
+            self._lease = self._lease.renewed()
+        before = self._last_write
+        try:
+            yield
+        finally:
+            if self._last_write is before:
+                self._journal.check(self._lease)
 
     @property
     def is_taken(self) -> bool:
@@ -134,20 +141,33 @@ class RunOwner:
                 planned for its step.
         """
         check_values(rows)
-        with self._alone():
-            current = of_attempt(rows, self._attempt)
-            groups = [
-                self._intake.sorted_out(self._state, group, self._settle)
-                for group in by_step_and_rank(once_each(current))
-            ]
-            events = [event for event, _ in groups if len(event.rows)]
-            if events:
-                self._commit(events)
-            written = self._last_write
-        until_durable(written)
-        accepted = sum(len(event.rows) for event in events)
-        rejected = len(rows) - len(current) + sum(late for _, late in groups)
-        return ReportOutcome(accepted, len(rows) - accepted - rejected, rejected)
+        report = HandedIn(rows)
+        self._handed_in.append(report)
+        with self._lock:
+            if not report.is_answered:
+                self._take_in([self._handed_in.popleft() for _ in range(len(self._handed_in))])
+        return report.answer()
+
+    def _take_in(self, reports: list[HandedIn]) -> None:
+        """With the lock: fold in what many threads have handed in, as one report if there is nothing wrong with any."""
+        try:
+            with self._up_to_date():
+                rows = [each.rows for each in reports]
+                events, outcomes = self._intake.sort_out(self._state, self._attempt, rows, self._settle)
+                if events:
+                    self._commit(events)
+            for each, outcome in zip(reports, outcomes, strict=True):
+                each.accept(outcome, self._last_write)
+        except InvalidReport as error:
+            if len(reports) == 1:
+                reports[0].refuse(error)
+            else:
+                for each in reports:
+                    self._take_in([each])
+        except Exception as error:
+            # Every waiting thread must hear of it.
+            for each in reports:
+                each.refuse(error)
 
     def configure(self, changes: dict[str, object]) -> None:
         """Change the configuration from the first unplanned step on; the policy gets a new version.
@@ -254,16 +274,9 @@ class RunOwner:
         self._last_write = self._journal.append(self._lease, self._attempt, self._num_events, events, snapshot)
         if snapshot is not None:
             self._last_snapshot = snapshot.seq
-        for event in events:
-            fold(self._state, event)
+        fold_all(self._state, events)
         self._num_events += len(events)
 
     def _snapshot(self) -> Snapshot:
         """The state before the events that are about to be committed."""
         return Snapshot(self._num_events, self._attempt, self._state.next_step, to_bytes(self._state))
-
-
-def until_durable(write: Write | None) -> None:
-    """Return when `write` is durable, and all that were before it."""
-    if write is not None:
-        write.wait()

@@ -1,6 +1,8 @@
 """A run is a fold over its journal: this is the state, and the one function that folds an event into it."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import groupby
 from typing import Final
 
 import numpy as np
@@ -48,6 +50,15 @@ class Pending:
         index = np.searchsorted(self._sample_id, sample_id)
         index[index == len(self._sample_id)] = 0
         return np.where((self._sample_id[index] == sample_id) & self._awaited[index], index, -1)
+
+    def is_awaited(self, sample_id: Int64Array) -> NDArray[np.bool_]:
+        """Which of these samples await a report, bool [n]; of equal ones the first."""
+        handle, place = self.find(sample_id), np.arange(len(sample_id))
+        # The last slot is that of handle -1. Of values for one slot the last one stays.
+        first = np.empty(len(self._sample_id) + 1, dtype=np.int64)
+        first[handle[::-1]] = place[::-1]
+        awaited: NDArray[np.bool_] = (handle >= 0) & (first[handle] == place)
+        return awaited
 
     def take(self, handle: Int64Array) -> np.ndarray:
         """The samples at these handles, PLANNED_ROW [n]; from now on they do not await a report."""
@@ -187,7 +198,7 @@ def fold(state: RunState, event: Event) -> None:
     if isinstance(event, Planned):
         _fold_planned(state, event.step, event.rows)
     elif isinstance(event, Reported):
-        _fold_reported(state, event.step, event.rows)
+        _fold_reported(state, event.step, [event.rows])
     elif isinstance(event, Configured):
         _fold_configured(state, event.config)
     elif isinstance(event, Adopted):
@@ -196,6 +207,16 @@ def fold(state: RunState, event: Event) -> None:
         state.pending.pop(event.step, None)
     else:
         state.closed = True
+
+
+def fold_all(state: RunState, events: Iterable[Event]) -> None:
+    """Fold events one after the other; neighbouring reports of one step at once, which comes to the same."""
+    for step, neighbours in groupby(events, lambda event: event.step if isinstance(event, Reported) else None):
+        if step is None:
+            for event in neighbours:
+                fold(state, event)
+        else:
+            _fold_reported(state, step, [event.rows for event in neighbours if isinstance(event, Reported)])
 
 
 def _fold_planned(state: RunState, step: int, rows: np.ndarray) -> None:
@@ -231,10 +252,12 @@ def _damage_unit(config: RunConfig) -> tuple[str, float, float]:
     return config.signal, config.learnable_nats, config.delta_nats
 
 
-def _fold_reported(state: RunState, step: int, rows: np.ndarray) -> None:
+def _fold_reported(state: RunState, step: int, reports: Sequence[np.ndarray]) -> None:
+    """Reports (REPORTED_ROW) of one step: the additions of folding one after the other, in their order."""
+    rows = reports[0] if len(reports) == 1 else np.concatenate(reports)
     pending = state.pending[step]
     handle = pending.find(np.ascontiguousarray(rows["sample_id"]))
-    assert (handle >= 0).all(), f"report of step {step} names a sample that awaits none"
+    assert (handle >= 0).all(), f"a report of step {step} names a sample that awaits none"
     plan = pending.take(handle)
     if not pending.num_awaited:
         del state.pending[step]
@@ -242,35 +265,40 @@ def _fold_reported(state: RunState, step: int, rows: np.ndarray) -> None:
     if not was_measured.all():
         plan, rows = plan[was_measured], rows[was_measured]
     if len(rows):
-        _fold_measured(state, step, plan, rows)
+        num_reports = sum(bool(each["num_tokens"].any()) for each in reports)
+        _fold_measured(state, step, plan, rows, num_reports)
 
 
-def _fold_measured(state: RunState, step: int, plan: np.ndarray, rows: np.ndarray) -> None:
+def _fold_measured(state: RunState, step: int, plan: np.ndarray, rows: np.ndarray, num_reports: int) -> None:
     """Losses of the samples in `plan` (PLANNED_ROW), row by row."""
-    state.totals.add(plan["stratum"].astype(np.int64), rows)
-    measured = np.empty(len(rows), dtype=HELD_ROW)
-    measured["sample_id"], measured["stratum"] = plan["sample_id"], plan["stratum"]
-    measured["visit"] = np.where(plan["times_drawn"] == 1, FIRST_VISITS, LATER_VISITS)
-    measured["damage"] = DAMAGE_OF[state.config.signal](rows, state.config.learnable_nats, state.config.delta_nats)
+    stratum, visit = plan["stratum"].astype(np.int64), _visit_of(plan)
+    state.totals.add(stratum, rows)
+    damage = DAMAGE_OF[state.config.signal](rows, state.config.learnable_nats, state.config.delta_nats)
     if state.config.fence is None:
-        _learn(state, step, measured)
+        state.recent.add(step, state.config.half_life_steps, visit, stratum, damage)
+        state.policy_version += num_reports
     else:
+        measured = np.empty(len(rows), dtype=HELD_ROW)
+        measured["sample_id"], measured["stratum"] = plan["sample_id"], stratum
+        measured["visit"], measured["damage"] = visit, damage
         state.held[step] = np.concatenate([state.held.get(step, measured[:0]), measured])
+
+
+def _visit_of(plan: np.ndarray) -> Int64Array:
+    return np.where(plan["times_drawn"] == 1, FIRST_VISITS, LATER_VISITS)
 
 
 def pass_fence(state: RunState, step: int) -> None:
     """In fenced mode, learn what the plan of `step` may know: the reports of the steps up to the lag before it."""
     if state.config.fence is not None:
         for each in sorted(held for held in state.held if held <= step - state.config.fence):
-            _learn(state, each, in_canonical_order(state.held.pop(each)))
+            measured = in_canonical_order(state.held.pop(each))
+            visit, stratum = measured["visit"].astype(np.int64), measured["stratum"].astype(np.int64)
+            damage = np.ascontiguousarray(measured["damage"])
+            state.recent.add(each, state.config.half_life_steps, visit, stratum, damage)
+            state.policy_version += 1
 
 
 def in_canonical_order(measured: np.ndarray) -> np.ndarray:
     """HELD_ROW in an order that does not depend on who reported first."""
     return measured[np.argsort(measured["sample_id"], kind="stable")]
-
-
-def _learn(state: RunState, step: int, measured: np.ndarray) -> None:
-    visit, stratum = measured["visit"].astype(np.int64), measured["stratum"].astype(np.int64)
-    state.recent.add(step, state.config.half_life_steps, visit, stratum, np.ascontiguousarray(measured["damage"]))
-    state.policy_version += 1
