@@ -64,12 +64,6 @@ class Write:
         self._settled = True
 
 
-def until_durable(write: Write | None) -> None:
-    """Return when `write` is durable, and all that were before it; raises as `Write.wait` does."""
-    if write is not None:
-        write.wait()
-
-
 class Committer:
     """Writes gather in a queue. Whoever waits for one commits all that have gathered, while the next ones gather.
 

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.errors import InvalidReport
-from replay_service.ledger.committer import Write, until_durable
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.reports import NUM_NAMED, by_step, by_step_and_rank, is_current
 from replay_service.ledger.sampled_corpus import SampledCorpus
@@ -38,23 +37,19 @@ class HandedIn:
 
     rows: np.ndarray
     """LOSS_ROW [n]."""
-    is_answered: bool = field(default=False, init=False)
     _outcome: ReportOutcome | None = field(default=None, init=False)
-    _write: Write | None = field(default=None, init=False)
     _failure: Exception | None = field(default=None, init=False)
 
-    def accept(self, outcome: ReportOutcome, write: Write | None) -> None:
-        """The outcome holds as soon as `write` is durable."""
-        self._outcome, self._write, self.is_answered = outcome, write, True
+    def accept(self, outcome: ReportOutcome) -> None:
+        self._outcome = outcome
 
     def refuse(self, failure: Exception) -> None:
-        self._failure, self.is_answered = failure, True
+        self._failure = failure
 
     def answer(self) -> ReportOutcome:
-        """What became of it, when that is durable; raises what it was refused for."""
+        """What became of it; raises what it was refused for."""
         if self._failure is not None:
             raise self._failure
-        until_durable(self._write)
         assert self._outcome is not None
         return self._outcome
 
@@ -71,7 +66,7 @@ class Intake:
         self._corpus = corpus
 
     def sort_out(
-        self, state: RunState, attempt: int, reports: Sequence[np.ndarray], settle: Callable[[], None]
+        self, state: RunState, attempt: int, reports: Sequence[np.ndarray]
     ) -> tuple[list[Reported], list[ReportOutcome]]:
         """The events that reports (LOSS_ROW [n] each) make, by step and rank, and what became of each report.
 
@@ -79,7 +74,6 @@ class Intake:
             state: the run's, which is left as it is.
             attempt: the run's current one.
             reports: in the order in which they came; of equal samples of a step the first counts.
-            settle: returns when all that is in the state is in the journal.
 
         Raises:
             InvalidReport: when a step has no plan, or a sample was not planned for its step.
@@ -88,11 +82,12 @@ class Intake:
         fate = np.where(is_current(rows, attempt), _DUPLICATE, _REJECTED)
         step = np.ascontiguousarray(rows["step"])
         for each, places in by_step(step, np.flatnonzero(fate == _DUPLICATE)):
-            fate[places] = self._fates(state, each, np.ascontiguousarray(rows["sample_id"][places]), settle)
+            fate[places] = self._fates(state, each, np.ascontiguousarray(rows["sample_id"][places]))
         outcomes = _outcomes(fate, [len(each) for each in reports])
-        return self._events(rows[fate == _ACCEPTED]), outcomes
+        accepted = fate == _ACCEPTED
+        return self._events(rows if accepted.all() else rows[accepted]), outcomes
 
-    def _fates(self, state: RunState, step: int, sample_id: Int64Array, settle: Callable[[], None]) -> Int64Array:
+    def _fates(self, state: RunState, step: int, sample_id: Int64Array) -> Int64Array:
         """What becomes of a step's rows, int64 [n]."""
         if not 0 <= step < state.next_step:
             raise InvalidReport(
@@ -103,7 +98,6 @@ class Intake:
         awaited = np.zeros(len(sample_id), dtype=bool) if pending is None else pending.is_awaited(sample_id)
         if awaited.all():
             return np.full(len(sample_id), _ACCEPTED)
-        settle()
         self._check_planned(step, sample_id[~awaited])
         return np.where(awaited, _ACCEPTED, _REJECTED if self._is_over(state, step) else _DUPLICATE)
 

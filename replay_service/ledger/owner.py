@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 
 from replay_service.errors import InvalidReport, InvalidRun, RunClosed, RunTaken, StepOutOfRange
 from replay_service.ledger import restoring
-from replay_service.ledger.committer import Write, until_durable
+from replay_service.ledger.combining import Combiner
 from replay_service.ledger.fence import Fence
 from replay_service.ledger.intake import HandedIn, Intake, ReportOutcome
 from replay_service.ledger.journal import Journal, RunRecord, Snapshot
@@ -44,8 +43,8 @@ DEFAULT_LIMITS: Final = OwnerLimits()
 
 
 class RunOwner:
-    """Holds the state of one run in memory. Events are folded in as they are written down; an answer waits until they
-    are durable, and all that were before them. So reports that come together become durable by one commit."""
+    """Holds the state of one run in memory, and lets one thread after the other at it. Events are checked, made durable,
+    folded in, then answered. Reports that wait for their turn are taken in together, and made durable by one commit."""
 
     def __init__(
         self,
@@ -61,7 +60,7 @@ class RunOwner:
         self._snapshot_every = limits.snapshot_every
         self._fence = Fence(record.run, limits.seal_after_s, monotonic)
         self._intake = Intake(record.run, journal, corpus)
-        self._handed_in: deque[HandedIn] = deque()
+        self._combiner = Combiner(self._take_in)
         self._lock = threading.Lock()
         self._lease = journal.take(record.run)
         self._load()
@@ -70,32 +69,26 @@ class RunOwner:
         restored = restoring.latest(self._journal, self.record)
         self._state, self._num_events = restored.state, restored.num_events
         self._attempt, self._last_snapshot = restored.attempt, restored.snapshot_seq
-        self._last_write: Write | None = None
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Nobody else writes or reads the state meanwhile."""
-        with self._lock, self._up_to_date():
-            yield
-
-    @contextmanager
-    def _up_to_date(self) -> Iterator[None]:
-        """With the lock: after a failed write the state is read from the journal again.
+        """Nobody else writes or reads the state meanwhile. After a failed write it is read from the journal again.
 
         What has nothing to write looks whether the run is still this owner's: else its answer might be of the past.
         """
-        failure = self._lease.failure
-        if isinstance(failure, RunTaken):
-            raise failure
-        if failure is not None:
-            self._load()
-            self._lease = self._lease.renewed()
-        before = self._last_write
-        try:
-            yield
-        finally:
-            if self._last_write is before:
-                self._journal.check(self._lease)
+        with self._lock:
+            failure = self._lease.failure
+            if isinstance(failure, RunTaken):
+                raise failure
+            if failure is not None:
+                self._load()
+                self._lease = self._lease.renewed()
+            before = self._num_events
+            try:
+                yield
+            finally:
+                if self._num_events == before and self._lease.failure is None:
+                    self._journal.check(self._lease)
 
     @property
     def is_taken(self) -> bool:
@@ -129,8 +122,6 @@ class RunOwner:
                 self._pass_fence(last_step)
                 self._adopt_if_due()
                 self._commit(plan_steps(self._state, self._partition(), last_step))
-            written = self._last_write
-        until_durable(written)
         return self._journal.planned(self.record.run, first_step, num_steps)
 
     def report(self, rows: np.ndarray) -> ReportOutcome:
@@ -142,22 +133,19 @@ class RunOwner:
         """
         check_values(rows)
         report = HandedIn(rows)
-        self._handed_in.append(report)
-        with self._lock:
-            if not report.is_answered:
-                self._take_in([self._handed_in.popleft() for _ in range(len(self._handed_in))])
+        self._combiner.submit(report)
         return report.answer()
 
-    def _take_in(self, reports: list[HandedIn]) -> None:
-        """With the lock: fold in what many threads have handed in, as one report if there is nothing wrong with any."""
+    def _take_in(self, reports: Sequence[HandedIn]) -> None:
+        """Fold in what many threads have handed in, as one report if there is nothing wrong with any."""
         try:
-            with self._up_to_date():
+            with self._alone():
                 rows = [each.rows for each in reports]
-                events, outcomes = self._intake.sort_out(self._state, self._attempt, rows, self._settle)
+                events, outcomes = self._intake.sort_out(self._state, self._attempt, rows)
                 if events:
                     self._commit(events)
             for each, outcome in zip(reports, outcomes, strict=True):
-                each.accept(outcome, self._last_write)
+                each.accept(outcome)
         except InvalidReport as error:
             if len(reports) == 1:
                 reports[0].refuse(error)
@@ -182,8 +170,6 @@ class RunOwner:
                 raise InvalidRun(str(error)) from error
             if config != self._state.config:
                 self._commit([Configured(self._state.next_step - 1, config)])
-            written = self._last_write
-        until_durable(written)
 
     def adopt(self, generation: int | None = None) -> None:
         """See a later generation of the corpus from the first unplanned step on; by default the latest.
@@ -201,8 +187,6 @@ class RunOwner:
                     generation=seen,
                 )
             self._adopt(wanted)
-            written = self._last_write
-        until_durable(written)
 
     def _partition(self) -> Partition:
         """The strata that the run sees."""
@@ -225,8 +209,6 @@ class RunOwner:
         with self._alone():
             if not self._state.closed:
                 self._commit([Closed(self._state.next_step - 1)])
-            written = self._last_write
-        until_durable(written)
 
     def rewind(self, step: int) -> None:
         """Go back to the state that the run had after `step`; -1 is the beginning.
@@ -237,7 +219,6 @@ class RunOwner:
             StepOutOfRange: when the step has no plan. Nothing is changed then.
         """
         with self._alone():
-            self._settle()
             if not -1 <= step < self._state.next_step:
                 raise StepOutOfRange(
                     f"run {self.record.run!r} cannot be rewound to step {step}: it has plans up to step "
@@ -261,17 +242,12 @@ class RunOwner:
         overdue = self._fence.overdue(self._state, last_step)
         if overdue:
             self._commit([Sealed(step) for step in overdue])
-            self._settle()
         self._fence.pass_to(self._state, last_step)
-
-    def _settle(self) -> None:
-        """Return when all that is in the state is durable."""
-        until_durable(self._last_write)
 
     def _commit(self, events: Sequence[Event]) -> None:
         due = self._num_events - self._last_snapshot >= self._snapshot_every
         snapshot = self._snapshot() if due else None
-        self._last_write = self._journal.append(self._lease, self._attempt, self._num_events, events, snapshot)
+        self._journal.append(self._lease, self._attempt, self._num_events, events, snapshot).wait()
         if snapshot is not None:
             self._last_snapshot = snapshot.seq
         fold_all(self._state, events)

@@ -47,9 +47,12 @@ class Pending:
 
     def find(self, sample_id: Int64Array) -> Int64Array:
         """A handle of each sample id (int64 [n]) for `take`, or -1 where it does not await a report."""
-        index = np.searchsorted(self._sample_id, sample_id)
-        index[index == len(self._sample_id)] = 0
-        return np.where((self._sample_id[index] == sample_id) & self._awaited[index], index, -1)
+        handle = self._sample_id.searchsorted(sample_id)
+        # What would stand after the last sample is compared with the last one, and is not found.
+        found = self._sample_id.take(handle, mode="clip") == sample_id
+        found &= self._awaited.take(handle, mode="clip")
+        handle[~found] = -1
+        return handle
 
     def is_awaited(self, sample_id: Int64Array) -> NDArray[np.bool_]:
         """Which of these samples await a report, bool [n]; of equal ones the first."""
