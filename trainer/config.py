@@ -102,7 +102,7 @@ class RehearsalConfig(Section):
     rehearsal_weight: float = Field(1.0, gt=0, description="What a rehearsed row weighs in the loss.")
     rehearsal_loss: Literal["cross_entropy", "distill", "mixed"] = Field(
         "cross_entropy",
-        description="distill: towards the base model's likeliest tokens, which the corpus must store; mixed: half each.",
+        description="distill: towards the base model's likeliest tokens, if the corpus stores them; mixed: half each.",
     )
     policy: PolicyName = Field("mix_cd", description="uniform or mix_cd.")
     sharpness: float = Field(1.0, description="mix_cd: exponent of the damage rate.")

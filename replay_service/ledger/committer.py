@@ -78,6 +78,7 @@ class Committer:
         self._hold = DirectStatement(update(runs).where(mine).values(owner_epoch=bindparam("epoch")), engine)
         self._queue: deque[Write] = deque()
         self._turn = threading.Lock()
+        self._connection: Connection | None = None
         self._closed = False
 
     def submit(self, lease: Lease, rows: Sequence[Row], also: Callable[[Connection], None] | None = None) -> Write:
@@ -97,6 +98,7 @@ class Committer:
         with self._turn:
             self._commit_all()
             self._closed = True
+            self._disconnect()
 
     def _commit_all(self) -> None:
         gathered = []
@@ -120,7 +122,8 @@ class Committer:
         if self._closed:
             return JournalUnavailable("the journal is closed: the service is stopping")
         try:
-            with self._engine.begin() as connection:
+            connection = self._connected()
+            with connection.begin():
                 for lease in dict.fromkeys(write.lease for write in writes):
                     self._keep(connection, lease)
                 self._insert.execute(connection, [row for write in writes for row in write.rows])
@@ -131,9 +134,24 @@ class Committer:
             return error
         except Exception as error:
             # Every waiting request must hear of it, whatever a driver raises.
+            self._disconnect()
             _log.error("the journal could not be written", runs=[write.lease.run for write in writes], exc_info=error)
             return JournalUnavailable(f"the journal could not be written: {error.__class__.__name__}; try again")
         return None
+
+    def _connected(self) -> Connection:
+        """A connection that is kept from one commit to the next: to take one from the pool costs as much as a write."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        return self._connection
+
+    def _disconnect(self) -> None:
+        """Let the connection go, and those in the pool: what broke one may have broken them all."""
+        if self._connection is not None:
+            self._connection.invalidate()
+            self._connection.close()
+            self._connection = None
+            self._engine.dispose()
 
     def _keep(self, connection: Connection, lease: Lease) -> None:
         """Fail unless the lease is good, and keep anybody else from taking the run before the commit."""

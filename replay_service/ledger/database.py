@@ -105,7 +105,15 @@ class DirectStatement:
         if not rows:
             return 0
         values = [self._values(row) for row in rows]
-        return connection.exec_driver_sql(self._text, values if len(values) > 1 else values[0]).rowcount
+        cursor = connection.connection.cursor()
+        try:
+            if len(values) > 1:
+                cursor.executemany(self._text, values)
+            else:
+                cursor.execute(self._text, values[0])
+            return cursor.rowcount
+        finally:
+            cursor.close()
 
     def scalar(self, connection: Connection, row: Row) -> Any:
         """The first column of the first row that a query finds, or None."""

@@ -1,19 +1,25 @@
 """What becomes of reports: which rows count, which came before or too late, and which were never asked for."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.errors import InvalidReport
 from replay_service.ledger.journal import Journal
-from replay_service.ledger.reports import NUM_NAMED
+from replay_service.ledger.reports import NUM_NAMED, by_step, by_step_and_rank, is_current
 from replay_service.ledger.sampled_corpus import SampledCorpus
 from replay_service.sampling.events import REPORTED_ROW, Reported
 from replay_service.sampling.run_state import RunState
 
 Int64Array = NDArray[np.int64]
+
+_ACCEPTED: Final = 0
+_DUPLICATE: Final = 1
+_REJECTED: Final = 2
+"""What becomes of a row, in the order of the members of ReportOutcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,30 +31,75 @@ class ReportOutcome:
     rejected: int
 
 
+@dataclass(slots=True, eq=False)
+class HandedIn:
+    """A report of a thread that waits for its answer, which another thread may find."""
+
+    rows: np.ndarray
+    """LOSS_ROW [n]."""
+    _outcome: ReportOutcome | None = field(default=None, init=False)
+    _failure: Exception | None = field(default=None, init=False)
+
+    def accept(self, outcome: ReportOutcome) -> None:
+        self._outcome = outcome
+
+    def refuse(self, failure: Exception) -> None:
+        self._failure = failure
+
+    def answer(self) -> ReportOutcome:
+        """What became of it; raises what it was refused for."""
+        if self._failure is not None:
+            raise self._failure
+        assert self._outcome is not None
+        return self._outcome
+
+
 class Intake:
-    """Sorts out what is reported of one run; the journal tells of what the state has forgotten."""
+    """Sorts out what is reported of one run; the journal tells of what the state has forgotten.
+
+    Reports that come together are sorted out together, in calls of numpy that hardly cost more than for one of them.
+    """
 
     def __init__(self, run: str, journal: Journal, corpus: Callable[[], SampledCorpus]) -> None:
         self._run = run
         self._journal = journal
         self._corpus = corpus
 
-    def sorted_out(self, state: RunState, rows: np.ndarray, settle: Callable[[], None]) -> tuple[Reported, int]:
-        """The event of one step's and rank's rows that await a report, and how many came too late."""
-        step, rank = int(rows["step"][0]), int(rows["rank"][0])
+    def sort_out(
+        self, state: RunState, attempt: int, reports: Sequence[np.ndarray]
+    ) -> tuple[list[Reported], list[ReportOutcome]]:
+        """The events that reports (LOSS_ROW [n] each) make, by step and rank, and what became of each report.
+
+        Args:
+            state: the run's, which is left as it is.
+            attempt: the run's current one.
+            reports: in the order in which they came; of equal samples of a step the first counts.
+
+        Raises:
+            InvalidReport: when a step has no plan, or a sample was not planned for its step.
+        """
+        rows = reports[0] if len(reports) == 1 else np.concatenate(reports)
+        fate = np.where(is_current(rows, attempt), _DUPLICATE, _REJECTED)
+        step = np.ascontiguousarray(rows["step"])
+        for each, places in by_step(step, np.flatnonzero(fate == _DUPLICATE)):
+            fate[places] = self._fates(state, each, np.ascontiguousarray(rows["sample_id"][places]))
+        outcomes = _outcomes(fate, [len(each) for each in reports])
+        accepted = fate == _ACCEPTED
+        return self._events(rows if accepted.all() else rows[accepted]), outcomes
+
+    def _fates(self, state: RunState, step: int, sample_id: Int64Array) -> Int64Array:
+        """What becomes of a step's rows, int64 [n]."""
         if not 0 <= step < state.next_step:
             raise InvalidReport(
                 f"step {step} of run {self._run!r} has no plan yet (its next step is {state.next_step}); "
                 "report the losses of batches that the service has served"
             )
-        pending, sample_id = state.pending.get(step), np.ascontiguousarray(rows["sample_id"])
-        awaited = np.zeros(len(rows), dtype=bool) if pending is None else pending.find(sample_id) >= 0
+        pending = state.pending.get(step)
+        awaited = np.zeros(len(sample_id), dtype=bool) if pending is None else pending.is_awaited(sample_id)
         if awaited.all():
-            return Reported(step, rank, self._reported(rows)), 0
-        settle()
+            return np.full(len(sample_id), _ACCEPTED)
         self._check_planned(step, sample_id[~awaited])
-        num_late = int((~awaited).sum()) if self._is_over(state, step) else 0
-        return Reported(step, rank, self._reported(rows[awaited])), num_late
+        return np.where(awaited, _ACCEPTED, _REJECTED if self._is_over(state, step) else _DUPLICATE)
 
     def _is_over(self, state: RunState, step: int) -> bool:
         """Whether the run stopped waiting for the reports of a step."""
@@ -66,13 +117,34 @@ class Intake:
                 f"{strangers[:NUM_NAMED].tolist()}; report sample ids as the batch of that step named them"
             )
 
+    def _events(self, rows: np.ndarray) -> list[Reported]:
+        """One event a step and rank, of rows that await a report."""
+        if not len(rows):
+            return []
+        groups = by_step_and_rank(rows)
+        reported = self._reported(np.concatenate(groups) if len(groups) > 1 else rows)
+        events, first = [], 0
+        for group in groups:
+            end = first + len(group)
+            events.append(Reported(int(group["step"][0]), int(group["rank"][0]), reported[first:end]))
+            first = end
+        return events
+
     def _reported(self, rows: np.ndarray) -> np.ndarray:
         reported = np.empty(len(rows), dtype=REPORTED_ROW)
         for name in ("sample_id", "loss_nats", "num_tokens", "num_flips"):
             reported[name] = rows[name]
-        reported["base_loss_nats"] = self._corpus().base_losses(np.ascontiguousarray(rows["sample_id"]))
-        was_measured = (reported["num_tokens"] > 0) & np.isfinite(reported["base_loss_nats"])
+        base_losses = self._corpus().base_losses(np.ascontiguousarray(rows["sample_id"]))
+        reported["base_loss_nats"] = base_losses
+        was_measured = (reported["num_tokens"] > 0) & np.isfinite(base_losses)
         if not was_measured.all():
             for name in ("loss_nats", "base_loss_nats", "num_tokens", "num_flips"):
                 reported[name][~was_measured] = 0
         return reported
+
+
+def _outcomes(fate: Int64Array, lengths: Sequence[int]) -> list[ReportOutcome]:
+    """What became of each report's rows, which stand one report after the other."""
+    report = np.repeat(np.arange(len(lengths)), lengths)
+    counts = np.bincount(report * 3 + fate, minlength=3 * len(lengths)).reshape(-1, 3)
+    return [ReportOutcome(*each) for each in counts.tolist()]

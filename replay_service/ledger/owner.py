@@ -9,18 +9,18 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from replay_service.errors import InvalidRun, RunClosed, RunTaken, StepOutOfRange
+from replay_service.errors import InvalidReport, InvalidRun, RunClosed, RunTaken, StepOutOfRange
 from replay_service.ledger import restoring
-from replay_service.ledger.committer import Write
+from replay_service.ledger.combining import Combiner
 from replay_service.ledger.fence import Fence
-from replay_service.ledger.intake import Intake, ReportOutcome
+from replay_service.ledger.intake import HandedIn, Intake, ReportOutcome
 from replay_service.ledger.journal import Journal, RunRecord, Snapshot
-from replay_service.ledger.reports import by_step_and_rank, check_values, of_attempt, once_each
+from replay_service.ledger.reports import check_values
 from replay_service.ledger.sampled_corpus import SampledCorpus, partition_seen
 from replay_service.sampling.events import Adopted, Closed, Configured, Event, Planned, Rewound, Sealed
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.plan import adjustment_due, last_before_decision, plan_steps
-from replay_service.sampling.run_state import RunState, fold
+from replay_service.sampling.run_state import RunState, fold_all
 from replay_service.sampling.state_bytes import to_bytes
 
 T = TypeVar("T")
@@ -43,8 +43,11 @@ DEFAULT_LIMITS: Final = OwnerLimits()
 
 
 class RunOwner:
-    """Holds the state of one run in memory. Events are folded in as they are written down; an answer waits until they
-    are durable, and all that were before them. So reports that come together become durable by one commit."""
+    """Holds the state of one run in memory, and lets one thread after the other at it.
+
+    Events are checked, made durable, folded in, then answered. Reports that wait for their turn are taken in together,
+    and made durable by one commit.
+    """
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class RunOwner:
         self._snapshot_every = limits.snapshot_every
         self._fence = Fence(record.run, limits.seal_after_s, monotonic)
         self._intake = Intake(record.run, journal, corpus)
+        self._combiner = Combiner(self._take_in)
         self._lock = threading.Lock()
         self._lease = journal.take(record.run)
         self._load()
@@ -68,7 +72,6 @@ class RunOwner:
         restored = restoring.latest(self._journal, self.record)
         self._state, self._num_events = restored.state, restored.num_events
         self._attempt, self._last_snapshot = restored.attempt, restored.snapshot_seq
-        self._last_write: Write | None = None
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -83,11 +86,11 @@ class RunOwner:
             if failure is not None:
                 self._load()
                 self._lease = self._lease.renewed()
-            before = self._last_write
+            before = self._num_events
             try:
                 yield
             finally:
-                if self._last_write is before:
+                if self._num_events == before and self._lease.failure is None:
                     self._journal.check(self._lease)
 
     @property
@@ -122,8 +125,6 @@ class RunOwner:
                 self._pass_fence(last_step)
                 self._adopt_if_due()
                 self._plan_through(last_step)
-            written = self._last_write
-        until_durable(written)
         return self._journal.planned(self.record.run, first_step, num_steps)
 
     def _plan_through(self, last_step: int) -> None:
@@ -142,20 +143,30 @@ class RunOwner:
                 planned for its step.
         """
         check_values(rows)
-        with self._alone():
-            current = of_attempt(rows, self._attempt)
-            groups = [
-                self._intake.sorted_out(self._state, group, self._settle)
-                for group in by_step_and_rank(once_each(current))
-            ]
-            events = [event for event, _ in groups if len(event.rows)]
-            if events:
-                self._commit(events)
-            written = self._last_write
-        until_durable(written)
-        accepted = sum(len(event.rows) for event in events)
-        rejected = len(rows) - len(current) + sum(late for _, late in groups)
-        return ReportOutcome(accepted, len(rows) - accepted - rejected, rejected)
+        report = HandedIn(rows)
+        self._combiner.submit(report)
+        return report.answer()
+
+    def _take_in(self, reports: Sequence[HandedIn]) -> None:
+        """Fold in what many threads have handed in, as one report if there is nothing wrong with any."""
+        try:
+            with self._alone():
+                rows = [each.rows for each in reports]
+                events, outcomes = self._intake.sort_out(self._state, self._attempt, rows)
+                if events:
+                    self._commit(events)
+            for each, outcome in zip(reports, outcomes, strict=True):
+                each.accept(outcome)
+        except InvalidReport as error:
+            if len(reports) == 1:
+                reports[0].refuse(error)
+            else:
+                for each in reports:
+                    self._take_in([each])
+        except Exception as error:
+            # Every waiting thread must hear of it.
+            for each in reports:
+                each.refuse(error)
 
     def configure(self, changes: dict[str, object]) -> None:
         """Change the configuration from the first unplanned step on; the policy gets a new version.
@@ -170,8 +181,6 @@ class RunOwner:
                 raise InvalidRun(str(error)) from error
             if config != self._state.config:
                 self._commit([Configured(self._state.next_step - 1, config)])
-            written = self._last_write
-        until_durable(written)
 
     def adopt(self, generation: int | None = None) -> None:
         """See a later generation of the corpus from the first unplanned step on; by default the latest.
@@ -189,8 +198,6 @@ class RunOwner:
                     generation=seen,
                 )
             self._adopt(wanted)
-            written = self._last_write
-        until_durable(written)
 
     def _partition(self) -> Partition:
         """The strata that the run sees."""
@@ -213,8 +220,6 @@ class RunOwner:
         with self._alone():
             if not self._state.closed:
                 self._commit([Closed(self._state.next_step - 1)])
-            written = self._last_write
-        until_durable(written)
 
     def rewind(self, step: int) -> None:
         """Go back to the state that the run had after `step`; -1 is the beginning.
@@ -225,7 +230,6 @@ class RunOwner:
             StepOutOfRange: when the step has no plan. Nothing is changed then.
         """
         with self._alone():
-            self._settle()
             if not -1 <= step < self._state.next_step:
                 raise StepOutOfRange(
                     f"run {self.record.run!r} cannot be rewound to step {step}: it has plans up to step "
@@ -249,29 +253,17 @@ class RunOwner:
         overdue = self._fence.overdue(self._state, last_step)
         if overdue:
             self._commit([Sealed(step) for step in overdue])
-            self._settle()
         self._fence.pass_to(self._state, last_step)
-
-    def _settle(self) -> None:
-        """Return when all that is in the state is durable."""
-        until_durable(self._last_write)
 
     def _commit(self, events: Sequence[Event]) -> None:
         due = self._num_events - self._last_snapshot >= self._snapshot_every
         snapshot = self._snapshot() if due else None
-        self._last_write = self._journal.append(self._lease, self._attempt, self._num_events, events, snapshot)
+        self._journal.append(self._lease, self._attempt, self._num_events, events, snapshot).wait()
         if snapshot is not None:
             self._last_snapshot = snapshot.seq
-        for event in events:
-            fold(self._state, event)
+        fold_all(self._state, events)
         self._num_events += len(events)
 
     def _snapshot(self) -> Snapshot:
         """The state before the events that are about to be committed."""
         return Snapshot(self._num_events, self._attempt, self._state.next_step, to_bytes(self._state))
-
-
-def until_durable(write: Write | None) -> None:
-    """Return when `write` is durable, and all that were before it."""
-    if write is not None:
-        write.wait()

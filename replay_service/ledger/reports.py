@@ -3,8 +3,11 @@
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from replay_service.errors import InvalidReport
+
+Int64Array = NDArray[np.int64]
 
 _MEASURED: Final = ("loss_nats", "num_tokens", "num_flips")
 
@@ -19,27 +22,33 @@ CURRENT_ATTEMPT: Final = 0
 """What a report says that does not know of attempts."""
 
 
-def of_attempt(rows: np.ndarray, attempt: int) -> np.ndarray:
-    """The rows of the run's current attempt; others are stale, from before a rewind."""
-    current = (rows["attempt"] == attempt) | (rows["attempt"] == CURRENT_ATTEMPT)
-    return rows if current.all() else rows[current]
+def is_current(rows: np.ndarray, attempt: int) -> NDArray[np.bool_]:
+    """Which rows are of the run's current attempt; others are stale, from before a rewind."""
+    said = np.ascontiguousarray(rows["attempt"])
+    current: NDArray[np.bool_] = (said == attempt) | (said == CURRENT_ATTEMPT)
+    return current
 
 
-def once_each(rows: np.ndarray) -> np.ndarray:
-    """The first row of each sample of a step, by step and sample; a second one, of any rank, is a duplicate."""
-    rows = rows[np.lexsort((rows["sample_id"], rows["step"]))]
-    again = (rows["sample_id"][1:] == rows["sample_id"][:-1]) & (rows["step"][1:] == rows["step"][:-1])
-    return np.delete(rows, np.flatnonzero(again) + 1) if again.any() else rows
+def by_step(step: Int64Array, places: Int64Array) -> list[tuple[int, Int64Array]]:
+    """The places of each step, steps in order; each keeps the order of its places."""
+    of_places = step[places]
+    if not len(places):
+        return []
+    if (of_places == of_places[0]).all():
+        return [(int(of_places[0]), places)]
+    order = np.argsort(of_places, kind="stable")
+    ends = np.flatnonzero(np.diff(of_places[order])) + 1
+    return [(int(step[each[0]]), each) for each in np.split(places[order], ends)]
 
 
 def by_step_and_rank(rows: np.ndarray) -> list[np.ndarray]:
-    """The rows of each step and rank; `rows` stand in step order, and each group keeps its order."""
+    """The rows of each step and rank, in the order of both; each group keeps its order, and none is empty."""
     step, rank = rows["step"], rows["rank"]
-    if len(rows) and step[0] == step[-1] and (rank == rank[0]).all():
+    if (step == step[0]).all() and (rank == rank[0]).all():
         return [rows]
     rows = rows[np.lexsort((rank, step))]
     changes = (np.diff(rows["step"]) != 0) | (np.diff(rows["rank"]) != 0)
-    return [group for group in np.split(rows, np.flatnonzero(changes) + 1) if len(group)]
+    return np.split(rows, np.flatnonzero(changes) + 1)
 
 
 def check_values(rows: np.ndarray) -> None:

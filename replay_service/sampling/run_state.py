@@ -1,8 +1,9 @@
 """A run is a fold over its journal: this is the state, and the one function that folds an event into it."""
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Final
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +13,11 @@ from replay_service.sampling.events import Adjusted, Adopted, Configured, Create
 from replay_service.sampling.forgetting import Forgetting, estimate
 from replay_service.sampling.injection import exact_ratio, rows_due
 from replay_service.sampling.run_config import RunConfig
+from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, DecayedSums, Totals
 from replay_service.sampling.walk import Walk
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
-
-FIRST_VISITS: Final = 0
-LATER_VISITS: Final = 1
-
 
 HELD_ROW = np.dtype(
     [("sample_id", "<i8"), ("stratum", "<i4"), ("visit", "<i4"), ("damage", "<f8"), ("excess_nats", "<f8")]
@@ -50,96 +48,27 @@ class Pending:
 
     def find(self, sample_id: Int64Array) -> Int64Array:
         """A handle of each sample id (int64 [n]) for `take`, or -1 where it does not await a report."""
-        index = np.searchsorted(self._sample_id, sample_id)
-        index[index == len(self._sample_id)] = 0
-        return np.where((self._sample_id[index] == sample_id) & self._awaited[index], index, -1)
+        handle = self._sample_id.searchsorted(sample_id)
+        # What would stand after the last sample is compared with the last one, and is not found.
+        found = self._sample_id.take(handle, mode="clip") == sample_id
+        found &= self._awaited.take(handle, mode="clip")
+        handle[~found] = -1
+        return handle
+
+    def is_awaited(self, sample_id: Int64Array) -> NDArray[np.bool_]:
+        """Which of these samples await a report, bool [n]; of equal ones the first."""
+        handle, place = self.find(sample_id), np.arange(len(sample_id))
+        # The last slot is that of handle -1. Of values for one slot the last one stays.
+        first = np.empty(len(self._sample_id) + 1, dtype=np.int64)
+        first[handle[::-1]] = place[::-1]
+        awaited: NDArray[np.bool_] = (handle >= 0) & (first[handle] == place)
+        return awaited
 
     def take(self, handle: Int64Array) -> np.ndarray:
         """The samples at these handles, PLANNED_ROW [n]; from now on they do not await a report."""
         self._awaited[handle] = False
         self.num_awaited -= len(handle)
         return self._planned[handle]
-
-
-@dataclass(slots=True, eq=False)
-class Totals:
-    """What was reported of each stratum since the run began; arrays [num_strata]."""
-
-    samples: Int64Array
-    tokens: Int64Array
-    flips: Int64Array
-    loss_nats: Float64Array
-    excess_nats: Float64Array
-
-    @classmethod
-    def zeros(cls, num_strata: int) -> "Totals":
-        def counts() -> Int64Array:
-            return np.zeros(num_strata, dtype=np.int64)
-
-        return cls(counts(), counts(), counts(), np.zeros(num_strata), np.zeros(num_strata))
-
-    def add(self, stratum: Int64Array, rows: np.ndarray) -> None:
-        # numpy adds contiguous arrays of the sums' own type ten times as fast as fields of records.
-        np.add.at(self.samples, stratum, 1)
-        np.add.at(self.tokens, stratum, rows["num_tokens"].astype(np.int64))
-        np.add.at(self.flips, stratum, rows["num_flips"].astype(np.int64))
-        np.add.at(self.loss_nats, stratum, np.ascontiguousarray(rows["loss_nats"]))
-        np.add.at(self.excess_nats, stratum, rows["loss_nats"] - rows["base_loss_nats"])
-
-    def grow(self, num_strata: int) -> None:
-        """Strata that stand at the end are new; nothing was reported of them."""
-        for each in fields(self):
-            array = getattr(self, each.name)
-            setattr(self, each.name, np.pad(array, (0, num_strata - len(array))))
-
-
-@dataclass(slots=True, eq=False)
-class DecayedSums:
-    """Recent damage of each stratum. A report of step s weighs 0.5 ** ((origin - s) / half_life).
-
-    First visits and later ones are kept apart: a later visit tells of a sample that the run has trained on.
-    """
-
-    count: Float64Array
-    """float64 [2, num_strata]: first visits, later visits."""
-    damage: Float64Array
-    """float64 [2, num_strata]."""
-    excess: Float64Array
-    """float64 [2, num_strata]: of first visits, the sum of loss minus base loss, and of its square."""
-    origin: int = 0
-    """The latest step reported; the sums are as seen from there."""
-
-    @classmethod
-    def zeros(cls, num_strata: int) -> "DecayedSums":
-        shape = (2, num_strata)
-        return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape))
-
-    def grow(self, num_strata: int) -> None:
-        """Strata that stand at the end are new; nothing was reported of them."""
-        more = num_strata - self.count.shape[1]
-        padded = (np.pad(each, ((0, 0), (0, more))) for each in (self.count, self.damage, self.excess))
-        self.count, self.damage, self.excess = padded
-
-    def copy(self) -> "DecayedSums":
-        return replace(self, count=self.count.copy(), damage=self.damage.copy(), excess=self.excess.copy())
-
-    def add(self, step: int, half_life: float, measured: np.ndarray) -> None:
-        """Count what was measured (HELD_ROW [n]) of samples of one step."""
-        if step > self.origin:
-            fade = 0.5 ** ((step - self.origin) / half_life)
-            self.count *= fade
-            self.damage *= fade
-            self.excess *= fade
-            self.origin = step
-        weight = 0.5 ** ((self.origin - step) / half_life)
-        visit, stratum = measured["visit"].astype(np.int64), measured["stratum"].astype(np.int64)
-        cell = visit * self.count.shape[1] + stratum
-        np.add.at(self.count.reshape(-1), cell, weight)
-        np.add.at(self.damage.reshape(-1), cell, weight * measured["damage"])
-        # Later visits weigh nothing here.
-        excess = np.where(visit == FIRST_VISITS, measured["excess_nats"], 0.0)
-        np.add.at(self.excess[0], stratum, weight * excess)
-        np.add.at(self.excess[1], stratum, weight * excess * excess)
 
 
 @dataclass(slots=True, eq=False)
@@ -223,7 +152,7 @@ def fold(state: RunState, event: Event) -> None:
     if isinstance(event, Planned):
         _fold_planned(state, event.step, event.rows)
     elif isinstance(event, Reported):
-        _fold_reported(state, event.step, event.rows)
+        _fold_reported(state, event.step, [event.rows])
     elif isinstance(event, Configured):
         _fold_configured(state, event.config)
     elif isinstance(event, Adopted):
@@ -234,6 +163,16 @@ def fold(state: RunState, event: Event) -> None:
         state.pending.pop(event.step, None)
     else:
         state.closed = True
+
+
+def fold_all(state: RunState, events: Iterable[Event]) -> None:
+    """Fold events one after the other; neighbouring reports of one step at once, which comes to the same."""
+    for step, neighbours in groupby(events, lambda event: event.step if isinstance(event, Reported) else None):
+        if step is None:
+            for event in neighbours:
+                fold(state, event)
+        else:
+            _fold_reported(state, step, [event.rows for event in neighbours if isinstance(event, Reported)])
 
 
 def _fold_planned(state: RunState, step: int, rows: np.ndarray) -> None:
@@ -270,10 +209,12 @@ def _damage_unit(config: RunConfig) -> tuple[str, float, float]:
     return config.signal, config.learnable_nats, config.delta_nats
 
 
-def _fold_reported(state: RunState, step: int, rows: np.ndarray) -> None:
+def _fold_reported(state: RunState, step: int, reports: Sequence[np.ndarray]) -> None:
+    """Reports (REPORTED_ROW) of one step: the additions of folding one after the other, in their order."""
+    rows = reports[0] if len(reports) == 1 else np.concatenate(reports)
     pending = state.pending[step]
     handle = pending.find(np.ascontiguousarray(rows["sample_id"]))
-    assert (handle >= 0).all(), f"report of step {step} names a sample that awaits none"
+    assert (handle >= 0).all(), f"a report of step {step} names a sample that awaits none"
     plan = pending.take(handle)
     if not pending.num_awaited:
         del state.pending[step]
@@ -281,35 +222,41 @@ def _fold_reported(state: RunState, step: int, rows: np.ndarray) -> None:
     if not was_measured.all():
         plan, rows = plan[was_measured], rows[was_measured]
     if len(rows):
-        _fold_measured(state, step, plan, rows)
+        num_reports = sum(bool(each["num_tokens"].any()) for each in reports)
+        _fold_measured(state, step, plan, rows, num_reports)
 
 
-def _fold_measured(state: RunState, step: int, plan: np.ndarray, rows: np.ndarray) -> None:
+def _fold_measured(state: RunState, step: int, plan: np.ndarray, rows: np.ndarray, num_reports: int) -> None:
     """Losses of the samples in `plan` (PLANNED_ROW), row by row."""
-    state.totals.add(plan["stratum"].astype(np.int64), rows)
-    measured = np.empty(len(rows), dtype=HELD_ROW)
-    measured["sample_id"], measured["stratum"] = plan["sample_id"], plan["stratum"]
-    measured["visit"] = np.where(plan["times_drawn"] == 1, FIRST_VISITS, LATER_VISITS)
-    measured["excess_nats"] = rows["loss_nats"] - rows["base_loss_nats"]
-    measured["damage"] = DAMAGE_OF[state.config.signal](rows, state.config.learnable_nats, state.config.delta_nats)
+    stratum, visit = plan["stratum"].astype(np.int64), _visit_of(plan)
+    state.totals.add(stratum, rows)
+    excess = rows["loss_nats"] - rows["base_loss_nats"]
+    damage = DAMAGE_OF[state.config.signal](rows, state.config.learnable_nats, state.config.delta_nats)
     if state.config.fence is None:
-        _learn(state, step, measured)
+        state.recent.add(step, state.config.half_life_steps, visit, stratum, damage, excess)
+        state.policy_version += num_reports
     else:
+        measured = np.empty(len(rows), dtype=HELD_ROW)
+        measured["sample_id"], measured["stratum"] = plan["sample_id"], stratum
+        measured["visit"], measured["damage"], measured["excess_nats"] = visit, damage, excess
         state.held[step] = np.concatenate([state.held.get(step, measured[:0]), measured])
+
+
+def _visit_of(plan: np.ndarray) -> Int64Array:
+    return np.where(plan["times_drawn"] == 1, FIRST_VISITS, LATER_VISITS)
 
 
 def pass_fence(state: RunState, step: int) -> None:
     """In fenced mode, learn what the plan of `step` may know: the reports of the steps up to the lag before it."""
     if state.config.fence is not None:
         for each in sorted(held for held in state.held if held <= step - state.config.fence):
-            _learn(state, each, in_canonical_order(state.held.pop(each)))
+            measured = in_canonical_order(state.held.pop(each))
+            visit, stratum = measured["visit"].astype(np.int64), measured["stratum"].astype(np.int64)
+            damage, excess = (np.ascontiguousarray(measured[name]) for name in ("damage", "excess_nats"))
+            state.recent.add(each, state.config.half_life_steps, visit, stratum, damage, excess)
+            state.policy_version += 1
 
 
 def in_canonical_order(measured: np.ndarray) -> np.ndarray:
     """HELD_ROW in an order that does not depend on who reported first."""
     return measured[np.argsort(measured["sample_id"], kind="stable")]
-
-
-def _learn(state: RunState, step: int, measured: np.ndarray) -> None:
-    state.recent.add(step, state.config.half_life_steps, measured)
-    state.policy_version += 1

@@ -1,7 +1,7 @@
 import math
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from replay_service.corpus.reader import Corpus
 from replay_service.errors import InvalidReport, JournalUnavailable, RunTaken, StepOutOfRange
+from replay_service.ledger.audit import verify
 from replay_service.ledger.intake import ReportOutcome
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
@@ -236,6 +237,21 @@ def out_of_order(database_url: str) -> Iterator[None]:
     engine.dispose()
 
 
+def together(owner: RunOwner, database_url: str, reports: list[np.ndarray]) -> list[Future[ReportOutcome]]:
+    """Report from as many threads, all of which wait for the database before the first is answered."""
+    rival = create_engine(database_url)
+    with ThreadPoolExecutor(len(reports)) as pool, rival.connect() as connection:
+        connection.execute(text("UPDATE runs SET owner_epoch = owner_epoch"))
+        waiting = []
+        for i, rows in enumerate(reports):
+            waiting.append(pool.submit(owner.report, rows))
+            while owner._combiner.num_waiting < i:
+                time.sleep(0.001)
+        connection.commit()
+    rival.dispose()
+    return waiting
+
+
 def test_reports_that_come_together_are_durable_by_one_commit(owner: RunOwner, database_url: str) -> None:
     plans = owner.plan(0, 6, AHEAD)
     commits: list[object] = []
@@ -245,20 +261,42 @@ def test_reports_that_come_together_are_durable_by_one_commit(owner: RunOwner, d
         commits.append(connection)
 
     event.listen(engine, "commit", count)
-    rival = create_engine(database_url)
-    with rival.connect() as connection:
-        connection.execute(text("UPDATE runs SET owner_epoch = owner_epoch"))
-        with ThreadPoolExecutor(6) as pool:
-            waiting = [pool.submit(owner.report, losses_of(plan.step, ids_of(plan))) for plan in plans]
-            for _ in range(1000):
-                if owner._num_events == 13:
-                    break
-                time.sleep(0.01)
-            connection.commit()
-            assert sum(each.result().accepted for each in waiting) == sum(len(ids_of(plan)) for plan in plans)
+    waiting = together(owner, database_url, [losses_of(plan.step, ids_of(plan)) for plan in plans])
     event.remove(engine, "commit", count)
-    rival.dispose()
+    assert sum(each.result().accepted for each in waiting) == sum(len(ids_of(plan)) for plan in plans)
     assert len(commits) <= 3
+
+
+def test_of_reports_that_come_together_a_wrong_one_is_refused_alone(
+    owner: RunOwner, database_url: str, corpus: Corpus, journal: Journal
+) -> None:
+    plans = owner.plan(0, 3, AHEAD)
+    first, *reports = [losses_of(plan.step, ids_of(plan), rank=plan.step) for plan in plans]
+    wrong = np.concatenate([reports[0], losses_of(99, [1])])
+    outcomes = together(owner, database_url, [first, reports[0][:1], wrong, *reports, reports[1]])
+    assert outcomes[0].result() == ReportOutcome(len(first), 0, 0)
+    assert outcomes[1].result() == ReportOutcome(1, 0, 0)
+    assert isinstance(outcomes[2].exception(), InvalidReport)
+    assert outcomes[3].result() == ReportOutcome(len(reports[0]) - 1, 1, 0)
+    assert outcomes[4].result() == ReportOutcome(len(reports[1]), 0, 0)
+    assert outcomes[5].result() == ReportOutcome(0, len(reports[1]), 0)
+    assert bytes_of(owner_of(journal, corpus)) == bytes_of(owner)
+    assert verify(journal, journal.run("tuning")).holds
+
+
+def test_reports_of_many_threads_leave_the_state_that_the_journal_tells(
+    owner: RunOwner, corpus: Corpus, journal: Journal
+) -> None:
+    plans = owner.plan(0, 24, AHEAD)[18:]
+    reports = [
+        losses_of(plan.step, [each], rank=rank, loss=0.1 * rank + plan.step, num_flips=rank)
+        for plan in plans
+        for rank, each in enumerate(ids_of(plan))
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(owner.report, reports * 2))
+    assert sum(each.accepted for each in outcomes) == sum(each.duplicate for each in outcomes) == len(reports)
+    assert bytes_of(owner_of(journal, corpus)) == bytes_of(owner)
 
 
 def test_of_two_owners_of_a_run_the_second_writer_fails(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:

@@ -1,14 +1,16 @@
 import copy
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_service.sampling.events import Adopted, Event
+from replay_service.sampling.events import Adopted, Closed, Event
 from replay_service.sampling.run_config import Feedback
-from replay_service.sampling.run_state import FIRST_VISITS, LATER_VISITS, RunState, fold
-from tests.sampling.worlds import image, initial_state, plan_by_hand, planned, report_of
+from replay_service.sampling.run_state import RunState, fold
+from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, fold_all
+from tests.sampling.worlds import image, initial_state, plan_by_hand, planned, plans_of, report_of
 
 
 def lived(data: st.DataObject) -> tuple[list[Event], RunState]:
@@ -46,6 +48,41 @@ def test_folding_a_journal_again_gives_the_same_state(data: st.DataObject) -> No
         fold(again, event)
     assert image(again) == image(state)
     assert again.probabilities().tobytes() == state.probabilities().tobytes()
+
+
+@given(st.data(), st.sampled_from(["latest", "fenced"]))
+@settings(max_examples=100, deadline=None)
+def test_folding_reports_at_once_gives_the_bytes_of_folding_one_after_the_other(
+    data: st.DataObject, mode: Literal["latest", "fenced"]
+) -> None:
+    states = [initial_state([5, 9, 3, 8], num_quantiles=2, feedback=Feedback(mode, 4)) for _ in range(2)]
+    for plan in plans_of(states[0], 3):
+        for state in states:
+            fold(state, plan)
+    reports: list[Event] = []
+    for step in data.draw(st.lists(st.integers(0, 3), max_size=3, unique=True), label="steps"):
+        waiting = states[0].pending[step].rows["sample_id"].tolist()
+        ranks = data.draw(st.lists(st.integers(0, 2), min_size=len(waiting), max_size=len(waiting)), label="ranks")
+        for rank in sorted(set(ranks)):
+            ids = [each for each, its_rank in zip(waiting, ranks, strict=True) if its_rank == rank]
+            losses = data.draw(st.lists(st.floats(0, 9), min_size=len(ids), max_size=len(ids)), label="losses")
+            tokens = data.draw(st.lists(st.sampled_from([0, 3]), min_size=len(ids), max_size=len(ids)), label="tokens")
+            flips = [each // 3 for each in tokens]
+            reports.append(report_of(step, ids, rank=rank, loss=losses, num_tokens=tokens, num_flips=flips))
+    reports.insert(data.draw(st.integers(0, len(reports)), label="a change of course"), Closed(3))
+    fold_all(states[0], reports)
+    for report in reports:
+        fold(states[1], report)
+    assert image(states[0]) == image(states[1])
+
+
+@given(st.lists(st.integers(-1, 9)))
+def test_of_equal_samples_the_first_awaits_the_report(ids: list[int]) -> None:
+    state = initial_state([50])
+    fold(state, plan_by_hand(0, [2, 3, 5, 7], [0, 0, 0, 0]))
+    fold(state, report_of(0, [5]))
+    awaited = state.pending[0].is_awaited(np.array(ids, dtype=np.int64))
+    assert awaited.tolist() == [each in {2, 3, 7} and each not in ids[:i] for i, each in enumerate(ids)]
 
 
 @given(st.data())
