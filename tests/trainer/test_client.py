@@ -12,6 +12,7 @@ from tests.support import free_port, make_corpus, running_service
 from trainer.client import ReplayClient, RetryPolicy
 from trainer.errors import (
     NotAllowed,
+    RunGone,
     ServiceError,
     ServiceRefused,
     ServiceUnavailable,
@@ -74,7 +75,7 @@ def test_the_same_run_is_found_again_and_another_one_refused(service_url: str) -
 
 def test_what_the_service_does_not_know_has_a_type_of_its_own(service_url: str) -> None:
     with ReplayClient(service_url) as client:
-        with pytest.raises(ServiceUnknown, match="no run"):
+        with pytest.raises(RunGone, match="no run"):
             client.batch("never-made", 0)
         with pytest.raises(ServiceUnknown, match="no corpus"):
             client.corpus("never-made")
@@ -117,7 +118,7 @@ def test_another_server_is_told_apart() -> None:
     with ReplayClient("http://127.0.0.1:1", transport=transport) as client:
         with pytest.raises(ServiceRefused, match="is it a replay service"):
             client.corpus("wiki")
-        with pytest.raises(ServiceError, match="sent no batch"):
+        with pytest.raises(ServiceError, match="without a checksum; is it a replay service"):
             client.batch("any", 0)
 
 
