@@ -1,10 +1,10 @@
+from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.support import make_corpus, running_service
+from replay_service.testing import ServiceUnderTest, replay_service
 from tests.trainer.test_client import losses_of
 from trainer.client import ReplayClient
 from trainer.errors import InvalidTraining, RunGone, ServiceRefused
@@ -13,12 +13,17 @@ from trainer.rehearsal import LossReporter, RehearsalStream
 SETTINGS = {"global_batch_size": 8, "injection_ratio": "0.3", "policy": "uniform"}
 
 
+@pytest.fixture(scope="module")
+def service() -> Iterator[ServiceUnderTest]:
+    with replay_service(corpus="wiki") as service:
+        yield service
+
+
 @pytest.fixture
-def client(service_url: str, request: pytest.FixtureRequest) -> ReplayClient:
-    client = ReplayClient(service_url)
-    request.addfinalizer(client.close)
-    client.ensure_run(run_name(request), "wiki", SETTINGS)
-    return client
+def client(service: ServiceUnderTest, request: pytest.FixtureRequest) -> Iterator[ReplayClient]:
+    with service.client() as client:
+        client.ensure_run(run_name(request), "wiki", SETTINGS)
+        yield client
 
 
 @pytest.fixture
@@ -64,12 +69,9 @@ def test_a_stream_chooses_windows_that_never_wait_for_their_own_reports(
     assert len(set(planned_until)) <= 40 / window + 2
 
 
-def test_a_stream_takes_no_more_steps_than_the_service_gives_at_once(tmp_path: Path) -> None:
-    make_corpus(tmp_path / "corpora")
-    options = ("--config", tmp_path / "replay.toml")
-    (tmp_path / "replay.toml").write_text("max_steps_per_request = 2")
-    with running_service(tmp_path, options=options) as (base_url, _), ReplayClient(base_url) as client:
-        client.ensure_run("narrow", "wiki", SETTINGS)
+def test_a_stream_takes_no_more_steps_than_the_service_gives_at_once() -> None:
+    with replay_service(settings={"max_steps_per_request": 2}) as service, service.client() as client:
+        client.ensure_run("narrow", service.corpus, SETTINGS)
         assert len(list(RehearsalStream(client, "narrow", 0, 1, num_steps=9))) == 9
 
 
