@@ -125,7 +125,7 @@ class RehearsalStream:
 
     def _ask(self, step: int, num_steps: int) -> Batch:
         if self.window_steps == "auto" and self._rule is None:
-            self._rule = WindowRule.of_run(self.client.run(self.run), self.world_size)
+            self._rule = WindowRule.of_run(self.client.run(self.run), self.world_size, self.num_steps)
         while True:
             try:
                 return self.client.batch(

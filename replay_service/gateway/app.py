@@ -56,7 +56,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     install_problem_handlers(app)
     app.include_router(health.router)
     for module in (runs, batches, losses, statistics, samples, corpora):
-        app.include_router(module.router, responses=responses(401, 403))
+        app.include_router(module.router, responses=responses(400, 401, 403))
     _add_middleware(app, settings)
     return app
 

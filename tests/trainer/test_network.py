@@ -164,8 +164,8 @@ def test_over_a_bad_network_batches_are_right_and_acknowledged_reports_count_onc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 12))
+@pytest.mark.parametrize("seed", range(2, 6))
 def test_over_many_bad_networks_batches_are_right_and_acknowledged_reports_count_once(service: str, seed: int) -> None:
-    tally = play(service, f"bad-network-{seed}", seed, num_windows=100)
+    tally = play(service, f"bad-network-{seed}", seed, num_windows=60)
     assert tally.right > tally.failed
     assert tally.longest_s < 4 * LONG_S
