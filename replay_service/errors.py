@@ -30,7 +30,8 @@ ReplayError
     ├── HostNotAllowed       it was sent to a name that the service does not answer to
     ├── NotAcceptable
     ├── UnsupportedMediaType
-    └── BodyTooLarge
+    ├── BodyTooLarge
+    └── BodyDamaged          its checksum is another; sending it again helps
 """
 
 from typing import ClassVar
@@ -167,3 +168,7 @@ class UnsupportedMediaType(InvalidRequest):
 
 class BodyTooLarge(InvalidRequest):
     slug, title, status = "body-too-large", "The body is too large", 413
+
+
+class BodyDamaged(InvalidRequest):
+    slug, title, status = "body-damaged", "The body was damaged on the way", 400

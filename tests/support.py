@@ -7,21 +7,18 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_service.corpus.manifest import DomainSummary, Manifest, Segment, read_manifest, write_manifest
-from replay_service.corpus.segment_file import write_segment
-from replay_service.corpus.segments import SampleRows
+from replay_service.corpus.manifest import Manifest, read_manifest, write_manifest
 from replay_service.corpus.sketch import QuantileSketch
 from replay_service.corpus.strata import Group, assign_strata
-from replay_service.sampling.partition import extents_of
-
-SEPARATOR = 0
+from replay_service.language.packing import PackedRows
+from replay_service.testing.corpus import MadeUpCorpus, sample_rows, summary_of, write_rows
 
 
 def make_corpus(
@@ -38,43 +35,14 @@ def make_corpus(
     seed: int = 0,
 ) -> Manifest:
     """A corpus of random rows at folder/name, through the project's own writing code, without a model."""
-    rng = np.random.default_rng(seed)
-    num_rows = rows_per_domain * len(domains)
-    domain = np.repeat(np.arange(len(domains)), rows_per_domain)
-    base_loss = rng.gamma(4.0, 1.0, num_rows).astype(np.float32)
-    shares = np.arange(1, num_quantiles) / num_quantiles
-    edges = np.stack([np.quantile(base_loss[domain == each], shares) for each in range(len(domains))])
-    rows = _rows_of(rng, base_loss, assign_strata(base_loss, domain, edges), seq_len, vocab_size)
-    (folder / name / "segments").mkdir(parents=True)
-    segments = []
-    for number, first in enumerate(range(0, num_rows, rows_per_segment)):
-        part = rows.take(np.arange(first, min(first + rows_per_segment, num_rows)))
-        segments.append(_write_segment(folder / name, number, part, generation=1))
-    manifest = Manifest(
-        name=name,
-        generation=1,
-        model="none",
-        tokenizer_fingerprint=tokenizer_fingerprint,
-        vocab_size=vocab_size,
-        separator_id=SEPARATOR,
-        seq_len=seq_len,
-        precision="float32",
+    made = MadeUpCorpus.random(domains, rows_per_domain, seq_len, vocab_size, seed)
+    return made.write(
+        folder / name,
         num_quantiles=num_quantiles,
-        partition_by="domain",
-        topk=0,
-        recipe="none",
-        num_shards=len(domains),
-        num_rows_of_next_shard=0,
-        num_documents=num_rows,
-        set_aside={},
-        domains=[
-            _summary_of(each, base_loss[domain == i], rows_per_domain * seq_len) for i, each in enumerate(domains)
-        ],
-        groups=[Group(each, 1, edges[i].tolist()) for i, each in enumerate(domains)],
-        segments=segments,
+        vocab_size=vocab_size,
+        rows_per_segment=rows_per_segment,
+        tokenizer_fingerprint=tokenizer_fingerprint,
     )
-    write_manifest(folder / name, manifest)
-    return manifest
 
 
 def grow_corpus(
@@ -93,10 +61,14 @@ def grow_corpus(
         groups = [*groups, Group(new_domain, generation, np.quantile(base_loss, shares).tolist())]
         group = np.full(num_rows, len(groups) - 1)
     stratum = assign_strata(base_loss, group, np.array([each.edges_nats for each in groups]))
-    rows = _rows_of(rng, base_loss, stratum, manifest.seq_len, manifest.vocab_size)
+    shape = (num_rows, manifest.seq_len)
+    is_right = rng.random(shape) < 0.5
+    input_ids = rng.integers(1, manifest.vocab_size, shape).astype(np.uint16)
+    packed = PackedRows(input_ids, np.full(num_rows, manifest.seq_len, dtype=np.int32))
+    rows = sample_rows(packed, base_loss, is_right, stratum)
     domains = {each.name: each for each in manifest.domains}
     for i in np.unique(group).tolist():
-        more = _summary_of(groups[i].name, base_loss[group == i], int((group == i).sum()) * manifest.seq_len)
+        more = summary_of(groups[i].name, base_loss[group == i], int((group == i).sum()) * manifest.seq_len)
         domains[more.name] = domains[more.name].merged(more) if more.name in domains else more
     grown = replace(
         manifest,
@@ -107,7 +79,7 @@ def grow_corpus(
         groups=groups,
         segments=[
             *manifest.segments,
-            _write_segment(folder / name, len(manifest.segments), rows, generation=generation),
+            write_rows(folder / name, len(manifest.segments), rows, generation),
         ],
     )
     write_manifest(folder / name, grown)
@@ -117,37 +89,6 @@ def grow_corpus(
 def rescored_by(corpus: Path, model: Path | str) -> None:
     """Let the manifest of the corpus at `corpus` name a model, as if it had scored it."""
     write_manifest(corpus, replace(read_manifest(corpus), model=str(model)))
-
-
-def _rows_of(
-    rng: np.random.Generator,
-    base_loss: NDArray[np.float32],
-    stratum: NDArray[np.int64],
-    seq_len: int,
-    vocab_size: int,
-) -> SampleRows:
-    """Full rows of random tokens in the given strata, sorted by them."""
-    shape = (len(base_loss), seq_len)
-    correct = rng.random(shape) < 0.5
-    correct[:, 0] = False
-    return SampleRows(
-        input_ids=rng.integers(1, vocab_size, shape).astype(np.uint16),
-        length=np.full(len(base_loss), seq_len, dtype=np.int32),
-        base_loss=base_loss,
-        base_correct=np.packbits(correct, axis=1, bitorder="little"),
-        stratum=stratum.astype(np.int32),
-    ).take(np.argsort(stratum, kind="stable"))
-
-
-def _write_segment(corpus: Path, number: int, rows: SampleRows, generation: int) -> Segment:
-    file = f"segments/{number:08d}.arrow"
-    written = write_segment(corpus / file, rows)
-    extents = [(e.stratum, e.first_row, e.num_rows) for e in extents_of(number, rows.stratum.astype(np.int64))]
-    return Segment(file, len(rows), extents, **asdict(written), generation=generation)
-
-
-def _summary_of(domain: str, base_loss: NDArray[np.float32], num_tokens: int) -> DomainSummary:
-    return DomainSummary(domain, len(base_loss), num_tokens, float(base_loss.mean()), sketch_of(base_loss).to_json())
 
 
 def sketch_of(values: NDArray[np.floating]) -> QuantileSketch:

@@ -118,12 +118,23 @@ def test_only_the_writing_side_of_a_corpus_imports_the_heavy_libraries() -> None
     assert heavy <= {f"replay_service.corpus.{name}" for name in allowed}
 
 
-def test_only_the_demo_knows_the_trainer_and_only_the_command_line_knows_the_demo() -> None:
+def test_only_the_demo_and_the_service_under_test_know_the_trainer_and_only_the_command_line_knows_the_demo() -> None:
     for module, name in ours("replay_service"):
         if within(name, "trainer"):
-            assert within(module, "replay_service.demo"), (module, name)
+            assert within(module, "replay_service.demo", "replay_service.testing"), (module, name)
         if within(name, "replay_service.demo"):
             assert within(module, "replay_service.demo", "replay_service.cli"), (module, name)
+
+
+def test_nothing_of_ours_needs_what_is_for_the_tests_of_others() -> None:
+    users = {module for module, name in ours("replay_service", "trainer") if within(name, "replay_service.testing")}
+    assert all(within(module, "replay_service.testing") for module in users)
+
+
+def test_the_service_under_test_takes_of_the_trainer_the_client_alone() -> None:
+    allowed = ("replay_service", "trainer.client")
+    assert strangers(ours("replay_service.testing"), *allowed) == []
+    assert loaded_by("import replay_service.testing").isdisjoint(HEAVY)
 
 
 def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> None:

@@ -1,32 +1,36 @@
 """The client of the service: typed, synchronous, and patient. It needs neither torch nor Ray."""
 
 import os
-import ssl
+import time
+from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import httpx2
 import numpy as np
 import stamina
 
-from replay_service.gateway.wire import ARROW_STREAM, Batch, Compression, decode_batch, encode_losses
-from trainer.errors import (
-    NotAllowed,
-    NotReady,
-    ServiceError,
-    ServiceRefused,
-    ServiceUnavailable,
-    ServiceUnknown,
-    TokenRefused,
+from replay_service.gateway.wire import (
+    ARROW_STREAM,
+    CHECKSUM_HEADER,
+    Batch,
+    Compression,
+    checksum,
+    decode_batch,
+    encode_losses,
 )
+from trainer.errors import ServiceError, ServiceRefused, ServiceUnavailable
+from trainer.refusals import may_pass, refusal
+from trainer.transport import CA_FILE_VARIABLE, DeadlineTransport, is_distrust
 
-PROBLEM_JSON = "application/problem+json"
 TOKEN_VARIABLE = "REPLAY_TOKEN"
-CA_FILE_VARIABLE = "REPLAY_CA_FILE"
 
-_RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+_LEAST_S: Final = 1.0
+"""What an attempt is given at least, seconds, however little time is left."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,8 @@ class ReportResult:
 class RetryPolicy:
     """How long to go on trying: waits double from `first_wait_s` to `longest_wait_s`, with jitter.
 
-    Retry-After is honoured. A restart of the service within `give_up_after_s` goes unnoticed.
+    Retry-After is honoured, up to `longest_wait_s`. A restart of the service within `give_up_after_s` goes unnoticed.
+    No attempt begins later than one wait after `give_up_after_s`, and such a last one is given one second.
     """
 
     give_up_after_s: float = 300.0
@@ -66,18 +71,21 @@ class RetryPolicy:
 class ReplayClient:
     """Talks to one service. Every request is safe to repeat, and is repeated until the service answers.
 
+    Nothing hangs for ever, whatever the other side does, and nothing is taken for right whose checksum is not.
+
     Attributes:
         base_url: such as "http://127.0.0.1:8400" or "https://replay.example.org".
         token: what the service asks callers for; by default the environment variable REPLAY_TOKEN. It is sent, and kept
             nowhere else.
         ca_file: PEM file of the authority that vouches for the service's certificate; by default the environment
             variable REPLAY_CA_FILE, else the authorities that this machine trusts.
+        timeout_s: how long one attempt may take, from the connection to the last byte of the answer.
         transport: the seam for tests; None opens sockets.
 
     Raises, from every method:
         ServiceUnavailable: when there was no answer in time; NotReady when a fenced plan still waits for reports.
-        ServiceRefused: when the service said no; ServiceUnknown when it knows no such run or corpus, TokenRefused when
-            it asks for another token, NotAllowed when the token is not for this.
+        ServiceRefused: when the service said no; RunGone when the run is closed or not there, ServiceUnknown when it
+            knows no such corpus, TokenRefused when it asks for another token, NotAllowed when this one is not for it.
         ServiceError: when the service's certificate cannot be trusted, or what it sent cannot be understood.
     """
 
@@ -93,9 +101,9 @@ class ReplayClient:
         self._http = httpx2.Client(
             base_url=self.base_url,
             timeout=self.timeout_s,
-            transport=self.transport,
-            headers=_authorization(token or os.environ.get(TOKEN_VARIABLE, "")),
-            verify=_trusted(self.ca_file or os.environ.get(CA_FILE_VARIABLE)),
+            transport=self.transport
+            or DeadlineTransport(self.base_url, self.ca_file or os.environ.get(CA_FILE_VARIABLE)),
+            headers={"Accept-Encoding": "identity", **_authorization(token or os.environ.get(TOKEN_VARIABLE, ""))},
         )
 
     def __enter__(self) -> "ReplayClient":
@@ -148,7 +156,7 @@ class ReplayClient:
         world_size: int = 1,
         compression: Compression = "none",
     ) -> Batch:
-        """The samples that `rank` rehearses in a window of steps; none is an answer too.
+        """The samples that `rank` rehearses in a window of steps; none is an answer too: an empty batch.
 
         `zstd` compresses what travels: for slow networks, since it costs both sides CPU time.
         """
@@ -159,18 +167,27 @@ class ReplayClient:
             "world_size": world_size,
             "compression": compression,
         }
-        response = self._request("POST", f"/v1/runs/{run}/batches", json=window, headers={"Accept": ARROW_STREAM})
-        try:
-            return decode_batch(response.content)
-        except ValueError as error:
-            raise ServiceError(f"the service at {self.base_url} sent no batch: {error}") from error
+
+        def read(response: httpx2.Response) -> Batch:
+            try:
+                batch = decode_batch(response.content)
+            except ValueError as error:
+                raise ServiceError(f"the service at {self.base_url} sent no batch: {error}") from error
+            header = batch.header
+            steps = [each.step for each in header.steps]
+            if (header.run, header.rank, header.world_size, steps) != (run, rank, world_size, list(asked)):
+                raise _Damaged(f"a batch of run {header.run!r} for rank {header.rank} and steps {steps[:1]}...")
+            return batch
+
+        asked = range(step, step + num_steps)
+        return self._request("POST", f"/v1/runs/{run}/batches", read, json=window, headers={"Accept": ARROW_STREAM})
 
     def report(self, run: str, rows: np.ndarray) -> ReportResult:
         """Report losses (LOSS_ROW [n]); when this returns they are durable. A row sent twice counts once."""
         headers = {"Content-Type": ARROW_STREAM}
         body = encode_losses(rows).to_pybytes()
-        answer = self._request("POST", f"/v1/runs/{run}/losses", content=body, headers=headers)
-        return ReportResult(**answer.json())
+        answer = self._json("POST", f"/v1/runs/{run}/losses", content=body, headers=headers)
+        return ReportResult(**{name: answer[name] for name in ReportResult.__dataclass_fields__})
 
     def stats(self, run: str) -> dict[str, Any]:
         """The run's statistics over all strata, as GET /v1/runs/{run}/stats gives them."""
@@ -182,26 +199,25 @@ class ReplayClient:
         return strata
 
     def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = self._request(method, path, **options).json()
-        return answer
+        return self._request(method, path, _json_of, **options)
 
-    def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
+    def _request(self, method: str, path: str, read: Callable[[httpx2.Response], T], **options: Any) -> T:
+        """What `read` makes of the answer, which has come whole."""
+        ends_at = time.monotonic() + self.retry.give_up_after_s
         try:
             for attempt in stamina.retry_context(
-                on=_wait_for,
+                on=self._wait_for,
                 attempts=None,
                 timeout=self.retry.give_up_after_s,
                 wait_initial=self.retry.first_wait_s,
                 wait_max=self.retry.longest_wait_s,
             ):
                 with attempt:
-                    response = self._http.request(method, path, **options)
-                    response.raise_for_status()
-                    return response
+                    return read(self._answer(method, path, ends_at, options))
         except httpx2.HTTPStatusError as error:
-            raise _refusal(error.response) from error
+            raise refusal(error.response) from error
         except httpx2.TransportError as error:
-            if _is_distrust(error):
+            if is_distrust(error):
                 raise ServiceError(
                     f"the certificate of the service at {self.base_url} cannot be trusted: {error}; name the file of "
                     f"the authority that vouches for it in the environment variable {CA_FILE_VARIABLE}"
@@ -212,6 +228,50 @@ class ReplayClient:
             ) from error
         raise AssertionError("a retry loop ends with an answer or an error")
 
+    def _answer(self, method: str, path: str, ends_at: float, options: dict[str, Any]) -> httpx2.Response:
+        """One attempt: an answer that is right, and as it was sent."""
+        if self._http.is_closed:
+            raise ServiceError("the client was closed")
+        now = time.monotonic()
+        deadline = now + min(self.timeout_s, max(ends_at - now, _LEAST_S))
+        request = self._http.build_request(method, path, extensions={"deadline": deadline}, **options)
+        body = request.read()
+        if body:
+            request.headers[CHECKSUM_HEADER] = checksum(body)
+        response = self._http.send(request)
+        promised = response.headers.get(CHECKSUM_HEADER)
+        if promised is not None and checksum(response.content) != promised:
+            raise _Damaged(f"{len(response.content)} bytes of which not all are right")
+        response.raise_for_status()
+        if promised is None:
+            raise ServiceError(f"{response.url} answered without a checksum; is it a replay service of this release?")
+        return response
+
+    def _wait_for(self, error: Exception) -> bool | float:
+        """Whether to try again after `error`, or after how many seconds."""
+        if self._http.is_closed:
+            return False
+        if isinstance(error, httpx2.TransportError):
+            return not is_distrust(error)
+        if not isinstance(error, httpx2.HTTPStatusError) or not may_pass(error.response):
+            return False
+        after = error.response.headers.get("Retry-After", "")
+        return min(float(after), self.retry.longest_wait_s) if after.isdigit() and int(after) else True
+
+
+class _Damaged(httpx2.TransportError):
+    """An answer came that is not what was sent, or not to what was asked."""
+
+
+def _json_of(response: httpx2.Response) -> dict[str, Any]:
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise ServiceError(f"{response.url} answered with no JSON object; is it a replay service?")
+    return answer
+
 
 def _authorization(token: str) -> dict[str, str]:
     """The header that shows a token; none if it is empty. A file's last newline is no part of a token."""
@@ -221,53 +281,3 @@ def _authorization(token: str) -> dict[str, str]:
     if not (token.isascii() and token.isprintable()):
         raise ServiceError(f"the token, from the caller or from {TOKEN_VARIABLE}, has characters that no token has")
     return {"Authorization": f"Bearer {token}"}
-
-
-def _trusted(ca_file: Path | str | None) -> ssl.SSLContext | bool:
-    """Whose certificates are trusted: those of one authority, or (True) those that the machine trusts."""
-    if not ca_file:
-        return True
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
-        raise ServiceError(f"the CA file {ca_file} is no PEM file of certificates: {error}") from error
-
-
-def _is_distrust(error: BaseException | None) -> bool:
-    """Whether a failed connection was the certificate's fault, which stays as it is."""
-    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
-def _wait_for(error: Exception) -> bool | float:
-    """Whether to try again after `error`, or after how many seconds."""
-    if isinstance(error, httpx2.TransportError):
-        return not _is_distrust(error)
-    if not isinstance(error, httpx2.HTTPStatusError) or error.response.status_code not in _RETRIED_STATUSES:
-        return False
-    after = error.response.headers.get("Retry-After", "")
-    return float(after) if after.isdigit() and int(after) else True
-
-
-def _refusal(response: httpx2.Response) -> ServiceError:
-    if response.headers.get("Content-Type") == PROBLEM_JSON and _slug(response) == "awaiting-reports":
-        return NotReady(str(response.json()["detail"]))
-    if response.status_code in _RETRIED_STATUSES:
-        return ServiceUnavailable(f"the service at {response.url} kept failing: HTTP {response.status_code}")
-    try:
-        slug, detail = _slug(response), str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        slug, detail = "unknown-answer", f"{response.url} answered with no problem document; is it a replay service?"
-    return _kind(slug, response.status_code)(slug, detail, response.status_code)
-
-
-def _kind(slug: str, status: int) -> type[ServiceRefused]:
-    if slug in ("unknown-run", "unknown-corpus"):
-        return ServiceUnknown
-    return {401: TokenRefused, 403: NotAllowed}.get(status, ServiceRefused)
-
-
-def _slug(response: httpx2.Response) -> str:
-    """The stable name of a problem."""
-    return str(response.json()["type"]).rpartition(":")[2]

@@ -3,7 +3,7 @@
 import math
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -16,6 +16,7 @@ from replay_service.sampling.policies import PolicyName
 from replay_service.sampling.run_config import AUTO, FeedbackMode, RunConfig
 from trainer.errors import InvalidTraining
 from trainer.flow import Form, Normalize
+from trainer.windows import Auto
 
 
 class Section(BaseModel):
@@ -117,7 +118,9 @@ class RehearsalConfig(Section):
         ge=0,
         description="Adopt the corpus's latest generation so many steps after the last one; 0: never.",
     )
-    window_steps: int = Field(4, ge=1, description="Steps fetched in one request, one request ahead.")
+    window_steps: Annotated[int, Field(ge=1)] | Auto = Field(
+        "auto", description="Steps fetched in one request, one request ahead; auto: by rows, memory and freshness."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -142,7 +145,7 @@ class RehearsalConfig(Section):
     def _fits_fence(self) -> "RehearsalConfig":
         if self.feedback == "fenced" and self.adopt_every_steps:
             raise ValueError("adopt_every_steps does not go with fenced feedback; leave it 0")
-        if self.feedback == "fenced" and self.window_steps > self.feedback_lag:
+        if self.feedback == "fenced" and self.window_steps != "auto" and self.window_steps > self.feedback_lag:
             raise ValueError(
                 f"window_steps {self.window_steps} is more than feedback_lag {self.feedback_lag}: a window would wait "
                 "for its own reports"

@@ -7,7 +7,8 @@ TrainerError
     ├── ServiceUnavailable     no answer in time, however often it was tried
     │   └── NotReady           the plan waits for reports of earlier steps; ask again
     └── ServiceRefused         the service said no; `slug` is the stable name of the problem
-        ├── ServiceUnknown     it does not know the run or the corpus
+        ├── RunGone            the run plans no further step, or is not there, or was rewound under this job
+        ├── ServiceUnknown     it does not know the corpus
         ├── TokenRefused       it asks for a token, or the one that was sent is not in force
         └── NotAllowed         the token is not for this
 """
@@ -34,7 +35,7 @@ class ServiceUnavailable(ServiceError):
 
 
 class NotReady(ServiceUnavailable):
-    pass
+    """Nothing is wrong: the plan waits for reports of earlier steps."""
 
 
 class ServiceRefused(ServiceError):
@@ -46,6 +47,11 @@ class ServiceRefused(ServiceError):
 
     def __str__(self) -> str:
         return f"{self.detail} ({self.slug}, HTTP {self.status})"
+
+
+class RunGone(ServiceRefused):
+    """What this job was training with is over. A step without anything to rehearse is an empty batch, and a plan that
+    waits for reports is NotReady; this stays as it is."""
 
 
 class ServiceUnknown(ServiceRefused):

@@ -20,10 +20,11 @@ from replay_service.errors import ReplayError
 from replay_service.language.model import check_seq_len, faster_precision, load_config
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import fingerprint, load_tokenizer, separator_id
-from trainer.client import CA_FILE_VARIABLE, TOKEN_VARIABLE, ReplayClient
+from trainer.client import TOKEN_VARIABLE, ReplayClient
 from trainer.config import TrainConfig
 from trainer.errors import CorpusMismatch, InvalidTraining, TrainerError
 from trainer.loop import fine_tune
+from trainer.transport import CA_FILE_VARIABLE
 
 _STATE_FILE = "state.pt"
 

@@ -4,13 +4,16 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 import numpy as np
 
 from replay_service.gateway.wire import Batch
 from trainer.client import ReplayClient
-from trainer.errors import InvalidTraining, NotReady
+from trainer.errors import InvalidTraining, NotReady, RunGone
+from trainer.refusals import ATTEMPT_SUPERSEDED
+from trainer.windows import Auto, WindowRule
 
 STATE_VERSION = 1
 
@@ -23,7 +26,15 @@ class RehearsalStream:
 
     One window of `window_steps` steps is fetched in the background while the one before is trained on, so a plan is
     made at most 2 * window_steps - 1 steps before it is used: a longer window costs fewer requests, a shorter one acts
-    on fresher reports.
+    on fresher reports. By default the first window is one step, and tells how long the next may be (`WindowRule`).
+
+    Every step is asked for, also one that holds nothing for this rank: the injection ratio may be changed up to the
+    moment when a step is planned, so nobody but its plan can tell.
+
+    Raises, from `next`:
+        RunGone: when the run is closed, unknown, or was rewound since this stream began or was loaded: what it has
+            prefetched and reported is not of the plans that are in force.
+        ServiceError: as ReplayClient does. A plan that waits for reports is waited for.
     """
 
     client: ReplayClient
@@ -31,15 +42,20 @@ class RehearsalStream:
     rank: int
     world_size: int
     num_steps: int | None = None
-    window_steps: int = 4
+    window_steps: int | Auto = "auto"
     next_step: int = 0
+    _rule: WindowRule | None = field(default=None, init=False, repr=False)
+    _steps_ahead: int = field(default=1, init=False, repr=False)
+    _attempt: int | None = field(default=None, init=False, repr=False)
     _windows: deque[Future[Batch]] = field(default_factory=deque, init=False, repr=False)
     _executor: ThreadPoolExecutor = field(init=False, repr=False)
     _closed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.window_steps < 1:
-            raise InvalidTraining(f"window_steps must be at least 1, not {self.window_steps}")
+        if self.window_steps != "auto":
+            if self.window_steps < 1:
+                raise InvalidTraining(f"window_steps must be at least 1, not {self.window_steps}")
+            self._steps_ahead = self.window_steps
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rehearsal")
 
     def __iter__(self) -> Iterator[Batch]:
@@ -50,7 +66,11 @@ class RehearsalStream:
             raise StopIteration
         window = self._windows[0].result()
         first, last = window.header.steps[0].step, window.header.steps[-1].step
+        if first == self.next_step:
+            self._check_attempt(window)
         if len(self._windows) == 1:
+            if self._rule is not None:
+                self._steps_ahead = self._rule.steps_after(window)
             self._fetch(last + 1)
         assert first <= self.next_step <= last
         batch = window.of_step(self.next_step)
@@ -76,6 +96,7 @@ class RehearsalStream:
         if state["run"] != self.run:
             raise InvalidTraining(f"the rehearsal state is of run {state['run']!r}, not of {self.run!r}")
         self._windows.clear()
+        self._attempt = None
         self.next_step = state["next_step"]
 
     def close(self) -> None:
@@ -84,13 +105,27 @@ class RehearsalStream:
 
     def _fetch(self, step: int) -> bool:
         """Ask for the window that begins at `step`; False if the job ends before it."""
-        end = step + self.window_steps if self.num_steps is None else min(step + self.window_steps, self.num_steps)
+        end = step + self._steps_ahead if self.num_steps is None else min(step + self._steps_ahead, self.num_steps)
         if step >= end:
             return False
         self._windows.append(self._executor.submit(self._ask, step, end - step))
         return True
 
+    def _check_attempt(self, window: Batch) -> None:
+        attempt = window.header.attempt
+        if self._attempt is None:
+            self._attempt = attempt
+        elif attempt != self._attempt:
+            raise RunGone(
+                ATTEMPT_SUPERSEDED,
+                f"run {self.run!r} was rewound while this job went on: it began with attempt {self._attempt}, and the "
+                f"service serves attempt {attempt}; go on from a checkpoint",
+                HTTPStatus.OK,
+            )
+
     def _ask(self, step: int, num_steps: int) -> Batch:
+        if self.window_steps == "auto" and self._rule is None:
+            self._rule = WindowRule.of_run(self.client.run(self.run), self.world_size, self.num_steps)
         while True:
             try:
                 return self.client.batch(

@@ -63,7 +63,6 @@ corpus = "{CORPUS}"
 run = "{RUN}"
 injection_ratio = "{scale.injection_ratio}"
 policy = "mix_cd"
-window_steps = 2
 """
     with_rehearsal = folder / "trainer.toml"
     with_rehearsal.write_text(_job("with_rehearsal", model, precision, scale) + rehearsal)

@@ -13,6 +13,7 @@ from replay_service.corpus.reader import CorpusStore
 from replay_service.gateway import batches, corpora, health, losses, runs, samples, statistics
 from replay_service.gateway.access import Authentication
 from replay_service.gateway.audit import Audit
+from replay_service.gateway.checksums import Checksums
 from replay_service.gateway.ingests import Ingests
 from replay_service.gateway.problems import TooLargeAsProblem, install_problem_handlers, responses
 from replay_service.gateway.protection import HostCheck, SafeAnswers
@@ -55,7 +56,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     install_problem_handlers(app)
     app.include_router(health.router)
     for module in (runs, batches, losses, statistics, samples, corpora):
-        app.include_router(module.router, responses=responses(401, 403))
+        app.include_router(module.router, responses=responses(400, 401, 403))
     _add_middleware(app, settings)
     return app
 
@@ -63,6 +64,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 def _add_middleware(app: FastAPI, settings: ServiceSettings) -> None:
     """What a request passes before it comes to a route, the last one first."""
     templates = [each.path for each in iter_route_contexts(app.routes) if each.path is not None]
+    app.add_middleware(Checksums)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(TooLargeAsProblem, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(Authentication)

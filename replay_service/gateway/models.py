@@ -189,6 +189,9 @@ class RunInfo(RunSummary):
     policy_version: int = Field(description="Counts the changes of the probabilities, from 1.")
     attempt: int = Field(description="Counts the rewinds, from 1.")
     closed: bool = Field(description="Whether the run plans no further step.")
+    max_window_steps: int = Field(
+        description="The most steps that one request for batches may ask for; of a fenced run, its lag."
+    )
 
 
 class RunList(Model):

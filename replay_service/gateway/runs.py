@@ -99,10 +99,12 @@ def close_run(run: RunName, service: Service) -> RunInfo:
 
 def _describe(service: ReplayService, run: str) -> RunInfo:
     owner = service.owners.get(run)
-    return owner.read(lambda state: _info(owner, state))
+    limits = service.settings
+    most_steps = min(limits.max_steps_per_request, limits.max_steps_ahead)
+    return owner.read(lambda state: _info(owner, state, most_steps))
 
 
-def _info(owner: RunOwner, state: RunState) -> RunInfo:
+def _info(owner: RunOwner, state: RunState, most_steps: int) -> RunInfo:
     now = {"config": RunSettings(**asdict(state.config)), "generation": state.generation}
     return RunInfo(
         **{**_summary(owner.record), **now},
@@ -110,6 +112,7 @@ def _info(owner: RunOwner, state: RunState) -> RunInfo:
         policy_version=state.policy_version,
         attempt=owner.attempt,
         closed=state.closed,
+        max_window_steps=min(most_steps, state.config.fence or most_steps),
     )
 
 

@@ -144,7 +144,8 @@ def test_runs_are_listed_by_name(client: TestClient) -> None:
     runs = client.get("/v1/runs").json()["runs"]
     assert [run["run"] for run in runs] == ["a", "b", "c"]
     one = client.get("/v1/runs/a").json()
-    assert one == {**runs[0], "next_step": 0, "policy_version": 1, "attempt": 1, "closed": False}
+    added = {"next_step": 0, "policy_version": 1, "attempt": 1, "closed": False, "max_window_steps": 1024}
+    assert one == {**runs[0], **added}
 
 
 def test_a_run_whose_corpus_is_gone_spoils_no_list(root: Path, client: TestClient) -> None:

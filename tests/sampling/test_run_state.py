@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from replay_service.sampling.events import Adopted, Closed, Event
 from replay_service.sampling.run_config import Feedback
-from replay_service.sampling.run_state import RunState, fold
-from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, fold_all
+from replay_service.sampling.run_state import RunState, fold, fold_all
+from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS
 from tests.sampling.worlds import image, initial_state, plan_by_hand, planned, plans_of, report_of
 
 

@@ -12,6 +12,7 @@ from tests.support import free_port, make_corpus, running_service
 from trainer.client import ReplayClient, RetryPolicy
 from trainer.errors import (
     NotAllowed,
+    RunGone,
     ServiceError,
     ServiceRefused,
     ServiceUnavailable,
@@ -44,6 +45,31 @@ class Flaky(httpx2.BaseTransport):
         self._onward.close()
 
 
+class Damaging(httpx2.BaseTransport):
+    """Flips one bit of every body, of requests or of answers."""
+
+    def __init__(self, of_requests: bool) -> None:
+        self._of_requests = of_requests
+        self._onward = httpx2.HTTPTransport()
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        if self._of_requests:
+            request = httpx2.Request(
+                request.method, request.url, headers=request.headers, content=damaged(request.read())
+            )
+            return self._onward.handle_request(request)
+        answer = self._onward.handle_request(request)
+        return httpx2.Response(answer.status_code, headers=answer.headers, content=damaged(answer.read()))
+
+    def close(self) -> None:
+        self._onward.close()
+
+
+def damaged(body: bytes) -> bytes:
+    middle = len(body) // 2
+    return body[:middle] + bytes([body[middle] ^ 4]) + body[middle + 1 :]
+
+
 def losses_of(step: int, sample_ids: "np.ndarray") -> "np.ndarray":
     rows = np.zeros(len(sample_ids), dtype=LOSS_ROW)
     rows["step"], rows["sample_id"], rows["loss_nats"], rows["num_tokens"] = step, sample_ids, 2.5, 11
@@ -74,7 +100,7 @@ def test_the_same_run_is_found_again_and_another_one_refused(service_url: str) -
 
 def test_what_the_service_does_not_know_has_a_type_of_its_own(service_url: str) -> None:
     with ReplayClient(service_url) as client:
-        with pytest.raises(ServiceUnknown, match="no run"):
+        with pytest.raises(RunGone, match="no run"):
             client.batch("never-made", 0)
         with pytest.raises(ServiceUnknown, match="no corpus"):
             client.corpus("never-made")
@@ -117,8 +143,67 @@ def test_another_server_is_told_apart() -> None:
     with ReplayClient("http://127.0.0.1:1", transport=transport) as client:
         with pytest.raises(ServiceRefused, match="is it a replay service"):
             client.corpus("wiki")
-        with pytest.raises(ServiceError, match="sent no batch"):
+        with pytest.raises(ServiceError, match="without a checksum; is it a replay service"):
             client.batch("any", 0)
+
+
+@pytest.mark.parametrize("of_requests", [True, False])
+def test_what_always_comes_damaged_is_never_taken_for_right(service_url: str, of_requests: bool) -> None:
+    with ReplayClient(service_url) as client:
+        client.ensure_run("damaged", "wiki", SETTINGS)
+        rows = losses_of(0, client.batch("damaged", 0).sample_id)
+        before = client.stats("damaged")
+    with ReplayClient(service_url, transport=Damaging(of_requests), retry=QUICK) as client:
+        for call in (lambda: client.batch("damaged", 0), lambda: client.report("damaged", rows)):
+            with pytest.raises(ServiceUnavailable, match="kept failing" if of_requests else "not all are right"):
+                call()
+    with ReplayClient(service_url) as client:
+        assert client.stats("damaged")["num_reported"] == (0 if of_requests else 4)
+        assert client.stats("damaged")["next_step"] == before["next_step"]
+
+
+def test_an_answer_to_another_question_is_not_taken(service_url: str) -> None:
+    with ReplayClient(service_url) as client:
+        client.ensure_run("asked", "wiki", SETTINGS)
+        client.ensure_run("answered", "wiki", SETTINGS)
+
+    class Misled(httpx2.HTTPTransport):
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            request.url = httpx2.URL(str(request.url).replace("asked", "answered"))
+            return super().handle_request(request)
+
+    with (
+        ReplayClient(service_url, transport=Misled(), retry=QUICK) as client,
+        pytest.raises(ServiceUnavailable, match="a batch of run 'answered'"),
+    ):
+        client.batch("asked", 0)
+
+
+def test_a_run_that_plans_no_further_step_is_gone(service_url: str) -> None:
+    with ReplayClient(service_url) as client:
+        client.ensure_run("over", "wiki", SETTINGS)
+        assert len(client.batch("over", 0)) == 4
+        client.close_run("over")
+        with pytest.raises(RunGone) as refusal:
+            client.batch("over", 1)
+        assert refusal.value.slug == "run-closed"
+        assert len(client.batch("over", 0)) == 4
+
+
+def test_a_closed_client_gives_up(service_url: str) -> None:
+    client = ReplayClient(service_url)
+    client.close()
+    with pytest.raises(ServiceError, match="closed"):
+        client.corpus("wiki")
+
+
+def test_a_proxy_is_taken_from_the_environment(service_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://somebody:secret@127.0.0.1:{free_port()}")
+    with ReplayClient("http://replay.example.org", retry=QUICK) as client, pytest.raises(ServiceUnavailable):
+        client.corpus("wiki")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ReplayClient(service_url) as client:
+        assert client.corpus("wiki").num_samples == 80
 
 
 def test_a_token_opens_what_it_is_for_and_what_is_refused_is_not_tried_again(

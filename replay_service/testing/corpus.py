@@ -1,0 +1,154 @@
+"""Corpora for tests: written by the project's own code, without a model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from replay_service.corpus.manifest import DomainSummary, Manifest, Segment, write_manifest
+from replay_service.corpus.segment_file import write_segment
+from replay_service.corpus.segments import SampleRows
+from replay_service.corpus.sketch import QuantileSketch
+from replay_service.corpus.strata import Group, assign_strata
+from replay_service.language.packing import Ids, PackedRows, id_dtype, pack
+from replay_service.sampling.partition import extents_of
+
+SEPARATOR: Final = 0
+
+Documents = Mapping[str, Sequence[Ids]]
+"""Token ids of the documents of each domain, without separators."""
+
+
+@dataclass(frozen=True, slots=True)
+class MadeUpCorpus:
+    """Rows of some domains, and what a base model would have made of them.
+
+    Attributes:
+        domains: their names.
+        domain: int64 [n], an index into `domains`.
+        packed: n rows.
+        base_loss: float32 [n], nats per predicted token.
+        is_right: bool [n, seq_len]: whether the base model's argmax predicted token t.
+    """
+
+    domains: tuple[str, ...]
+    domain: NDArray[np.int64]
+    packed: PackedRows
+    base_loss: NDArray[np.float32]
+    is_right: NDArray[np.bool_]
+
+    @classmethod
+    def random(
+        cls, domains: Sequence[str], rows_per_domain: int, seq_len: int, vocab_size: int, seed: int
+    ) -> "MadeUpCorpus":
+        """Full rows of random tokens, drawn from the seed."""
+        rng = np.random.default_rng(seed)
+        shape = (rows_per_domain * len(domains), seq_len)
+        base_loss = rng.gamma(4.0, 1.0, len(domains) * rows_per_domain).astype(np.float32)
+        is_right = rng.random(shape) < 0.5
+        input_ids = rng.integers(1, vocab_size, shape).astype(id_dtype(vocab_size))
+        packed = PackedRows(input_ids, np.full(shape[0], seq_len, dtype=np.int32))
+        return cls(tuple(domains), np.repeat(np.arange(len(domains)), rows_per_domain), packed, base_loss, is_right)
+
+    @classmethod
+    def of_documents(
+        cls, documents: Documents, seq_len: int, vocab_size: int, base_losses: ArrayLike | None, seed: int
+    ) -> "MadeUpCorpus":
+        """Documents packed into rows, each domain on its own; a document of seq_len - 1 tokens fills one row.
+
+        Raises:
+            ValueError: when there is no row, a token id is out of range, or there are not as many base losses as rows.
+        """
+        parts = [pack(each, seq_len, SEPARATOR, np.dtype(np.int64)) for each in documents.values()]
+        ids = np.concatenate([part.input_ids for part in parts]) if parts else np.empty((0, seq_len), np.int64)
+        if not len(ids) or ids.min() < 0 or ids.max() >= vocab_size:
+            raise ValueError(f"documents must hold tokens, with ids from 0 to {vocab_size - 1}")
+        rng = np.random.default_rng(seed)
+        loss = rng.gamma(4.0, 1.0, len(ids)) if base_losses is None else np.asarray(base_losses)
+        if loss.shape != (len(ids),):
+            raise ValueError(f"the documents make {len(ids)} rows of {seq_len} tokens; base_losses must hold as many")
+        packed = PackedRows(ids.astype(id_dtype(vocab_size)), np.concatenate([part.length for part in parts]))
+        domain = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        return cls(tuple(documents), domain, packed, loss.astype(np.float32), rng.random(ids.shape) < 0.5)
+
+    def write(
+        self,
+        folder: Path,
+        *,
+        num_quantiles: int = 2,
+        vocab_size: int = 300,
+        rows_per_segment: int = 30,
+        tokenizer_fingerprint: str = "none",
+    ) -> Manifest:
+        """Write the corpus down as its first generation, rows in the order of their strata."""
+        shares = np.arange(1, num_quantiles) / num_quantiles
+        edges = np.stack([np.quantile(self.base_loss[self.domain == i], shares) for i in range(len(self.domains))])
+        rows = sample_rows(
+            self.packed, self.base_loss, self.is_right, assign_strata(self.base_loss, self.domain, edges)
+        )
+        (folder / "segments").mkdir(parents=True)
+        segments = [
+            write_rows(folder, number, rows.take(np.arange(first, min(first + rows_per_segment, len(rows)))), 1)
+            for number, first in enumerate(range(0, len(rows), rows_per_segment))
+        ]
+        nothing = Manifest.of_nothing(
+            name=folder.name,
+            model="none",
+            tokenizer_fingerprint=tokenizer_fingerprint,
+            vocab_size=vocab_size,
+            separator_id=SEPARATOR,
+            seq_len=self.packed.input_ids.shape[1],
+            precision="float32",
+            num_quantiles=num_quantiles,
+            partition_by="domain",
+            topk=0,
+            recipe="none",
+        )
+        manifest = replace(
+            nothing,
+            generation=1,
+            num_shards=len(self.domains),
+            num_documents=len(rows),
+            domains=[self._summary_of(i) for i in range(len(self.domains))],
+            groups=[Group(each, 1, edges[i].tolist()) for i, each in enumerate(self.domains)],
+            segments=segments,
+        )
+        write_manifest(folder, manifest)
+        return manifest
+
+    def _summary_of(self, domain: int) -> DomainSummary:
+        is_of = self.domain == domain
+        return summary_of(self.domains[domain], self.base_loss[is_of], int(self.packed.length[is_of].sum()))
+
+
+def sample_rows(
+    packed: PackedRows, base_loss: NDArray[np.float32], is_right: NDArray[np.bool_], stratum: NDArray[np.int64]
+) -> SampleRows:
+    """Rows in their strata, sorted by them; no base model predicts a row's first token, or what is padding."""
+    place = np.arange(packed.input_ids.shape[1])
+    is_predicted = (place > 0) & (place < packed.length[:, None])
+    rows = SampleRows(
+        input_ids=packed.input_ids,
+        length=packed.length,
+        base_loss=base_loss,
+        base_correct=np.packbits(is_right & is_predicted, axis=1, bitorder="little"),
+        stratum=stratum.astype(np.int32),
+    )
+    return rows.take(np.argsort(stratum, kind="stable"))
+
+
+def write_rows(corpus: Path, number: int, rows: SampleRows, generation: int) -> Segment:
+    """Write rows, sorted by their strata, as a segment of the corpus."""
+    file = f"segments/{number:08d}.arrow"
+    written = write_segment(corpus / file, rows)
+    extents = [(e.stratum, e.first_row, e.num_rows) for e in extents_of(number, rows.stratum.astype(np.int64))]
+    return Segment(file, len(rows), extents, **asdict(written), generation=generation)
+
+
+def summary_of(domain: str, base_loss: NDArray[np.float32], num_tokens: int) -> DomainSummary:
+    sketch = QuantileSketch()
+    sketch.add(base_loss)
+    return DomainSummary(domain, len(base_loss), num_tokens, float(base_loss.mean()), sketch.to_json())
