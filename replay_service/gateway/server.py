@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 import uvicorn
+from starlette.types import ASGIApp
 
 from replay_service.errors import ReplayError
 from replay_service.gateway.app import create_app
@@ -33,9 +34,14 @@ def run_server(settings: ServiceSettings) -> None:
     _configure_logging(settings.log_level)
     if settings.asks_for_tokens and not (encryption or settings.listens_on_loopback):
         _log.warning("tokens cross the network unencrypted; set tls_certificate and tls_key, or put TLS in front")
+    serve_application(create_app(settings), settings, **encryption)
+
+
+def serve_application(app: ASGIApp, settings: ServiceSettings, **encryption: Any) -> None:
+    """Let uvicorn serve an application as the service is served."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
