@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from replay_service.errors import AwaitingReports, InvalidReport, InvalidRun, Ru
 from replay_service.ledger.committer import Write
 from replay_service.ledger.journal import Journal, RunRecord, Snapshot
 from replay_service.ledger.reports import NUM_NAMED, by_step_and_rank, check_values, of_attempt, once_each
+from replay_service.ledger.windows import RecentPlans, Window
 from replay_service.sampling.events import (
     REPORTED_ROW,
     Adopted,
@@ -97,11 +98,13 @@ class RunOwner:
         self._monotonic = monotonic
         self._refused_at: dict[int, float] = {}
         self._lock = threading.Lock()
+        self._recent = RecentPlans()
         self._lease = journal.take(record.run)
         self._load()
 
     def _load(self) -> None:
         """The state that the journal tells: its latest snapshot, and the events after it."""
+        self._recent.forget()
         latest = self._journal.latest_snapshot(self.record.run)
         self._state, self._num_events, self._attempt = restored(latest, self.record.created)
         self._last_snapshot = self._num_events
@@ -142,7 +145,11 @@ class RunOwner:
         """Counts the run's rewinds, from 1; reports of an earlier attempt are stale."""
         return self._attempt
 
-    def plan(self, first_step: int, num_steps: int, max_steps_ahead: int) -> list[Planned]:
+    def plan(self, first_step: int, num_steps: int, max_steps_ahead: int) -> Sequence[Planned]:
+        """The plans of a window of steps, as `window` gives them."""
+        return self.window(first_step, num_steps, max_steps_ahead).plans
+
+    def window(self, first_step: int, num_steps: int, max_steps_ahead: int) -> Window:
         """The plans of a window of steps; those that were never asked for are made, up to the last one.
 
         Raises:
@@ -164,9 +171,47 @@ class RunOwner:
                 self._await_reports(last_step)
                 self._adopt_if_due()
                 self._commit(plan_steps(self._state, self._partition(), last_step))
+            window = self._window(self._recent.find(first_step, num_steps) or ())
             written = self._last_write
         _until_durable(written)
-        return self._journal.planned(self.record.run, first_step, num_steps)
+        # Read after the attempt: if a rewind comes between, reports of these plans are stale, and never mistaken.
+        return window if window.plans else self._read(window, first_step, num_steps)
+
+    def window_at_hand(self, first_step: int, num_steps: int) -> Window | None:
+        """The plans of a window of steps, if they are in memory and durable and nobody holds the owner just now.
+
+        It costs one look into the journal, whether the run is still this owner's.
+
+        Raises:
+            RunTaken: when it is not.
+        """
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            plans = self._recent.find(first_step, num_steps)
+            is_durable = self._last_write is None or self._last_write.is_settled
+            if plans is None or not is_durable or self._lease.failure is not None:
+                return None
+            lease, window = self._lease, self._window(plans)
+        finally:
+            self._lock.release()
+        self._journal.check(lease)
+        return window
+
+    def _window(self, plans: Sequence[Planned]) -> Window:
+        """What the run is now, with these plans."""
+        state = self._state
+        return Window(
+            self.record.run,
+            self.record.corpus,
+            state.generation,
+            self._attempt,
+            state.config.injection_ratio,
+            plans,
+        )
+
+    def _read(self, window: Window, first_step: int, num_steps: int) -> Window:
+        return replace(window, plans=self._journal.planned(self.record.run, first_step, num_steps))
 
     def report(self, rows: np.ndarray) -> ReportOutcome:
         """Fold the losses `rows` (LOSS_ROW [n]) in, all of them or none.
@@ -275,6 +320,7 @@ class RunOwner:
             snapshot = Snapshot(seq + 1, attempt, state.next_step, to_bytes(state))
             self._journal.append_rewind(self._lease, seq, Rewound(step), snapshot).wait()
             self._state, self._attempt = state, attempt
+            self._recent.forget()
             self._num_events = self._last_snapshot = seq + 1
 
     def _state_after(self, step: int) -> RunState:
@@ -326,6 +372,7 @@ class RunOwner:
             self._last_snapshot = snapshot.seq
         for event in events:
             fold(self._state, event)
+        self._recent.add(events)
         self._num_events += len(events)
 
     def _snapshot(self) -> Snapshot:
