@@ -78,6 +78,16 @@ class Corpus:
         records, _ = self._read(self._layout.positions(sample_ids), self._layout.record)
         return SampleRows.of_records(records)
 
+    def rows_at_hand(self, sample_ids: Int64Array) -> SampleRows | None:
+        """As `rows`, if all that they lie in was found intact before and nothing must be fetched; None otherwise."""
+        positions = self._layout.positions(sample_ids)
+        held = self._blocks.all_intact()
+        if held is None:
+            held = self._blocks.found_intact(self._layout.blocks(positions, self._layout.record.itemsize))
+        if held is None:
+            return None
+        return SampleRows.of_records(held.take(positions, self._layout.record.itemsize).view(self._layout.record))
+
     def base_losses(self, sample_ids: Int64Array) -> NDArray[np.float64]:
         """Base losses of the samples at the given addresses, float64 [n], nats per token; NaN where damaged."""
         offset, type_ = self._layout.base_loss
@@ -133,6 +143,11 @@ class CorpusStore:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._open: dict[str, LatestCorpus] = {}
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the corpora are in object storage."""
+        return self._folder.is_remote
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -1,6 +1,7 @@
 """The audit: a line in the log for every change, and for every one that was refused for want of a token."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -27,6 +28,7 @@ class Audit:
 
     def __init__(self, app: ASGIApp, templates: Iterable[str]) -> None:
         self._app = app
+        self._route = lru_cache(1024)(self._find_route)
         self._routes = [(compile_path(each)[0], each) for each in dict.fromkeys(templates)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +49,7 @@ class Audit:
         route, names = self._route(scope["path"])
         access = access_in(scope)
         if access is not None:
-            names |= {"run": access.run or names.get("run"), "corpus": access.corpus or names.get("corpus")}
+            names = names | {"run": access.run or names.get("run"), "corpus": access.corpus or names.get("corpus")}
         _log.info(
             "audit",
             who=(ANONYMOUS if access is None else access.caller).name,
@@ -58,7 +60,7 @@ class Audit:
             status=int(status),
         )
 
-    def _route(self, path: str) -> tuple[str | None, dict[str, str | None]]:
+    def _find_route(self, path: str) -> tuple[str | None, dict[str, str | None]]:
         """The template of a path, and the runs and corpora that it names."""
         for pattern, template in self._routes:
             if found := pattern.match(path):

@@ -1,4 +1,4 @@
-"""Windows: the plans of some steps, with what their run was when they were looked up; and the latest plans in memory."""
+"""Windows: the plans of some steps with what their run was when they were looked up, and the latest plans in memory."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

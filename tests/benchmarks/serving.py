@@ -85,9 +85,7 @@ class Turn:
     cpu: float
 
 
-def one_turn(
-    own: Server, bare: Server, pool: ProcessPoolExecutor, way: str, num_clients: int, seconds: float
-) -> Turn:
+def one_turn(own: Server, bare: Server, pool: ProcessPoolExecutor, way: str, num_clients: int, seconds: float) -> Turn:
     server = bare if way == "floor" else own
     work = Work(server.port, way, num_clients, new_run(own, way, num_clients), seconds, NUM_PREPARED_STEPS)
     if way != "floor":
