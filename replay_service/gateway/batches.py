@@ -1,8 +1,8 @@
 """Batches: the samples that a rank rehearses in a window of steps.
 
-A batch's bytes are copied three times on their way from the page cache to the socket: whole records are gathered from the
-mapped segments, their fields are put into the columns of the Arrow stream (`wire`), and the system copies that into the
-socket's buffer. In between, views are passed on.
+A batch's bytes are copied three times on their way from the page cache to the socket: whole records are gathered from
+the mapped segments, their fields are put into the columns of the Arrow stream (`wire`), and the system copies that into
+the socket's buffer. In between, views are passed on.
 """
 
 import re
@@ -34,8 +34,8 @@ from replay_service.sampling.injection import rank_positions
 router = APIRouter(prefix="/v1/runs/{run}", tags=["batches"])
 
 MOST_ROWS_AT_ONCE: Final = 256
-"""Larger batches are read in a thread. While numpy gathers so few rows it holds the interpreter's lock, so that a thread
-would hold up other requests as much; and waking it up costs more than the work."""
+"""Larger batches are read in a thread. While numpy gathers so few rows it holds the interpreter's lock, so that a
+thread would hold up other requests as much; and waking it up costs more than the work."""
 
 _PATH: Final = re.compile("/v1/runs/([^/]+)/batches")
 _CONTENT: dict[int | str, dict[str, Any]] = {
@@ -160,8 +160,10 @@ async def _read(source: BatchSource, window: Window, asked: BatchRequest) -> Bat
     else:
         corpus = source.corpora.get(window.corpus)
         at_hand = corpus.rows_at_hand(planned["sample_id"]) if len(planned) <= MOST_ROWS_AT_ONCE else None
-        in_thread = partial(run_in_threadpool, corpus.rows, planned["sample_id"])
-        samples = await in_thread() if at_hand is None else at_hand
+        if at_hand is None:
+            samples = await run_in_threadpool(corpus.rows, planned["sample_id"])
+        else:
+            samples = at_hand
     return batch_of(window, asked, corpus, planned, samples)
 
 

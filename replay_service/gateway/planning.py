@@ -44,7 +44,9 @@ class OwnersPlan:
         # Where a look into the journal takes no longer than to wake up a thread, plans at hand need none.
         owner = self.owners.at_hand(run) if self.journal.is_embedded else None
         window = None if owner is None else owner.window_at_hand(first_step, num_steps)
-        return window or await run_in_threadpool(self._window, run, first_step, num_steps)
+        if window is None:
+            window = await run_in_threadpool(self._window, run, first_step, num_steps)
+        return window
 
     def _window(self, run: str, first_step: int, num_steps: int) -> Window:
         return self.owners.get(run).window(first_step, num_steps, self.max_steps_ahead)
