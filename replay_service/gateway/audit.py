@@ -1,5 +1,6 @@
 """The audit: a line in the log for every change, and for every one that was refused for want of a token."""
 
+import logging
 from collections.abc import Iterable
 from functools import lru_cache
 from http import HTTPStatus
@@ -12,10 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from replay_service.gateway.access import ANONYMOUS, access_in
 from replay_service.names import is_name
 
-AUDIT_LOGGER: Final = "replay_service.audit"
 _REFUSED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
-_log = structlog.get_logger(AUDIT_LOGGER)
+# At every level of the log, who changed what is written down.
+_log = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
 
 
 class Audit:

@@ -1,6 +1,5 @@
 """The server process: uvicorn around the application, its log as JSON lines."""
 
-import logging
 import signal
 import ssl
 import sys
@@ -12,7 +11,7 @@ from starlette.types import ASGIApp
 
 from replay_service.errors import ReplayError
 from replay_service.gateway.app import create_app
-from replay_service.gateway.audit import AUDIT_LOGGER
+from replay_service.gateway.logs import configure_logs
 from replay_service.settings import ServiceSettings
 
 _log = structlog.get_logger()
@@ -31,7 +30,7 @@ def run_server(settings: ServiceSettings) -> None:
         UnusableCertificate: when there is to be TLS and its files cannot be used.
     """
     encryption = _encryption(settings)
-    _configure_logging(settings.log_level)
+    configure_logs(settings.log_level)
     if settings.asks_for_tokens and not (encryption or settings.listens_on_loopback):
         _log.warning("tokens cross the network unencrypted; set tls_certificate and tls_key, or put TLS in front")
     serve_application(create_app(settings), settings, **encryption)
@@ -66,22 +65,3 @@ def _encryption(settings: ServiceSettings) -> dict[str, Any]:
     return {"ssl_certfile": certificate, "ssl_keyfile": key}
 
 
-def _configure_logging(level: str) -> None:
-    """uvicorn's lines and ours in one form, on standard error."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
-    )
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    logging.getLogger(AUDIT_LOGGER).setLevel(logging.INFO)  # at every level, who changed what is written down
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-    )
