@@ -66,6 +66,15 @@ class ServiceSettings(BaseSettings):
         description="Names in the Host header that are answered, such as replay.example.org or *.example.org; by "
         "default those of loopback when listening there, else all.",
     )
+    max_connections: int = Field(
+        4096, ge=1, description="Most connections at a time; on any more, requests are told to come again."
+    )
+    max_concurrent_requests: int = Field(
+        256, ge=1, description="Most requests that are answered or wait for it; any more are told to come again."
+    )
+    io_timeout_s: float = Field(
+        60.0, gt=0, description="How long a request may take to come, and an answer to be taken, before it is cut off."
+    )
     max_body_bytes: int = Field(16 << 20, ge=1024, description="Largest request body accepted.")
     max_steps_per_request: int = Field(1024, ge=1, description="Most steps one batch request may ask for.")
     max_steps_ahead: int = Field(

@@ -14,6 +14,7 @@ from replay_service.gateway.access import Authentication
 from replay_service.gateway.audit import Audit
 from replay_service.gateway.batches import Batches, BatchSource
 from replay_service.gateway.ingests import Ingests
+from replay_service.gateway.overload import Overload
 from replay_service.gateway.planning import OwnersPlan
 from replay_service.gateway.problems import BodyLimit, install_problem_handlers, responses
 from replay_service.gateway.protection import HostCheck, SafeAnswers
@@ -55,6 +56,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         version=replay_service.__version__,
         lifespan=lifespan,
     )
+    app.state.is_stopping = False
     install_problem_handlers(app)
     app.include_router(health.router)
     for module in (runs, batches, losses, statistics, samples, corpora):
@@ -71,6 +73,7 @@ def _add_middleware(app: FastAPI, settings: ServiceSettings) -> None:
     app.add_middleware(Authentication)
     app.add_middleware(Audit, templates=templates)
     app.add_middleware(HostCheck, settings=settings)
+    app.add_middleware(Overload, most=settings.max_concurrent_requests)
     app.add_middleware(SafeAnswers)
 
 

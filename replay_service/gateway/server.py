@@ -1,16 +1,22 @@
 """The server process: uvicorn around the application, its log as JSON lines."""
 
+import contextlib
+import resource
 import signal
 import ssl
 import sys
-from typing import Any
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
 
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.config import STARTUP_FAILURE
 
 from replay_service.errors import ReplayError
 from replay_service.gateway.app import create_app
+from replay_service.gateway.connections import ConnectionLimits, guarded_by
 from replay_service.gateway.logs import configure_logs
 from replay_service.settings import ServiceSettings
 
@@ -21,10 +27,12 @@ class UnusableCertificate(ReplayError):
     slug, title = "unusable-certificate", "The certificate cannot be used"
 
 
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long a thread may keep the interpreter's lock from the one that reads and writes sockets: a tenth of Python's."""
+
+
 def run_server(settings: ServiceSettings) -> None:
     """Serve until SIGTERM or SIGINT; open requests are finished first.
-
-    uvicorn raises the signal again once it has drained; a process that was asked to stop and did has not failed.
 
     Raises:
         UnusableCertificate: when there is to be TLS and its files cannot be used.
@@ -33,22 +41,57 @@ def run_server(settings: ServiceSettings) -> None:
     configure_logs(settings.log_level)
     if settings.asks_for_tokens and not (encryption or settings.listens_on_loopback):
         _log.warning("tokens cross the network unencrypted; set tls_certificate and tls_key, or put TLS in front")
-    serve_application(create_app(settings), settings, **encryption)
+    app = create_app(settings)
+    serve_application(app, settings, lambda: setattr(app.state, "is_stopping", True), **encryption)
 
 
-def serve_application(app: ASGIApp, settings: ServiceSettings, **encryption: Any) -> None:
-    """Let uvicorn serve an application as the service is served."""
+def serve_application(
+    app: ASGIApp, settings: ServiceSettings, on_stop: Callable[[], None] = lambda: None, **options: Any
+) -> None:
+    """Let uvicorn serve an application as the service is served; `on_stop` is called as soon as it is told to stop.
+
+    uvicorn raises the signal again once it has drained; a process that was asked to stop and did has not failed.
+    """
+    _allow_connections(settings.max_connections)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
+        loop="uvloop",
+        http=guarded_by(ConnectionLimits(settings.max_connections, settings.io_timeout_s)),
+        ws="none",
         log_config=None,
         access_log=settings.log_level == "debug",
         timeout_graceful_shutdown=settings.drain_timeout_s,
         server_header=False,
-        **encryption,
+        **options,
     )
+    server = _Server(config, on_stop)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which tells the application at once that it is to stop."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._on_stop()
+        super().handle_exit(sig, frame)
+
+
+def _allow_connections(most: int) -> None:
+    """Let this process have as many files open as that takes, if it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 2 * most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _encryption(settings: ServiceSettings) -> dict[str, Any]:
@@ -63,5 +106,3 @@ def _encryption(settings: ServiceSettings) -> dict[str, Any]:
             f"{certificate} and {key} are no PEM certificate and its key without a password: {error.strerror or error}"
         ) from error
     return {"ssl_certfile": certificate, "ssl_keyfile": key}
-
-
