@@ -49,6 +49,12 @@ class ServiceSettings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8400, ge=0, le=65535, description="Port to listen on.")
+    gateways: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Processes that serve batches on the port; with more than one, another owns the runs.",
+    )
     allow_unauthenticated: bool = Field(
         False, description="Listen beyond loopback although there are no tokens to ask callers for."
     )

@@ -63,12 +63,16 @@ class Corpus:
         Raises:
             CorpusUnavailable: when the generation is not there yet.
         """
+        self.need(generation)
+        return self._partition_of(generation)
+
+    def need(self, generation: int) -> None:
+        """Raises CorpusUnavailable when the generation is not there yet."""
         if generation > self.generation:
             raise CorpusUnavailable(
                 f"corpus {self.manifest.name!r} is at generation {self.generation} here, and generation {generation} "
                 "was asked for; see to it that all services read the same corpora"
             )
-        return self._partition_of(generation)
 
     def rows(self, sample_ids: Int64Array) -> SampleRows:
         """The samples at the given addresses (int64 [n], of this corpus), in their order.

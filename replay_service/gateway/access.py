@@ -80,7 +80,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            in_force: TokensInForce | None = scope["app"].state.service.tokens
+            in_force: TokensInForce | None = scope["app"].state.tokens
             try:
                 caller = ANONYMOUS if in_force is None else _caller(scope, in_force, datetime.now(UTC))
             except AccessError as error:

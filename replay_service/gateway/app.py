@@ -32,7 +32,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tokens = TokensInForce(settings.tokens_path) if settings.asks_for_tokens else None
+        app.state.tokens = TokensInForce(settings.tokens_path) if settings.asks_for_tokens else None
         settings.root.mkdir(parents=True, exist_ok=True)
         if settings.corpora_url is None:
             settings.corpora.mkdir(exist_ok=True)
@@ -42,7 +42,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         ingests = Ingests(settings.corpora.absolute(), settings.ingest_from, settings.drain_timeout_s)
         planner = OwnersPlan(owners, journal, settings.max_steps_ahead)
         app.state.batches = BatchSource(planner, store, settings.max_steps_per_request)
-        app.state.service = ReplayService(settings, store, journal, owners, ingests, tokens, _now)
+        app.state.service = ReplayService(settings, store, journal, owners, ingests, _now)
         try:
             yield
         finally:

@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from replay_service.corpus.reader import Corpus, CorpusStore
+from replay_service.corpus.reader import Corpus, CorpusStore, Int64Array
 from replay_service.corpus.segments import SampleRows
 from replay_service.errors import InvalidRequest, NotAcceptable, ReplayError, StepOutOfRange
 from replay_service.gateway.access import TRAIN, RunName, access_in, named_run
@@ -151,20 +151,27 @@ async def _json_body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
 
 
 async def _read(source: BatchSource, window: Window, asked: BatchRequest) -> Batch:
-    """The rank's rows of a window, read in a thread unless that is a matter of microseconds."""
+    """The rank's rows of a window."""
     planned = planned_rows(window, asked)
-    if source.corpora.is_remote:
+    is_remote = source.corpora.is_remote
+    if is_remote:
         corpus = await run_in_threadpool(source.corpora.get, window.corpus)
-        samples = await run_in_threadpool(corpus.rows, planned["sample_id"])
-        await _read_ahead(source.planner, corpus, window, asked)
     else:
         corpus = source.corpora.get(window.corpus)
-        at_hand = corpus.rows_at_hand(planned["sample_id"]) if len(planned) <= MOST_ROWS_AT_ONCE else None
-        if at_hand is None:
-            samples = await run_in_threadpool(corpus.rows, planned["sample_id"])
-        else:
-            samples = at_hand
+    try:
+        samples = await _rows(corpus, planned["sample_id"])
+    except IndexError:
+        corpus.need(window.generation)  # the process that plans may have seen a later one
+        raise
+    if is_remote:
+        await _read_ahead(source.planner, corpus, window, asked)
     return batch_of(window, asked, corpus, planned, samples)
+
+
+async def _rows(corpus: Corpus, sample_ids: Int64Array) -> SampleRows:
+    """Samples, read in a thread unless that is a matter of microseconds."""
+    at_hand = corpus.rows_at_hand(sample_ids) if len(sample_ids) <= MOST_ROWS_AT_ONCE else None
+    return await run_in_threadpool(corpus.rows, sample_ids) if at_hand is None else at_hand
 
 
 async def _encoded(batch: Batch, compression: Compression) -> memoryview:

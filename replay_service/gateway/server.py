@@ -3,6 +3,7 @@
 import contextlib
 import resource
 import signal
+import socket
 import ssl
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 import structlog
 import uvicorn
+from starlette.applications import Starlette
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 
@@ -18,6 +20,7 @@ from replay_service.errors import ReplayError
 from replay_service.gateway.app import create_app
 from replay_service.gateway.connections import ConnectionLimits, guarded_by
 from replay_service.gateway.logs import configure_logs
+from replay_service.gateway.supervisor import supervise
 from replay_service.settings import ServiceSettings
 
 _log = structlog.get_logger()
@@ -36,41 +39,53 @@ def run_server(settings: ServiceSettings) -> None:
 
     Raises:
         UnusableCertificate: when there is to be TLS and its files cannot be used.
+        AddressInUse: when the service is to have several gateways, and another program has the port.
     """
-    encryption = _encryption(settings)
+    options = encryption(settings)
     configure_logs(settings.log_level)
-    if settings.asks_for_tokens and not (encryption or settings.listens_on_loopback):
+    if settings.asks_for_tokens and not (options or settings.listens_on_loopback):
         _log.warning("tokens cross the network unencrypted; set tls_certificate and tls_key, or put TLS in front")
+    if settings.gateways > 1:
+        sys.exit(supervise(settings))
     app = create_app(settings)
-    serve_application(app, settings, lambda: setattr(app.state, "is_stopping", True), **encryption)
+    serve_application(app, settings, stopping(app), host=settings.host, port=settings.port, **options)
+
+
+def stopping(app: Starlette) -> Callable[[], None]:
+    """Tells an application that it is about to stop."""
+    return lambda: setattr(app.state, "is_stopping", True)
 
 
 def serve_application(
-    app: ASGIApp, settings: ServiceSettings, on_stop: Callable[[], None] = lambda: None, **options: Any
+    app: ASGIApp,
+    settings: ServiceSettings,
+    on_stop: Callable[[], None] = lambda: None,
+    sockets: list[socket.socket] | None = None,
+    **options: Any,
 ) -> None:
-    """Let uvicorn serve an application as the service is served; `on_stop` is called as soon as it is told to stop.
+    """Let uvicorn serve an application as the service is served, on `sockets` if there are any.
 
     uvicorn raises the signal again once it has drained; a process that was asked to stop and did has not failed.
+
+    Args:
+        on_stop: called as soon as the process is told to stop.
+        options: further ones of uvicorn, or others than the service's own.
     """
     _allow_connections(settings.max_connections)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http=guarded_by(ConnectionLimits(settings.max_connections, settings.io_timeout_s)),
-        ws="none",
-        log_config=None,
-        access_log=settings.log_level == "debug",
-        timeout_graceful_shutdown=settings.drain_timeout_s,
-        server_header=False,
-        **options,
-    )
-    server = _Server(config, on_stop)
+    own: dict[str, Any] = {
+        "loop": "uvloop",
+        "http": guarded_by(ConnectionLimits(settings.max_connections, settings.io_timeout_s)),
+        "ws": "none",
+        "log_config": None,
+        "access_log": settings.log_level == "debug",
+        "timeout_graceful_shutdown": settings.drain_timeout_s,
+        "server_header": False,
+    }
+    server = _Server(uvicorn.Config(app, **own | options), on_stop)
     with contextlib.suppress(KeyboardInterrupt):
-        server.run()
+        server.run(sockets)
     if not server.started:
         sys.exit(STARTUP_FAILURE)
 
@@ -94,7 +109,7 @@ def _allow_connections(most: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _encryption(settings: ServiceSettings) -> dict[str, Any]:
+def encryption(settings: ServiceSettings) -> dict[str, Any]:
     """What uvicorn must know for TLS; nothing when there is to be none."""
     certificate, key = settings.tls_certificate, settings.tls_key
     if certificate is None or key is None:

@@ -22,7 +22,7 @@ def main() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    serve_application(constant, load_settings(port=port, log_level="warning"))
+    serve_application(constant, load_settings(log_level="warning"), port=port)
 
 
 if __name__ == "__main__":
