@@ -13,7 +13,7 @@ from typing import Final
 from starlette.types import Receive
 
 from replay_service.errors import ServiceUnavailable
-from replay_service.gateway.owner_side import PLANS_PATH, PlansRequest
+from replay_service.gateway.owner_side import PlansRequest
 from replay_service.gateway.plans_wire import decode_plans, decode_window, error_of
 from replay_service.ledger.windows import Window
 from replay_service.sampling.events import Planned
@@ -98,7 +98,8 @@ class OwnerLink:
     async def _plans(self, wanted: PlansRequest) -> bytes:
         """What the owner says to a request for plans; raises what the owner's planner raises."""
         content = json.dumps(wanted.to_dict()).encode()
-        head = f"POST {PLANS_PATH} HTTP/1.1\r\nHost: owner\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+        # It has no CLIENT_HEADER, by which the owner knows it from what callers send.
+        head = f"POST /plans HTTP/1.1\r\nHost: owner\r\nContent-Length: {len(content)}\r\n\r\n".encode()
         async with self.request(head + content) as answer:
             body = b"".join([part async for part in answer.parts])
         if answer.status == HTTPStatus.OK:

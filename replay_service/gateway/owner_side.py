@@ -18,9 +18,9 @@ from replay_service.gateway.batches import BatchSource
 from replay_service.gateway.plans_wire import encode_plans, encode_window
 from replay_service.gateway.problems import of_database_error, of_error
 
-PLANS_PATH: Final = "/plans"
 CLIENT_HEADER: Final = b"replay-gateway-client"
-"""In a request that a gateway passes on: the caller's address and port, and whether it came by http or https."""
+"""In every request that a gateway passes on: the caller's address and port, and whether it came by http or https. What
+comes without it is the gateway's own, and asks for plans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,14 @@ class OwnerSide:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            if scope["path"] == PLANS_PATH:
-                await (await self._plans(Request(scope, receive)))(scope, receive, send)
-                return
-            scope = _seen_through(scope)
-        await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        said = [value for name, value in scope["headers"] if name == CLIENT_HEADER]
+        if said:
+            await self._app(_seen_through(scope, said[0]), receive, send)
+        else:
+            await (await self._plans(Request(scope, receive)))(scope, receive, send)
 
     async def _plans(self, request: Request) -> Response:
         wanted = PlansRequest(**await request.json())
@@ -66,9 +68,8 @@ class OwnerSide:
         return Response(content, media_type="application/octet-stream")
 
 
-def _seen_through(scope: Scope) -> Scope:
+def _seen_through(scope: Scope, said: bytes) -> Scope:
     """The request as the gateway got it."""
     headers = [each for each in scope["headers"] if each[0] != CLIENT_HEADER]
-    (said,) = [value for name, value in scope["headers"] if name == CLIENT_HEADER]
     host, port, scheme = said.decode().split(" ")
     return {**scope, "headers": headers, "client": (host, int(port)), "scheme": scheme}
