@@ -26,12 +26,16 @@ ReplayError
 │   ├── ScopeTooSmall        the token's scope does not include the request
 │   └── RunForbidden         the token is for other runs
 ├── JournalUnavailable       what was to be written did not become durable; nothing was changed
+├── ServiceUnavailable       the service cannot take the request now; asking again helps
+│   ├── Overloaded           too many requests or connections
+│   └── Stopping             it finishes what it has begun
 └── InvalidRequest           the request itself
     ├── HostNotAllowed       it was sent to a name that the service does not answer to
     ├── NotAcceptable
     ├── UnsupportedMediaType
     ├── BodyTooLarge
-    └── BodyDamaged          its checksum is another; sending it again helps
+    ├── BodyDamaged          its checksum is another; sending it again helps
+    └── RequestTooSlow       it did not come to its end in time
 """
 
 from typing import ClassVar
@@ -150,6 +154,18 @@ class JournalUnavailable(ReplayError):
     slug, title, status = "journal-unavailable", "The journal cannot be written", 503
 
 
+class ServiceUnavailable(ReplayError):
+    slug, title, status = "service-unavailable", "The service cannot answer now", 503
+
+
+class Overloaded(ServiceUnavailable):
+    slug, title, status = "overloaded", "The service has too much to do", 503
+
+
+class Stopping(ServiceUnavailable):
+    slug, title, status = "stopping", "The service is stopping", 503
+
+
 class InvalidRequest(ReplayError):
     slug, title, status = "invalid-request", "The request cannot be understood", 422
 
@@ -172,3 +188,7 @@ class BodyTooLarge(InvalidRequest):
 
 class BodyDamaged(InvalidRequest):
     slug, title, status = "body-damaged", "The body was damaged on the way", 400
+
+
+class RequestTooSlow(InvalidRequest):
+    slug, title, status = "request-too-slow", "The request did not come in time", 408

@@ -49,6 +49,12 @@ class ServiceSettings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8400, ge=0, le=65535, description="Port to listen on.")
+    gateways: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Processes that serve batches on the port; with more than one, another owns the runs.",
+    )
     allow_unauthenticated: bool = Field(
         False, description="Listen beyond loopback although there are no tokens to ask callers for."
     )
@@ -65,6 +71,15 @@ class ServiceSettings(BaseSettings):
         (),
         description="Names in the Host header that are answered, such as replay.example.org or *.example.org; by "
         "default those of loopback when listening there, else all.",
+    )
+    max_connections: int = Field(
+        4096, ge=1, description="Most connections at a time; on any more, requests are told to come again."
+    )
+    max_concurrent_requests: int = Field(
+        256, ge=1, description="Most requests that are answered or wait for it; any more are told to come again."
+    )
+    io_timeout_s: float = Field(
+        60.0, gt=0, description="How long a request may take to come, and an answer to be taken, before it is cut off."
     )
     max_body_bytes: int = Field(16 << 20, ge=1024, description="Largest request body accepted.")
     max_steps_per_request: int = Field(1024, ge=1, description="Most steps one batch request may ask for.")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,11 +178,10 @@ def running_service(
 
 
 def _await_ready(base_url: str, process: "subprocess.Popen[bytes]", trusted: ssl.SSLContext | bool) -> None:
-    for _ in range(200):
+    for _ in range(400):
         assert process.poll() is None, "the service stopped; see serve.log"
-        try:
+        with suppress(httpx2.TransportError):
             if httpx2.get(f"{base_url}/readyz", verify=trusted).status_code == 200:
                 return
-        except httpx2.TransportError:
-            time.sleep(0.1)
+        time.sleep(0.1)
     raise AssertionError("the service did not become ready")

@@ -13,6 +13,10 @@ def serve(
     root: Annotated[Path | None, typer.Option(help="Folder of the corpora and of the default journal.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on (8400).")] = None,
+    gateways: Annotated[
+        int | None,
+        typer.Option(help="Processes that serve batches (1); of several, another one owns the runs."),
+    ] = None,
     database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the journal (SQLite in root).")] = None,
     allow_unauthenticated: Annotated[
         bool | None,
@@ -32,6 +36,7 @@ def serve(
             root=root,
             host=host,
             port=port,
+            gateways=gateways,
             database_url=database_url,
             allow_unauthenticated=allow_unauthenticated,
             tokens_file=tokens_file,

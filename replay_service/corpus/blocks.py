@@ -40,6 +40,10 @@ class Blocks(Protocol):
         """All blocks, once each was found intact and if none can go away; saves asking for some."""
         ...
 
+    def found_intact(self, blocks: Int64Array) -> HeldBlocks | None:
+        """Blocks, if each of them was found intact and none can go away; looks at none."""
+        ...
+
     def hold(self, blocks: Int64Array) -> HeldBlocks:
         """Begin to fetch and check blocks, given in any order and as often; returns at once.
 

@@ -52,6 +52,9 @@ class LocalBlocks:
     def all_intact(self) -> HeldBlocks | None:
         return None if self._num_left else self
 
+    def found_intact(self, blocks: Int64Array) -> HeldBlocks | None:
+        return self if self.intact(blocks).all() else None
+
     def hold(self, blocks: Int64Array) -> HeldBlocks:
         unknown = blocks[self._states.state[blocks] == UNKNOWN]
         if len(unknown):

@@ -63,12 +63,16 @@ class Corpus:
         Raises:
             CorpusUnavailable: when the generation is not there yet.
         """
+        self.need(generation)
+        return self._partition_of(generation)
+
+    def need(self, generation: int) -> None:
+        """Raises CorpusUnavailable when the generation is not there yet."""
         if generation > self.generation:
             raise CorpusUnavailable(
                 f"corpus {self.manifest.name!r} is at generation {self.generation} here, and generation {generation} "
                 "was asked for; see to it that all services read the same corpora"
             )
-        return self._partition_of(generation)
 
     def rows(self, sample_ids: Int64Array) -> SampleRows:
         """The samples at the given addresses (int64 [n], of this corpus), in their order.
@@ -77,6 +81,16 @@ class Corpus:
         """
         records, _ = self._read(self._layout.positions(sample_ids), self._layout.record)
         return SampleRows.of_records(records)
+
+    def rows_at_hand(self, sample_ids: Int64Array) -> SampleRows | None:
+        """As `rows`, if all that they lie in was found intact before and nothing must be fetched; None otherwise."""
+        positions = self._layout.positions(sample_ids)
+        held = self._blocks.all_intact()
+        if held is None:
+            held = self._blocks.found_intact(self._layout.blocks(positions, self._layout.record.itemsize))
+        if held is None:
+            return None
+        return SampleRows.of_records(held.take(positions, self._layout.record.itemsize).view(self._layout.record))
 
     def base_losses(self, sample_ids: Int64Array) -> NDArray[np.float64]:
         """Base losses of the samples at the given addresses, float64 [n], nats per token; NaN where damaged."""
@@ -133,6 +147,11 @@ class CorpusStore:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._open: dict[str, LatestCorpus] = {}
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the corpora are in object storage."""
+        return self._folder.is_remote
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -137,6 +137,9 @@ class RemoteBlocks:
         """Never: blocks leave the cache."""
         return None
 
+    def found_intact(self, blocks: Int64Array) -> HeldBlocks | None:
+        return None
+
     def hold(self, blocks: Int64Array) -> HeldBlocks:
         wanted = np.unique(blocks)
         wanted = wanted[self._states.state[wanted] != DAMAGED]

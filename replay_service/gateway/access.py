@@ -80,7 +80,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            in_force: TokensInForce | None = scope["app"].state.service.tokens
+            in_force: TokensInForce | None = scope["app"].state.tokens
             try:
                 caller = ANONYMOUS if in_force is None else _caller(scope, in_force, datetime.now(UTC))
             except AccessError as error:
@@ -142,10 +142,15 @@ ADMIN: Final = _requires("admin")
 
 
 async def _run_of_path(run: Annotated[str, Path(description=NAME_RULE)], access: RequestAccess) -> str:
+    named_run(run, access)
+    return run
+
+
+def named_run(run: str, access: Access) -> None:
+    """Raises UnknownRun when no run can have this name, RunForbidden when the caller may not touch it."""
     if not is_name(run):
         raise UnknownRun(f"there is no run {run!r}; GET /v1/runs lists them, POST /v1/runs creates one")
     access.touch(run)
-    return run
 
 
 async def _corpus_of_path(corpus: Annotated[str, Path(description=NAME_RULE)], access: RequestAccess) -> str:

@@ -6,16 +6,18 @@ from datetime import UTC, datetime
 
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
-from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 import replay_service
 from replay_service.corpus.reader import CorpusStore
 from replay_service.gateway import batches, corpora, health, losses, runs, samples, statistics
 from replay_service.gateway.access import Authentication
 from replay_service.gateway.audit import Audit
+from replay_service.gateway.batches import Batches, BatchSource
 from replay_service.gateway.checksums import Checksums
 from replay_service.gateway.ingests import Ingests
-from replay_service.gateway.problems import TooLargeAsProblem, install_problem_handlers, responses
+from replay_service.gateway.overload import Overload
+from replay_service.gateway.planning import OwnersPlan
+from replay_service.gateway.problems import BodyLimit, install_problem_handlers, responses
 from replay_service.gateway.protection import HostCheck, SafeAnswers
 from replay_service.gateway.service import ReplayService
 from replay_service.ledger.database import open_database
@@ -31,7 +33,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tokens = TokensInForce(settings.tokens_path) if settings.asks_for_tokens else None
+        app.state.tokens = TokensInForce(settings.tokens_path) if settings.asks_for_tokens else None
         settings.root.mkdir(parents=True, exist_ok=True)
         if settings.corpora_url is None:
             settings.corpora.mkdir(exist_ok=True)
@@ -39,7 +41,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         journal = Journal(open_database(settings.journal_url, settings.durability))
         owners = Owners(journal, store.get, OwnerLimits(settings.snapshot_every, settings.seal_after_s))
         ingests = Ingests(settings.corpora.absolute(), settings.ingest_from, settings.drain_timeout_s)
-        app.state.service = ReplayService(settings, store, journal, owners, ingests, tokens, _now)
+        planner = OwnersPlan(owners, journal, settings.max_steps_ahead)
+        app.state.batches = BatchSource(planner, store, settings.max_steps_per_request)
+        app.state.service = ReplayService(settings, store, journal, owners, ingests, _now)
         try:
             yield
         finally:
@@ -53,6 +57,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         version=replay_service.__version__,
         lifespan=lifespan,
     )
+    app.state.is_stopping = False
     install_problem_handlers(app)
     app.include_router(health.router)
     for module in (runs, batches, losses, statistics, samples, corpora):
@@ -64,12 +69,13 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 def _add_middleware(app: FastAPI, settings: ServiceSettings) -> None:
     """What a request passes before it comes to a route, the last one first."""
     templates = [each.path for each in iter_route_contexts(app.routes) if each.path is not None]
+    app.add_middleware(Batches)
     app.add_middleware(Checksums)
-    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
-    app.add_middleware(TooLargeAsProblem, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(Authentication)
     app.add_middleware(Audit, templates=templates)
     app.add_middleware(HostCheck, settings=settings)
+    app.add_middleware(Overload, most=settings.max_concurrent_requests)
     app.add_middleware(SafeAnswers)
 
 

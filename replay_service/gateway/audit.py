@@ -1,6 +1,8 @@
 """The audit: a line in the log for every change, and for every one that was refused for want of a token."""
 
+import logging
 from collections.abc import Iterable
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -11,10 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from replay_service.gateway.access import ANONYMOUS, access_in
 from replay_service.names import is_name
 
-AUDIT_LOGGER: Final = "replay_service.audit"
 _REFUSED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
-_log = structlog.get_logger(AUDIT_LOGGER)
+# At every level of the log, who changed what is written down.
+_log = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
 
 
 class Audit:
@@ -27,6 +29,7 @@ class Audit:
 
     def __init__(self, app: ASGIApp, templates: Iterable[str]) -> None:
         self._app = app
+        self._route = lru_cache(1024)(self._find_route)
         self._routes = [(compile_path(each)[0], each) for each in dict.fromkeys(templates)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +50,7 @@ class Audit:
         route, names = self._route(scope["path"])
         access = access_in(scope)
         if access is not None:
-            names |= {"run": access.run or names.get("run"), "corpus": access.corpus or names.get("corpus")}
+            names = names | {"run": access.run or names.get("run"), "corpus": access.corpus or names.get("corpus")}
         _log.info(
             "audit",
             who=(ANONYMOUS if access is None else access.caller).name,
@@ -58,7 +61,7 @@ class Audit:
             status=int(status),
         )
 
-    def _route(self, path: str) -> tuple[str | None, dict[str, str | None]]:
+    def _find_route(self, path: str) -> tuple[str | None, dict[str, str | None]]:
         """The template of a path, and the runs and corpora that it names."""
         for pattern, template in self._routes:
             if found := pattern.match(path):

@@ -1,25 +1,43 @@
-"""Batches: the samples that a rank rehearses in a window of steps."""
+"""Batches: the samples that a rank rehearses in a window of steps.
 
-from collections.abc import Sequence
-from typing import Any
+A batch's bytes are copied three times on their way from the page cache to the socket: whole records are gathered from
+the mapped segments, their fields are put into the columns of the Arrow stream (`wire`), and the system copies that into
+the socket's buffer. In between, views are passed on.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
+from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from replay_service.corpus.reader import Corpus
-from replay_service.errors import InvalidRequest, NotAcceptable, StepOutOfRange
-from replay_service.gateway.access import TRAIN, RunName
+from replay_service.corpus.reader import Corpus, CorpusStore, Int64Array
+from replay_service.corpus.segments import SampleRows
+from replay_service.errors import InvalidRequest, NotAcceptable, ReplayError, StepOutOfRange
+from replay_service.gateway.access import TRAIN, RunName, access_in, named_run
 from replay_service.gateway.models import MAX_INT64, BatchRequest
-from replay_service.gateway.problems import responses
-from replay_service.gateway.service import ReplayService, Service
-from replay_service.gateway.wire import ARROW_STREAM, Batch, BatchHeader, StepHeader, encode_batch
-from replay_service.ledger.owner import RunOwner
+from replay_service.gateway.planning import Planner
+from replay_service.gateway.problems import invalid, of_database_error, of_error, responses
+from replay_service.gateway.wire import ARROW_STREAM, Batch, BatchHeader, Compression, StepHeader, encode_batch
+from replay_service.ledger.windows import Window
 from replay_service.sampling.events import Planned
 from replay_service.sampling.injection import rank_positions
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["batches"])
 
+MOST_ROWS_AT_ONCE: Final = 256
+"""Larger batches are read in a thread. While numpy gathers so few rows it holds the interpreter's lock, so that a
+thread would hold up other requests as much; and waking it up costs more than the work."""
+
+_PATH: Final = re.compile("/v1/runs/([^/]+)/batches")
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The rank's samples of the window, in step order.",
@@ -38,46 +56,160 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
     response_class=Response,
     responses={**_CONTENT, **responses(404, 406, 409, 413, 422, 503)},
 )
-def get_batches(run: RunName, body: BatchRequest, request: Request, service: Service) -> Response:
+async def get_batches(run: RunName, body: BatchRequest) -> Response:
     """The samples that one rank rehearses in a window of steps.
 
     The plan of a step is made when it is first asked for and never changes, unless the run is rewound: asking again
     gives the same samples, whatever happened in between. Arrow by default, JSON for people.
     """
-    as_json = _wants_json(request)
-    _check(service, body)
-    owner = service.owners.get(run)
-    # Read before the plan: if a rewind comes between, reports of this batch are stale, and never mistaken.
-    attempt = owner.attempt
-    plans = owner.plan(body.step, body.num_steps, service.settings.max_steps_ahead)
-    corpus = service.corpora.get(owner.record.corpus)
-    batch = _read(corpus, owner, attempt, plans, body)
-    if corpus.is_remote:
-        _read_ahead(service, corpus, body, run)
-    if as_json:
-        return JSONResponse(_to_json(batch))
-    body_bytes = bytes(encode_batch(batch, body.compression))
-    return Response(body_bytes, media_type=ARROW_STREAM, headers=_headers(batch))
+    raise AssertionError("`Batches` stands before the routes, and answers; this route describes it")
 
 
-def _headers(batch: Batch) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class BatchSource:
+    """What batches are made from."""
+
+    planner: Planner
+    corpora: CorpusStore
+    max_steps_per_request: int
+
+
+def run_of(scope: Scope) -> str | None:
+    """The run in the path of a request for a batch; None for any other request."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return None
+    found = _PATH.fullmatch(scope["path"])
+    return found and found[1]
+
+
+class Batches:
+    """Answers requests for batches, and passes all others on.
+
+    It stands before the application's routes, since to find and prepare one costs as much as the batch. What they would
+    check, it checks; Authentication stands before both. The application's state has its BatchSource, `batches`.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        run = run_of(scope)
+        if run is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._answer(run, scope, receive, send)
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+            await invalid([{**each, "loc": ("body", *each["loc"])} for each in found])(scope, receive, send)
+        except ReplayError as error:
+            await of_error(error)(scope, receive, send)
+        except SQLAlchemyError as error:
+            await of_database_error(error, scope)(scope, receive, send)
+
+    async def _answer(self, run: str, scope: Scope, receive: Receive, send: Send) -> None:
+        access = access_in(scope)
+        assert access is not None, "Authentication stands before it"
+        access.need("train")
+        named_run(run, access)
+        headers = dict(scope["headers"])
+        asked = BatchRequest.model_validate_json(await _json_body(headers, receive))
+        as_json = _wants_json(headers)
+        source: BatchSource = scope["app"].state.batches
+        _check(asked, source.max_steps_per_request)
+        window = await source.planner.window(run, asked.step, asked.num_steps)
+        batch = await _read(source, window, asked)
+        if as_json:
+            response = await run_in_threadpool(lambda: JSONResponse(_to_json(batch)))
+            await response(scope, receive, send)
+            return
+        body = await _encoded(batch, asked.compression)
+        head = {"type": "http.response.start", "status": 200, "headers": _headers(batch, len(body))}
+        await send(head)
+        await send({"type": "http.response.body", "body": body})
+
+
+async def _json_body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+    """The body of a request.
+
+    Raises:
+        InvalidRequest: when its header does not say that it is JSON, or it does not come to its end.
+    """
+    media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if media_type != b"application/json" and not (
+        media_type.startswith(b"application/") and media_type.endswith(b"+json")
+    ):
+        raise InvalidRequest("send the body as JSON, with the header `Content-Type: application/json`")
+    parts, more = [], True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidRequest("the body did not come to its end")
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+async def _read(source: BatchSource, window: Window, asked: BatchRequest) -> Batch:
+    """The rank's rows of a window."""
+    planned = planned_rows(window, asked)
+    is_remote = source.corpora.is_remote
+    if is_remote:
+        corpus = await run_in_threadpool(source.corpora.get, window.corpus)
+    else:
+        corpus = source.corpora.get(window.corpus)
+    try:
+        samples = await _rows(corpus, planned["sample_id"])
+    except IndexError:
+        corpus.need(window.generation)  # the process that plans may have seen a later one
+        raise
+    if is_remote:
+        await _read_ahead(source.planner, corpus, window, asked)
+    return batch_of(window, asked, corpus, planned, samples)
+
+
+async def _rows(corpus: Corpus, sample_ids: Int64Array) -> SampleRows:
+    """Samples, read in a thread unless that is a matter of microseconds."""
+    at_hand = corpus.rows_at_hand(sample_ids) if len(sample_ids) <= MOST_ROWS_AT_ONCE else None
+    return await run_in_threadpool(corpus.rows, sample_ids) if at_hand is None else at_hand
+
+
+async def _encoded(batch: Batch, compression: Compression) -> memoryview:
+    if compression == "none" and len(batch) <= MOST_ROWS_AT_ONCE:
+        return memoryview(encode_batch(batch))
+    return memoryview(await run_in_threadpool(encode_batch, batch, compression))
+
+
+async def _read_ahead(planner: Planner, corpus: Corpus, window: Window, asked: BatchRequest) -> None:
+    """Begin to fetch the rank's samples of the next window, as far as another rank has had it planned."""
+    plans = await planner.planned(window.run, asked.step + asked.num_steps, asked.num_steps)
+    if plans:
+        sample_ids = np.concatenate([plan.rows["sample_id"][_slice(plan, asked)] for plan in plans])
+        await run_in_threadpool(partial(corpus.read_ahead, sample_ids))
+
+
+def _headers(batch: Batch, num_bytes: int) -> list[tuple[bytes, bytes]]:
     """What the schema's metadata says, for those who do not look into the body."""
     header = batch.header
-    return {
-        "Replay-Wire-Version": str(header.wire_version),
-        "Replay-Run": header.run,
-        "Replay-Attempt": str(header.attempt),
-        "Replay-Corpus": header.corpus,
-        "Replay-Generation": str(header.generation),
-        "Replay-Injection-Ratio": header.injection_ratio,
-        "Replay-Policy-Version": str(header.steps[-1].policy_version),
-        "Replay-Num-Samples": str(len(batch)),
+    named = {
+        "content-type": ARROW_STREAM,
+        "content-length": num_bytes,
+        "replay-wire-version": header.wire_version,
+        "replay-run": header.run,
+        "replay-attempt": header.attempt,
+        "replay-corpus": header.corpus,
+        "replay-generation": header.generation,
+        "replay-injection-ratio": header.injection_ratio,
+        "replay-policy-version": header.steps[-1].policy_version,
+        "replay-num-samples": len(batch),
     }
+    return [(name.encode(), str(value).encode("latin-1")) for name, value in named.items()]
 
 
-def _wants_json(request: Request) -> bool:
+def _wants_json(headers: Mapping[bytes, bytes]) -> bool:
     """Whether JSON is asked for rather than Arrow; the type that stands first wins."""
-    accepted = [part.split(";")[0].strip() for part in request.headers.get("accept", "*/*").lower().split(",")]
+    accept = headers.get(b"accept", b"*/*").decode("latin-1").lower()
+    accepted = [part.split(";")[0].strip() for part in accept.split(",")]
     for media_type in accepted:
         if media_type in (ARROW_STREAM, "application/*", "*/*"):
             return False
@@ -86,45 +218,41 @@ def _wants_json(request: Request) -> bool:
     raise NotAcceptable(f"batches come as {ARROW_STREAM} or as application/json, not as {', '.join(accepted)}")
 
 
-def _check(service: ReplayService, body: BatchRequest) -> None:
-    if body.rank >= body.world_size:
+def _check(asked: BatchRequest, most_steps: int) -> None:
+    if asked.rank >= asked.world_size:
         raise InvalidRequest(
-            f"rank {body.rank} is not in a job of world_size {body.world_size}; ranks are 0 to {body.world_size - 1}"
+            f"rank {asked.rank} is not in a job of world_size {asked.world_size}; ranks are 0 to {asked.world_size - 1}"
         )
-    most = service.settings.max_steps_per_request
-    if body.num_steps > most:
-        raise InvalidRequest(f"num_steps {body.num_steps} is more than one request may ask for; ask for at most {most}")
-    if body.step > MAX_INT64 - body.num_steps:
-        raise StepOutOfRange(f"step {body.step} is beyond the last step there can be")
+    if asked.num_steps > most_steps:
+        raise InvalidRequest(
+            f"num_steps {asked.num_steps} is more than one request may ask for; ask for at most {most_steps}"
+        )
+    if asked.step > MAX_INT64 - asked.num_steps:
+        raise StepOutOfRange(f"step {asked.step} is beyond the last step there can be")
 
 
-def _read_ahead(service: ReplayService, corpus: Corpus, body: BatchRequest, run: str) -> None:
-    """Begin to fetch the rank's samples of the next window, as far as another rank has had it planned."""
-    plans = service.journal.planned(run, body.step + body.num_steps, body.num_steps)
-    if plans:
-        corpus.read_ahead(np.concatenate([plan.rows["sample_id"][_slice(plan, body)] for plan in plans]))
+def planned_rows(window: Window, asked: BatchRequest) -> np.ndarray:
+    """The rank's rows of all plans, in step order: PLANNED_ROW [n]."""
+    return np.concatenate([plan.rows[_slice(plan, asked)] for plan in window.plans])
 
 
-def _read(corpus: Corpus, owner: RunOwner, attempt: int, plans: Sequence[Planned], body: BatchRequest) -> Batch:
-    record = owner.record
-    parts = [plan.rows[_slice(plan, body)] for plan in plans]
-    planned = np.concatenate(parts)
-    samples = corpus.rows(planned["sample_id"])
-    generation, injection_ratio = owner.read(lambda state: (state.generation, state.config.injection_ratio))
+def batch_of(window: Window, asked: BatchRequest, corpus: Corpus, planned: np.ndarray, samples: SampleRows) -> Batch:
+    """The batch of a rank's planned rows (PLANNED_ROW [n]) and their samples."""
+    num_rows = [len(range(*_slice(plan, asked).indices(len(plan.rows)))) for plan in window.plans]
     return Batch(
         header=BatchHeader(
-            run=record.run,
-            attempt=attempt,
-            corpus=record.corpus,
-            generation=generation,
-            injection_ratio=injection_ratio,
-            rank=body.rank,
-            world_size=body.world_size,
+            run=window.run,
+            attempt=window.attempt,
+            corpus=window.corpus,
+            generation=window.generation,
+            injection_ratio=window.injection_ratio,
+            rank=asked.rank,
+            world_size=asked.world_size,
             seq_len=corpus.manifest.seq_len,
             separator_id=corpus.manifest.separator_id,
-            steps=[_step_header(plan) for plan in plans],
+            steps=[_step_header(plan) for plan in window.plans],
         ),
-        step=np.repeat([plan.step for plan in plans], [len(part) for part in parts]),
+        step=np.repeat([plan.step for plan in window.plans], num_rows),
         sample_id=planned["sample_id"],
         input_ids=samples.input_ids,
         length=samples.length,
@@ -140,8 +268,8 @@ def _step_header(plan: Planned) -> StepHeader:
     return StepHeader(plan.step, len(plan.rows), plan.rehearsed_before, plan.policy_version)
 
 
-def _slice(plan: Planned, body: BatchRequest) -> slice:
-    positions = rank_positions(len(plan.rows), plan.step, body.rank, body.world_size)
+def _slice(plan: Planned, asked: BatchRequest) -> slice:
+    positions = rank_positions(len(plan.rows), plan.step, asked.rank, asked.world_size)
     return slice(positions.start, positions.stop, positions.step)
 
 

@@ -10,6 +10,8 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -73,15 +75,27 @@ def install_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(SQLAlchemyError)
     async def database_error(request: Request, error: SQLAlchemyError) -> Response:
-        _log.error("database error", method=request.method, path=request.url.path, exc_info=error)
-        return of_error(JournalUnavailable("the journal cannot be read now; the service's log says why"))
+        return of_database_error(error, request.scope)
 
-    @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        _log.error("unforeseen error", method=request.method, path=request.url.path, exc_info=error)
-        response = problem(500, "internal-error", "Internal error", "the service failed; its log says why")
-        response.headers.update(SAFE_HEADERS)  # this answer goes out past every middleware
-        return response
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_request: Request, _error: ClientDisconnect) -> Response:
+        return of_error(InvalidRequest("the body did not come to its end"))  # nobody reads it
+
+    app.add_exception_handler(Exception, of_unforeseen)
+
+
+def of_database_error(error: SQLAlchemyError, scope: Scope) -> JSONResponse:
+    """What is said when the journal does not answer; the log says more."""
+    _log.error("database error", method=scope["method"], path=scope["path"], exc_info=error)
+    return of_error(JournalUnavailable("the journal cannot be read now; the service's log says why"))
+
+
+async def of_unforeseen(request: Request, error: Exception) -> Response:
+    """What is said of any other exception; the log says more."""
+    _log.error("unforeseen error", method=request.method, path=request.url.path, exc_info=error)
+    response = problem(500, "internal-error", "Internal error", "the service failed; its log says why")
+    response.headers.update(SAFE_HEADERS)  # this answer goes out past every middleware
+    return response
 
 
 def invalid(errors: Sequence[Any]) -> JSONResponse:
@@ -91,14 +105,29 @@ def invalid(errors: Sequence[Any]) -> JSONResponse:
     return problem(InvalidRequest.status, InvalidRequest.slug, InvalidRequest.title, detail, errors=fields)
 
 
-class TooLargeAsProblem:
-    """Starlette refuses a body over the limit in plain text; this says it as a problem document."""
+class BodyLimit:
+    """Refuses a body of more than `max_body_bytes`, before it is read where its length is given."""
 
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._counting = RequestBodyLimitMiddleware(app, max_body_size=max_body_bytes)
         self._problem = of_error(BodyTooLarge(f"a request body may have {max_body_bytes} bytes; send less at once"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        if b"transfer-encoding" in headers:
+            await self._count(scope, receive, send)
+        elif int(headers.get(b"content-length", b"0")) > self._max_body_bytes:
+            await self._problem(scope, receive, send)
+        else:  # the server reads no more than that
+            await self._app(scope, receive, send)
+
+    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Starlette counts what comes, and refuses in plain text; this says it as a problem document."""
         refused = False
 
         async def send_problem(message: Message) -> None:
@@ -109,4 +138,4 @@ class TooLargeAsProblem:
             elif not refused:
                 await send(message)
 
-        await self._app(scope, receive, send_problem)
+        await self._counting(scope, receive, send_problem)

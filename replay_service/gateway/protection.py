@@ -1,15 +1,20 @@
 """What protects a browser's user: names that the service answers to, and headers on its answers."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from replay_service.errors import HostNotAllowed
 from replay_service.gateway.access import OPEN_PATHS
 from replay_service.gateway.problems import SAFE_HEADERS, of_error
 from replay_service.settings import ServiceSettings, is_loopback
+
+_SAFE_RAW: Final = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]
+_SAFE_NAMES: Final = frozenset(name for name, _ in _SAFE_RAW)
 
 
 class SafeAnswers:
@@ -21,7 +26,8 @@ class SafeAnswers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_safe(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(SAFE_HEADERS)
+                mine = [each for each in message.get("headers", ()) if each[0] not in _SAFE_NAMES]
+                message["headers"] = mine + _SAFE_RAW
             await send(message)
 
         await self._app(scope, receive, send_safe)
@@ -38,10 +44,11 @@ class HostCheck:
         self._app = app
         self._allowed = settings.allowed_hosts
         self._only_loopback = not settings.allowed_hosts and settings.listens_on_loopback
+        self._is_allowed = lru_cache(1024)(self._judge)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_checked = scope["type"] == "http" and scope["path"] not in OPEN_PATHS
-        if is_checked and not self._is_allowed(_host(scope)):
+        if is_checked and not self._is_allowed(Headers(scope=scope).get("host", "")):
             error = HostNotAllowed(
                 "the Host header is no name that this service answers to; its setting allowed_hosts lists them"
             )
@@ -49,7 +56,8 @@ class HostCheck:
             return
         await self._app(scope, receive, send)
 
-    def _is_allowed(self, host: str) -> bool:
+    def _judge(self, header: str) -> bool:
+        host = _name_in(header)
         return is_loopback(host) if self._only_loopback else not self._allowed or _is_one_of(host, self._allowed)
 
 
@@ -60,9 +68,8 @@ def _is_one_of(host: str, allowed: Sequence[str]) -> bool:
     )
 
 
-def _host(scope: Scope) -> str:
-    """The name in the Host header, without its port, in lower case; empty when there is none."""
-    header = Headers(scope=scope).get("host", "")
+def _name_in(header: str) -> str:
+    """The name in a Host header, without its port, in lower case; empty when there is none."""
     try:
         return "" if "@" in header else urlsplit(f"//{header}").hostname or ""
     except ValueError:

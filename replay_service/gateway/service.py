@@ -11,7 +11,6 @@ from replay_service.gateway.ingests import Ingests
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owners import Owners
 from replay_service.settings import ServiceSettings
-from replay_service.tokens import TokensInForce
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +18,6 @@ class ReplayService:
     """The parts of one running service.
 
     Attributes:
-        tokens: what callers are asked for; None when nobody is asked.
         now: tells the time as an ISO 8601 string in UTC.
     """
 
@@ -28,7 +26,6 @@ class ReplayService:
     journal: Journal
     owners: Owners
     ingests: Ingests
-    tokens: TokensInForce | None
     now: Callable[[], str]
 
 

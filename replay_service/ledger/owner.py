@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from replay_service.ledger.intake import HandedIn, Intake, ReportOutcome
 from replay_service.ledger.journal import Journal, RunRecord, Snapshot
 from replay_service.ledger.reports import check_values
 from replay_service.ledger.sampled_corpus import SampledCorpus, partition_seen
+from replay_service.ledger.windows import RecentPlans, Window
 from replay_service.sampling.events import Adopted, Closed, Configured, Event, Planned, Rewound, Sealed
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.plan import adjustment_due, last_before_decision, plan_steps
@@ -65,10 +66,12 @@ class RunOwner:
         self._intake = Intake(record.run, journal, corpus)
         self._combiner = Combiner(self._take_in)
         self._lock = threading.Lock()
+        self._recent = RecentPlans()
         self._lease = journal.take(record.run)
         self._load()
 
     def _load(self) -> None:
+        self._recent.forget()
         restored = restoring.latest(self._journal, self.record)
         self._state, self._num_events = restored.state, restored.num_events
         self._attempt, self._last_snapshot = restored.attempt, restored.snapshot_seq
@@ -103,7 +106,11 @@ class RunOwner:
         """Counts the run's rewinds, from 1; reports of an earlier attempt are stale."""
         return self._attempt
 
-    def plan(self, first_step: int, num_steps: int, max_steps_ahead: int) -> list[Planned]:
+    def plan(self, first_step: int, num_steps: int, max_steps_ahead: int) -> Sequence[Planned]:
+        """The plans of a window of steps, as `window` gives them."""
+        return self.window(first_step, num_steps, max_steps_ahead).plans
+
+    def window(self, first_step: int, num_steps: int, max_steps_ahead: int) -> Window:
         """The plans of a window of steps; those that were never asked for are made, up to the last one.
 
         Raises:
@@ -125,7 +132,37 @@ class RunOwner:
                 self._pass_fence(last_step)
                 self._adopt_if_due()
                 self._plan_through(last_step)
-        return self._journal.planned(self.record.run, first_step, num_steps)
+            window = self._window(self._recent.find(first_step, num_steps) or ())
+        # Read after the attempt: if a rewind comes between, reports of these plans are stale, and never mistaken.
+        return window if window.plans else self._read(window, first_step, num_steps)
+
+    def window_at_hand(self, first_step: int, num_steps: int) -> Window | None:
+        """The plans of a window of steps, if they are in memory and nobody holds the owner just now.
+
+        It costs one look into the journal, whether the run is still this owner's.
+
+        Raises:
+            RunTaken: when it is not.
+        """
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            plans = self._recent.find(first_step, num_steps)
+            if plans is None or self._lease.failure is not None:
+                return None
+            lease, window = self._lease, self._window(plans)
+        finally:
+            self._lock.release()
+        self._journal.check(lease)
+        return window
+
+    def _window(self, plans: Sequence[Planned]) -> Window:
+        """What the run is now, with these plans."""
+        state, record = self._state, self.record
+        return Window(record.run, record.corpus, state.generation, self._attempt, state.ratio_now(), plans)
+
+    def _read(self, window: Window, first_step: int, num_steps: int) -> Window:
+        return replace(window, plans=self._journal.planned(self.record.run, first_step, num_steps))
 
     def _plan_through(self, last_step: int) -> None:
         while self._state.next_step <= last_step:
@@ -241,6 +278,7 @@ class RunOwner:
             snapshot = Snapshot(seq + 1, attempt, state.next_step, to_bytes(state))
             self._journal.append_rewind(self._lease, seq, Rewound(step), snapshot).wait()
             self._state, self._attempt = state, attempt
+            self._recent.forget()
             self._num_events = self._last_snapshot = seq + 1
 
     def read(self, view: Callable[[RunState], T]) -> T:
@@ -262,6 +300,7 @@ class RunOwner:
         if snapshot is not None:
             self._last_snapshot = snapshot.seq
         fold_all(self._state, events)
+        self._recent.add(events)
         self._num_events += len(events)
 
     def _snapshot(self) -> Snapshot:

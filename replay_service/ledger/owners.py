@@ -51,6 +51,10 @@ class Owners:
             ) from None
         return True
 
+    def at_hand(self, run: str) -> RunOwner | None:
+        """The owner of a run, if it is in memory."""
+        return self._owners.get(run)
+
     def get(self, run: str) -> RunOwner:
         """The owner of a run; raises UnknownRun.
 

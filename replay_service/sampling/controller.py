@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Final, NamedTuple
 
 from replay_service.sampling.forgetting import Forgetting
-from replay_service.sampling.injection import exact_ratio
+from replay_service.sampling.injection import as_decimal, exact_ratio
 
 _GRAIN: Final = 10**6
 """Ratios that the controller sets are whole millionths."""
@@ -107,7 +107,7 @@ class ForgettingBudget:
             return self.most_ratio
         if wanted <= exact_ratio(self.least_ratio):
             return self.least_ratio
-        return f"{wanted.numerator * (_GRAIN // wanted.denominator) / _GRAIN:.6f}"
+        return as_decimal(wanted)
 
 
 class Decision(NamedTuple):

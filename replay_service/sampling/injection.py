@@ -34,6 +34,11 @@ def _fraction(text: str) -> Fraction:
     return Fraction(text)
 
 
+def as_decimal(ratio: Fraction) -> str:
+    """A ratio as a decimal string, to nine places, without zeros at its end."""
+    return f"{float(ratio):.9f}".rstrip("0").rstrip(".")
+
+
 InjectionMode = Literal["replace", "add"]
 INJECTION_MODES: tuple[str, ...] = get_args(InjectionMode)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from replay_service.sampling.damage import DAMAGE_OF, damage_rates
 from replay_service.sampling.events import Adjusted, Adopted, Configured, Created, Event, Planned, Reported, Sealed
 from replay_service.sampling.forgetting import Forgetting, estimate
-from replay_service.sampling.injection import exact_ratio, rows_due
+from replay_service.sampling.injection import as_decimal, exact_ratio, rows_due
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, DecayedSums, Totals
 from replay_service.sampling.walk import Walk
@@ -115,6 +115,12 @@ class RunState:
         """How many rows the step is due to rehearse; what it does is a whole number, and the rest is carried on."""
         config = self.config
         return rows_due(config.schedule.at(step, self.ratio), config.injection_mode, config.global_batch_size)
+
+    def ratio_now(self) -> str:
+        """The injection ratio of the first step that has no plan, as a decimal string."""
+        if self.config.schedule.curve == "constant" and not self.config.is_auto:
+            return self.config.injection_ratio
+        return as_decimal(self.config.schedule.at(self.next_step, self.ratio))
 
     def forgetting(self) -> Forgetting | None:
         """How much of the corpus the model has forgotten, as far as plans know; None while too little is known."""

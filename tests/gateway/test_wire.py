@@ -298,3 +298,22 @@ def test_no_bytes_make_the_decoders_fail_otherwise(body: bytes) -> None:
     for decode in (decode_batch, decode_losses):
         with pytest.raises(ValueError):
             decode(body)
+
+
+@given(num_rows=st.integers(0, 40), seq_len=st.integers(1, 40), dtype=st.sampled_from(["u1", "u2", "u4"]))
+def test_a_batch_is_encoded_as_arrow_itself_encodes_it(num_rows: int, seq_len: int, dtype: str) -> None:
+    rng = np.random.default_rng(num_rows)
+    batch = replace(
+        make_batch(num_rows),
+        input_ids=rng.integers(0, 200, (num_rows, seq_len)).astype(dtype),
+        base_correct=rng.integers(0, 256, (num_rows, -(-seq_len // 8))).astype(np.uint8),
+    )
+    encoded = encode_batch(batch).to_pybytes()
+    with pa.ipc.open_stream(encoded) as reader:
+        schema, records = reader.schema, list(reader)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        for each in records:
+            writer.write_batch(each)
+    assert sink.getvalue().to_pybytes() == encoded
+    np.testing.assert_array_equal(decode_batch(encoded).input_ids, batch.input_ids)

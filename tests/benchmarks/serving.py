@@ -1,0 +1,163 @@
+"""What serving batches costs, as ratios to a bare server: `python -m tests.benchmarks.serving`.
+
+README.md in this folder says what each ratio means.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import httpx2
+
+from tests.benchmarks.ratios import as_table, repeated
+from tests.benchmarks.serving_clients import ROWS, Measured, Work, measure
+from tests.support import free_port, make_corpus, running_service
+
+SEQ_LEN: Final = 1024
+NUM_PREPARED_STEPS: Final = 128
+WAYS: Final = ("floor", "plans that exist", "new plans", "new plans, losses reported")
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server process and where it listens."""
+
+    port: int
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """What the process and its children have used so far, in user and system mode."""
+        return sum(_cpu_seconds(pid) for pid in [self.pid, *_children(self.pid)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--rows", type=int, default=32_768, help="of the corpus, 2.2 KB each")
+    parser.add_argument("--gateways", type=int, default=1, help="processes of the service")
+    wanted = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        root = Path(folder)
+        make_corpus(root / "corpora", rows_per_domain=wanted.rows // 2, rows_per_segment=8192, seq_len=SEQ_LEN)
+        options = ["--gateways", str(wanted.gateways)] if wanted.gateways > 1 else []
+        with running_service(root, options=[*options, "--log-level", "warning"]) as (url, process):
+            own = Server(int(url.rpartition(":")[2]), process.pid)
+            with bare_server(body_bytes(own, pool)) as bare:
+                print(serving(own, bare, pool, wanted.clients, wanted.seconds, wanted.repeats))
+
+
+def serving(
+    own: Server, bare: Server, pool: ProcessPoolExecutor, clients: Sequence[int], seconds: float, repeats: int
+) -> str:
+    """Rows a second of every way at every number of clients, against the bare server."""
+    head = ["clients", "what", "rate", "ratio", "p50", "p99", "server CPU a million rows", "ratio"]
+    rows = []
+    for num_clients in clients:
+        ways = [partial(one_turn, own, bare, pool, way, num_clients, seconds) for way in WAYS]
+        turns: list[list[Turn]] = repeated(repeats, ways)
+        for way, mine in zip(WAYS, turns, strict=True):
+            rows.append([str(num_clients), way, *cells(mine, turns[0])])
+    return as_table(head, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one measurement gave: rows a second, seconds an answer at two quantiles, CPU seconds a row."""
+
+    rate: float
+    p50: float
+    p99: float
+    cpu: float
+
+
+def one_turn(own: Server, bare: Server, pool: ProcessPoolExecutor, way: str, num_clients: int, seconds: float) -> Turn:
+    server = bare if way == "floor" else own
+    work = Work(server.port, way, num_clients, new_run(own, way, num_clients), seconds, NUM_PREPARED_STEPS)
+    if way != "floor":
+        pool.submit(measure, work.prepared()).result()
+    before = server.cpu_seconds()
+    measured: Measured = pool.submit(measure, work).result()
+    cpu = server.cpu_seconds() - before
+    return Turn(measured.num_rows / measured.seconds, measured.p50, measured.p99, cpu / measured.num_rows)
+
+
+def cells(own: Sequence[Turn], floor: Sequence[Turn]) -> Iterator[str]:
+    """The median of each number; for rate and CPU, also the ratio to the floor in the same round, least to most."""
+    yield f"{statistics.median(each.rate for each in own):,.0f} rows/s"
+    yield _ratio([each.rate / other.rate for each, other in zip(own, floor, strict=True)])
+    for name in ("p50", "p99"):
+        yield f"{1000 * statistics.median(getattr(each, name) for each in own):.2f} ms"
+    yield f"{1e6 * statistics.median(each.cpu for each in own):.1f} s"
+    yield _ratio([each.cpu / other.cpu for each, other in zip(own, floor, strict=True)])
+
+
+def _ratio(ratios: Sequence[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def new_run(server: Server, way: str, num_clients: int) -> str:
+    """A run whose steps rehearse 64 rows for each client, and that draws them by damage."""
+    run = f"run-{time.time_ns()}"
+    settings = {"global_batch_size": ROWS * num_clients, "injection_ratio": "1", "policy": "mix_cd"}
+    # Where nobody reports for long, the state of the run would grow with plans that wait for reports.
+    window = {"report_window_steps": 2 * NUM_PREPARED_STEPS}
+    body = {"run": run, "corpus": "wiki", **settings, **window}
+    httpx2.post(f"http://127.0.0.1:{server.port}/v1/runs", json=body).raise_for_status()
+    return run
+
+
+def body_bytes(server: Server, pool: ProcessPoolExecutor) -> int:
+    """The size of an answer."""
+    work = Work(server.port, "plans that exist", 1, new_run(server, "", 1), 1.0, 1)
+    measured: Measured = pool.submit(measure, work.prepared()).result()
+    return measured.body_bytes
+
+
+# The bare server
+
+
+@contextmanager
+def bare_server(num_bytes: int) -> Iterator[Server]:
+    """The same uvicorn under the same options, around an application that sends a constant."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.benchmarks.serving_floor", str(port), str(num_bytes)]
+    with subprocess.Popen(command) as process:
+        try:
+            for _ in range(200):
+                try:
+                    httpx2.get(f"http://127.0.0.1:{port}/healthz")
+                    break
+                except httpx2.TransportError:
+                    time.sleep(0.05)
+            yield Server(port, process.pid)
+        finally:
+            process.terminate()
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(each) for each in found]
+
+
+if __name__ == "__main__":
+    main()
