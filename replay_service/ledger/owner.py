@@ -43,8 +43,11 @@ DEFAULT_LIMITS: Final = OwnerLimits()
 
 
 class RunOwner:
-    """Holds the state of one run in memory, and lets one thread after the other at it. Events are checked, made durable,
-    folded in, then answered. Reports that wait for their turn are taken in together, and made durable by one commit."""
+    """Holds the state of one run in memory, and lets one thread after the other at it.
+
+    Events are checked, made durable, folded in, then answered. Reports that wait for their turn are taken in together,
+    and made durable by one commit.
+    """
 
     def __init__(
         self,
