@@ -1,5 +1,6 @@
 """The manifest: all that a reader must know of a corpus, in one file that is replaced atomically."""
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -140,6 +141,13 @@ class Manifest:
     @property
     def num_set_aside(self) -> int:
         return sum(self.set_aside.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what no later generation changes: how rows are made, and the first segment with its bytes' checksum."""
+        first = self.segments[0]
+        fixed = (self.recipe, self.model, self.tokenizer_fingerprint, self.seq_len, first.num_rows, first.checksum)
+        return hashlib.sha256(json.dumps(fixed).encode()).hexdigest()
 
     def partition(self, generation: int | None = None) -> Partition:
         """The partition that an earlier generation had, or that of this one."""

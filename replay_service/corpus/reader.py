@@ -54,6 +54,11 @@ class Corpus:
         return self.manifest.generation
 
     @property
+    def fingerprint(self) -> str:
+        """Stays the same in later generations of this corpus."""
+        return self.manifest.fingerprint
+
+    @property
     def partition(self) -> Partition:
         return self.partition_of(self.generation)
 

@@ -66,7 +66,8 @@ def _folded(events: list[Event], record: RunRecord) -> RunState:
 def export_parquet(journal: Journal, run: str, path: Path) -> int:
     """Write a run's journal as Parquet, one row a sample of an event; returns the number of rows.
 
-    An event without samples has one row whose sample columns are null.
+    An event without samples has one row whose sample columns are null. Only `created` and `adopted` events have a
+    `generation`, and `sizes`: the number of samples of each stratum.
     """
     num_rows = 0
     with pq.ParquetWriter(path, _SCHEMA) as writer:
@@ -93,6 +94,8 @@ _SCHEMA = pa.schema(
         ("base_loss_nats", pa.float64()),
         ("num_tokens", pa.int32()),
         ("num_flips", pa.int32()),
+        ("generation", pa.int64()),
+        ("sizes", pa.list_(pa.int64())),
     ]
 )
 
@@ -108,6 +111,8 @@ def _table(entry: Entry) -> pa.Table:
         "step": event.step,
         "policy_version": getattr(event, "policy_version", None),
         "rank": getattr(event, "rank", None),
+        "generation": getattr(event, "generation", None),
+        "sizes": getattr(event, "sizes", None),
     }
     of_samples = {} if rows is None else {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
     columns = [

@@ -214,17 +214,20 @@ class Journal:
             return samples.page(connection, run, query)
 
     def sample(self, run: str, sample_id: int, partition: Partition) -> tuple[SampleStatistics, list[Reported]] | None:
-        """What was measured of one sample, and its reports, oldest first; None if there are none."""
+        """What was measured of one sample, and its reports, oldest first; None if there are none.
+
+        A visit that could not be measured counts in neither.
+        """
         self._catch_up(run, partition)
         with self._engine.connect() as connection:
             found = samples.one(connection, run, sample_id)
         if found is None:
             return None
         query = select(events).where(events.c.run == run, events.c.kind == "reported")
-        visits = self._entries(query.where(events.c.step.between(found.first_step, found.last_step)))
-        reports = self._standing_reports(run, visits)
-        of_sample = (replace(each, rows=each.rows[each.rows["sample_id"] == sample_id]) for each in reports)
-        return found, [each for each in of_sample if len(each.rows)]
+        entries = self._entries(query.where(events.c.step.between(found.first_step, found.last_step)))
+        reports = self._standing_reports(run, entries)
+        visits = [replace(each, rows=_measured(each.rows, sample_id)) for each in reports]
+        return found, [each for each in visits if len(each.rows)]
 
     def is_sealed(self, run: str, step: int) -> bool:
         """Whether the run went on without the missing reports of a step."""
@@ -251,6 +254,12 @@ class Journal:
         with self._engine.connect() as connection:
             query = select(func.count()).select_from(events).where(events.c.run == run)
             return connection.execute(query).scalar_one()
+
+
+def _measured(rows: np.ndarray, sample_id: int) -> np.ndarray:
+    """What was measured of one sample, REPORTED_ROW [0 or 1]."""
+    measured: np.ndarray = rows[(rows["sample_id"] == sample_id) & (rows["num_tokens"] > 0)]
+    return measured
 
 
 def _rows(run: str, attempt: int, first_seq: int, new: Sequence[JournalEvent]) -> list[dict[str, object]]:
@@ -299,6 +308,7 @@ def _columns(event: JournalEvent) -> dict[str, object]:
                 "config": asdict(event.config),
                 "generation": event.generation,
                 "num_quantiles": event.num_quantiles,
+                "corpus_fingerprint": event.corpus_fingerprint,
             }
             columns["payload"] = json.dumps({**head, "sizes": event.sizes}).encode()
         case Adjusted():
@@ -336,7 +346,7 @@ def _event(row: Row[tuple[object, ...]]) -> JournalEvent:
 def _created(payload: bytes) -> Created:
     head = json.loads(payload)
     config, sizes = RunConfig.from_dict(head["config"]), tuple(head["sizes"])
-    return Created(config, head["generation"], head["num_quantiles"], sizes)
+    return Created(config, head["generation"], head["num_quantiles"], sizes, head.get("corpus_fingerprint"))
 
 
 def _planned(row: Row[tuple[object, ...]]) -> Planned:

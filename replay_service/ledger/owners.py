@@ -39,7 +39,8 @@ class Owners:
         sampled = self._corpus_of(corpus)
         partition = sampled.partition_of(sampled.generation)
         _check_fits(corpus, partition.num_samples, config)
-        created = Created(config, sampled.generation, partition.num_quantiles, tuple(partition.sizes.tolist()))
+        sizes = tuple(partition.sizes.tolist())
+        created = Created(config, sampled.generation, partition.num_quantiles, sizes, sampled.fingerprint)
         try:
             self._journal.create_run(RunRecord(run, corpus, created, created_at))
         except RunExists:

@@ -21,6 +21,11 @@ class SampledCorpus(Protocol):
         """The latest one."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Stays the same while the corpus grows, and is another one if another corpus stands in its place."""
+        ...
+
     def partition_of(self, generation: int) -> Partition:
         """The strata as they were in a generation."""
         ...
@@ -34,8 +39,13 @@ def partition_seen(record: RunRecord, state: RunState, corpus: SampledCorpus) ->
     """The strata that a run sees.
 
     Raises:
-        InvalidRun: when its generation of the corpus has strata of other sizes now.
+        InvalidRun: when another corpus stands in the place of the one that it began on.
     """
+    if record.created.corpus_fingerprint not in (None, corpus.fingerprint):
+        raise InvalidRun(
+            f"corpus {record.corpus!r} is not the one that run {record.run!r} began on, but another one of its name; "
+            "bring the corpus back, or create a new run"
+        )
     partition = corpus.partition_of(state.generation)
     if not np.array_equal(partition.sizes, state.walk.sizes):
         raise InvalidRun(

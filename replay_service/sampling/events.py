@@ -46,6 +46,7 @@ class Created:
         generation: the generation of the corpus that it sees.
         num_quantiles: strata of a group.
         sizes: [num_strata], samples of each stratum.
+        corpus_fingerprint: tells the corpus from one that has taken its name; None if that was not written down.
         step: -1, before the first.
     """
 
@@ -53,6 +54,7 @@ class Created:
     generation: int
     num_quantiles: int
     sizes: tuple[int, ...]
+    corpus_fingerprint: str | None = None
     step: int = -1
 
 

@@ -32,6 +32,8 @@ from tests.support import make_corpus
 MOST_ROWS: Final = 2**31
 """Of one segment."""
 
+TABLES: Final = ("planning", "reporting", "restoring")
+
 ROWS_A_REPORT: Final = 64
 NUM_RANKS: Final = 8
 
@@ -40,17 +42,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--events", type=int, nargs="+", default=[10**3, 10**4, 10**5])
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_corpus(root, rows_per_domain=50_000, rows_per_segment=50_000, num_quantiles=8)
         corpus = Corpus(root / "wiki")
-        for table in (
-            planning(wanted.repeats),
-            reporting(root, corpus, wanted.repeats),
-            restoring(root, corpus, wanted.repeats, wanted.events),
-        ):
-            print(table, end="\n\n", flush=True)
+        make = {
+            "planning": lambda: planning(wanted.repeats),
+            "reporting": lambda: reporting(root, corpus, wanted.repeats),
+            "restoring": lambda: restoring(root, corpus, wanted.repeats, wanted.events),
+        }
+        for name in wanted.tables:
+            print(make[name](), end="\n\n", flush=True)
 
 
 # Planning

@@ -9,7 +9,8 @@ from replay_service.corpus.reader import Corpus
 from replay_service.ledger import audit
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import OwnerLimits, RunOwner
-from tests.ledger.worlds import ids_of, losses_of, open_journal, record_of
+from replay_service.sampling.events import Adopted, Closed
+from tests.ledger.worlds import ids_of, losses_of, open_journal, record_of, write
 
 
 @pytest.fixture
@@ -80,3 +81,16 @@ def test_a_journal_is_exported_a_row_a_sample(journal: Journal, corpus: Corpus, 
     losses = [row["loss_nats"] for row in table.to_pylist() if row["kind"] == "reported"]
     assert set(losses) == {2.5}
     assert table["seq"].to_pylist() == sorted(table["seq"].to_pylist())
+
+
+def test_an_export_holds_the_sizes_of_what_the_run_began_on_and_of_what_it_adopted(
+    journal: Journal, tmp_path: Path
+) -> None:
+    write(journal, "tuning", 1, [Adopted(-1, 2, (20, 25, 20, 20, 7, 8)), Closed(-1)])
+    audit.export_parquet(journal, "tuning", tmp_path / "journal.parquet")
+    table = pq.read_table(tmp_path / "journal.parquet", columns=["kind", "generation", "sizes"])
+    assert table.to_pylist() == [
+        {"kind": "created", "generation": 1, "sizes": [20, 20, 20, 20]},
+        {"kind": "adopted", "generation": 2, "sizes": [20, 25, 20, 20, 7, 8]},
+        {"kind": "closed", "generation": None, "sizes": None},
+    ]

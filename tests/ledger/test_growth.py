@@ -13,8 +13,9 @@ from replay_service.errors import CorpusUnavailable, InvalidRun
 from replay_service.ledger import audit
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import OwnerLimits, RunOwner
+from replay_service.ledger.owners import Owners
 from replay_service.sampling.events import Adopted, Planned
-from tests.ledger.worlds import bytes_of, events_of, ids_of, losses_of, open_journal, record_of
+from tests.ledger.worlds import bytes_of, create, events_of, ids_of, losses_of, open_journal, record_of
 from tests.sampling.worlds import same_plan
 from tests.support import grow_corpus, make_corpus
 
@@ -273,6 +274,36 @@ def test_a_corpus_that_was_replaced_under_its_run_is_refused(journal: Journal, f
     again = another_owner(journal, folder)
     again.plan(2, 1, AHEAD)
     assert holds(journal)
+
+
+def test_another_corpus_of_the_same_name_and_sizes_is_refused(journal: Journal, folder: Path) -> None:
+    store = CorpusStore(folder)
+    create(Owners(journal, store.get), record_of())
+    owner = another_owner(journal, folder)
+    plans = owner.plan(0, 2, AHEAD)
+    grow_corpus(folder)
+    owner.adopt()
+    owner.plan(2, 1, AHEAD)
+    (folder / "wiki").rename(folder / "wiki.old")
+    make_corpus(folder, seed=5)
+    grow_corpus(folder)
+    num_events = journal.num_events("tuning")
+    for restart in (False, True):
+        each = another_owner(journal, folder) if restart else owner
+        with pytest.raises(InvalidRun, match="another one of its name"):
+            each.plan(3, 1, AHEAD)
+    assert journal.num_events("tuning") == num_events
+    assert all(map(same_plan, each.plan(0, 2, AHEAD), plans))
+
+
+def test_a_run_that_did_not_note_its_corpus_looks_at_the_sizes_alone(journal: Journal, folder: Path) -> None:
+    assert record_of().created.corpus_fingerprint is None
+    owner = owner_on(journal, folder)
+    (folder / "wiki").rename(folder / "wiki.old")
+    make_corpus(folder, seed=5)
+    sizes = CorpusStore(folder).get("wiki").partition.sizes.tolist()
+    assert (sizes, seen(owner)) == (list(SIZES), (1, list(SIZES)))
+    assert len(another_owner(journal, folder).plan(0, 2, AHEAD)) == 2
 
 
 @pytest.mark.parametrize("adopt_every_steps", [0, 1])

@@ -172,3 +172,16 @@ def test_a_sample_whose_base_loss_cannot_be_read_any_more_counts_as_not_measured
     assert listed(journal, corpus) == ids[~is_lost].tolist()
     assert bytes_of(owner_of(journal, corpus)) == bytes_of(owner)
     assert holds(journal)
+
+
+def test_the_history_of_a_sample_leaves_out_a_visit_that_could_not_be_measured(
+    owner: RunOwner, journal: Journal, corpus: Corpus
+) -> None:
+    plans = owner.plan(0, AHEAD, AHEAD)
+    sample = ids_of(plans[0])[0]
+    first, second, third, *_ = [plan.step for plan in plans if sample in ids_of(plan)]
+    for step, report in ((first, losses_of), (second, unmeasured), (third, losses_of)):
+        owner.report(report(step, [sample]))
+    found = journal.sample("tuning", sample, corpus.partition)
+    assert found is not None
+    assert (found[0].num_visits, [visit.step for visit in found[1]]) == (2, [first, third])
