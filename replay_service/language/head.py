@@ -81,6 +81,20 @@ def hidden_losses(
     return PositionLosses(log_total_P - chosen_P, chosen_P >= most_P, log_total_P)
 
 
+def chunked_logits(hidden_PD: Tensor, head: Linear, memory: Tensor) -> Iterator[Tensor]:
+    """The whole logits of P predictions, [C, V] of as many at a time as `memory` holds, which they are in."""
+    head_VD, vocab_size = head.weight.detach(), len(head.weight)
+    bias_V = None if head.bias is None else head.bias.to(hidden_PD.dtype)
+    for some_CD in hidden_PD.split(len(memory) // vocab_size):
+        yield _product_(some_CD, head_VD, bias_V, memory[: len(some_CD) * vocab_size].view(-1, vocab_size))
+
+
+def _product_(hidden_CD: Tensor, weight_ND: Tensor, bias_N: Tensor | None, out_CN: Tensor) -> Tensor:
+    if bias_N is None:
+        return torch.mm(hidden_CD, weight_ND.t(), out=out_CN)
+    return torch.addmm(bias_N, hidden_CD, weight_ND.t(), out=out_CN)
+
+
 class _LossesOfHidden(torch.autograd.Function):
     """nll_P and correct_P of hidden_PD, weight_VD, bias_V and target_P."""
 
@@ -188,8 +202,5 @@ class _Tiles:
         """[C, N]; lost when the next ones are asked for."""
         shape = (len(hidden_CD), len(part.weight_ND))
         products_CN, sums_CN = (each[: shape[0] * shape[1]].view(shape) for each in (self.products, self.sums))
-        if part.bias_N is None:
-            torch.mm(hidden_CD, part.weight_ND.t(), out=products_CN)
-        else:
-            torch.addmm(part.bias_N, hidden_CD, part.weight_ND.t(), out=products_CN)
+        _product_(hidden_CD, part.weight_ND, part.bias_N, products_CN)
         return products_CN if self.sums is self.products else sums_CN.copy_(products_CN)
