@@ -19,8 +19,8 @@ from replay_service.language.losses import PositionLosses, TokenLosses, logits_g
 
 CHUNK: Final = 1024
 """Predictions of a tile."""
-_SLICE_ON_A_CPU: Final = 2048
-"""Tokens of a tile: its logits in float32 are 8 MiB."""
+_SLICE_ON_A_CPU: Final = 4096
+"""Tokens of a tile: its logits in float32 are 16 MiB."""
 _SLICE_ELSEWHERE: Final = 8192
 
 
@@ -45,7 +45,7 @@ def head_losses(
     target_P = input_ids_BT[:, 1:].flatten().index_select(0, place_P)
     if torch.is_autocast_enabled(hidden_PD.device.type):
         hidden_PD = hidden_PD.to(torch.get_autocast_dtype(hidden_PD.device.type))
-    found = _LossesOfHidden.apply(hidden_PD, head.weight, head.bias, target_P, chunk)
+    found = _LossesOfHidden.apply(hidden_PD, head.weight, head.bias, target_P, chunk)  # type: ignore[no-untyped-call]
     nll_P, correct_P = cast(tuple[Tensor, Tensor], found)
     nll_BS = nll_P.new_zeros(mask_BS.numel()).index_copy(0, place_P, nll_P).view(mask_BS.shape)
     correct_BS = torch.zeros_like(mask_BS).flatten().index_copy(0, place_P, correct_P).view(mask_BS.shape)
@@ -85,7 +85,9 @@ def chunked_logits(hidden_PD: Tensor, head: Linear, memory: Tensor) -> Iterator[
     """The whole logits of P predictions, [C, V] of as many at a time as `memory` holds, which they are in."""
     head_VD, vocab_size = head.weight.detach(), len(head.weight)
     bias_V = None if head.bias is None else head.bias.to(hidden_PD.dtype)
-    for some_CD in hidden_PD.split(len(memory) // vocab_size):
+    num_at_once = len(memory) // vocab_size
+    for first in range(0, len(hidden_PD), num_at_once):
+        some_CD = hidden_PD[first : first + num_at_once]
         yield _product_(some_CD, head_VD, bias_V, memory[: len(some_CD) * vocab_size].view(-1, vocab_size))
 
 
@@ -109,7 +111,7 @@ class _LossesOfHidden(torch.autograd.Function):
         return losses.nll_P, losses.correct_P
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_P: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden_PD, weight_VD, bias_V, target_P, log_total_P = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
@@ -132,9 +134,9 @@ class _LossesOfHidden(torch.autograd.Function):
                     _add_product(grad_PD[some], narrow_CN, part.weight_ND)
                 if grad_ND is not None:
                     _add_product(grad_ND, narrow_CN.t(), hidden_PD[some])
-            if grad_VD is not None:
+            if grad_VD is not None and grad_ND is not None:
                 grad_VD[part.columns] = grad_ND
-            if grad_V is not None:
+            if grad_V is not None and grad_N is not None:
                 grad_V[part.columns] = grad_N
         return None if grad_PD is None else grad_PD.to(hidden_PD.dtype), grad_VD, grad_V, None, None
 

@@ -41,7 +41,8 @@ def token_losses(logits_BTV: Tensor, input_ids_BT: Tensor, length_B: Tensor) -> 
         length_B: int64, real tokens of each row; one of fewer than 2 has nothing to predict.
     """
     mask_BS = predicted(input_ids_BT, length_B)
-    nll_BS, correct_BS = cast(tuple[Tensor, Tensor], _LossesOfLogits.apply(logits_BTV, input_ids_BT[:, 1:]))
+    found = _LossesOfLogits.apply(logits_BTV, input_ids_BT[:, 1:])  # type: ignore[no-untyped-call]
+    nll_BS, correct_BS = cast(tuple[Tensor, Tensor], found)
     return TokenLosses(nll_BS * mask_BS, correct_BS & mask_BS, mask_BS)
 
 
@@ -102,7 +103,7 @@ class _LossesOfLogits(torch.autograd.Function):
         return nll_BS, correct_BS
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_BS: Tensor, _: Tensor) -> tuple[Tensor, None]:
         logits_BTV, target_BS, log_total_BS = ctx.saved_tensors
         grad_BTV = torch.empty_like(logits_BTV)

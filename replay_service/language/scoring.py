@@ -210,10 +210,11 @@ def _found_in(chunks_CV: Iterable[Tensor], target_P: Tensor, topk: int) -> _Foun
     first = 0
     for logits_CV in chunks_CV:
         scratch_QV = _scratch(logits_CV) if scratch_QV is None else scratch_QV
-        for logits_QV in logits_CV.split(len(scratch_QV)):
-            target_Q = target_P[first : first + len(logits_QV)]
-            parts.append(_found_at_once(scratch_QV[: len(logits_QV)].copy_(logits_QV), target_Q, topk))
-            first += len(logits_QV)
+        for start in range(0, len(logits_CV), len(scratch_QV)):
+            some_QV = logits_CV[start : start + len(scratch_QV)]
+            target_Q = target_P[first : first + len(some_QV)]
+            parts.append(_found_at_once(scratch_QV[: len(some_QV)].copy_(some_QV), target_Q, topk))
+            first += len(some_QV)
     nll, correct, topk_ids, topk_logprobs = zip(*parts, strict=True)
     if not topk:
         return _Found(torch.cat(nll), torch.cat(correct), None, None)
