@@ -39,6 +39,13 @@ def head_losses(
         length_B: int64, real tokens of each row; one of fewer than 2 has nothing to predict.
         chunk: most predictions of a tile.
     """
+    losses: TokenLosses = _head_losses(hidden_BTD, head, input_ids_BT, length_B, chunk)
+    return losses
+
+
+# Sizes depend on the rows' lengths, which is nothing for a compiler.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _head_losses(hidden_BTD: Tensor, head: Linear, input_ids_BT: Tensor, length_B: Tensor, chunk: int) -> TokenLosses:
     mask_BS = predicted(input_ids_BT, length_B)
     place_P = mask_BS.flatten().nonzero().squeeze(1)
     hidden_PD = hidden_BTD[:, :-1].flatten(0, 1).index_select(0, place_P)
