@@ -151,6 +151,7 @@ def test_a_module_of_losses_has_the_models_parameters_and_modes() -> None:
     assert model.training
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch hides it, but not from a filter that makes errors
 def test_a_compiled_module_gives_the_same_losses_and_gradients() -> None:
     model = make_model("llama").eval()
     module = LanguageLosses(model)
