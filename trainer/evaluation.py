@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from replay_service.language.losses import token_losses
+from replay_service.language.apart import LanguageLosses
 from replay_service.language.model import autocast
 from replay_service.language.packing import PackedRows
 from replay_service.language.precision import Precision
@@ -34,6 +34,7 @@ class HeldOut:
     ) -> dict[str, float]:
         """Mean loss of each domain, nats per predicted token; each rank measures its share of the rows."""
         model.eval()
+        measure = LanguageLosses(model)
         sums = torch.zeros(len(self.rows), 2, dtype=torch.float64, device=device)
         for index, rows in enumerate(self.rows.values()):
             mine = np.arange(rank, len(rows), world_size)
@@ -42,7 +43,7 @@ class HeldOut:
             ids_BT = torch.from_numpy(rows.input_ids[mine].astype(np.int64)).to(device)
             length_B = torch.from_numpy(rows.length[mine].astype(np.int64)).to(device)
             with autocast(precision, device):
-                losses = token_losses(model(input_ids=ids_BT, use_cache=False).logits, ids_BT, length_B)
+                losses = measure(ids_BT, length_B)
             sums[index, 0] = losses.nll_BS.sum()
             sums[index, 1] = losses.mask_BS.sum()
         model.train()

@@ -1,10 +1,13 @@
 """Scoring rows with the base model: losses, hits, likeliest tokens and features, all from one forward pass.
 
-Shapes: n rows, B rows of one pass, T = width of the rows, S = T - 1 predictions, P positions handled at once, V
-vocabulary, D hidden size. Prediction s is of the token at s + 1.
+Shapes: n rows, B rows of one pass, T = width of the rows, S = T - 1 predictions, P those of one pass that are within a
+row's length, C and Q some of these, V vocabulary, D hidden size. Prediction s is of the token at s + 1.
+
+No pass makes the logits of all its predictions: that takes hundreds of megabytes, and to get them from the system takes
+a CPU as long as the logits. A model that cannot be taken apart is the exception. (`replay_service.language.head`)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -12,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from replay_service.language.losses import position_losses
+from replay_service.language.apart import take_apart
+from replay_service.language.head import chunked_logits, hidden_losses
+from replay_service.language.losses import position_losses, predicted
 from replay_service.language.model import autocast, best_device, load_model, prepare_to_score
 from replay_service.language.packing import MIN_LENGTH
 from replay_service.language.precision import Precision
@@ -23,6 +28,9 @@ float16, and its exponential is zero, so that a term `p * log p` of it is zero a
 
 _LOGITS_AT_ONCE: Final = 1 << 20
 """How many are taken to float32 together: 4 MiB of them."""
+
+_LOGITS_OF_A_CHUNK: Final = 1 << 24
+"""How many are computed together where whole logits are needed."""
 
 _BLOCK: Final = 64
 """Logits of which the greatest is found first in a search for the likeliest tokens."""
@@ -52,7 +60,7 @@ class RowScorer:
     Args:
         model: a local folder or a hub name.
         precision: the arithmetic of the forward pass; losses are float32 in either.
-        batch_size: most rows of one forward pass; the logits of so many are in memory at a time.
+        batch_size: most rows of one forward pass.
         device: by default a GPU if there is one.
         topk: how many of the likeliest tokens to keep of each prediction; 0 for none.
         features: whether to pool the last hidden state.
@@ -79,11 +87,16 @@ class RowScorer:
         self._precision = precision
         self._batch_size = batch_size
         self._topk, self._features, self._token_losses = topk, features, token_losses
+        with autocast(precision, self._device):
+            self._parts = take_apart(self._model)
         vocab_size, self._hidden_size = self._model.get_output_embeddings().weight.shape
         if not 0 <= topk <= vocab_size:
             raise ValueError(f"topk {topk} is not between 0 and the model's {vocab_size} tokens")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        # Where the likeliest tokens are asked for, whole logits of some predictions are needed.
+        weight = self._model.get_output_embeddings().weight
+        self._memory = weight.new_empty(max(1, _LOGITS_OF_A_CHUNK // vocab_size) * vocab_size if topk else 0)
         if features:
             self._model.base_model.register_forward_hook(self._keep_hidden)
 
@@ -136,16 +149,26 @@ class RowScorer:
     ) -> None:
         """One forward pass over rows that are as wide as the longest; writes what it gives at `index`."""
         ids_BT = torch.from_numpy(input_ids.astype(np.int64)).to(self._device)
+        length_B = torch.from_numpy(length.astype(np.int64)).to(self._device)
         with torch.inference_mode():
-            with autocast(self._precision, self._device):
-                logits_BTV = self._model(input_ids=ids_BT, use_cache=False).logits
-            found = _Predictions.nothing(len(length), input_ids.shape[1] - 1, self._topk, self._device)
-            scratch_PV = _scratch(logits_BTV.shape[2], self._device)
-            for row, end in enumerate(length.tolist()):
-                found.fill(row, logits_BTV[row, : end - 1], ids_BT[row, 1:end], scratch_PV)
-            found.write(scores, index, length)
+            mask_BS = predicted(ids_BT, length_B)
+            found = self._found(ids_BT, ids_BT[:, 1:][mask_BS], mask_BS)
+            found.write(scores, index, mask_BS)
             if scores.feature is not None:
                 scores.feature[index] = self._pooled(length).cpu().numpy()
+
+    def _found(self, ids_BT: Tensor, target_P: Tensor, mask_BS: Tensor) -> "_Found":
+        with autocast(self._precision, self._device):
+            if self._parts is None:
+                logits_BTV = self._model(input_ids=ids_BT, use_cache=False).logits
+                return _found_in(_real_logits(logits_BTV, mask_BS), target_P, self._topk)
+            hidden_BTD = self._parts.hidden(ids_BT)
+        head = self._parts.head
+        hidden_PD = hidden_BTD[:, :-1][mask_BS].to(head.weight.dtype)
+        if self._topk:
+            return _found_in(chunked_logits(hidden_PD, head, self._memory), target_P, self._topk)
+        losses = hidden_losses(hidden_PD, head.weight, head.bias, target_P)
+        return _Found(losses.nll_P, losses.correct_P, None, None)
 
     def _keep_hidden(self, _module: Any, _arguments: Any, output: Any) -> None:
         self._hidden_BTD = output[0]
@@ -155,54 +178,70 @@ class RowScorer:
         return torch.stack([hidden_TD[:end].float().mean(dim=0) for hidden_TD, end in rows])
 
 
-class _Predictions(NamedTuple):
-    """What the logits of one forward pass say, filled in row by row: float32 logits of them all would not fit."""
+class _Found(NamedTuple):
+    """What is known of the P predictions of one forward pass, those of the first row first."""
 
-    nll_BS: Tensor
-    correct_BS: Tensor
-    topk_ids_BSk: Tensor
-    topk_logprobs_BSk: Tensor
+    nll_P: Tensor
+    correct_P: Tensor
+    topk_ids_Pk: Tensor | None
+    topk_logprobs_Pk: Tensor | None
 
-    @classmethod
-    def nothing(cls, num_rows: int, num_predictions: int, topk: int, device: torch.device) -> "_Predictions":
-        shape = (num_rows, num_predictions)
-        return cls(
-            torch.zeros(shape, device=device),
-            torch.zeros(shape, dtype=torch.bool, device=device),
-            torch.zeros((*shape, topk), dtype=torch.int32, device=device),
-            torch.full((*shape, topk), LEAST_LOGPROB, dtype=torch.float16, device=device),
-        )
-
-    def fill(self, row: int, logits_SV: Tensor, target_S: Tensor, scratch_PV: Tensor) -> None:
-        """Of the predictions of one row that are of real tokens; float32 `scratch_PV` says how many at a time."""
-        topk = self.topk_ids_BSk.shape[2]
-        for first in range(0, len(logits_SV), len(scratch_PV)):
-            here = slice(first, min(first + len(scratch_PV), len(logits_SV)))
-            logits_PV = scratch_PV[: here.stop - first].copy_(logits_SV[here])
-            if topk:
-                greatest_Pk, self.topk_ids_BSk[row, here] = likeliest(logits_PV, topk)
-            losses = position_losses(logits_PV, target_S[here], overwrite=True)
-            self.nll_BS[row, here], self.correct_BS[row, here] = losses.nll_P, losses.correct_P
-            if topk:
-                logprobs_Pk = (greatest_Pk - losses.log_total_P[:, None]).clamp(min=LEAST_LOGPROB)
-                self.topk_logprobs_BSk[row, here] = logprobs_Pk
-
-    def write(self, scores: Scores, index: NDArray[np.int64], length: NDArray[np.integer[Any]]) -> None:
-        """To the rows at `index` of the scores, whose lengths are given."""
-        num_predicted_B = torch.from_numpy(length.astype(np.int64) - 1).to(self.nll_BS.device)
-        scores.base_loss[index] = (self.nll_BS.sum(dim=1) / num_predicted_B).cpu().numpy()
-        predicted = np.ix_(index, np.arange(self.nll_BS.shape[1]))
-        scores.correct[:, 1:][predicted] = self.correct_BS.cpu().numpy()
-        if scores.token_nats is not None:
-            scores.token_nats[predicted] = self.nll_BS.cpu().numpy()
-        if scores.topk_ids is not None and scores.topk_logprobs is not None:
-            scores.topk_ids[predicted] = self.topk_ids_BSk.cpu().numpy()
-            scores.topk_logprobs[predicted] = self.topk_logprobs_BSk.cpu().numpy()
+    def write(self, scores: Scores, index: NDArray[np.int64], mask_BS: Tensor) -> None:
+        """To the rows at `index` of the scores, of which `mask_BS` says what is predicted."""
+        nll_BS = torch.zeros(mask_BS.shape, device=mask_BS.device)
+        nll_BS[mask_BS] = self.nll_P
+        scores.base_loss[index] = (nll_BS.sum(dim=1) / mask_BS.sum(dim=1)).cpu().numpy()
+        row_P, place_P = (each.cpu().numpy() for each in mask_BS.nonzero(as_tuple=True))
+        predictions = index[row_P], place_P
+        scores.correct[:, 1:][predictions] = self.correct_P.cpu().numpy()
+        for column, found in zip(
+            (scores.token_nats, scores.topk_ids, scores.topk_logprobs),
+            (self.nll_P, self.topk_ids_Pk, self.topk_logprobs_Pk),
+            strict=True,
+        ):
+            if column is not None and found is not None:
+                column[predictions] = found.cpu().numpy()
 
 
-def _scratch(vocab_size: int, device: torch.device) -> Tensor:
+def _found_in(chunks_CV: Iterable[Tensor], target_P: Tensor, topk: int) -> _Found:
+    """Of logits in chunks of any size; float32 logits of a whole chunk would not fit into a cache."""
+    parts: list[_Found] = []
+    scratch_QV: Tensor | None = None
+    first = 0
+    for logits_CV in chunks_CV:
+        scratch_QV = _scratch(logits_CV) if scratch_QV is None else scratch_QV
+        for start in range(0, len(logits_CV), len(scratch_QV)):
+            some_QV = logits_CV[start : start + len(scratch_QV)]
+            target_Q = target_P[first : first + len(some_QV)]
+            parts.append(_found_at_once(scratch_QV[: len(some_QV)].copy_(some_QV), target_Q, topk))
+            first += len(some_QV)
+    nll, correct, topk_ids, topk_logprobs = zip(*parts, strict=True)
+    if not topk:
+        return _Found(torch.cat(nll), torch.cat(correct), None, None)
+    return _Found(torch.cat(nll), torch.cat(correct), torch.cat(topk_ids), torch.cat(topk_logprobs))
+
+
+def _found_at_once(logits_QV: Tensor, target_Q: Tensor, topk: int) -> _Found:
+    """Of float32 logits, which are lost."""
+    if not topk:
+        losses = position_losses(logits_QV, target_Q, overwrite=True)
+        return _Found(losses.nll_P, losses.correct_P, None, None)
+    greatest_Qk, ids_Qk = likeliest(logits_QV, topk)
+    losses = position_losses(logits_QV, target_Q, overwrite=True)
+    logprobs_Qk = (greatest_Qk - losses.log_total_P[:, None]).clamp(min=LEAST_LOGPROB)
+    return _Found(losses.nll_P, losses.correct_P, ids_Qk.int(), logprobs_Qk.half())
+
+
+def _real_logits(logits_BTV: Tensor, mask_BS: Tensor) -> Iterator[Tensor]:
+    """Those of each row that predict one of its tokens."""
+    for logits_TV, num_predicted in zip(logits_BTV, mask_BS.sum(dim=1).tolist(), strict=True):
+        yield logits_TV[:num_predicted]
+
+
+def _scratch(like_CV: Tensor) -> Tensor:
     """Memory for float32 logits, to be used again and again: to ask the system for it costs as much as the sums."""
-    return torch.empty(max(1, _LOGITS_AT_ONCE // vocab_size), vocab_size, device=device)
+    vocab_size = like_CV.shape[1]
+    return like_CV.new_empty(max(1, _LOGITS_AT_ONCE // vocab_size), vocab_size, dtype=torch.float32)
 
 
 def likeliest(logits_PV: Tensor, k: int) -> tuple[Tensor, Tensor]:

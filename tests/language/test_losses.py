@@ -69,6 +69,36 @@ def test_gradients_are_those_of_cross_entropy() -> None:
     assert not ours.grad[0, 2:].any()
 
 
+def test_gradients_are_exact_however_differently_losses_weigh() -> None:
+    logits, input_ids, length = random_batch(4, [3, 9, 2, 6, 0])
+    weights = torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.autograd.gradcheck(
+        lambda logits: token_losses(logits, input_ids, length).nll_BS * weights, logits.double().requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("vocab_size", [13, 300_000])
+def test_a_gradient_is_of_the_logits_type_and_rounded_once(vocab_size: int) -> None:
+    logits, input_ids, length = random_batch(5, [9, 4], vocab_size=vocab_size)
+    narrow, plain = (
+        logits.to(dtype).to(again) for dtype, again in [(torch.bfloat16,) * 2, (torch.bfloat16, torch.float32)]
+    )
+    for each in (narrow, plain):
+        token_losses(each.requires_grad_(), input_ids, length).nll_BS.square().sum().backward()
+    assert narrow.grad.dtype == torch.bfloat16
+    assert torch.equal(narrow.grad, plain.grad.bfloat16())
+
+
+def test_only_the_logits_as_they_came_are_kept_for_the_backward_pass() -> None:
+    logits, input_ids, length = random_batch(6, [9, 4], vocab_size=1000)
+    logits = logits.bfloat16().requires_grad_()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda kept: kept):
+        token_losses(logits, input_ids, length)
+    large = [each for each in kept if each.numel() >= 1000]
+    assert [each.data_ptr() for each in large] == [logits.data_ptr()]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_logits_are_summed_in_float32(dtype: torch.dtype) -> None:
     logits, input_ids, length = random_batch(2, [9, 4], vocab_size=4000)
