@@ -32,6 +32,7 @@ def make_corpus(
     vocab_size: int = 300,
     rows_per_segment: int = 30,
     tokenizer_fingerprint: str = "none",
+    topk: int = 0,
     seed: int = 0,
 ) -> Manifest:
     """A corpus of random rows at folder/name, through the project's own writing code, without a model."""
@@ -42,6 +43,7 @@ def make_corpus(
         vocab_size=vocab_size,
         rows_per_segment=rows_per_segment,
         tokenizer_fingerprint=tokenizer_fingerprint,
+        topk=topk,
     )
 
 

@@ -43,6 +43,8 @@ class CorpusInfo:
     seq_len: int
     precision: str
     num_samples: int
+    topk: int
+    """How many of the base model's likeliest tokens are stored of each prediction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +157,11 @@ class ReplayClient:
         rank: int = 0,
         world_size: int = 1,
         compression: Compression = "none",
+        topk: bool = False,
     ) -> Batch:
         """The samples that `rank` rehearses in a window of steps; none is an answer too: an empty batch.
 
+        `topk` asks for the base model's likeliest tokens too, for distilled rehearsal; the corpus must store them.
         `zstd` compresses what travels: for slow networks, since it costs both sides CPU time.
         """
         window = {
@@ -166,6 +170,7 @@ class ReplayClient:
             "rank": rank,
             "world_size": world_size,
             "compression": compression,
+            **({"topk": True} if topk else {}),
         }
 
         def read(response: httpx2.Response) -> Batch:

@@ -79,7 +79,15 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
         yield Feed(target, config.global_batch_size, rank, world_size, None, None)
         return
     with ReplayClient(rehearsal.service_url) as client:
-        stream = RehearsalStream(client, rehearsal.run, rank, world_size, config.num_steps, rehearsal.window_steps)
+        stream = RehearsalStream(
+            client,
+            rehearsal.run,
+            rank,
+            world_size,
+            config.num_steps,
+            rehearsal.window_steps,
+            topk=rehearsal.rehearsal_loss != "cross_entropy",
+        )
         reporter = LossReporter(client, rehearsal.run)
         try:
             yield Feed(

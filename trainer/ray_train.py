@@ -20,7 +20,7 @@ from replay_service.errors import ReplayError
 from replay_service.language.model import check_seq_len, faster_precision, load_config
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import fingerprint, load_tokenizer, separator_id
-from trainer.client import TOKEN_VARIABLE, ReplayClient
+from trainer.client import TOKEN_VARIABLE, CorpusInfo, ReplayClient
 from trainer.config import TrainConfig
 from trainer.errors import CorpusMismatch, InvalidTraining, TrainerError
 from trainer.loop import fine_tune
@@ -112,25 +112,30 @@ def preflight(config: TrainConfig) -> Precision:
     if rehearsal is not None:
         with ReplayClient(rehearsal.service_url) as client:
             corpus = client.corpus(rehearsal.corpus)
-            _check_corpus(config, tokenizer, corpus.tokenizer_fingerprint, corpus.separator_id, corpus.seq_len)
+            _check_corpus(config, tokenizer, corpus)
             client.ensure_run(rehearsal.run, rehearsal.corpus, config.run_settings())
         if precision == "corpus":
             precision = "bf16" if corpus.precision == "bf16" else "float32"
     return faster_precision() if precision == "corpus" else precision
 
 
-def _check_corpus(config: TrainConfig, tokenizer: Any, tokens: str, separator: int, seq_len: int) -> None:
+def _check_corpus(config: TrainConfig, tokenizer: Any, info: CorpusInfo) -> None:
     assert config.rehearsal is not None
-    corpus = config.rehearsal.corpus
-    if (fingerprint(tokenizer), separator_id(tokenizer)) != (tokens, separator):
+    corpus, loss = info.corpus, config.rehearsal.rehearsal_loss
+    if (fingerprint(tokenizer), separator_id(tokenizer)) != (info.tokenizer_fingerprint, info.separator_id):
         raise CorpusMismatch(
             f"the tokenizer of {config.model!r} is not the one that corpus {corpus!r} was made with; ingest the "
             "pretraining shards with this model, or tune the model that the corpus was made for"
         )
-    if seq_len != config.data.seq_len:
+    if info.seq_len != config.data.seq_len:
         raise CorpusMismatch(
-            f"rows of corpus {corpus!r} have {seq_len} tokens, but data.seq_len is {config.data.seq_len}; set it to "
-            f"{seq_len}"
+            f"rows of corpus {corpus!r} have {info.seq_len} tokens, but data.seq_len is {config.data.seq_len}; set "
+            f"it to {info.seq_len}"
+        )
+    if loss != "cross_entropy" and not info.topk:
+        raise CorpusMismatch(
+            f"corpus {corpus!r} does not store the base model's likeliest tokens, which rehearsal_loss {loss} learns "
+            "from; ingest it with --store-topk 8, or take cross_entropy"
         )
 
 

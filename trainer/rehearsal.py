@@ -43,6 +43,8 @@ class RehearsalStream:
     world_size: int
     num_steps: int | None = None
     window_steps: int | Auto = "auto"
+    topk: bool = False
+    """Whether batches bring the base model's likeliest tokens, which distilled rehearsal learns from."""
     next_step: int = 0
     _rule: WindowRule | None = field(default=None, init=False, repr=False)
     _steps_ahead: int = field(default=1, init=False, repr=False)
@@ -129,7 +131,12 @@ class RehearsalStream:
         while True:
             try:
                 return self.client.batch(
-                    self.run, step, num_steps=num_steps, rank=self.rank, world_size=self.world_size
+                    self.run,
+                    step,
+                    num_steps=num_steps,
+                    rank=self.rank,
+                    world_size=self.world_size,
+                    topk=self.topk,
                 )
             except NotReady:
                 # The job is slower than the client is patient; the service seals what it has waited for too long.

@@ -83,5 +83,4 @@ class WindowRule:
 
 def _row_bytes(window: Batch) -> int:
     """What a sample takes in memory, in a window that may hold none."""
-    arrays = (getattr(window, name) for name in Batch.__dataclass_fields__ if name != "header")
-    return sum(math.prod(array.shape[1:]) * array.dtype.itemsize for array in arrays)
+    return sum(math.prod(array.shape[1:]) * array.dtype.itemsize for array in window.columns().values())

@@ -158,6 +158,11 @@ async def _read(source: BatchSource, window: Window, asked: BatchRequest) -> Bat
         corpus = await run_in_threadpool(source.corpora.get, window.corpus)
     else:
         corpus = source.corpora.get(window.corpus)
+    if asked.topk and not corpus.manifest.topk:
+        raise InvalidRequest(
+            f"corpus {window.corpus!r} does not store the base model's likeliest tokens; ingest it with `--store-topk "
+            "8`, or ask without topk"
+        )
     try:
         samples = await _rows(corpus, planned["sample_id"])
     except IndexError:
@@ -261,6 +266,8 @@ def batch_of(window: Window, asked: BatchRequest, corpus: Corpus, planned: np.nd
         stratum=samples.stratum,
         probability=planned["probability"],
         times_drawn=planned["times_drawn"],
+        topk_ids=samples.topk_ids if asked.topk else None,
+        topk_logprobs=samples.topk_logprobs if asked.topk else None,
     )
 
 

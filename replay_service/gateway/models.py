@@ -206,6 +206,7 @@ class BatchRequest(Model):
     rank: int = Field(0, ge=0, le=1 << 20, description="The rank that asks.")
     world_size: int = Field(1, ge=1, le=1 << 20, description="Ranks in the job.")
     compression: Compression = Field("none", description="Of the buffers in an Arrow answer: zstd costs CPU time.")
+    topk: bool = Field(False, description="Also send the base model's likeliest tokens, which the corpus must store.")
 
 
 class LossRow(Model):

@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -84,6 +84,9 @@ class Batch:
         stratum: int32 [n].
         probability: float64 [n], of a single draw of this sample.
         times_drawn: int32 [n], this draw included.
+        topk_ids: [n, seq_len - 1, k], the narrowest unsigned type: the base model's k likeliest tokens for each
+            prediction. None unless asked for.
+        topk_logprobs: float16, the same shape: their log-probabilities, nats. None unless asked for.
     """
 
     header: BatchHeader
@@ -96,6 +99,12 @@ class Batch:
     stratum: NDArray[np.int32]
     probability: NDArray[np.float64]
     times_drawn: NDArray[np.int32]
+    topk_ids: NDArray[np.unsignedinteger] | None = None
+    topk_logprobs: NDArray[np.float16] | None = None
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The arrays that there are, by name."""
+        return {name: each for name in _COLUMNS if (each := getattr(self, name)) is not None}
 
     def __len__(self) -> int:
         return len(self.step)
@@ -108,21 +117,32 @@ class Batch:
 
     def rows(self, rows: slice) -> "Batch":
         """Some of its rows, as views; the header stays."""
-        taken = {name: each[rows] for name in _COLUMNS if (each := getattr(self, name)) is not None}
+        taken: dict[str, Any] = {name: each[rows] for name, each in self.columns().items()}
         return replace(self, **taken)
 
     def of_step(self, step: int) -> "Batch":
         """The rows of one step, as views."""
         first, last = np.searchsorted(self.step, [step, step + 1])
         header = replace(self.header, steps=[each for each in self.header.steps if each.step == step])
-        return Batch(header, *(getattr(self, name)[first:last] for name in _COLUMNS))
+        return replace(self.rows(slice(first, last)), header=header)
 
 
-_WIDE: Final = {"input_ids": wide_list, "base_correct": wide_binary}
+_OPTIONAL: Final = frozenset({"topk_ids", "topk_logprobs"})
+_WIDE: Final = {
+    "input_ids": wide_list,
+    "base_correct": wide_binary,
+    "topk_ids": wide_list,
+    "topk_logprobs": wide_list,
+}
 
 
 def _is_ids(type_: pa.DataType) -> bool:
     return bool(pa.types.is_fixed_size_list(type_) and pa.types.is_unsigned_integer(type_.value_type))
+
+
+def _is_nested(type_: pa.DataType, fits: Callable[[pa.DataType], bool]) -> bool:
+    nested = pa.types.is_fixed_size_list(type_) and pa.types.is_fixed_size_list(type_.value_type)
+    return nested and fits(type_.value_type.value_type)
 
 
 _COLUMNS: Final[dict[str, Callable[[pa.DataType], bool]]] = {
@@ -135,6 +155,8 @@ _COLUMNS: Final[dict[str, Callable[[pa.DataType], bool]]] = {
     "stratum": pa.types.is_int32,
     "probability": pa.types.is_float64,
     "times_drawn": pa.types.is_int32,
+    "topk_ids": lambda type_: _is_nested(type_, pa.types.is_unsigned_integer),
+    "topk_logprobs": lambda type_: _is_nested(type_, pa.types.is_float16),
 }
 """The arrays of a batch, in the order of its fields, and whether an Arrow type is the right one."""
 
@@ -145,10 +167,11 @@ def encode_batch(batch: Batch, compression: Compression = "none") -> pa.Buffer:
     Without compression each array is copied once, to its place in the stream.
     """
     header = json.dumps(_header_fields(batch.header)).encode()
-    arrays = [getattr(batch, name) for name in _COLUMNS]
+    columns = batch.columns()
     if compression == "none":
-        return _stencil(len(batch), tuple((each.dtype, each.shape[1:]) for each in arrays)).filled(header, arrays)
-    records = _records(arrays).replace_schema_metadata({_HEADER_KEY: header})
+        types = tuple((name, each.dtype, each.shape[1:]) for name, each in columns.items())
+        return _stencil(len(batch), types).filled(header, list(columns.values()))
+    records = _records(columns).replace_schema_metadata({_HEADER_KEY: header})
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=compression)
     with pa.ipc.new_stream(sink, records.schema, options=options) as writer:
@@ -162,9 +185,8 @@ def _header_fields(header: BatchHeader) -> dict[str, object]:
     return fields | {"steps": [{name: getattr(each, name) for name in StepHeader.__slots__} for each in header.steps]}
 
 
-def _records(arrays: Sequence[NDArray[Any]]) -> pa.RecordBatch:
-    columns = zip(_COLUMNS, arrays, strict=True)
-    return pa.record_batch({name: _WIDE.get(name, pa.array)(array) for name, array in columns})
+def _records(columns: Mapping[str, NDArray[Any]]) -> pa.RecordBatch:
+    return pa.record_batch({name: _WIDE.get(name, pa.array)(array) for name, array in columns.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,14 +226,14 @@ _END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 @functools.lru_cache(256)
-def _stencil(num_rows: int, types: tuple[tuple[np.dtype[Any], tuple[int, ...]], ...]) -> _Stencil:
+def _stencil(num_rows: int, types: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]) -> _Stencil:
     """Found by letting Arrow encode as many rows, and looking where it puts the numbers of each column."""
-    records = _records([np.zeros((num_rows, *shape), dtype) for dtype, shape in types])
+    records = _records({name: np.zeros((num_rows, *shape), dtype) for name, dtype, shape in types})
     message = pa.ipc.read_message(records.serialize())
     begin = message.body.address
     body = pa.ipc.read_record_batch(message, records.schema)
     places = []
-    for column, (dtype, shape) in zip(body.columns, types, strict=True):
+    for column, (_, dtype, shape) in zip(body.columns, types, strict=True):
         numbers = column.buffers()[-1]
         num_bytes = num_rows * dtype.itemsize * math.prod(shape)
         places.append((numbers.address - begin if num_bytes else 0, num_bytes))
@@ -230,12 +252,13 @@ def decode_batch(body: bytes) -> Batch:
         fields = json.loads((records.schema.metadata or {})[_HEADER_KEY])
         steps = [StepHeader(**each) for each in fields["steps"]]
         header = BatchHeader(**{**fields, "steps": steps})
-        columns = [_array(records, name, fits) for name, fits in _COLUMNS.items()]
+        there = set(_COLUMNS) - (_OPTIONAL - set(records.schema.names))
+        columns = {name: _array(records, name, fits) for name, fits in _COLUMNS.items() if name in there}
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the Arrow stream is no rehearsal batch: {error!r}") from error
     if header.wire_version != WIRE_VERSION:
         raise ValueError(f"the batch is of wire version {header.wire_version}; this release reads {WIRE_VERSION}")
-    return Batch(header, *columns)
+    return Batch(header, **columns)
 
 
 def encode_losses(rows: np.ndarray) -> pa.Buffer:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -82,12 +83,21 @@ class MadeUpCorpus:
         vocab_size: int = 300,
         rows_per_segment: int = 30,
         tokenizer_fingerprint: str = "none",
+        topk: int = 0,
     ) -> Manifest:
-        """Write the corpus down as its first generation, rows in the order of their strata."""
+        """Write the corpus down as its first generation, rows in the order of their strata.
+
+        With `topk`, the base model is said to have expected the token that came with probability 1/2, the one of the
+        next id with 1/4, and so on.
+        """
         shares = np.arange(1, num_quantiles) / num_quantiles
         edges = np.stack([np.quantile(self.base_loss[self.domain == i], shares) for i in range(len(self.domains))])
         rows = sample_rows(
-            self.packed, self.base_loss, self.is_right, assign_strata(self.base_loss, self.domain, edges)
+            self.packed,
+            self.base_loss,
+            self.is_right,
+            assign_strata(self.base_loss, self.domain, edges),
+            self._topk(topk, vocab_size),
         )
         (folder / "segments").mkdir(parents=True)
         segments = [
@@ -104,7 +114,7 @@ class MadeUpCorpus:
             precision="float32",
             num_quantiles=num_quantiles,
             partition_by="domain",
-            topk=0,
+            topk=topk,
             recipe="none",
         )
         manifest = replace(
@@ -119,13 +129,25 @@ class MadeUpCorpus:
         write_manifest(folder, manifest)
         return manifest
 
+    def _topk(self, topk: int, vocab_size: int) -> dict[str, NDArray[Any]]:
+        if not topk:
+            return {}
+        target = self.packed.input_ids[:, 1:, None].astype(np.int64)
+        ids = ((target + np.arange(topk)) % vocab_size).astype(id_dtype(vocab_size))
+        logprobs = np.broadcast_to(-np.log(2.0) * np.arange(1, topk + 1), ids.shape).astype(np.float16)
+        return {"topk_ids": ids, "topk_logprobs": logprobs}
+
     def _summary_of(self, domain: int) -> DomainSummary:
         is_of = self.domain == domain
         return summary_of(self.domains[domain], self.base_loss[is_of], int(self.packed.length[is_of].sum()))
 
 
 def sample_rows(
-    packed: PackedRows, base_loss: NDArray[np.float32], is_right: NDArray[np.bool_], stratum: NDArray[np.int64]
+    packed: PackedRows,
+    base_loss: NDArray[np.float32],
+    is_right: NDArray[np.bool_],
+    stratum: NDArray[np.int64],
+    topk: Mapping[str, NDArray[Any]] = MappingProxyType({}),
 ) -> SampleRows:
     """Rows in their strata, sorted by them; no base model predicts a row's first token, or what is padding."""
     place = np.arange(packed.input_ids.shape[1])
@@ -136,6 +158,7 @@ def sample_rows(
         base_loss=base_loss,
         base_correct=np.packbits(is_right & is_predicted, axis=1, bitorder="little"),
         stratum=stratum.astype(np.int32),
+        **topk,
     )
     return rows.take(np.argsort(stratum, kind="stable"))
 

@@ -58,6 +58,7 @@ def replay_service(
     seed: int = 0,
     corpus: str = "pretraining",
     tokenizer_fingerprint: str = "none",
+    topk: int = 0,
     serve: bool = False,
     settings: dict[str, Any] | None = None,
 ) -> Iterator[ServiceUnderTest]:
@@ -76,6 +77,7 @@ def replay_service(
         seed: of all that is random.
         corpus: name of the corpus.
         tokenizer_fingerprint: of the corpus's tokenizer; `replay-trainer` compares it with its model's.
+        topk: how many of the base model's likeliest tokens the corpus stores of each prediction.
         serve: listen on loopback, so that other processes such as Ray's workers can reach it. By default requests of
             `ServiceUnderTest.client` take no socket.
         settings: further settings of the service, by name. The environment's are left out.
@@ -92,6 +94,7 @@ def replay_service(
         made.write(
             root / "corpora" / corpus,
             num_quantiles=num_quantiles,
+            topk=topk,
             vocab_size=vocab_size,
             tokenizer_fingerprint=tokenizer_fingerprint,
         )

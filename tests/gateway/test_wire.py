@@ -25,7 +25,8 @@ from replay_service.gateway.wire import (
 from replay_service.sampling.events import LOSS_ROW
 
 SEQ_LEN = 12
-COLUMNS = [name for name in Batch.__dataclass_fields__ if name != "header"]
+OPTIONAL = ("topk_ids", "topk_logprobs")
+COLUMNS = [name for name in Batch.__dataclass_fields__ if name not in ("header", *OPTIONAL)]
 Decoder = Callable[[bytes], Any]
 
 
@@ -94,7 +95,7 @@ def with_header(body: bytes, header: object) -> bytes:
 
 def touch(decoded: Batch | np.ndarray) -> int:
     """Read every byte, so that a view beyond its buffer would show."""
-    arrays = [getattr(decoded, name) for name in COLUMNS] if isinstance(decoded, Batch) else [decoded]
+    arrays = list(decoded.columns().values()) if isinstance(decoded, Batch) else [decoded]
     assert len({len(array) for array in arrays}) == 1
     return sum(len(array.tobytes()) for array in arrays)
 
@@ -193,6 +194,22 @@ def test_a_batch_comes_through_whether_it_is_compressed_or_not(compression: Comp
     again = decode_batch(bytes(encode_batch(batch, compression)))
     assert again.header == batch.header
     assert all(np.array_equal(getattr(again, name), getattr(batch, name)) for name in COLUMNS)
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("num_rows", [0, 3])
+def test_the_likeliest_tokens_come_along_when_they_are_there(compression: Compression, num_rows: int) -> None:
+    rng, shape = np.random.default_rng(1), (num_rows, SEQ_LEN - 1, 4)
+    topk = {
+        "topk_ids": rng.integers(0, 300, shape).astype(np.uint16),
+        "topk_logprobs": rng.random(shape).astype(np.float16),
+    }
+    again = decode_batch(bytes(encode_batch(replace(make_batch(num_rows), **topk), compression)))
+    for name, sent in topk.items():
+        got = getattr(again, name)
+        assert (got.dtype, got.shape, got.tobytes()) == (sent.dtype, sent.shape, sent.tobytes())
+    assert again.rows(slice(1, 2)).columns()["topk_ids"].tolist() == topk["topk_ids"][1:2].tolist()
+    assert list(decode_batch(bytes(encode_batch(make_batch(num_rows)))).columns()) == COLUMNS
 
 
 def test_compression_makes_like_tokens_small() -> None:

@@ -4,15 +4,17 @@ from typing import Any
 import pytest
 import torch
 
-from replay_service.language.losses import token_losses
 from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer
 from tests.trainer.worlds import AloneWorker, a_job, write_text
 from trainer.client import ReplayClient
 from trainer.feed import open_feed
-from trainer.loop import fine_tune, training_loss
+from trainer.loop import fine_tune
 from trainer.metrics import MetricsFile
+from trainer.mixing import MixedBatch
+from trainer.objective import Counts, Objective
 from trainer.ray_train import preflight
+from trainer.stopwatch import Stopwatch
 
 
 def losses_of(output: Path) -> list[float]:
@@ -31,11 +33,9 @@ def test_it_is_the_plain_loop_when_nothing_is_rehearsed(tmp_path: Path, tiny_mod
     fine_tune(job, "float32", AloneWorker())
     got = losses_of(tmp_path)
 
-    from replay_service.corpus.sources import Columns
-    from trainer.target import TargetRows, concatenated, packed_by_domain
+    from trainer.target import TargetRows, load_target
 
-    packed = packed_by_domain(job.data.target, Columns(), load_tokenizer(job.model), job.data.seq_len)
-    rows = TargetRows(concatenated(list(packed.values())), job.seed)
+    rows = TargetRows(load_target(job.data, None, load_tokenizer(job.model)), job.seed)
     model = load_model(job.model).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
     for step in range(3):
@@ -51,10 +51,11 @@ def test_it_is_the_plain_loop_when_nothing_is_rehearsed(tmp_path: Path, tiny_mod
 
 
 def gradients(model: Any, ids_BT: torch.Tensor, length_B: torch.Tensor) -> list[torch.Tensor]:
-    """The gradients of the training loss of one rank that is alone."""
+    """The gradients of the objective of one rank that is alone, with every method off."""
     model.zero_grad()
-    losses = token_losses(model(input_ids=ids_BT, use_cache=False).logits, ids_BT, length_B)
-    loss = training_loss(losses, losses.mask_BS.double().sum(), 1)
+    batch = MixedBatch(ids_BT, length_B, None)
+    objective = Objective("float32", "cross_entropy", None, Stopwatch(torch.device("cpu")))
+    loss = objective.measure(model, batch, Counts(*Counts.of(batch).tolist()), 1).loss
     assert torch.isfinite(loss)
     loss.backward()
     return [parameter.grad.clone() for parameter in model.parameters()]

@@ -3,15 +3,15 @@ import torch
 
 from replay_service.gateway.wire import Batch, BatchHeader
 from replay_service.language.losses import TokenLosses, token_losses
-from replay_service.language.packing import PackedRows
 from trainer.mixing import loss_rows, mix
+from trainer.target import TrainingRows
 
 SEQ_LEN = 5
 
 
-def target_rows(num_rows: int) -> PackedRows:
+def target_rows(num_rows: int) -> TrainingRows:
     ids = np.arange(num_rows * SEQ_LEN, dtype=np.uint16).reshape(num_rows, SEQ_LEN)
-    return PackedRows(ids, np.full(num_rows, SEQ_LEN, dtype=np.int32))
+    return TrainingRows(ids, np.full(num_rows, SEQ_LEN, dtype=np.int32))
 
 
 def rehearsed_rows(base_correct: list[list[int]], length: list[int]) -> Batch:

@@ -47,8 +47,7 @@ def at_first(*faults: Fault) -> Callable[[], Fault]:
 
 def content_of(batch: Batch) -> dict[str, Any]:
     """All of a batch, as bytes."""
-    names = [name for name in Batch.__dataclass_fields__ if name != "header"]
-    return {"header": asdict(batch.header), **{name: getattr(batch, name).tobytes() for name in names}}
+    return {"header": asdict(batch.header), **{name: each.tobytes() for name, each in batch.columns().items()}}
 
 
 def measured(batch: Batch) -> np.ndarray:

@@ -6,15 +6,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from replay_service.corpus.sources import Columns
-from replay_service.language.packing import PackedRows
 from replay_service.language.tokenizer import load_tokenizer, separator_id
 from tests.trainer.worlds import write_text
 from trainer.errors import InvalidTraining
-from trainer.target import TargetRows, packed_by_domain
+from trainer.target import TargetRows, TrainingRows, packed_by_domain
 
 
-def numbered(num_rows: int) -> PackedRows:
-    return PackedRows(np.arange(num_rows, dtype=np.uint16)[:, None], np.ones(num_rows, dtype=np.int32))
+def numbered(num_rows: int) -> TrainingRows:
+    return TrainingRows(np.arange(num_rows, dtype=np.uint16)[:, None], np.ones(num_rows, dtype=np.int32))
 
 
 def test_every_epoch_has_every_row_once_in_another_order() -> None:

@@ -43,11 +43,16 @@ class AloneWorker:
         self.state = copy.deepcopy(state)
 
 
-def corpus_for(model: Path, root: Path) -> None:
+def corpus_for(model: Path, root: Path, name: str = "wiki", topk: int = 0) -> None:
     """A corpus of random rows that has the tokenizer of `model`."""
     tokenizer = load_tokenizer(str(model))
     make_corpus(
-        root / "corpora", seq_len=SEQ_LEN, vocab_size=len(tokenizer), tokenizer_fingerprint=fingerprint(tokenizer)
+        root / "corpora",
+        name,
+        topk=topk,
+        seq_len=SEQ_LEN,
+        vocab_size=len(tokenizer),
+        tokenizer_fingerprint=fingerprint(tokenizer),
     )
 
 
@@ -64,7 +69,7 @@ def a_job(folder: Path, model: Path, service_url: str | None, **changes: Any) ->
         ratio, policy = changes.pop("injection_ratio", "0.3"), changes.pop("policy", "uniform")
         rehearsal = {
             "service_url": service_url,
-            "corpus": "wiki",
+            "corpus": changes.pop("corpus", "wiki"),
             "run": changes.pop("run", "a-run"),
             "injection_ratio": ratio,
             "policy": policy,

@@ -1,0 +1,248 @@
+"""The methods in the loop: what each makes of the loss, and all of them together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from replay_service.language.model import load_model
+from replay_service.language.tokenizer import load_tokenizer, separator_id
+from tests.trainer.worlds import SEQ_LEN, AloneWorker, a_job
+from trainer.client import ReplayClient
+from trainer.config import DataConfig, FlowConfig, TrainConfig
+from trainer.errors import CorpusMismatch, InvalidTraining
+from trainer.feed import open_feed
+from trainer.loop import fine_tune
+from trainer.metrics import MetricsFile
+from trainer.mixing import mix
+from trainer.objective import Counts, Objective
+from trainer.ray_train import preflight
+from trainer.scoring import ScoringSettings, score_rows
+from trainer.stopwatch import Stopwatch
+from trainer.target import TrainingRows, load_target
+
+CPU = torch.device("cpu")
+
+
+def steps_of(output: Path) -> list[dict[str, Any]]:
+    return [line for line in MetricsFile(output / "metrics.jsonl").lines() if line["kind"] == "step"]
+
+
+@pytest.fixture(scope="module")
+def scored(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions and answers, scored by the base model."""
+    folder = tmp_path_factory.mktemp("scored")
+    rows = [{"ask": f"what is {i}", "say": f"{i} is on the mat {i % 3}"} for i in range(20)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"ask": "why", "say": ""}]))
+    settings = ScoringSettings(
+        folder / "rows.jsonl",
+        folder / "scored.parquet",
+        str(tiny_model),
+        response_column="say",
+        prompt_column="ask",
+        seq_len=SEQ_LEN,
+        precision="float32",
+    )
+    score_rows(settings)
+    return folder / "scored.parquet"
+
+
+def data_of(scored: Path, **changes: Any) -> DataConfig:
+    settings = {"prompt_column": "ask", "response_column": "say", "seq_len": SEQ_LEN, **changes}
+    return DataConfig(target=str(scored), **settings)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("form", ["sequence", "token"])
+def test_flow_weighs_each_token_of_a_response_as_the_formula_says(
+    tiny_model: Path, scored: Path, layout: str, form: str
+) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    rows = load_target(data_of(scored, layout=layout), FlowConfig(form=form), tokenizer)
+    table = pq.read_table(scored).to_pylist()[:20]
+    losses = [row["base_loss"] if form == "sequence" else row["base_token_losses"] for row in table]
+    tau = np.median(np.concatenate([np.atleast_1d(loss) for loss in losses]))
+    expected_ids, expected = [], []
+    for row, loss in zip(table, losses, strict=True):
+        prompt, response = (tokenizer(row[name], add_special_tokens=False).input_ids for name in ("ask", "say"))
+        num_counted = len(row["base_token_losses"])
+        weights = np.exp(-np.broadcast_to(loss, num_counted) / tau)
+        ids = (prompt + response)[:SEQ_LEN]
+        expected_ids.append([*ids, separator_id(tokenizer)])
+        expected.append([*np.zeros(len(ids) - num_counted), *weights, weights.mean()])
+    assert rows.weight is not None
+    if layout == "padded":
+        for i, (ids, weights) in enumerate(zip(expected_ids, expected, strict=True)):
+            end = min(SEQ_LEN, len(ids))
+            assert (rows.length[i], rows.input_ids[i, :end].tolist()) == (end, ids[:end])
+            assert rows.weight[i, :end] == pytest.approx(weights[:end], rel=1e-6)
+            assert not rows.weight[i, end:].any()
+        return
+    line = np.concatenate(expected)
+    assert (
+        rows.input_ids.ravel()[: len(line)].tolist()
+        == [each for ids in expected_ids for each in ids][: rows.input_ids.size]
+    )
+    assert rows.weight.ravel()[: len(line)] == pytest.approx(line[: rows.weight.size], rel=1e-6)
+
+
+def test_flow_without_base_losses_or_with_those_of_other_tokens_is_refused(
+    tiny_model: Path, scored: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    pq.write_table(pq.read_table(scored).drop_columns(["base_loss"]), tmp_path / "bare.parquet")
+    with pytest.raises(InvalidTraining, match="replay-trainer score"):
+        load_target(data_of(tmp_path / "bare.parquet"), FlowConfig(), tokenizer)
+    with pytest.raises(InvalidTraining, match="seq_len of this job"):
+        load_target(data_of(scored, prompt_column=None, response_column="ask"), FlowConfig(form="token"), tokenizer)
+
+
+def test_tokens_of_a_prompt_are_read_and_not_learned(tiny_model: Path, scored: Path) -> None:
+    rows = load_target(data_of(scored, layout="padded"), None, load_tokenizer(str(tiny_model)))
+    assert len(rows) == 20
+    assert rows.weight is not None
+    assert set(np.unique(rows.weight)) == {0.0, 1.0}
+    model = load_model(str(tiny_model))
+    batch = mix(rows.take(np.arange(4)), None)
+    loss = a_loss(model, batch)
+    labels = torch.where(batch.weight_BT > 0, batch.input_ids_BT, -100)  # type: ignore[operator]
+    assert loss.item() == pytest.approx(model(input_ids=batch.input_ids_BT, labels=labels).loss.item(), abs=1e-5)
+
+
+def a_loss(model: Any, batch: Any, of_job: Counts | None = None) -> torch.Tensor:
+    objective = Objective("float32", "cross_entropy", None, Stopwatch(CPU))
+    return objective.measure(model, batch, of_job or Counts(*Counts.of(batch).tolist()), 1).loss
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(tiny_model: Path, scored: Path) -> None:
+    model = load_model(str(tiny_model))
+    rows = load_target(data_of(scored), FlowConfig(), load_tokenizer(str(tiny_model)))
+    batch = mix(rows.take(np.arange(5)), None)
+    of_job = Counts(*Counts.of(batch).tolist())
+    whole = a_loss(model, batch)
+    for num_rows in (1, 2, 5, 9):
+        parts = [a_loss(model, piece, of_job) for piece in batch.pieces(num_rows)]
+        assert sum(part.item() for part in parts) == pytest.approx(whole.item(), abs=1e-6)
+
+
+def test_a_rehearsed_row_weighs_what_it_is_given(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+    job = a_job(tmp_path, tiny_model, service_url, run="weight", rehearsal={"rehearsal_weight": 3.0})
+    preflight(job)
+    model = load_model(job.model)
+    with open_feed(job, load_tokenizer(job.model), 0, 1) as feed:
+        feed.next(0)
+        batch = feed.next(1)
+    assert (batch.num_rehearsed, batch.num_target) == (1, 3)
+    per_row = [model(input_ids=row[None], labels=row[None]).loss.item() for row in batch.input_ids_BT]
+    expected = (sum(per_row[:3]) + 3.0 * per_row[3]) / 4
+    assert a_loss(model, batch).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_that_are_added_leave_every_fine_tuning_row_in_place(
+    tmp_path: Path, tiny_model: Path, service_url: str
+) -> None:
+    job = a_job(tmp_path, tiny_model, service_url, run="added", rehearsal={"injection_mode": "add"})
+    fine_tune(job, preflight(job), AloneWorker())
+    steps = steps_of(tmp_path)
+    num_rows = [step["num_tokens"] // (SEQ_LEN - 1) for step in steps]
+    assert num_rows == [4 + step["num_rehearsed"] for step in steps]
+    assert sum(step["num_rehearsed"] for step in steps) == int(10 * 4 * 0.3 / 0.7)
+
+
+def test_features_are_held_the_nearer_the_more_ldifs_weighs(tmp_path: Path, tiny_model: Path) -> None:
+    drift = {}
+    for weight in (1e-6, 1.0):
+        job = a_job(tmp_path / str(weight), tiny_model, None, num_steps=15, ldifs={"weight": weight})
+        fine_tune(job, "float32", AloneWorker())
+        drift[weight] = [step["drift"] for step in steps_of(tmp_path / str(weight))]
+        assert drift[weight][0] == pytest.approx(0.0, abs=1e-6)
+    assert 0 < drift[1.0][-1] < 0.5 * drift[1e-6][-1]
+
+
+def test_layers_that_the_model_does_not_have_are_refused(tmp_path: Path, tiny_model: Path) -> None:
+    job = a_job(tmp_path, tiny_model, None, ldifs={"layers": ["model.layers.99"]})
+    with pytest.raises(InvalidTraining, match="layers"):
+        fine_tune(job, "float32", AloneWorker())
+
+
+@pytest.mark.parametrize("loss", ["distill", "mixed"])
+def test_rehearsed_rows_can_be_distilled(tmp_path: Path, tiny_model: Path, service_url: str, loss: str) -> None:
+    job = a_job(tmp_path, tiny_model, service_url, run=loss, corpus="with-topk", rehearsal={"rehearsal_loss": loss})
+    fine_tune(job, preflight(job), AloneWorker())
+    with ReplayClient(service_url) as client:
+        assert client.stats(loss)["num_reported"] == 12
+        batch = client.batch(loss, 0, num_steps=4, topk=True)
+    assert batch.topk_ids is not None
+    assert batch.topk_ids.shape == (len(batch), SEQ_LEN - 1, 4)
+    assert (batch.topk_ids[:, :, 0] == batch.input_ids[:, 1:]).all()
+
+
+def test_a_corpus_without_likeliest_tokens_is_refused_before_training(
+    tmp_path: Path, tiny_model: Path, service_url: str
+) -> None:
+    job = a_job(tmp_path, tiny_model, service_url, run="no-topk", rehearsal={"rehearsal_loss": "distill"})
+    with pytest.raises(CorpusMismatch, match="--store-topk"):
+        preflight(job)
+
+
+def all_at_once(tmp_path: Path, model: Path, url: str, scored: Path, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {
+        "run": "everything",
+        "corpus": "with-topk",
+        "policy": "mix_cd",
+        "num_steps": 8,
+        "checkpoint_every": 5,
+        "micro_batch_size": 2,
+        "data": data_of(scored).model_dump(),
+        "flow": {"form": "token", "normalize": "mean"},
+        "ldifs": {},
+        "rehearsal": {"rehearsal_loss": "mixed", "rehearsal_weight": 2.0, "feedback": "fenced", "feedback_lag": 4},
+    }
+    return a_job(tmp_path, model, url, **{**settings, **changes})
+
+
+def test_all_methods_go_together_and_a_resumed_job_is_bitwise_the_same(
+    tmp_path: Path, tiny_model: Path, service_url: str, scored: Path
+) -> None:
+    whole = all_at_once(tmp_path / "whole", tiny_model, service_url, scored)
+    worker = AloneWorker()
+    fine_tune(whole, preflight(whole), worker)
+    again = all_at_once(tmp_path / "again", tiny_model, service_url, scored)
+    fine_tune(again, preflight(again), worker)
+    shown = ("target_loss", "rehearsed_loss", "drift", "num_rehearsed")
+    first, second = ([[step[name] for name in shown] for step in steps_of(each.output)] for each in (whole, again))
+    assert (len(first), second) == (8, first[5:])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"flow": {"tau": 0.0}}, "tau"),
+        ({"flow": {"form": "row"}}, "form"),
+        ({"flow": {"temperature": 1.0}}, "temperature"),
+        ({"ldifs": {"weight": 0}}, "weight"),
+        ({"data": {"target": "x", "prompt_column": "ask"}}, "response_column"),
+        ({"data": {"target": "x", "layout": "padded"}}, "layout padded"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(
+    tmp_path: Path, tiny_model: Path, settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        a_job(tmp_path, tiny_model, None, **settings)
+
+
+def test_rows_without_any_response_are_refused(tmp_path: Path, tiny_model: Path) -> None:
+    pq.write_table(pa.table({"ask": ["a question"], "say": [" "]}), tmp_path / "rows.parquet")
+    with pytest.raises(InvalidTraining, match="no row"):
+        load_target(data_of(tmp_path / "rows.parquet"), None, load_tokenizer(str(tiny_model)))
+
+
+def test_rows_keep_their_places() -> None:
+    rows = TrainingRows(np.arange(6).reshape(3, 2).astype(np.uint8), np.array([2, 2, 1], np.int32))
+    assert rows.take(np.array([2, 0])).input_ids.tolist() == [[4, 5], [0, 1]]
