@@ -1,9 +1,12 @@
 """The command line `replay-trainer`."""
 
+import contextlib
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +17,11 @@ from trainer.config import TrainConfig, read_config
 from trainer.errors import TrainerError
 
 if TYPE_CHECKING:
+    from trainer.progress import ProgressLine
     from trainer.scoring import ScoringSettings
+
+_ASK_EVERY_S = 5.0
+_WARM_UP_STEPS = 2
 
 app = typer.Typer(
     help="Fine-tune a language model that does not forget.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -35,6 +42,7 @@ def train(
     injection_ratio: Annotated[str | None, typer.Option(help="Share of rehearsal, instead of the file's.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of the file's.")] = None,
     output: Annotated[Path | None, typer.Option(help="Output folder, instead of the file's.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Say at the end where the time of a step went.")] = False,
 ) -> None:
     """Fine-tune with Ray Train, rehearsing what the service plans.
 
@@ -47,6 +55,7 @@ def train(
         "rehearsal.injection_ratio": injection_ratio,
         "num_steps": num_steps,
         "output": None if output is None else str(output.absolute()),
+        "profile": profile or None,
     }
     try:
         job = read_config(config, {name: value for name, value in overrides.items() if value is not None})
@@ -57,6 +66,8 @@ def train(
     except TrainerError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
         sys.exit(2)
+    if job.profile:
+        _print_profile(job)
     console.print(f"metrics in {job.output / 'metrics.jsonl'}", soft_wrap=True)
 
 
@@ -130,23 +141,67 @@ def watch_scoring(settings: "ScoringSettings", console: Console) -> None:
 
 
 def watch_training(job: TrainConfig, console: Console, title: str) -> None:
-    """Train with a progress bar on `console`."""
-    from replay_service.progress import progress_bar
-    from trainer.metrics import MetricsFile
+    """Train with a progress line on `console`."""
+    from trainer.progress import ProgressLine
     from trainer.ray_train import run_training
 
-    with progress_bar(console) as bar:
-        task = bar.add_task(title, total=job.num_steps, note="starting the workers")
-        with _every_second(lambda: _show(bar, task, MetricsFile(job.output / "metrics.jsonl"))):
+    with ProgressLine(console, title, job.num_steps, time.monotonic) as line:
+        watched = _Watched(job, line)
+        with _every_second(watched.show_new):
             run_training(job)
 
 
-def _show(bar: Any, task: Any, metrics: Any) -> None:
-    steps = [line for line in metrics.lines() if line["kind"] == "step"]
-    if steps:
-        loss = steps[-1]["target_loss"]
-        note = "" if loss is None else f"target loss {loss:.2f}"
-        bar.update(task, completed=steps[-1]["step"] + 1, note=note)
+@dataclass(slots=True)
+class _Watched:
+    """A job as its metrics file and its run at the service show it."""
+
+    job: TrainConfig
+    line: "ProgressLine"
+    _shown: int = -1
+    _of_run: dict[str, float | None] = field(default_factory=dict)
+    _asked_at: float = float("-inf")
+
+    def show_new(self) -> None:
+        """Show the steps that were trained since the last time."""
+        from trainer.metrics import MetricsFile
+
+        for step in MetricsFile(self.job.output / "metrics.jsonl").lines():
+            if step["kind"] == "step" and step["step"] > self._shown:
+                self._shown = step["step"]
+                self.line.show(self._shown, {**self._statistics(), **step})
+
+    def _statistics(self) -> dict[str, float | None]:
+        """What the service says of the run, asked now and then; without an answer, what it said last."""
+        from trainer.client import ReplayClient, RetryPolicy
+
+        rehearsal = self.job.rehearsal
+        if rehearsal is not None and time.monotonic() - self._asked_at > _ASK_EVERY_S:
+            self._asked_at = time.monotonic()
+            with (
+                contextlib.suppress(TrainerError),
+                ReplayClient(rehearsal.service_url, retry=RetryPolicy(give_up_after_s=1.0)) as client,
+            ):
+                found = client.stats(rehearsal.run)
+                self._of_run = {"forgetting": found["forgetting_nats"], "injection_ratio": found["injection_ratio"]}
+        return self._of_run
+
+
+def _print_profile(job: TrainConfig) -> None:
+    """Where the time of the steps went, on average, without those in which everything is warmed up."""
+    from rich.table import Table
+
+    from trainer.metrics import MetricsFile
+
+    steps = [each for each in MetricsFile(job.output / "metrics.jsonl").lines() if "seconds" in each][_WARM_UP_STEPS:]
+    if not steps:
+        return
+    table = Table("part of a step", "ms", "share", title=f"mean over {len(steps)} steps of rank 0")
+    whole = sum(each["step_s"] for each in steps)
+    names = list(dict.fromkeys(name for each in steps for name in each["seconds"]))
+    parts = {name: sum(each["seconds"].get(name, 0.0) for each in steps) for name in names}
+    for name, seconds in {**parts, "other": whole - sum(parts.values()), "step": whole}.items():
+        table.add_row(name, f"{1e3 * seconds / len(steps):.2f}", f"{seconds / whole:.1%}")
+    console.print(table)
 
 
 @contextmanager

@@ -176,6 +176,9 @@ class TrainConfig(Section):
     micro_batch_size: int = Field(
         0, ge=0, description="Rows that a worker takes through the model at once; 0: all of its share of a step."
     )
+    chunked_head: bool = Field(
+        False, description="Take the losses from the head a tile at a time: less memory, no logits of whole rows."
+    )
     learning_rate: float = Field(3e-5, gt=0, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Decay after the warm-up.")
@@ -190,6 +193,8 @@ class TrainConfig(Section):
     evaluate_every: int = Field(0, ge=0, description="Steps between measurements on held-out text; 0: first and last.")
     checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0: none.")
     max_failures: int = Field(0, ge=0, description="How often to go on from the last checkpoint after a failure.")
+    trackers: tuple[str, ...] = Field((), description="Where metrics also go: tensorboard, wandb, mlflow.")
+    profile: bool = Field(False, description="Measure where the time of a step goes, exactly; that costs some speed.")
     save_model: bool = Field(True, description="Save the tuned model to output/model.")
 
     @model_validator(mode="after")
@@ -198,6 +203,12 @@ class TrainConfig(Section):
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} is not a multiple of num_workers {self.num_workers}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_logits_to_distil(self) -> "TrainConfig":
+        if self.chunked_head and self.rehearsal is not None and self.rehearsal.rehearsal_loss != "cross_entropy":
+            raise ValueError("distilled rehearsal needs whole logits; leave chunked_head out, or take cross_entropy")
         return self
 
     def run_settings(self) -> dict[str, Any]:

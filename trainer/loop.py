@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from replay_service.language.apart import LanguageLosses
 from replay_service.language.model import load_model
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import load_tokenizer
@@ -24,6 +25,7 @@ from trainer.metrics import MetricsFile
 from trainer.mixing import loss_rows
 from trainer.objective import Counts, Objective
 from trainer.stopwatch import Stopwatch
+from trainer.tracking import open_trackers
 
 
 class Worker(Protocol):
@@ -73,13 +75,11 @@ class _Job:
 class Tuning:
     """What training changes."""
 
+    bare_model: Any
     model: Any
+    """What runs: the bare model within what takes its losses, if anything does, and what averages gradients."""
     optimizer: torch.optim.Optimizer
     scheduler: Any
-
-    @property
-    def bare_model(self) -> Any:
-        return getattr(self.model, "module", self.model)
 
     def state_dict(self, step: int) -> dict[str, Any]:
         return {
@@ -108,7 +108,12 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None
     if worker.rank == 0:
         metrics.begin(first_step)
     heldout = load_heldout(config.data, tokenizer)
-    with open_feed(config, tokenizer, worker.rank, worker.world_size) as feed:
+    run = "alone" if config.rehearsal is None else config.rehearsal.run
+    with (
+        open_feed(config, tokenizer, worker.rank, worker.world_size) as feed,
+        open_trackers(config.trackers, config.output, run, rank=worker.rank) as trackers,
+    ):
+        trackers.begin(config.model_dump(mode="json"), first_step)
         if state is not None:
             feed.load_state_dict(state["feed"])
         if worker.rank == 0:
@@ -120,6 +125,7 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None
             values = _train_step(job, tuning, feed, step)
             if worker.rank == 0:
                 metrics.append("step", step, **values)
+                trackers.log(step, {name: each for name, each in values.items() if isinstance(each, float | int)})
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
                 feed.flush()
                 worker.save({**tuning.state_dict(step + 1), "feed": feed.state_dict()}, step + 1)
@@ -136,14 +142,16 @@ def _start(config: TrainConfig, precision: Precision, worker: Worker) -> tuple[_
     torch.manual_seed(config.seed)
     bare_model = load_model(config.model).train().to(worker.device)
     drift = None if config.ldifs is None else _drift(config.ldifs, bare_model)
-    model = worker.wrap(bare_model)
+    model = worker.wrap(LanguageLosses(bare_model) if config.chunked_head else bare_model)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        bare_model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     rehearsal_loss = "cross_entropy" if config.rehearsal is None else config.rehearsal.rehearsal_loss
-    objective = Objective(precision, rehearsal_loss, drift, Stopwatch(worker.device))
-    tuning = Tuning(model, optimizer, get_scheduler(name, optimizer, config.warmup_steps, config.num_steps))
+    objective = Objective(
+        precision, rehearsal_loss, drift, Stopwatch(worker.device, config.profile), config.chunked_head
+    )
+    tuning = Tuning(bare_model, model, optimizer, get_scheduler(name, optimizer, config.warmup_steps, config.num_steps))
     return _Job(config, precision, worker, objective), tuning
 
 
@@ -152,7 +160,7 @@ def _drift(config: LdifsConfig, model: Any) -> FeatureDrift:
     return FeatureDrift(model, base=frozen_copy(model), form=form, layers=config.layers)
 
 
-def _train_step(job: _Job, tuning: Tuning, feed: Feed, step: int) -> dict[str, float | int | None]:
+def _train_step(job: _Job, tuning: Tuning, feed: Feed, step: int) -> dict[str, Any]:
     """Train on the batch of a step; what was measured, over all ranks."""
     config, worker, watch = job.config, job.worker, job.objective.stopwatch
     began = time.perf_counter()
@@ -178,12 +186,13 @@ def _train_step(job: _Job, tuning: Tuning, feed: Feed, step: int) -> dict[str, f
         tuning.scheduler.step()
         tuning.optimizer.zero_grad()
     values = _summary(of_job, worker.sum_over_ranks(nats), job.objective.drift is not None)
-    return {**values, "waited_s": waited_s, "step_s": time.perf_counter() - began}
+    values |= {"waited_s": waited_s, "step_s": time.perf_counter() - began}
+    return {**values, "seconds": watch.take()} if config.profile else values
 
 
-def _summary(of_job: Counts, nats: Tensor, has_drift: bool) -> dict[str, float | int | None]:
+def _summary(of_job: Counts, nats: Tensor, has_drift: bool) -> dict[str, Any]:
     target_nats, rehearsed_nats, drift = nats.tolist()
-    values: dict[str, float | int | None] = {
+    values = {
         "target_loss": target_nats / of_job.target if of_job.target else None,
         "rehearsed_loss": rehearsed_nats / of_job.rehearsed if of_job.rehearsed else None,
         "num_rehearsed": int(of_job.rehearsed_rows),

@@ -12,6 +12,7 @@ the mean loss of the plain loop, bit for bit.
 Shapes: B rows, the last R of them rehearsed, T tokens, S = T - 1 predictions, V vocabulary.
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -71,12 +72,14 @@ class Objective:
         rehearsal_loss: what rehearsed rows learn; `mixed` is half of each.
         drift: LDIFS, or None.
         stopwatch: is told where the time goes.
+        gives_losses: whether the model gives losses (`LanguageLosses`) and not logits.
     """
 
     precision: Precision
     rehearsal_loss: RehearsalLoss
     drift: FeatureDrift | None
     stopwatch: Stopwatch
+    gives_losses: bool = False
 
     def measure(self, model: Any, batch: MixedBatch, of_job: Counts, world_size: int) -> Measured:
         """One forward pass of a part of a batch, and its share of the objective.
@@ -84,14 +87,16 @@ class Objective:
         Gradients are averaged over the ranks, so the share is multiplied by `world_size`.
         """
         ids_BT, device = batch.input_ids_BT, batch.input_ids_BT.device
-        with self.stopwatch("forward"), autocast(self.precision, device):
-            if self.drift is None:
-                logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
+        logits_BTV: Tensor | None = None
+        recording = contextlib.nullcontext() if self.drift is None else self.drift.recording()
+        with self.stopwatch("forward"), autocast(self.precision, device), recording:
+            if self.gives_losses:
+                losses = model(ids_BT, batch.length_B)
             else:
-                with self.drift.recording():
-                    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
-        with self.stopwatch("losses"):
-            losses = token_losses(logits_BTV, ids_BT, batch.length_B)
+                logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
+        if logits_BTV is not None:
+            with self.stopwatch("losses"):
+                losses = token_losses(logits_BTV, ids_BT, batch.length_B)
         num_predictions = max(1.0, of_job.target + of_job.rehearsed)
         loss = self._weighed(batch, losses, logits_BTV).sum() * world_size / num_predictions
         moved = torch.zeros((), device=device)
@@ -101,10 +106,10 @@ class Objective:
             loss = loss + self.drift.form.weight * moved * world_size / max(1.0, of_job.target_tokens)
         return Measured(loss, losses, self._nats(batch, losses, moved))
 
-    def _weighed(self, batch: MixedBatch, losses: TokenLosses, logits_BTV: Tensor) -> Tensor:
+    def _weighed(self, batch: MixedBatch, losses: TokenLosses, logits_BTV: Tensor | None) -> Tensor:
         """Weighed nats of each prediction, [B, S]."""
         nats_BS, share = losses.nll_BS, _DISTILLED_SHARE[self.rehearsal_loss]
-        if share and batch.num_rehearsed:
+        if share and batch.num_rehearsed and logits_BTV is not None:
             with self.stopwatch("distill"):
                 first = batch.num_target
                 distilled_RS = _distilled(batch, logits_BTV[first:], losses.mask_BS[first:])

@@ -94,7 +94,7 @@ def test_reports_add_up_to_what_was_rehearsed(tmp_path: Path, tiny_model: Path, 
 def test_forgetting_is_measured_at_the_first_and_the_last_step(tmp_path: Path, tiny_model: Path) -> None:
     job = a_job(tmp_path, tiny_model, None)
     heldout = write_text(tmp_path / "held" / "news.parquet", 5)
-    job = job.model_copy(update={"data": job.data.model_copy(update={"heldout_pretraining": heldout})})
+    job = job.model_copy(update={"data": job.data.model_copy(update={"heldout_pretraining": str(heldout)})})
     fine_tune(job, "float32", AloneWorker())
     evaluations = MetricsFile(tmp_path / "metrics.jsonl").evaluations()
     assert list(evaluations) == [0, 10]

@@ -219,6 +219,32 @@ def test_all_methods_go_together_and_a_resumed_job_is_bitwise_the_same(
     assert (len(first), second) == (8, first[5:])
 
 
+def test_losses_taken_from_the_head_in_tiles_train_the_same(
+    tmp_path: Path, tiny_model: Path, service_url: str, scored: Path
+) -> None:
+    losses = []
+    for chunked in (False, True):
+        changes = {"chunked_head": chunked, "run": f"chunked-{chunked}".lower(), "rehearsal": {}, "corpus": "wiki"}
+        job = all_at_once(tmp_path / str(chunked), tiny_model, service_url, scored, **changes)
+        fine_tune(job, preflight(job), AloneWorker())
+        losses.append([(step["target_loss"], step["drift"]) for step in steps_of(job.output)])
+    assert np.array(losses[0]) == pytest.approx(np.array(losses[1]), abs=1e-4)
+
+
+def test_a_profile_says_where_the_time_of_each_step_went(tmp_path: Path, tiny_model: Path) -> None:
+    fine_tune(a_job(tmp_path, tiny_model, None, profile=True, ldifs={}, num_steps=3), "float32", AloneWorker())
+    for step in steps_of(tmp_path):
+        assert set(step["seconds"]) == {"data", "forward", "losses", "drift", "report", "backward", "optimizer"}
+        assert 0 < sum(step["seconds"].values()) <= step["step_s"]
+
+
+def test_metrics_go_to_trackers_too(tmp_path: Path, tiny_model: Path) -> None:
+    fine_tune(a_job(tmp_path, tiny_model, None, trackers=["tensorboard"], num_steps=2), "float32", AloneWorker())
+    assert list((tmp_path / "tensorboard").rglob("events.out.tfevents.*"))
+    with pytest.raises(InvalidTraining, match="no tracker"):
+        fine_tune(a_job(tmp_path, tiny_model, None, trackers=["a-notebook"]), "float32", AloneWorker())
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
