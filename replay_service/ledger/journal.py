@@ -1,8 +1,7 @@
 """The journal: runs, their events in the order in which they happened, and snapshots of their states."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -13,21 +12,15 @@ from replay_service.errors import RunExists, UnknownRun
 from replay_service.ledger import samples
 from replay_service.ledger.committer import Committer, Lease, Write, run_taken
 from replay_service.ledger.database import QuickLook
+from replay_service.ledger.event_rows import columns_of, created_of, event_of, planned_of
 from replay_service.ledger.samples import SampleQuery, SampleStatistics
 from replay_service.ledger.schema import events, runs, snapshots
 from replay_service.sampling.events import (
-    PLANNED_ROW,
-    REPORTED_ROW,
-    Adjusted,
-    Adopted,
-    Closed,
-    Configured,
     Created,
     JournalEvent,
     Planned,
     Reported,
     Rewound,
-    Sealed,
 )
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.run_config import RunConfig
@@ -190,7 +183,7 @@ class Journal:
         query = query.order_by(events.c.seq)
         with self._engine.connect() as connection:
             for row in connection.execution_options(yield_per=1000).execute(query):
-                yield Entry(row.seq, row.attempt, _event(row))
+                yield Entry(row.seq, row.attempt, event_of(row))
 
     def planned(self, run: str, first_step: int, num_steps: int) -> list[Planned]:
         """The plans of a window of steps, in step order; steps without a plan are left out.
@@ -205,7 +198,7 @@ class Journal:
         )
         with self._engine.connect() as connection:
             last = {row.step: row for row in connection.execute(query)}
-        return [_planned(row) for row in last.values()]
+        return [planned_of(row) for row in last.values()]
 
     def samples(self, run: str, query: SampleQuery, partition: Partition) -> list[SampleStatistics]:
         """What was measured of a run's samples: one page."""
@@ -263,7 +256,7 @@ def _measured(rows: np.ndarray, sample_id: int) -> np.ndarray:
 
 
 def _rows(run: str, attempt: int, first_seq: int, new: Sequence[JournalEvent]) -> list[dict[str, object]]:
-    return [{"run": run, "seq": first_seq + i, "attempt": attempt, **_columns(event)} for i, event in enumerate(new)]
+    return [{"run": run, "seq": first_seq + i, "attempt": attempt, **columns_of(event)} for i, event in enumerate(new)]
 
 
 def _insert_snapshot(connection: Connection, run: str, snapshot: Snapshot) -> None:
@@ -279,76 +272,8 @@ def _insert_snapshot(connection: Connection, run: str, snapshot: Snapshot) -> No
 
 
 def _record(row: Row[tuple[object, ...]]) -> RunRecord:
-    return RunRecord(row.run, row.corpus, _created(row.payload), row.created_at)
+    return RunRecord(row.run, row.corpus, created_of(row.payload), row.created_at)
 
 
 def _snapshot(row: Row[tuple[object, ...]]) -> Snapshot:
     return Snapshot(row.seq, row.attempt, row.next_step, row.state)
-
-
-def _columns(event: JournalEvent) -> dict[str, object]:
-    columns: dict[str, object] = {
-        "kind": type(event).__name__.lower(),
-        "step": event.step,
-        "policy_version": None,
-        "rehearsed_before": None,
-        "rank": None,
-        "payload": b"",
-    }
-    match event:
-        case Planned():
-            columns |= {"policy_version": event.policy_version, "rehearsed_before": event.rehearsed_before}
-            columns["payload"] = event.rows.tobytes()
-        case Reported():
-            columns |= {"rank": event.rank, "payload": event.rows.tobytes()}
-        case Configured():
-            columns["payload"] = event.config.to_json().encode()
-        case Created():
-            head = {
-                "config": asdict(event.config),
-                "generation": event.generation,
-                "num_quantiles": event.num_quantiles,
-                "corpus_fingerprint": event.corpus_fingerprint,
-            }
-            columns["payload"] = json.dumps({**head, "sizes": event.sizes}).encode()
-        case Adjusted():
-            reason = {"injection_ratio": event.injection_ratio, "reason": event.reason}
-            columns["payload"] = json.dumps(reason).encode()
-        case Adopted():
-            columns["payload"] = json.dumps({"generation": event.generation, "sizes": event.sizes}).encode()
-    return columns
-
-
-def _event(row: Row[tuple[object, ...]]) -> JournalEvent:
-    match row.kind:
-        case "planned":
-            return _planned(row)
-        case "reported":
-            return Reported(row.step, row.rank, np.frombuffer(row.payload, dtype=REPORTED_ROW))
-        case "configured":
-            return Configured(row.step, RunConfig.from_json(row.payload.decode()))
-        case "created":
-            return _created(row.payload)
-        case "adopted":
-            head = json.loads(row.payload)
-            return Adopted(row.step, head["generation"], tuple(head["sizes"]))
-        case "adjusted":
-            return Adjusted(row.step, **json.loads(row.payload))
-        case "sealed":
-            return Sealed(row.step)
-        case "closed":
-            return Closed(row.step)
-        case "rewound":
-            return Rewound(row.step)
-    raise ValueError(f"the journal has an event of kind {row.kind!r}, which this release does not know")
-
-
-def _created(payload: bytes) -> Created:
-    head = json.loads(payload)
-    config, sizes = RunConfig.from_dict(head["config"]), tuple(head["sizes"])
-    return Created(config, head["generation"], head["num_quantiles"], sizes, head.get("corpus_fingerprint"))
-
-
-def _planned(row: Row[tuple[object, ...]]) -> Planned:
-    rows = np.frombuffer(row.payload, dtype=PLANNED_ROW)
-    return Planned(row.step, row.policy_version, row.rehearsed_before, rows)

@@ -1,0 +1,99 @@
+"""Events as rows of the journal's table: kind, step and what is asked for are columns, the rest is one payload."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+from sqlalchemy import Row
+
+from replay_service.sampling.events import (
+    PLANNED_ROW,
+    REPORTED_ROW,
+    Adjusted,
+    Adopted,
+    Closed,
+    Configured,
+    Created,
+    JournalEvent,
+    Planned,
+    Reported,
+    Rewound,
+    Sealed,
+)
+from replay_service.sampling.run_config import RunConfig
+
+
+def columns_of(event: JournalEvent) -> dict[str, object]:
+    """The columns of an event, but for its place in a journal."""
+    columns: dict[str, object] = {
+        "kind": type(event).__name__.lower(),
+        "step": event.step,
+        "policy_version": None,
+        "rehearsed_before": None,
+        "rank": None,
+        "payload": b"",
+    }
+    match event:
+        case Planned():
+            columns |= {"policy_version": event.policy_version, "rehearsed_before": event.rehearsed_before}
+            columns["payload"] = event.rows.tobytes()
+        case Reported():
+            columns |= {"rank": event.rank, "payload": event.rows.tobytes()}
+        case Configured():
+            columns["payload"] = event.config.to_json().encode()
+        case Created():
+            head = {
+                "config": asdict(event.config),
+                "generation": event.generation,
+                "num_quantiles": event.num_quantiles,
+                "corpus_fingerprint": event.corpus_fingerprint,
+            }
+            columns["payload"] = json.dumps({**head, "sizes": event.sizes}).encode()
+        case Adjusted():
+            reason = {"injection_ratio": event.injection_ratio, "reason": event.reason}
+            columns["payload"] = json.dumps(reason).encode()
+        case Adopted():
+            columns["payload"] = json.dumps({"generation": event.generation, "sizes": event.sizes}).encode()
+    return columns
+
+
+def event_of(row: Row[tuple[object, ...]]) -> JournalEvent:
+    """The event that a row of `events` holds.
+
+    Raises:
+        ValueError: when this release knows no event of its kind.
+    """
+    match row.kind:
+        case "planned":
+            return planned_of(row)
+        case "reported":
+            return Reported(row.step, row.rank, np.frombuffer(row.payload, dtype=REPORTED_ROW))
+        case "configured":
+            return Configured(row.step, RunConfig.from_json(row.payload.decode()))
+        case "created":
+            return created_of(row.payload)
+        case "adopted":
+            head = json.loads(row.payload)
+            return Adopted(row.step, head["generation"], tuple(head["sizes"]))
+        case "adjusted":
+            return Adjusted(row.step, **json.loads(row.payload))
+        case "sealed":
+            return Sealed(row.step)
+        case "closed":
+            return Closed(row.step)
+        case "rewound":
+            return Rewound(row.step)
+    raise ValueError(f"the journal has an event of kind {row.kind!r}, which this release does not know")
+
+
+def created_of(payload: bytes) -> Created:
+    """The event of a run's creation, from its payload."""
+    head = json.loads(payload)
+    config, sizes = RunConfig.from_dict(head["config"]), tuple(head["sizes"])
+    return Created(config, head["generation"], head["num_quantiles"], sizes, head.get("corpus_fingerprint"))
+
+
+def planned_of(row: Row[tuple[object, ...]]) -> Planned:
+    """The plan that a row of `events` holds; no bytes of its samples are copied."""
+    rows = np.frombuffer(row.payload, dtype=PLANNED_ROW)
+    return Planned(row.step, row.policy_version, row.rehearsed_before, rows)
