@@ -93,7 +93,9 @@ def test_each_rehearsed_row_is_reported_once_however_the_step_is_divided(client:
                 owner.report(each, each.losses(logits_for(each)))
     for opened in (loop, other):
         assert opened.reporter.num_accepted == 13 and not opened.reporter.num_duplicate
-    assert client.stats("whole")["num_served"] == client.stats("parts")["num_served"]
+    for run in ("whole", "parts"):
+        stats = client.stats(run)
+        assert (stats["num_rehearsed"], stats["num_reported"], stats["num_pending"]) == (13, 13, 0)
 
 
 def test_the_loss_of_a_rehearsed_row_is_of_its_own_tokens(client: ReplayClient) -> None:
@@ -195,9 +197,7 @@ def test_a_run_or_tokenizer_that_does_not_fit_the_loop_is_refused(client: Replay
 def test_the_readme_shows_a_loop_of_ones_own(tiny_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    (example,) = re.findall(
-        r"```python\n(from trainer\.client[^`]*?RehearsalLoop?.*?)```", README.read_text(), re.DOTALL
-    )
+    (example,) = re.findall(r"```python\n([^`]*\.open\(rank=[^`]*)```", README.read_text(), re.DOTALL)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     before = [each.detach().clone() for each in model.parameters()]
     names = {
