@@ -8,6 +8,10 @@
 Rehearsed rows are added, after the collator, to the micro-batches of each optimizer step, spread evenly; none of the
 dataset's rows is left out. So gradient accumulation does not change what is rehearsed, nor does a short step at the end
 of an epoch. The loss is the trainer's own, over all rows, and its mean counts rehearsed predictions too.
+
+Rehearsed rows are measured by the logits of the training forward pass. A trainer whose `compute_loss` builds none, as
+trl's SFTTrainer since it fuses the head with the loss, makes a second pass, without gradients, to give them. So there a
+step that rehearses takes longer, and `rehearsal_weight` must stay 1.
 """
 
 from typing import Any, Final
@@ -65,7 +69,10 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         mixed = self._rehearsal_loop.spread(self.state.global_step, batches)
         if num_items is not None:
             num_items = self._get_num_items_in_batch([each.inputs for each in mixed], device)
-        return [{**each.inputs, _MIXED: each} if each.num_rehearsed else each.inputs for each in mixed], num_items
+        if not mixed[0].rehearsed.only_step.num_rehearsed:
+            return batches, num_items
+        # Also where this rank rehearses nothing: all ranks must run the model alike, or they wait for each other.
+        return [{**each.inputs, _MIXED: each} for each in mixed], num_items
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **options: Any
@@ -75,10 +82,11 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         if mixed is None or self._rehearsal_loop is None:
             return super().compute_loss(model, inputs, return_outputs, *args, **options)
         loss, outputs = super().compute_loss(model, inputs, True, *args, **options)
-        losses = mixed.losses(_logits(outputs))
-        self._rehearsal_loop.report(mixed, losses)
-        num_items = args[0] if args else options.get("num_items_in_batch")
-        loss = mixed.weigh(loss, losses, self._share_of_a_prediction(num_items))
+        if mixed.num_rehearsed:
+            losses = mixed.losses(_logits(outputs))
+            self._rehearsal_loop.report(mixed, losses)
+            num_items = args[0] if args else options.get("num_items_in_batch")
+            loss = mixed.weigh(loss, losses, self._share_of_a_prediction(num_items))
         return (loss, outputs) if return_outputs else loss
 
     def _share_of_a_prediction(self, num_items: Any) -> Tensor | float | None:

@@ -83,9 +83,17 @@ class MixedInputs:
             loss: sum of nats over the predictions of this batch that count, times `per_prediction`.
             losses: of the rehearsed rows.
             per_prediction: by default 1 / `num_predictions`, which makes of the loss the mean.
+
+        Raises:
+            InvalidTraining: when the loss has a gradient and the losses have none.
         """
         if self.rehearsal_weight == 1.0:
             return loss
+        if loss.requires_grad and self.num_rehearsed and not losses.nll_BS.requires_grad:
+            raise InvalidTraining(
+                f"rehearsal_weight is {self.rehearsal_weight}, but the logits of the rehearsed rows have no gradient "
+                "to weigh; take logits of the training forward pass, or leave rehearsal_weight at 1"
+            )
         share = 1.0 / self.num_predictions.clamp(min=1) if per_prediction is None else per_prediction
         return loss + (self.rehearsal_weight - 1.0) * losses.nll_BS.sum() * share
 

@@ -238,9 +238,10 @@ def test_the_readme_shows_the_trainer(tiny_model: Path, tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n([^`]*import RehearsalTrainer[^`]*)```", README.read_text())
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     args = arguments(tmp_path, per_device_train_batch_size=8, max_steps=4)
-    names = {"model": model, "args": args, "train_dataset": dataset()}
+    names: dict[str, Any] = {"model": model, "args": args, "train_dataset": dataset()}
     with replay_service(seq_len=SEQ_LEN, vocab_size=model.config.vocab_size, serve=True) as service:
         exec(compile(example.replace("http://127.0.0.1:8400", service.url), "README.md", "exec"), names)
+        names["client"].close()
         with service.client() as client:
             stats = client.stats("my-run")
     assert stats["next_step"] == 4 and stats["num_reported"] == stats["num_rehearsed"] > 0

@@ -125,17 +125,28 @@ def test_weighing_gives_the_mean_with_rehearsed_predictions_at_their_weight(
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_ranks_share_a_step_and_leave_nothing_out(client: ReplayClient) -> None:
-    rehearsal = a_run(client, "ranks")
-    with rehearsal.open(num_steps=5) as alone:
+def test_ranks_share_a_step_and_report_all_of_it_once(client: ReplayClient) -> None:
+    with a_run(client, "alone").open(num_steps=5) as alone:
         whole = [ids_of([alone.mix(step, rows())]) for step in range(5)]
-    loops = [rehearsal.open(rank, 2, num_steps=5) for rank in range(2)]
-    try:
-        shared = [ids_of([loop.mix(step, rows(2)) for loop in loops]) for step in range(5)]
-    finally:
-        for loop in loops:
-            loop.close()
+    rehearsal, shared = a_run(client, "shared"), []
+    with rehearsal.open(0, 2, num_steps=5) as first, rehearsal.open(1, 2, num_steps=5) as second:
+        for step in range(5):
+            batches = [loop.mix(step, rows(2)) for loop in (first, second)]
+            shared.append(ids_of(batches))
+            for loop, batch in zip((first, second), batches, strict=True):
+                loop.report(batch, batch.losses(logits_for(batch)))
     assert [sorted(each) for each in shared] == [sorted(each) for each in whole]
+    stats = client.stats("shared")
+    assert (stats["num_reported"], stats["num_pending"]) == (13, 0)
+
+
+def test_a_weight_that_no_gradient_would_feel_is_refused(client: ReplayClient) -> None:
+    a_run(client, "frozen")
+    with Rehearsal(client, "frozen", rehearsal_weight=0.5).open(num_steps=1) as loop:
+        batch = loop.mix(0, rows())
+    loss = torch.zeros((), requires_grad=True)
+    with pytest.raises(InvalidTraining, match="no gradient to weigh"):
+        batch.weigh(loss, batch.losses(logits_for(batch)))
 
 
 def test_a_loop_that_goes_on_from_a_checkpoint_rehearses_the_same_samples(client: ReplayClient) -> None:
@@ -200,13 +211,14 @@ def test_the_readme_shows_a_loop_of_ones_own(tiny_model: Path) -> None:
     (example,) = re.findall(r"```python\n([^`]*\.open\(rank=[^`]*)```", README.read_text(), re.DOTALL)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     before = [each.detach().clone() for each in model.parameters()]
-    names = {
+    names: dict[str, Any] = {
         "model": model,
         "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-3),
         "loader": [rows(8, SEQ_LEN, seed) for seed in range(4)],
     }
     with replay_service(seq_len=SEQ_LEN, vocab_size=model.config.vocab_size, serve=True) as service:
         exec(compile(example.replace("http://127.0.0.1:8400", service.url), "README.md", "exec"), names)
+        names["client"].close()
         with service.client() as client:
             stats = client.stats("my-run")
     assert stats["num_reported"] > 0
