@@ -192,7 +192,7 @@ class RehearsalLoop:
         return self.spread(step, [inputs])[0]
 
     def spread(self, step: int, parts: Sequence[Mapping[str, Tensor]]) -> list[MixedInputs]:
-        """Likewise for a step whose gradient is accumulated over parts; the rehearsed rows are spread evenly.
+        """Likewise for a step whose gradient is accumulated over parts, one at least; rehearsed rows are spread evenly.
 
         Steps come in order. The last one may be asked for again.
 
