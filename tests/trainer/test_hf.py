@@ -1,0 +1,247 @@
+"""`transformers.Trainer` with rehearsal: what it trains on, what it reports, and what stays as it was."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from replay_service.testing import ServiceUnderTest, replay_service
+from trainer.client import ReplayClient
+from trainer.errors import InvalidTraining
+from trainer.hf import RehearsalTrainer
+from trainer.plain import Rehearsal
+
+README = Path(__file__).parent.parent.parent / "README.md"
+SEQ_LEN = 12
+
+
+@pytest.fixture(scope="module")
+def service(tiny_model: Path) -> Iterator[ServiceUnderTest]:
+    vocab_size = AutoModelForCausalLM.from_pretrained(tiny_model).config.vocab_size
+    with replay_service(seq_len=SEQ_LEN, vocab_size=vocab_size) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(service: ServiceUnderTest) -> Iterator[ReplayClient]:
+    with service.client() as found:
+        yield found
+
+
+class Watched(RehearsalTrainer):
+    """Keeps what it rehearsed in each step, and the losses of its steps."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.samples: dict[int, list[int]] = {}
+        self.num_rows: dict[int, int] = {}
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
+        mixed = inputs.get("mixed_with_rehearsal")
+        if model.training:
+            step = self.state.global_step
+            self.num_rows[step] = self.num_rows.get(step, 0) + len(inputs["input_ids"])
+            self.samples.setdefault(step, []).extend([] if mixed is None else mixed.rehearsed.sample_id.tolist())
+        return super().compute_loss(model, inputs, *args, **options)
+
+
+def dataset(num_rows: int = 24, width: int = 10) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(1, 250, (num_rows, width), generator=generator).tolist()
+    # A column that no model takes, and a prompt of two tokens that do not count.
+    return [{"input_ids": row, "labels": [-100, -100, *row[2:]], "source": i} for i, row in enumerate(rows)]
+
+
+def arguments(folder: Path, **changes: Any) -> TrainingArguments:
+    values = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return TrainingArguments(**{**values, **changes})
+
+
+def a_run(client: ReplayClient, run: str, weight: float = 1.0, **changes: Any) -> Rehearsal:
+    settings = {"global_batch_size": 4, "injection_ratio": "0.4", "injection_mode": "add", "policy": "uniform"}
+    client.ensure_run(run, "pretraining", {**settings, **changes})
+    return Rehearsal(client, run, rehearsal_weight=weight)
+
+
+def losses_of(trainer: Trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> nn.Module:
+    found: nn.Module = AutoModelForCausalLM.from_pretrained(tiny_model)
+    return found
+
+
+def test_without_rehearsal_it_trains_as_the_plain_trainer_does(
+    client: ReplayClient, tiny_model: Path, tmp_path: Path
+) -> None:
+    models = [AutoModelForCausalLM.from_pretrained(tiny_model) for _ in range(2)]
+    args = arguments(tmp_path, gradient_accumulation_steps=2, logging_steps=1)
+    plain = Trainer(model=models[0], args=args, train_dataset=dataset())
+    rehearsal = a_run(client, "nothing", injection_ratio="0", global_batch_size=8)
+    ours = RehearsalTrainer(rehearsal=rehearsal, model=models[1], args=args, train_dataset=dataset())
+    plain.train()
+    ours.train()
+    assert losses_of(ours) == pytest.approx(losses_of(plain), abs=1e-6) and len(losses_of(ours)) == 6
+    for expected, found in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_each_step_holds_its_plan_and_reports_it_once(client: ReplayClient, model: nn.Module, tmp_path: Path) -> None:
+    trainer = Watched(rehearsal=a_run(client, "plan"), model=model, args=arguments(tmp_path), train_dataset=dataset())
+    trainer.train()
+    # floor(8 / 3 * (t + 1)) - floor(8 / 3 * t): 0.4 of the whole batch.
+    assert [len(each) for each in trainer.samples.values()] == [2, 3, 3, 2, 3, 3]
+    assert all(trainer.num_rows[step] == 4 + len(samples) for step, samples in trainer.samples.items())
+    stats = client.stats("plan")
+    assert (stats["next_step"], stats["num_reported"], stats["num_pending"]) == (6, 16, 0)
+    assert stats["achieved_ratio"] == pytest.approx(0.4)
+
+
+def test_accumulating_the_gradient_changes_neither_the_samples_nor_the_loss(
+    client: ReplayClient, tiny_model: Path, tmp_path: Path
+) -> None:
+    trainers = []
+    for size, parts in ((4, 1), (1, 4)):
+        args = arguments(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=parts)
+        trainer = Watched(
+            rehearsal=a_run(client, f"accumulated-{parts}", weight=0.5),
+            model=AutoModelForCausalLM.from_pretrained(tiny_model),
+            args=args,
+            train_dataset=dataset(),
+        )
+        trainer.train()
+        trainers.append(trainer)
+    assert trainers[0].samples == trainers[1].samples
+    assert losses_of(trainers[0]) == pytest.approx(losses_of(trainers[1]), rel=1e-4)
+    assert client.stats("accumulated-4")["num_reported"] == 16
+
+
+def test_a_short_step_at_the_end_of_an_epoch_rehearses_its_plan_too(
+    client: ReplayClient, model: nn.Module, tmp_path: Path
+) -> None:
+    args = arguments(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    trainer = Watched(rehearsal=a_run(client, "short"), model=model, args=args, train_dataset=dataset(10))
+    trainer.train()
+    assert [trainer.num_rows[step] - len(trainer.samples[step]) for step in range(6)] == [4, 4, 2, 4, 4, 2]
+    assert client.stats("short")["num_reported"] == 16
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_the_loss_is_the_mean_over_all_predictions_with_rehearsed_ones_at_their_weight(
+    client: ReplayClient, model: nn.Module, tmp_path: Path, weight: float
+) -> None:
+    args = arguments(tmp_path, max_steps=1, learning_rate=0.0)
+    rehearsal = a_run(client, f"weight-{weight}", weight)
+    trainer = RehearsalTrainer(rehearsal=rehearsal, model=model, args=args, train_dataset=dataset(4))
+    trainer.train()
+    rows = dataset(4)
+    batch = client.batch(rehearsal.run, 0)
+    target = model(
+        input_ids=torch.tensor([row["input_ids"] for row in rows]), labels=torch.tensor([row["labels"] for row in rows])
+    )
+    ids = torch.from_numpy(batch.input_ids.astype("int64"))
+    num_target, num_rehearsed = 4 * 8, 2 * (SEQ_LEN - 1)
+    total = target.loss.item() * num_target + weight * model(input_ids=ids, labels=ids).loss.item() * num_rehearsed
+    (found,) = losses_of(trainer)
+    assert found == pytest.approx(total / (num_target + num_rehearsed), rel=1e-4)
+
+
+class StopAt(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop |= state.global_step == self.step
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_training_that_resumes_rehearses_the_same_samples(
+    client: ReplayClient, tiny_model: Path, tmp_path: Path
+) -> None:
+    def trainer(**options: Any) -> Watched:
+        args = arguments(tmp_path, save_strategy="steps", save_steps=3, save_only_model=False)
+        fenced = {"feedback": {"mode": "fenced", "lag": 2}, "policy": "mix_cd"}
+        loaded = AutoModelForCausalLM.from_pretrained(tiny_model)
+        rehearsal = a_run(client, "resumed", **fenced)
+        return Watched(rehearsal=rehearsal, model=loaded, args=args, train_dataset=dataset(), **options)
+
+    whole, resumed = trainer(), trainer(callbacks=[StopAt(5)])
+    whole.train()
+    resumed.train()
+    assert resumed.samples == {step: whole.samples[step] for step in range(5)}
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.samples == {step: whole.samples[step] for step in range(3, 6)}
+    assert losses_of(resumed) == pytest.approx(losses_of(whole), rel=1e-5)
+    assert client.stats("resumed")["num_reported"] == 16
+
+
+def test_evaluation_rehearses_nothing(client: ReplayClient, model: nn.Module, tmp_path: Path) -> None:
+    args = arguments(tmp_path, eval_strategy="steps", eval_steps=2)
+    trainer = RehearsalTrainer(
+        rehearsal=a_run(client, "evaluated"), model=model, args=args, train_dataset=dataset(), eval_dataset=dataset(4)
+    )
+    trainer.train()
+    plain = Trainer(model=model, args=args, eval_dataset=dataset(4)).evaluate()["eval_loss"]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(plain)
+    assert client.stats("evaluated")["num_reported"] == 16
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_adapters_learn_and_the_base_model_stays(client: ReplayClient, model: nn.Module, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    before = {name: each.detach().clone() for name, each in adapted.named_parameters()}
+    trainer = Watched(
+        rehearsal=a_run(client, "adapted"), model=adapted, args=arguments(tmp_path), train_dataset=dataset()
+    )
+    trainer.train()
+    changed = {name for name, each in adapted.named_parameters() if not torch.equal(each, before[name])}
+    assert changed and all("lora_" in name for name in changed)
+    assert client.stats("adapted")["num_reported"] == 16
+
+
+def test_what_would_count_differently_is_refused(client: ReplayClient, model: nn.Module, tmp_path: Path) -> None:
+    rehearsal = a_run(client, "refused")
+    smoothed = arguments(tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(InvalidTraining, match="label_smoothing_factor is set"):
+        RehearsalTrainer(rehearsal=rehearsal, model=model, args=smoothed, train_dataset=dataset())
+    with pytest.raises(InvalidTraining, match="compute_loss_func is set"):
+        RehearsalTrainer(
+            rehearsal=rehearsal, model=model, args=arguments(tmp_path), compute_loss_func=lambda *_, **__: None
+        )
+    larger = arguments(tmp_path, gradient_accumulation_steps=3)
+    with pytest.raises(InvalidTraining, match="takes 12 fine-tuning rows"):
+        RehearsalTrainer(rehearsal=rehearsal, model=model, args=larger, train_dataset=dataset()).train()
+
+
+def test_the_readme_shows_the_trainer(tiny_model: Path, tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n([^`]*import RehearsalTrainer[^`]*)```", README.read_text())
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    args = arguments(tmp_path, per_device_train_batch_size=8, max_steps=4)
+    names: dict[str, Any] = {"model": model, "args": args, "train_dataset": dataset()}
+    with replay_service(seq_len=SEQ_LEN, vocab_size=model.config.vocab_size, serve=True) as service:
+        exec(compile(example.replace("http://127.0.0.1:8400", service.url), "README.md", "exec"), names)
+        names["client"].close()
+        with service.client() as client:
+            stats = client.stats("my-run")
+    assert stats["next_step"] == 4 and stats["num_reported"] == stats["num_rehearsed"] > 0

@@ -1,0 +1,225 @@
+"""A loop of one's own: what is mixed into its batches, what it is told of them, and going on from a checkpoint."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replay_service.language.losses import token_losses
+from replay_service.testing import ServiceUnderTest, replay_service
+from trainer.client import ReplayClient
+from trainer.errors import CorpusMismatch, InvalidTraining
+from trainer.plain import IGNORED, MixedInputs, Rehearsal, RehearsalLoop
+
+README = Path(__file__).parent.parent.parent / "README.md"
+SEQ_LEN = 12
+VOCAB = 300
+SETTINGS = {"global_batch_size": 4, "injection_ratio": "0.4", "injection_mode": "add", "policy": "uniform"}
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[ServiceUnderTest]:
+    with replay_service(seq_len=SEQ_LEN, vocab_size=VOCAB) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(service: ServiceUnderTest) -> Iterator[ReplayClient]:
+    with service.client() as found:
+        yield found
+
+
+def a_run(client: ReplayClient, run: str, **changes: Any) -> Rehearsal:
+    client.ensure_run(run, "pretraining", {**SETTINGS, **changes})
+    return Rehearsal(client, run)
+
+
+def rows(num_rows: int = 4, width: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
+    ids = torch.randint(1, VOCAB, (num_rows, width), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+def logits_for(batch: MixedInputs) -> torch.Tensor:
+    return torch.randn(*batch.inputs["input_ids"].shape, VOCAB, generator=torch.Generator().manual_seed(1))
+
+
+def ids_of(batches: list[MixedInputs]) -> list[int]:
+    return [int(each) for batch in batches for each in batch.rehearsed.sample_id]
+
+
+def test_every_step_holds_the_loaders_rows_and_what_its_plan_rehearses(client: ReplayClient) -> None:
+    with a_run(client, "counts").open(num_steps=6) as loop:
+        batches = [loop.mix(step, rows(seed=step)) for step in range(6)]
+    assert [len(each.inputs["input_ids"]) - each.num_rehearsed for each in batches] == [4] * 6
+    # 0.4 of the whole: 8 rows on 12 of the loader's.
+    assert sum(each.num_rehearsed for each in batches) == 16
+    assert all(each.num_rehearsed == each.rehearsed.only_step.num_rehearsed for each in batches)
+
+
+@given(st.integers(1, 3 * SEQ_LEN), st.integers(1, 3), st.booleans())
+def test_the_loaders_rows_stay_as_they_are_and_padding_counts_nowhere(
+    client: ReplayClient, width: int, num_parts: int, has_mask: bool
+) -> None:
+    parts = [rows(2, width, seed) for seed in range(num_parts)]
+    if has_mask:
+        parts = [{**part, "attention_mask": (part["input_ids"] % 2)} for part in parts]
+    with a_run(client, "widths").open(num_steps=1) as loop:
+        mixed = loop.spread(0, parts)
+    assert max(each.num_rehearsed for each in mixed) - min(each.num_rehearsed for each in mixed) <= 1
+    for part, batch in zip(parts, mixed, strict=True):
+        for name, ours in part.items():
+            assert torch.equal(batch.inputs[name][:2, :width], ours)
+        if batch.num_rehearsed:
+            assert (batch.inputs["labels"][:2, width:] == IGNORED).all()
+            assert not batch.inputs["attention_mask"][:2, width:].any()
+            assert batch.inputs["attention_mask"][2:].sum() == batch.rehearsed.length.sum()
+            assert np.array_equal(batch.inputs["input_ids"][2:, :SEQ_LEN].numpy(), batch.rehearsed.input_ids)
+
+
+def test_each_rehearsed_row_is_reported_once_however_the_step_is_divided(client: ReplayClient) -> None:
+    whole, parts = a_run(client, "whole"), a_run(client, "parts")
+    with whole.open(num_steps=5) as loop, parts.open(num_steps=5) as other:
+        for step in range(5):
+            together = [loop.mix(step, rows())]
+            apart = other.spread(step, [rows(1, seed=part) for part in range(4)])
+            assert ids_of(together) == ids_of(apart)
+            for each, owner in [(together[0], loop), *((part, other) for part in apart)]:
+                owner.report(each, each.losses(logits_for(each)))
+    for opened in (loop, other):
+        assert opened.reporter.num_accepted == 13 and not opened.reporter.num_duplicate
+    for run in ("whole", "parts"):
+        stats = client.stats(run)
+        assert (stats["num_rehearsed"], stats["num_reported"], stats["num_pending"]) == (13, 13, 0)
+
+
+def test_the_loss_of_a_rehearsed_row_is_of_its_own_tokens(client: ReplayClient) -> None:
+    with a_run(client, "losses").open(num_steps=1) as loop:
+        batch = loop.mix(0, rows(width=20))
+        logits = logits_for(batch)
+        first, length = 4, torch.from_numpy(batch.rehearsed.length.astype(np.int64))
+        ids = torch.from_numpy(batch.rehearsed.input_ids.astype(np.int64))
+        expected = token_losses(logits[first:, :SEQ_LEN], ids, length)
+        assert torch.equal(batch.losses(logits).nll_BS, expected.nll_BS)
+        with pytest.raises(InvalidTraining, match="every token of the mixed batch"):
+            batch.losses(logits[:, :-1])
+
+
+@given(weight=st.floats(0, 4))
+def test_weighing_gives_the_mean_with_rehearsed_predictions_at_their_weight(
+    client: ReplayClient, weight: float
+) -> None:
+    a_run(client, "weights")
+    with Rehearsal(client, "weights", rehearsal_weight=weight).open(num_steps=1) as loop:
+        batch = loop.mix(0, rows())
+    logits = logits_for(batch)
+    labels = batch.inputs["labels"][:, 1:]
+    nll = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none")
+    found = batch.weigh(nll.sum() / batch.num_predictions, batch.losses(logits))
+    expected = (nll[:4].sum() + weight * nll[4:].sum()) / (4 * 7 + batch.num_rehearsed * (SEQ_LEN - 1))
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_ranks_share_a_step_and_report_all_of_it_once(client: ReplayClient) -> None:
+    with a_run(client, "alone").open(num_steps=5) as alone:
+        whole = [ids_of([alone.mix(step, rows())]) for step in range(5)]
+    rehearsal, shared = a_run(client, "shared"), []
+    with rehearsal.open(0, 2, num_steps=5) as first, rehearsal.open(1, 2, num_steps=5) as second:
+        for step in range(5):
+            batches = [loop.mix(step, rows(2)) for loop in (first, second)]
+            shared.append(ids_of(batches))
+            for loop, batch in zip((first, second), batches, strict=True):
+                loop.report(batch, batch.losses(logits_for(batch)))
+    assert [sorted(each) for each in shared] == [sorted(each) for each in whole]
+    stats = client.stats("shared")
+    assert (stats["num_reported"], stats["num_pending"]) == (13, 0)
+
+
+def test_a_weight_that_no_gradient_would_feel_is_refused(client: ReplayClient) -> None:
+    a_run(client, "frozen")
+    with Rehearsal(client, "frozen", rehearsal_weight=0.5).open(num_steps=1) as loop:
+        batch = loop.mix(0, rows())
+    loss = torch.zeros((), requires_grad=True)
+    with pytest.raises(InvalidTraining, match="no gradient to weigh"):
+        batch.weigh(loss, batch.losses(logits_for(batch)))
+
+
+def test_a_loop_that_goes_on_from_a_checkpoint_rehearses_the_same_samples(client: ReplayClient) -> None:
+    def steps(loop: RehearsalLoop, first: int, end: int) -> list[list[int]]:
+        found = []
+        for step in range(first, end):
+            batch = loop.mix(step, rows())
+            loop.report(batch, batch.losses(logits_for(batch)))
+            found.append(ids_of([batch]))
+        return found
+
+    rehearsal = a_run(client, "resumed", policy="mix_cd", feedback={"mode": "fenced", "lag": 2})
+    with rehearsal.open(num_steps=8) as loop:
+        steps(loop, 0, 4)
+        state = loop.state_dict()
+        after = steps(loop, 4, 8)
+    with rehearsal.open(num_steps=8) as loop:
+        loop.load_state_dict(state)
+        loop.rewind()
+        assert steps(loop, 4, 8) == after
+    assert loop.reporter.num_rejected == 0
+
+
+def test_the_last_step_may_be_asked_again_and_no_other(client: ReplayClient) -> None:
+    with a_run(client, "again").open(num_steps=2) as loop:
+        assert ids_of([loop.mix(0, rows())]) == ids_of([loop.mix(0, rows())])
+        loop.mix(1, rows())
+        with pytest.raises(InvalidTraining, match="steps come in order"):
+            loop.mix(0, rows())
+        with pytest.raises(InvalidTraining, match="opened for 2 steps"):
+            loop.mix(2, rows())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": None}, "no labels"),
+        ({"position_ids": torch.zeros(4, 8)}, "position_ids, of which"),
+        ({"attention_mask": torch.ones(4, 1, 8, 8)}, "of one shape"),
+    ],
+)
+def test_a_batch_that_cannot_be_mixed_is_refused(client: ReplayClient, changes: dict[str, Any], message: str) -> None:
+    inputs = {name: each for name, each in {**rows(), **changes}.items() if each is not None}
+    with a_run(client, "refused").open(num_steps=1) as loop, pytest.raises(InvalidTraining, match=message):
+        loop.mix(0, inputs)
+
+
+def test_a_run_or_tokenizer_that_does_not_fit_the_loop_is_refused(client: ReplayClient, tiny_model: Path) -> None:
+    from replay_service.language.tokenizer import load_tokenizer
+
+    with pytest.raises(InvalidTraining, match="injection_mode 'add'"):
+        a_run(client, "replacing", injection_mode="replace").open()
+    with pytest.raises(InvalidTraining, match="takes 6 fine-tuning rows"):
+        a_run(client, "sizes").open(global_batch_size=6)
+    with pytest.raises(CorpusMismatch, match="not the one that corpus 'pretraining'"):
+        Rehearsal(client, "sizes", tokenizer=load_tokenizer(str(tiny_model))).open()
+
+
+def test_the_readme_shows_a_loop_of_ones_own(tiny_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    (example,) = re.findall(r"```python\n([^`]*\.open\(rank=[^`]*)```", README.read_text(), re.DOTALL)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    before = [each.detach().clone() for each in model.parameters()]
+    names: dict[str, Any] = {
+        "model": model,
+        "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-3),
+        "loader": [rows(8, SEQ_LEN, seed) for seed in range(4)],
+    }
+    with replay_service(seq_len=SEQ_LEN, vocab_size=model.config.vocab_size, serve=True) as service:
+        exec(compile(example.replace("http://127.0.0.1:8400", service.url), "README.md", "exec"), names)
+        names["client"].close()
+        with service.client() as client:
+            stats = client.stats("my-run")
+    assert stats["num_reported"] > 0
+    assert any(not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))

@@ -1,0 +1,176 @@
+"""Rehearsal in `transformers.Trainer`, and in the trainers that are made of it, such as trl's SFTTrainer.
+
+    trainer = RehearsalTrainer(rehearsal=Rehearsal(client, "my-run"), model=model, args=args, train_dataset=rows)
+    trainer.train()
+
+    class RehearsalSFTTrainer(RehearsalMixin, SFTTrainer): ...
+
+Rehearsed rows are added, after the collator, to the micro-batches of each optimizer step, spread evenly; none of the
+dataset's rows is left out. So gradient accumulation does not change what is rehearsed, nor does a short step at the end
+of an epoch. The loss is the trainer's own, over all rows, and its mean counts rehearsed predictions too.
+
+Rehearsed rows are measured by the logits of the training forward pass. A trainer whose `compute_loss` builds none, as
+trl's SFTTrainer since it fuses the head with the loss, makes a second pass, without gradients, to give them. So there a
+step that rehearses takes longer, and `rehearsal_weight` must stay 1.
+"""
+
+from typing import Any, Final
+
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from trainer.errors import InvalidTraining
+from trainer.plain import MixedInputs, Rehearsal, RehearsalLoop
+
+_MIXED: Final = "mixed_with_rehearsal"
+"""Key of a micro-batch under which its MixedInputs travel from the loader to the loss."""
+
+_AnyTrainer: Any = object
+
+
+class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
+    """Goes before a Trainer in the bases of a class.
+
+    It resumes as the Trainer does: training that begins at a global step rewinds the run to it. What was reported is
+    durable before a checkpoint is written.
+
+    Args:
+        rehearsal: what to rehearse. Its run has injection_mode `add`, and as global_batch_size the rows of an
+            optimizer step: per_device_train_batch_size * gradient_accumulation_steps * processes.
+        args, options: those of the Trainer.
+
+    Raises, from the constructor:
+        InvalidTraining: when the Trainer has a loss other than the model's, or splits rows between devices.
+
+    Raises, from `train`:
+        InvalidTraining: when the run is made for something else, or a batch or the model's output cannot be mixed.
+        TrainerError: as RehearsalLoop does.
+    """
+
+    def __init__(self, *args: Any, rehearsal: Rehearsal, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.rehearsal = rehearsal
+        self._rehearsal_loop: RehearsalLoop | None = None
+        _check_loss(self)
+        _check_devices(self)
+        self.add_callback(_Hooks(self))
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().train(*args, **options)
+        finally:
+            self._close_rehearsal()
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of an optimizer step, with rehearsed rows, and how many predictions they hold."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._rehearsal_loop is None or not batches:
+            return batches, num_items
+        mixed = self._rehearsal_loop.spread(self.state.global_step, batches)
+        if num_items is not None:
+            num_items = self._get_num_items_in_batch([each.inputs for each in mixed], device)
+        if not mixed[0].rehearsed.only_step.num_rehearsed:
+            return batches, num_items
+        # Also where this rank rehearses nothing: all ranks must run the model alike, or they wait for each other.
+        return [{**each.inputs, _MIXED: each} for each in mixed], num_items
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **options: Any
+    ) -> Any:
+        """The Trainer's loss of all rows; those of the rehearsed ones are reported."""
+        mixed: MixedInputs | None = inputs.pop(_MIXED, None)
+        if mixed is None or self._rehearsal_loop is None:
+            return super().compute_loss(model, inputs, return_outputs, *args, **options)
+        loss, outputs = super().compute_loss(model, inputs, True, *args, **options)
+        if mixed.num_rehearsed:
+            losses = mixed.losses(_logits(outputs))
+            self._rehearsal_loop.report(mixed, losses)
+            num_items = args[0] if args else options.get("num_items_in_batch")
+            loss = mixed.weigh(loss, losses, self._share_of_a_prediction(num_items))
+        return (loss, outputs) if return_outputs else loss
+
+    def _share_of_a_prediction(self, num_items: Any) -> Tensor | float | None:
+        """What the Trainer multiplies the nats of a prediction with; None: it takes the mean of the micro-batch."""
+        if num_items is None:
+            return None
+        averages = self.args.average_tokens_across_devices and self.model_accepts_loss_kwargs
+        share: Tensor | float = (self.accelerator.num_processes if averages else 1) / num_items
+        return share
+
+    def _open_rehearsal(self) -> None:
+        """Begin at the Trainer's global step, also where it tries again with smaller batches."""
+        self._close_rehearsal()
+        loop = self.rehearsal.open(
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            first_step=self.state.global_step,
+            num_steps=self.state.max_steps,
+            global_batch_size=self.get_total_train_batch_size(self.args),
+        )
+        self._rehearsal_loop = loop
+        if self.accelerator.process_index == 0:
+            loop.rewind()
+        # Nobody may ask for a batch before the run is rewound.
+        self.accelerator.wait_for_everyone()
+
+    def _flush_rehearsal(self) -> None:
+        if self._rehearsal_loop is not None:
+            self._rehearsal_loop.flush()
+
+    def _close_rehearsal(self) -> None:
+        if self._rehearsal_loop is not None:
+            self._rehearsal_loop.close()
+            self._rehearsal_loop = None
+
+
+class RehearsalTrainer(RehearsalMixin, Trainer):  # type: ignore[misc]
+    """`transformers.Trainer` that rehearses; see RehearsalMixin."""
+
+
+class _Hooks(TrainerCallback):  # type: ignore[misc]
+    """Tells a trainer where it stands in its training."""
+
+    def __init__(self, trainer: RehearsalMixin) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer._open_rehearsal()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if control.should_save:
+            self._trainer._flush_rehearsal()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.on_step_end(args, state, control)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer._flush_rehearsal()
+
+
+def _check_loss(trainer: Any) -> None:
+    if trainer.args.label_smoothing_factor or trainer.compute_loss_func is not None:
+        what = "compute_loss_func" if trainer.compute_loss_func is not None else "label_smoothing_factor"
+        raise InvalidTraining(
+            f"{what} is set, but rehearsed rows learn by the model's own cross-entropy, beside which it would count "
+            "differently; leave it out"
+        )
+
+
+def _check_devices(trainer: Any) -> None:
+    shared = trainer.get_tp_size() * trainer.get_cp_size() * trainer.get_sp_size()
+    if shared > 1 or trainer.args.n_gpu > 1:
+        raise InvalidTraining(
+            "each process must have whole rows of its own, but here devices share them; start one process a device "
+            "with torchrun or accelerate, without tensor, context or sequence parallelism"
+        )
+
+
+def _logits(outputs: Any) -> Tensor:
+    logits = outputs.get("logits") if isinstance(outputs, dict) else None
+    if logits is None:
+        raise InvalidTraining(
+            "the model's output has no logits to measure rehearsed rows by; turn off what leaves them out, such as "
+            "use_liger_kernel or a loss in chunks"
+        )
+    found: Tensor = logits
+    return found

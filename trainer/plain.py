@@ -1,0 +1,323 @@
+"""Rehearsal in a loop of your own, of plain PyTorch: rehearsed rows are added to the batches that a loader gives.
+
+    stage     takes                        does                                 gives
+    mix       a loader's batch             adds the step's rehearsed rows       MixedInputs
+    losses    logits                       measures the rehearsed rows          TokenLosses
+    report    MixedInputs, TokenLosses     sends losses and flips               reports, in the background
+
+A loader has dealt its rows out before anybody can tell how many the step rehearses, so rows are added and none is put
+aside: the run's injection_mode must be `add`.
+
+Shapes: B rows, the last R of them rehearsed, T tokens, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from replay_service.gateway.wire import Batch
+from replay_service.language.losses import TokenLosses, token_losses
+from replay_service.language.tokenizer import fingerprint
+from trainer.client import ReplayClient
+from trainer.errors import CorpusMismatch, InvalidTraining
+from trainer.mixing import MixedBatch, loss_rows
+from trainer.rehearsal import LossReporter, RehearsalStream
+from trainer.windows import Auto
+
+IGNORED: Final = -100
+"""The label of a token whose prediction does not count, as everywhere in PyTorch."""
+
+_FILLING: Final = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
+"""What a batch may hold, and what stands in the places of padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class MixedInputs:
+    """A batch of a loader with rehearsed rows at its end.
+
+    Attributes:
+        inputs: what the model is called with: `input_ids`, `attention_mask` and `labels`, each int64 [B, T]. T is the
+            wider of the two kinds of rows. Without rehearsed rows it is the loader's batch as it came.
+        rehearsed: the R rehearsed rows.
+        rehearsal_weight: what a rehearsed prediction weighs beside a fine-tuning one.
+    """
+
+    inputs: dict[str, Tensor]
+    rehearsed: Batch
+    rehearsal_weight: float = 1.0
+
+    @property
+    def num_rehearsed(self) -> int:
+        return len(self.rehearsed)
+
+    @property
+    def num_predictions(self) -> Tensor:
+        """int64 scalar: predictions that count, of all rows."""
+        return (self.inputs["labels"][:, 1:] != IGNORED).sum()
+
+    def losses(self, logits_BTV: Tensor) -> TokenLosses:
+        """Losses of the rehearsed rows alone, [R, seq_len - 1]; differentiable.
+
+        Raises:
+            InvalidTraining: when these are not the logits of all tokens of this batch.
+        """
+        ids_BT = self.inputs["input_ids"]
+        if logits_BTV.shape[:2] != ids_BT.shape:
+            raise InvalidTraining(
+                f"the logits are of shape {tuple(logits_BTV.shape)}, the batch of {tuple(ids_BT.shape)}; give those of "
+                "every token of the mixed batch"
+            )
+        alone, width = self.for_report().to(logits_BTV.device), self.rehearsed.input_ids.shape[1]
+        logits_RTV = logits_BTV[len(ids_BT) - self.num_rehearsed :, :width]
+        return token_losses(logits_RTV, alone.input_ids_BT[:, :width], alone.length_B)
+
+    def weigh(self, loss: Tensor, losses: TokenLosses, per_prediction: Tensor | float | None = None) -> Tensor:
+        """A loss in which all predictions weigh alike, with the rehearsed ones at `rehearsal_weight`.
+
+        Args:
+            loss: sum of nats over the predictions of this batch that count, times `per_prediction`.
+            losses: of the rehearsed rows.
+            per_prediction: by default 1 / `num_predictions`, which makes of the loss the mean.
+
+        Raises:
+            InvalidTraining: when the loss has a gradient and the losses have none.
+        """
+        if self.rehearsal_weight == 1.0:
+            return loss
+        if loss.requires_grad and self.num_rehearsed and not losses.nll_BS.requires_grad:
+            raise InvalidTraining(
+                f"rehearsal_weight is {self.rehearsal_weight}, but the logits of the rehearsed rows have no gradient "
+                "to weigh; take logits of the training forward pass, or leave rehearsal_weight at 1"
+            )
+        share = 1.0 / self.num_predictions.clamp(min=1) if per_prediction is None else per_prediction
+        return loss + (self.rehearsal_weight - 1.0) * losses.nll_BS.sum() * share
+
+    def for_report(self) -> MixedBatch:
+        """The rehearsed rows alone."""
+        ids_RT = self.inputs["input_ids"][len(self.inputs["input_ids"]) - self.num_rehearsed :]
+        return MixedBatch(ids_RT, torch.from_numpy(self.rehearsed.length.astype("int64")), self.rehearsed)
+
+
+def add_rows(inputs: Mapping[str, Tensor], rehearsed: Batch, rehearsal_weight: float = 1.0) -> MixedInputs:
+    """A loader's batch with rehearsed rows at its end, padded on the right to the wider of the two.
+
+    Args:
+        inputs: `input_ids` and `labels`, and `attention_mask` if any row is padded; int64 [rows, tokens].
+        rehearsed: rows of one step.
+        rehearsal_weight: see `MixedInputs`.
+
+    Raises:
+        InvalidTraining: when the batch holds something else, of which rehearsed rows know nothing.
+    """
+    _check_inputs(inputs)
+    if not len(rehearsed):
+        return MixedInputs(dict(inputs), rehearsed, rehearsal_weight)
+    ids_BT = inputs["input_ids"]
+    ours = {"attention_mask": torch.ones_like(ids_BT), **inputs}
+    width = max(ids_BT.shape[1], rehearsed.input_ids.shape[1])
+    theirs = _inputs_of(rehearsed)
+    mixed = {
+        name: torch.cat([_widened(ours[name], width, filling), _widened(theirs[name].to(ours[name]), width, filling)])
+        for name, filling in _FILLING.items()
+    }
+    return MixedInputs(mixed, rehearsed, rehearsal_weight)
+
+
+def _check_inputs(inputs: Mapping[str, Tensor]) -> None:
+    missing = {"input_ids", "labels"} - inputs.keys()
+    if missing:
+        raise InvalidTraining(
+            f"the batch has no {' and no '.join(sorted(missing))}; the labels of a language model are its input_ids, "
+            f"with {IGNORED} where nothing is to be learned"
+        )
+    unknown = inputs.keys() - _FILLING.keys()
+    if unknown:
+        raise InvalidTraining(
+            f"the batch has {', '.join(sorted(unknown))}, of which rehearsed rows know nothing; leave out all "
+            f"but {', '.join(_FILLING)}"
+        )
+    shapes = {name: tuple(each.shape) for name, each in inputs.items()}
+    if inputs["input_ids"].ndim != 2 or len(set(shapes.values())) != 1:
+        raise InvalidTraining(f"what a batch holds must be of one shape, rows and tokens, not {shapes}")
+
+
+def _inputs_of(rehearsed: Batch) -> dict[str, Tensor]:
+    ids_RT = torch.from_numpy(rehearsed.input_ids.astype("int64"))
+    length_R1 = torch.from_numpy(rehearsed.length.astype("int64"))[:, None]
+    position_T = torch.arange(ids_RT.shape[1])
+    is_real_RT = position_T < length_R1
+    return {
+        "input_ids": ids_RT.masked_fill(~is_real_RT, 0),
+        # A row that sees no token at all is NaN in some kinds of attention, and so are gradients then.
+        "attention_mask": (position_T < length_R1.clamp(min=1)).long(),
+        "labels": ids_RT.masked_fill(~is_real_RT, IGNORED),
+    }
+
+
+def _widened(rows_BT: Tensor, width: int, filling: int) -> Tensor:
+    return pad(rows_BT, (0, width - rows_BT.shape[1]), value=filling)
+
+
+@dataclass(slots=True)
+class RehearsalLoop:
+    """What one rank rehearses, step by step; `Rehearsal.open` makes one. Leaving its block waits for all reports.
+
+    Raises, from every method that talks to the service, what RehearsalStream and LossReporter do.
+    """
+
+    stream: RehearsalStream
+    reporter: LossReporter
+    rehearsal_weight: float = 1.0
+    _current: Batch | None = field(default=None, init=False, repr=False)
+
+    def __enter__(self) -> "RehearsalLoop":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self.close()
+
+    def mix(self, step: int, inputs: Mapping[str, Tensor]) -> MixedInputs:
+        """The batch of an optimizer step with what this rank rehearses in it; see `add_rows`."""
+        return self.spread(step, [inputs])[0]
+
+    def spread(self, step: int, parts: Sequence[Mapping[str, Tensor]]) -> list[MixedInputs]:
+        """Likewise for a step whose gradient is accumulated over parts, one at least; rehearsed rows are spread evenly.
+
+        Steps come in order. The last one may be asked for again.
+
+        Raises:
+            InvalidTraining: when the step is another, or a batch cannot be mixed.
+        """
+        rehearsed, num_parts = self._rows_of(step), len(parts)
+        bounds = [len(rehearsed) * number // num_parts for number in range(num_parts + 1)]
+        return [
+            add_rows(part, rehearsed.rows(slice(bounds[number], bounds[number + 1])), self.rehearsal_weight)
+            for number, part in enumerate(parts)
+        ]
+
+    def report(self, batch: MixedInputs, losses: TokenLosses) -> None:
+        """Send the losses of a batch's rehearsed rows, without waiting; call it before the optimizer's step."""
+        if batch.num_rehearsed:
+            step = batch.rehearsed.only_step.step
+            self.reporter.send(loss_rows(batch.for_report(), losses, step, self.stream.rank))
+
+    def rewind(self) -> None:
+        """Make the run ready to go on at this loop's next step; one rank calls this, before any asks for a batch."""
+        client, run, step = self.stream.client, self.stream.run, self.stream.next_step
+        if client.run(run)["next_step"] > step:
+            client.rewind(run, step - 1)
+
+    def flush(self) -> None:
+        """Wait until all reports are durable."""
+        self.reporter.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold; waits until the reports of all steps before it are durable."""
+        self.flush()
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, with the samples that came then; `rewind` must follow, on one rank."""
+        self.stream.load_state_dict(state)
+        self._current = None
+
+    def close(self) -> None:
+        """End the background threads; the client stays open."""
+        self.stream.close()
+        self.reporter.close()
+
+    def _rows_of(self, step: int) -> Batch:
+        if self._current is not None and step == self.stream.next_step - 1:
+            return self._current
+        if step != self.stream.next_step:
+            raise InvalidTraining(
+                f"step {step} was asked for, but the next one is {self.stream.next_step}; steps come in order, and "
+                "load_state_dict goes back to that of a checkpoint"
+            )
+        self._current = next(self.stream, None)
+        if self._current is None:
+            raise InvalidTraining(
+                f"step {step} was asked for, but the loop was opened for {step} steps; open it for more"
+            )
+        return self._current
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What a loop rehearses, before it is known which rank it is.
+
+    Attributes:
+        client: of the service.
+        run: its name; `client.ensure_run` made it, with injection_mode `add`. Its global_batch_size is how many
+            fine-tuning rows an optimizer step takes, over all ranks and accumulated parts.
+        rehearsal_weight: what a rehearsed prediction weighs beside a fine-tuning one.
+        window_steps: see RehearsalStream.
+        tokenizer: if it is given, whether it is the corpus's is checked.
+    """
+
+    client: ReplayClient
+    run: str
+    rehearsal_weight: float = 1.0
+    window_steps: int | Auto = "auto"
+    tokenizer: Any = None
+
+    def open(
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        first_step: int = 0,
+        num_steps: int | None = None,
+        global_batch_size: int | None = None,
+    ) -> RehearsalLoop:
+        """The loop of one rank.
+
+        Args:
+            rank: in [0, world_size).
+            world_size: processes that have batches of their own.
+            first_step: where it begins.
+            num_steps: where it ends; None if nobody knows. Steps beyond are not asked for ahead.
+            global_batch_size: fine-tuning rows of an optimizer step, if the loop knows; must be the run's.
+
+        Raises:
+            InvalidTraining: when the run's injection_mode or global_batch_size is not that of the loop.
+            CorpusMismatch: when the tokenizer is not the corpus's.
+            ServiceError: as ReplayClient does.
+        """
+        self._check(global_batch_size)
+        stream = RehearsalStream(
+            self.client, self.run, rank, world_size, num_steps, self.window_steps, next_step=first_step
+        )
+        return RehearsalLoop(stream, LossReporter(self.client, self.run), self.rehearsal_weight)
+
+    def _check(self, global_batch_size: int | None) -> None:
+        info = self.client.run(self.run)
+        config = info["config"]
+        if config["injection_mode"] != "add":
+            raise InvalidTraining(
+                f"run {self.run!r} was made with injection_mode {config['injection_mode']!r}, but rehearsed rows are "
+                "added to a loader's batches; make a run with injection_mode 'add'"
+            )
+        if global_batch_size not in (None, config["global_batch_size"]):
+            raise InvalidTraining(
+                f"run {self.run!r} was made with global_batch_size {config['global_batch_size']}, but a step of this "
+                f"loop takes {global_batch_size} fine-tuning rows; make a run with that global_batch_size"
+            )
+        if self.tokenizer is not None:
+            corpus = self.client.corpus(info["corpus"])
+            if fingerprint(self.tokenizer) != corpus.tokenizer_fingerprint:
+                raise CorpusMismatch(
+                    f"the tokenizer is not the one that corpus {corpus.corpus!r} was made with; ingest the pretraining "
+                    "shards with this model, or tune the model that the corpus was made for"
+                )
