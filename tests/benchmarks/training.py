@@ -1,0 +1,155 @@
+"""What each method costs a training step: `python -m tests.benchmarks.training`.
+
+README.md in this folder says what is counted.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from replay_service.demo.materials import fetch_model
+from replay_service.gateway.wire import Batch
+from replay_service.language.apart import LanguageLosses
+from replay_service.language.model import faster_precision, load_model
+from replay_service.language.precision import Precision
+from replay_service.testing.corpus import MadeUpCorpus
+from tests.benchmarks.ratios import as_table, measured
+from tests.support import running_service
+from trainer.client import ReplayClient
+from trainer.feed import Feed
+from trainer.flow import FlowWeights
+from trainer.ldifs import FeatureDrift, frozen_copy
+from trainer.mixing import MixedBatch, loss_rows, mix
+from trainer.objective import Counts, Objective
+from trainer.rehearsal import LossReporter, RehearsalStream
+from trainer.stopwatch import Stopwatch
+from trainer.target import TargetRows, TrainingRows
+
+CPU: Final = torch.device("cpu")
+RATIO: Final = "0.125"
+WARM_UP: Final = 2
+
+
+@dataclass(slots=True)
+class Stepper:
+    """One way to train: a batch of each step, how it is measured, what is done with what it tells."""
+
+    name: str
+    model: Any
+    objective: Objective
+    next_batch: Callable[[int], MixedBatch]
+    report: Callable[[np.ndarray], object]
+    measures_flips: bool = True
+    waited_s: float = 0.0
+
+    def step(self, optimizer: torch.optim.Optimizer, number: int) -> float:
+        """Train one step; seconds."""
+        began = time.perf_counter()
+        batch = self.next_batch(number)
+        self.waited_s += time.perf_counter() - began
+        of_job = Counts(*Counts.of(batch).tolist())
+        found = self.objective.measure(self.model, batch, of_job, 1)
+        if self.measures_flips:
+            self.report(loss_rows(batch, found.losses, number, 0))
+        torch.autograd.backward(found.loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=9)
+    wanted = parser.parse_args()
+    torch.manual_seed(0)
+    folder, precision = fetch_model(), faster_precision()
+    with tempfile.TemporaryDirectory() as root:
+        write_corpus(Path(root), wanted.seq_len, load_model(str(folder)).config.vocab_size)
+        with running_service(Path(root)) as (url, _), ReplayClient(url) as client:
+            compare(client, str(folder), precision, wanted.rows, wanted.seq_len, wanted.steps)
+
+
+def write_corpus(root: Path, seq_len: int, vocab_size: int) -> None:
+    made = MadeUpCorpus.random(("en", "fr"), 200, seq_len, vocab_size, 0)
+    made.write(root / "corpora" / "pretraining", vocab_size=vocab_size, topk=8)
+
+
+def compare(client: ReplayClient, folder: str, precision: Precision, rows: int, seq_len: int, steps: int) -> None:
+    model = load_model(folder).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    ways = list(all_ways(client, model, precision, rows, seq_len, WARM_UP + steps))
+    seconds = [[way.step(optimizer, number) for way in ways] for number in range(WARM_UP + steps)][WARM_UP:]
+    columns = [list(each) for each in zip(*seconds, strict=True)]
+    table = []
+    for way, own in zip(ways, columns, strict=True):
+        waiting = way.waited_s / (sum(own) * (WARM_UP + steps) / steps)
+        table.append([way.name, *measured(own, columns[0], "ms"), f"{waiting:.2%}"])
+    print(f"{rows} rows of {seq_len} tokens, {precision}, {steps} steps, median {statistics.median(columns[0]):.2f} s")
+    print(as_table(["a step with", "time", "ratio", "waiting for data"], table))
+
+
+def all_ways(
+    client: ReplayClient, model: Any, precision: Precision, num_rows: int, seq_len: int, num_steps: int
+) -> list[Stepper]:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, model.config.vocab_size, (512, seq_len)).astype(np.uint16)
+    target = TrainingRows(ids, np.full(512, seq_len, dtype=np.int32))
+    base_loss = rng.gamma(4.0, 1.0, 512)
+    weight = np.repeat(FlowWeights.fit(base_loss).of(base_loss)[:, None], seq_len, axis=1)
+    weighed = TrainingRows(target.input_ids, target.length, weight)
+    drift = FeatureDrift(model, base=frozen_copy(model))
+    in_memory = {topk: batches_of(client, topk, num_rows, num_steps) for topk in (False, True)}
+
+    def of(rows: TrainingRows, topk: bool | None) -> Callable[[int], MixedBatch]:
+        def next_batch(step: int) -> MixedBatch:
+            rehearsed = None if topk is None else in_memory[topk].of_step(step)
+            first, num_target = step * num_rows, num_rows - (0 if rehearsed is None else len(rehearsed))
+            return mix(rows.take(np.arange(first, first + num_target) % len(rows)), rehearsed)
+
+        return next_batch
+
+    def by(loss: Any = "cross_entropy", moved: FeatureDrift | None = None, chunked: bool = False) -> Objective:
+        return Objective(precision, loss, moved, Stopwatch(CPU), chunked)
+
+    feed, send = over_http(client, target, num_rows, num_steps)
+    apart, nowhere = LanguageLosses(model), (lambda _: None)
+    return [
+        Stepper("fine-tuning rows alone", model, by(), of(target, None), nowhere, measures_flips=False),
+        Stepper("rehearsed rows, from memory", model, by(), of(target, False), nowhere, measures_flips=False),
+        Stepper("and their losses and flips", model, by(), of(target, False), nowhere),
+        Stepper("and over HTTP, reported", model, by(), feed.next, send),
+        Stepper("and FLOW", model, by(), of(weighed, False), nowhere),
+        Stepper("and LDIFS", model, by(moved=drift), of(target, False), nowhere),
+        Stepper("and distilled", model, by("distill"), of(target, True), nowhere),
+        Stepper("and a chunked head", apart, by(chunked=True), of(target, False), nowhere),
+    ]
+
+
+def batches_of(client: ReplayClient, topk: bool, num_rows: int, num_steps: int) -> Batch:
+    """All that a run of its own rehearses, at once."""
+    run = f"memory-{topk}".lower()
+    client.ensure_run(run, "pretraining", {"global_batch_size": num_rows, "injection_ratio": RATIO})
+    return client.batch(run, 0, num_steps=num_steps, topk=topk)
+
+
+def over_http(
+    client: ReplayClient, target: TrainingRows, num_rows: int, num_steps: int
+) -> tuple[Feed, Callable[[np.ndarray], None]]:
+    client.ensure_run("http", "pretraining", {"global_batch_size": num_rows, "injection_ratio": RATIO})
+    stream = RehearsalStream(client, "http", 0, 1, num_steps)
+    reporter = LossReporter(client, "http")
+    return Feed(TargetRows(target, 0), num_rows, 0, 1, stream, reporter), reporter.send
+
+
+if __name__ == "__main__":
+    main()
