@@ -1,7 +1,7 @@
 """Requests made up from the OpenAPI document: every answer is one that it describes, and none is a failure.
 
-All checks of schemathesis are in force. Among them: no 5xx but the documented ones, no status, content type or body that
-the document does not describe, nothing invalid accepted, no method answered that is not listed.
+All checks of schemathesis are in force. Among them: no 5xx but the documented ones, no status, content type or body
+that the document does not describe, nothing invalid accepted, no method answered that is not listed.
 """
 
 from collections.abc import Iterator
