@@ -11,8 +11,8 @@ def inflated_bytes(metadata: bytes, body: memoryview) -> int:
     """How many bytes Arrow sets aside for the compressed buffers of a record batch; 0 if it is not compressed, else
     at least 1.
 
-    Each compressed buffer begins with its length before the compression, int64, and -1 means that it is stored as it is.
-    Arrow takes a buffer whose length turns out to be another for damaged.
+    Each compressed buffer begins with its length before the compression, int64, and -1 means that it is stored as
+    it is. Arrow takes a buffer whose length turns out to be another for damaged.
     """
     header = _field(metadata, _number(metadata, 0, 4), 2)
     records = header + _number(metadata, header, 4)

@@ -1,4 +1,4 @@
-"""Many clients for a long time: the server's memory stays flat, it loses no file descriptor, and it answers them all."""
+"""Many clients for a long time: the server's memory stays flat, no file descriptor is lost, all are answered."""
 
 import os
 import time
