@@ -59,9 +59,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     app.state.is_stopping = False
     install_problem_handlers(app)
-    app.include_router(health.router)
+    app.include_router(health.router, responses=responses(400, 408, 413))
     for module in (runs, batches, losses, statistics, samples, corpora):
-        app.include_router(module.router, responses=responses(400, 401, 403))
+        app.include_router(module.router, responses=responses(400, 401, 403, 408, 413, 421, 503))
     _add_middleware(app, settings)
     return app
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from replay_service.gateway.models import Model, Name
+from replay_service.gateway.models import Float, Int, Model, Name
 
 
 class DomainInfo(Model):
@@ -100,17 +100,17 @@ class IngestCreate(Model):
         description="A shard, a folder or a glob, here or behind a URL; the setting ingest_from allows it.",
     )
     model: str = Field(min_length=1, description="The base model: a local folder or a Hugging Face hub name.")
-    seq_len: int = Field(512, ge=2, le=1 << 20, description="Tokens in a row.")
+    seq_len: Int = Field(512, ge=2, le=1 << 20, description="Tokens in a row.")
     text_column: str = Field("text", description="Column that holds the text.")
     tokens_column: str | None = Field(None, description="Column that holds ready-made token ids, instead of a text.")
     domain_column: str | None = Field(None, description="Column that holds the domain; else folders and names tell.")
     group_column: str | None = Field(None, description="Partition by the values of this column instead of by domain.")
-    num_clusters: int = Field(0, ge=0, le=4096, description="Partition by so many clusters instead.")
-    num_quantiles: int = Field(8, ge=1, le=1024, description="Strata in each group, by base loss.")
+    num_clusters: Int = Field(0, ge=0, le=4096, description="Partition by so many clusters instead.")
+    num_quantiles: Int = Field(8, ge=1, le=1024, description="Strata in each group, by base loss.")
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    batch_size: int = Field(8, ge=1, le=4096, description="Rows that the base model scores at once.")
-    num_scorers: int = Field(1, ge=1, le=4096, description="Actors that hold the base model.")
-    gpus_per_scorer: float = Field(1.0, gt=0, le=8, description="How much of a GPU each takes, where there are any.")
-    topk: int = Field(0, ge=0, le=64, description="Likeliest tokens to keep for each position.")
-    rows_per_segment: int = Field(65_536, ge=1, le=1 << 30)
-    follow_every_s: float | None = Field(None, gt=0, le=1e6, description="Go on looking for new shards so often.")
+    batch_size: Int = Field(8, ge=1, le=4096, description="Rows that the base model scores at once.")
+    num_scorers: Int = Field(1, ge=1, le=4096, description="Actors that hold the base model.")
+    gpus_per_scorer: Float = Field(1.0, gt=0, le=8, description="How much of a GPU each takes, where there are any.")
+    topk: Int = Field(0, ge=0, le=64, description="Likeliest tokens to keep for each position.")
+    rows_per_segment: Int = Field(65_536, ge=1, le=1 << 30)
+    follow_every_s: Float | None = Field(None, gt=0, le=1e6, description="Go on looking for new shards so often.")

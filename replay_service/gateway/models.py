@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 
 from replay_service.gateway.wire import Compression
 from replay_service.names import NAME_PATTERN, NAME_RULE
@@ -15,7 +15,11 @@ from replay_service.sampling.schedule import Curve
 MAX_INT64 = 2**63 - 1
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, description=NAME_RULE, examples=["my-run"])]
-Step = Annotated[int, Field(ge=0, le=MAX_INT64, description="Global training step, from 0.")]
+Int = Annotated[int, Strict()]
+Float = Annotated[float, Strict()]
+"""Numbers that a caller sends; no strings and no truth values, which pydantic would else take for numbers."""
+
+Step = Annotated[Int, Field(ge=0, le=MAX_INT64, description="Global training step, from 0.")]
 
 
 class Model(BaseModel):
@@ -41,11 +45,11 @@ class FeedbackSettings(Model):
     mode: FeedbackMode = Field(
         "latest", description="latest: reports that have come. fenced: exactly those of steps up to `lag` before."
     )
-    lag: int = Field(8, ge=1, le=1 << 20, description="fenced: by how many steps reports lag behind plans.")
+    lag: Int = Field(8, ge=1, le=1 << 20, description="fenced: by how many steps reports lag behind plans.")
 
 
 Ratio = Annotated[
-    str | float, AfterValidator(str), Field(description="In [0, 1], taken as the decimal that is written.")
+    str | Float, AfterValidator(str), Field(description="In [0, 1], taken as the decimal that is written.")
 ]
 
 
@@ -56,9 +60,9 @@ class ScheduleSettings(Model):
         "constant",
         description="warmup: from 0 up to the run's ratio; linear, cosine: from it to final_ratio; steps: the points.",
     )
-    num_steps: int = Field(0, ge=0, le=1 << 48, description="Length of warmup, linear and cosine; then its end holds.")
+    num_steps: Int = Field(0, ge=0, le=1 << 48, description="Length of warmup, linear and cosine; then its end holds.")
     final_ratio: Ratio = "0"
-    points: list[tuple[Annotated[int, Field(ge=1, le=MAX_INT64)], Ratio]] = Field(
+    points: list[tuple[Annotated[Int, Field(ge=1, le=MAX_INT64)], Ratio]] = Field(
         [], max_length=1000, description="steps: from each step on, its ratio.", examples=[[[1000, "0.02"]]]
     )
 
@@ -66,34 +70,34 @@ class ScheduleSettings(Model):
 class LawSettings(Model):
     """The forgetting law, fitted: A * D_ft ** beta / ((1 + B * p) * N) ** alpha nats per token are forgotten."""
 
-    A: float = Field(gt=0, le=1e300)
-    B: float = Field(gt=0, le=1e300)
-    alpha: float = Field(gt=0, le=100)
-    beta: float = Field(gt=0, le=100)
-    num_parameters: float = Field(gt=0, le=1e18, description="N, of the model.")
-    target_tokens: float = Field(gt=0, le=1e18, description="D_ft, unique tokens of the fine-tuning set.")
+    A: Float = Field(gt=0, le=1e300)
+    B: Float = Field(gt=0, le=1e300)
+    alpha: Float = Field(gt=0, le=100)
+    beta: Float = Field(gt=0, le=100)
+    num_parameters: Float = Field(gt=0, le=1e18, description="N, of the model.")
+    target_tokens: Float = Field(gt=0, le=1e18, description="D_ft, unique tokens of the fine-tuning set.")
 
 
 class BudgetSettings(Model):
     """What an `auto` injection ratio holds, with as little rehearsal as it can."""
 
-    nats: float = Field(0.05, gt=0, le=1e6, description="The most forgetting of the whole corpus, nats per token.")
+    nats: Float = Field(0.05, gt=0, le=1e6, description="The most forgetting of the whole corpus, nats per token.")
     first_ratio: Ratio = "0.01"
     least_ratio: Ratio = "0.001"
     most_ratio: Ratio = "0.2"
-    every_steps: int = Field(0, ge=0, le=1 << 47, description="Steps between decisions; 0: the run's half-life.")
+    every_steps: Int = Field(0, ge=0, le=1 << 47, description="Steps between decisions; 0: the run's half-life.")
     law: LawSettings | None = Field(None, description="Where the ratio begins, instead of first_ratio.")
 
 
 class RunSettings(Model):
     """How a run samples."""
 
-    global_batch_size: int = Field(
+    global_batch_size: Int = Field(
         ge=1,
         le=1 << 24,
         description="Sequences in one step of the whole job; rehearsed ones are among them, unless they are added.",
     )
-    injection_ratio: str | float = Field(
+    injection_ratio: str | Float = Field(
         description="Share of the sequences that is rehearsal, in [0, 1], taken as the decimal that is written; or "
         "auto: what holds forgetting within the budget.",
         examples=["0.05"],
@@ -103,21 +107,21 @@ class RunSettings(Model):
     )
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Of a written ratio.")
     budget: BudgetSettings = Field(default_factory=BudgetSettings, description="Of an auto ratio.")
-    seed: int = Field(0, ge=0, le=MAX_INT64, description="Every draw of the run is keyed by it.")
+    seed: Int = Field(0, ge=0, le=MAX_INT64, description="Every draw of the run is keyed by it.")
     policy: PolicyName = Field("mix_cd", description="How the strata's probabilities follow from the statistics.")
-    sharpness: float = Field(1.0, ge=0, le=16, description="mix_cd: exponent of the damage rate.")
-    floor: float = Field(0.1, ge=0, le=1, description="mix_cd: share of the draws that stays uniform.")
+    sharpness: Float = Field(1.0, ge=0, le=16, description="mix_cd: exponent of the damage rate.")
+    floor: Float = Field(0.1, ge=0, le=1, description="mix_cd: share of the draws that stays uniform.")
     signal: Signal = Field("token_flip", description="What counts as damage.")
-    learnable_nats: float = Field(3.0, description="threshold signal: base losses up to this count as learned.")
-    delta_nats: float = Field(0.1, description="threshold signal: a loss higher by more than this counts as damage.")
-    prior_weight: float = Field(8.0, gt=0, le=1e9, description="Reported samples that a rate's pooled prior is worth.")
-    half_life_steps: float = Field(500.0, gt=0, le=1e12, description="After how many steps a report counts half.")
-    report_window_steps: int = Field(1024, ge=1, le=1 << 20, description="How many steps a plan waits for its reports.")
+    learnable_nats: Float = Field(3.0, description="threshold signal: base losses up to this count as learned.")
+    delta_nats: Float = Field(0.1, description="threshold signal: a loss higher by more than this counts as damage.")
+    prior_weight: Float = Field(8.0, gt=0, le=1e9, description="Reported samples that a rate's pooled prior is worth.")
+    half_life_steps: Float = Field(500.0, gt=0, le=1e12, description="After how many steps a report counts half.")
+    report_window_steps: Int = Field(1024, ge=1, le=1 << 20, description="How many steps a plan waits for its reports.")
 
     feedback: FeedbackSettings = Field(
         default_factory=FeedbackSettings, description="Whether plans wait for reports, to be reproducible."
     )
-    adopt_every_steps: int = Field(
+    adopt_every_steps: Int = Field(
         0,
         ge=0,
         le=1 << 61,
@@ -139,18 +143,18 @@ class RunCreate(RunSettings):
 class RunChange(Model):
     """What to change of a run's configuration; what is left out stays as it is."""
 
-    injection_ratio: str | float | None = None
+    injection_ratio: str | Float | None = None
     schedule: ScheduleSettings | None = None
     budget: BudgetSettings | None = None
     policy: PolicyName | None = None
-    sharpness: float | None = Field(None, ge=0, le=16)
-    floor: float | None = Field(None, ge=0, le=1)
+    sharpness: Float | None = Field(None, ge=0, le=16)
+    floor: Float | None = Field(None, ge=0, le=1)
     signal: Signal | None = None
-    learnable_nats: float | None = None
-    delta_nats: float | None = None
-    prior_weight: float | None = Field(None, gt=0, le=1e9)
-    half_life_steps: float | None = Field(None, gt=0, le=1e12)
-    adopt_every_steps: int | None = Field(None, ge=0, le=1 << 61)
+    learnable_nats: Float | None = None
+    delta_nats: Float | None = None
+    prior_weight: Float | None = Field(None, gt=0, le=1e9)
+    half_life_steps: Float | None = Field(None, gt=0, le=1e12)
+    adopt_every_steps: Int | None = Field(None, ge=0, le=1 << 61)
 
     def changes(self) -> dict[str, object]:
         """What was given, by name."""
@@ -163,13 +167,13 @@ class RunChange(Model):
 class AdoptRequest(Model):
     """Which generation of its corpus a run shall see."""
 
-    generation: int | None = Field(None, ge=1, le=MAX_INT64, description="By default the latest.")
+    generation: Int | None = Field(None, ge=1, le=MAX_INT64, description="By default the latest.")
 
 
 class RewindRequest(Model):
     """Where to go back to."""
 
-    step: int = Field(ge=-1, le=MAX_INT64, description="The last step to keep; -1 keeps none.")
+    step: Int = Field(ge=-1, le=MAX_INT64, description="The last step to keep; -1 keeps none.")
 
 
 class RunSummary(Model):
@@ -202,9 +206,9 @@ class BatchRequest(Model):
     """Which samples to send: those of one rank in a window of steps."""
 
     step: Step
-    num_steps: int = Field(1, ge=1, description="Steps in the window, the first one included.")
-    rank: int = Field(0, ge=0, le=1 << 20, description="The rank that asks.")
-    world_size: int = Field(1, ge=1, le=1 << 20, description="Ranks in the job.")
+    num_steps: Int = Field(1, ge=1, description="Steps in the window, the first one included.")
+    rank: Int = Field(0, ge=0, le=1 << 20, description="The rank that asks.")
+    world_size: Int = Field(1, ge=1, le=1 << 20, description="Ranks in the job.")
     compression: Compression = Field("none", description="Of the buffers in an Arrow answer: zstd costs CPU time.")
     topk: bool = Field(False, description="Also send the base model's likeliest tokens, which the corpus must store.")
 
@@ -213,12 +217,12 @@ class LossRow(Model):
     """What a trainer measured of one rehearsed sample, in the training forward pass."""
 
     step: Step
-    rank: int = Field(ge=0, le=1 << 20)
-    sample_id: int = Field(ge=0, le=MAX_INT64)
-    loss_nats: float = Field(description="Mean loss over num_tokens predictions, nats per token.")
-    num_tokens: int = Field(ge=0, le=1 << 30, description="Predicted tokens; 0: the sample could not be measured.")
-    attempt: int = Field(0, ge=0, le=1 << 30, description="That of the batch; 0 means the run's current one.")
-    num_flips: int = Field(
+    rank: Int = Field(ge=0, le=1 << 20)
+    sample_id: Int = Field(ge=0, le=MAX_INT64)
+    loss_nats: Float = Field(description="Mean loss over num_tokens predictions, nats per token.")
+    num_tokens: Int = Field(ge=0, le=1 << 30, description="Predicted tokens; 0: the sample could not be measured.")
+    attempt: Int = Field(0, ge=0, le=1 << 30, description="That of the batch; 0 means the run's current one.")
+    num_flips: Int = Field(
         ge=0,
         le=1 << 30,
         description="Tokens that the base model's argmax got right and this model's gets wrong.",

@@ -8,11 +8,13 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from replay_service.errors import (
@@ -67,10 +69,12 @@ def install_problem_handlers(app: FastAPI) -> None:
         return invalid(error.errors())
 
     @app.exception_handler(HTTPException)
-    async def http_error(_request: Request, error: HTTPException) -> Response:
+    async def http_error(request: Request, error: HTTPException) -> Response:
         phrase = HTTPStatus(error.status_code).phrase
         response = problem(error.status_code, phrase.lower().replace(" ", "-"), phrase, str(error.detail))
         response.headers.update(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            response.headers["Allow"] = ", ".join(_methods_at(app, request.scope["path"]))
         return response
 
     @app.exception_handler(SQLAlchemyError)
@@ -82,6 +86,15 @@ def install_problem_handlers(app: FastAPI) -> None:
         return of_error(InvalidRequest("the body did not come to its end"))  # nobody reads it
 
     app.add_exception_handler(Exception, of_unforeseen)
+
+
+def _methods_at(app: FastAPI, path: str) -> list[str]:
+    """The methods of all routes at a path: Starlette names those of the first one alone (RFC 9110, section 10.2.1)."""
+    found: set[str] = set()
+    for route in iter_route_contexts(app.routes):
+        if route.path is not None and compile_path(route.path)[0].match(path):
+            found |= route.methods or set()
+    return sorted(found)
 
 
 def of_database_error(error: SQLAlchemyError, scope: Scope) -> JSONResponse:

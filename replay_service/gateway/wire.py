@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from replay_service.corpus.segments import binary_rows, list_rows, wide_binary, wide_list
+from replay_service.gateway.ipc_messages import inflated_bytes
 from replay_service.sampling.events import LOSS_ROW
 
 ARROW_STREAM: Final = "application/vnd.apache.arrow.stream"
@@ -24,6 +25,9 @@ WIRE_VERSION: Final = 1
 
 CHECKSUM_HEADER: Final = "Replay-Checksum"
 """Header of a request or an answer: the `checksum` of its body."""
+
+MOST_INFLATED_BYTES: Final = 1 << 30
+"""What compressed buffers of an answer may have together: a server's kilobytes must not fill a trainer's memory."""
 
 Compression = Literal["none", "zstd"]
 _HEADER_KEY: Final = b"replay.header"
@@ -241,13 +245,14 @@ def _stencil(num_rows: int, types: tuple[tuple[str, np.dtype[Any], tuple[int, ..
     return _Stencil(records.schema, records.serialize().to_pybytes()[: -num_bytes or None], tuple(places), num_bytes)
 
 
-def decode_batch(body: bytes) -> Batch:
+def decode_batch(body: bytes, most_inflated_bytes: int = MOST_INFLATED_BYTES) -> Batch:
     """A batch from an Arrow IPC stream; arrays are views of `body`, or of what it inflates to.
 
     Raises:
-        ValueError: when the body is no batch, or of another version of the wire.
+        ValueError: when the body is no batch, or of another version of the wire, or its compressed buffers have more
+            than `most_inflated_bytes`.
     """
-    records = _read(body, may_inflate=True)
+    records = _read(body, most_inflated_bytes)
     try:
         fields = json.loads((records.schema.metadata or {})[_HEADER_KEY])
         steps = [StepHeader(**each) for each in fields["steps"]]
@@ -276,7 +281,7 @@ def decode_losses(body: bytes) -> np.ndarray:
     Raises:
         ValueError: when the body is damaged, or lacks a column, or a column has another type or a null.
     """
-    records = _read(body, may_inflate=False)
+    records = _read(body, most_inflated_bytes=0)
     columns = {field.name: _array(records, field.name, field.type.equals) for field in LOSSES_SCHEMA}
     rows = np.empty(len(records), dtype=LOSS_ROW)
     for name, column in columns.items():
@@ -284,10 +289,11 @@ def decode_losses(body: bytes) -> np.ndarray:
     return rows
 
 
-def _read(body: bytes, may_inflate: bool) -> pa.RecordBatch:
+def _read(body: bytes, most_inflated_bytes: int) -> pa.RecordBatch:
+    if not body.endswith(_END):  # Arrow takes a stream cut between two messages for a whole one
+        raise ValueError("the body is no Arrow IPC stream that comes to its end")
     try:
-        if not may_inflate:
-            _refuse_inflating(body)
+        _check_inflated(body, most_inflated_bytes)
         with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
             table = reader.read_all()
         table.validate(full=True)
@@ -299,30 +305,21 @@ def _read(body: bytes, may_inflate: bool) -> pa.RecordBatch:
         raise ValueError(f"the body is no Arrow IPC stream: {error}") from error
 
 
-def _refuse_inflating(body: bytes) -> None:
-    """A limit on the body's size must limit what it decodes to: compressed zeros grow to thousands of times theirs."""
+def _check_inflated(body: bytes, most_bytes: int) -> None:
+    """A limit on what a body decodes to, before it does: compressed zeros grow to thousands of times their bytes."""
+    inflated = 0
     for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
+        if message.metadata_version != pa.ipc.MetadataVersion.V5:  # V4 could say elsewhere that it is compressed
+            raise ValueError("the Arrow stream is of a format before version 5; Arrow 1.0 and later send that")
         if message.type == "dictionary":
             raise ValueError("the Arrow stream has dictionary-encoded columns; send plain ones")
-        if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
-            raise ValueError("the Arrow stream has compressed buffers; send them uncompressed")
-
-
-def _is_compressed(metadata: bytes) -> bool:
-    """Whether a record batch's flatbuffer has its `compression` field (Arrow's format/Message.fbs)."""
-
-    def number(place: int, width: int) -> int:
-        return int.from_bytes(metadata[place : place + width], "little")
-
-    def field(table: int, index: int) -> int:
-        """Where a table's field stands, or 0 if it is left out."""
-        vtable = table - int.from_bytes(metadata[table : table + 4], "little", signed=True)
-        entry = 4 + 2 * index
-        offset = number(vtable + entry, 2) if entry < number(vtable, 2) else 0
-        return table + offset if offset else 0
-
-    header = field(number(0, 4), 2)
-    return field(header + number(header, 4), 3) != 0
+        if message.type == "record batch":
+            inflated += inflated_bytes(message.metadata.to_pybytes(), memoryview(message.body))
+        if inflated > most_bytes:
+            raise ValueError(
+                f"the Arrow stream has compressed buffers of {inflated} bytes, and at most {most_bytes} are taken; "
+                "send them uncompressed, or less at once"
+            )
 
 
 def _array(records: pa.RecordBatch, name: str, fits: Callable[[pa.DataType], bool]) -> NDArray[Any]:

@@ -68,7 +68,7 @@ def test_every_route_answers_another_method_with_a_problem(client: TestClient) -
         for method in set(METHODS) - known:
             response = client.request(method, named(path, "wiki"))
             assert_problem(response, 405, "method-not-allowed")
-            assert set(response.headers["allow"].split(", ")) <= known
+            assert set(response.headers["allow"].split(", ")) == known
 
 
 @pytest.mark.parametrize("path", ["/", "/nope", "/v1", "/v2/runs", "/v1/runs/a/b/c", "/v1/runs/tune/plans", "/%00"])
