@@ -95,7 +95,7 @@ def test_many_wrong_fields_are_all_named(client: TestClient) -> None:
 def test_an_unforeseen_exception_is_a_problem_that_gives_nothing_away(root: Path, running: TestClient) -> None:
     manifest = root / "corpora" / "wiki" / "manifest.json"
     content = json.loads(manifest.read_text())
-    for segment in content["segments"]:
+    for segment in content["segments"][1:]:
         segment["num_rows"] = 1
     with capture_logs() as logs:
         manifest.write_text(json.dumps(content))

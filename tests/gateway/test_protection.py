@@ -81,7 +81,7 @@ def test_no_answer_is_guessed_at_or_kept_on_the_way(root: Path, running: TestCli
 def test_an_answer_to_what_was_not_foreseen_is_safe_too(root: Path, running: TestClient) -> None:
     manifest = root / "corpora" / "wiki" / "manifest.json"
     content = json.loads(manifest.read_text())
-    for segment in content["segments"]:
+    for segment in content["segments"][1:]:
         segment["num_rows"] = 1
     manifest.write_text(json.dumps(content))
     response = ask(running, num_steps=5)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replay_service.sampling.injection import as_decimal
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.schedule import CURVES, GRAIN, Schedule
 from tests.sampling.worlds import initial_state, planned
@@ -113,3 +114,12 @@ def test_a_rise_of_the_ratio_is_in_what_a_step_can_need() -> None:
     assert RunConfig(8, "0.1", schedule=curve_of("steps")).most_rows() == math.ceil(0.3 * 8)
     assert RunConfig(8, "0.5", injection_mode="add").most_rows() == 8
     assert np.isclose(float(RunConfig(8, "auto").most_ratio()), 0.2)
+
+
+def test_the_ratio_is_told_as_it_was_written_or_as_the_curve_has_it() -> None:
+    assert initial_state([50], injection_ratio="0.50").ratio_now() == "0.50"
+    state = initial_state([50], injection_ratio="0.5", schedule=Schedule("linear", 4, "0"))
+    planned(state, 1)
+    assert state.ratio_now() == "0.25"
+    assert initial_state([50], injection_ratio="auto").ratio_now() == "0.01"
+    assert as_decimal(Fraction(0)) == "0"
