@@ -45,12 +45,12 @@ async def report_losses(run: RunName, request: Request, service: Service) -> Rep
     A row that was reported before counts once. Rows of a step that the run no longer waits for are counted as
     rejected. A row that cannot be right (a loss that is not finite, a sample that was not planned) refuses the report.
     """
-    body = await request.body()
+    content_type, body = request.headers.get("content-type", ""), await request.body()
     try:
-        rows = _decode(request.headers.get("content-type", ""), body)
+        # A large body takes long to decode, and other requests need not wait for that.
+        outcome = await run_in_threadpool(lambda: service.owners.get(run).report(_decode(content_type, body)))
     except ValidationError as error:
         return invalid([{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)])
-    outcome = await run_in_threadpool(lambda: service.owners.get(run).report(rows))
     return ReportResult(accepted=outcome.accepted, duplicate=outcome.duplicate, rejected=outcome.rejected)
 
 
