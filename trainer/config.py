@@ -131,15 +131,13 @@ class RehearsalConfig(Section):
 
     @model_validator(mode="after")
     def _can_be_held(self) -> "RehearsalConfig":
-        self.check_ratio(1)
-        return self
-
-    def check_ratio(self, global_batch_size: int) -> RunConfig:
-        """The part of the run's configuration that says how much is rehearsed; raises ValueError."""
+        """The service checks how much is rehearsed, too; here it is found before any worker starts."""
         names = ("injection_ratio", "injection_mode", "schedule", "budget")
-        return RunConfig.from_dict(
-            {"global_batch_size": global_batch_size, **{name: getattr(self, name) for name in names}}
-        )
+        try:
+            RunConfig.from_dict({"global_batch_size": 1, **{name: getattr(self, name) for name in names}})
+        except TypeError as error:  # a key that a schedule or a budget does not have
+            raise ValueError(str(error)) from error
+        return self
 
     @model_validator(mode="after")
     def _fits_fence(self) -> "RehearsalConfig":

@@ -7,7 +7,7 @@ examples, weighed by FLOW or not  laid end to end, or one a row (`padded`)      
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import structlog
@@ -34,6 +34,12 @@ from trainer.tables import Tables, find_tables
 _log = structlog.get_logger()
 
 Float32Array = NDArray[np.float32]
+
+BASE_LOSS_COLUMNS: Final = {"sequence": "base_loss", "token": "base_token_losses"}
+"""What `replay-trainer score` has written for each form of FLOW."""
+
+_LEAST_WEIGHT: Final = float(np.finfo(np.float32).tiny)
+"""A weight of 0 marks what does not count, so what does has at least this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +130,6 @@ def _weighed_by_flow(flow: FlowConfig, examples: list[Example], base_losses: lis
         (example, _weight_of(example, 0.0 if loss is None else rule.of(np.atleast_1d(np.asarray(loss, np.float64)))))
         for example, loss in zip(examples, base_losses, strict=True)
     ]
-
-
-BASE_LOSS_COLUMNS = {"sequence": "base_loss", "token": "base_token_losses"}
-"""What `replay-trainer score` has written for each form of FLOW."""
-
-_LEAST_WEIGHT = float(np.finfo(np.float32).tiny)
-"""A weight of 0 marks what does not count, so what does has at least this."""
 
 
 def _weight_of(example: Example, counted: float | Float32Array) -> Float32Array:

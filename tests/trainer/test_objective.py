@@ -26,6 +26,7 @@ from trainer.scoring import ScoringSettings, score_rows
 from trainer.stopwatch import Stopwatch
 from trainer.target import TrainingRows, load_target
 
+A_RUN = {"corpus": "wiki", "run": "a-run", "injection_ratio": "0.1"}
 CPU = torch.device("cpu")
 
 
@@ -254,13 +255,17 @@ def test_metrics_go_to_trackers_too(tmp_path: Path, tiny_model: Path) -> None:
         ({"ldifs": {"weight": 0}}, "weight"),
         ({"data": {"target": "x", "prompt_column": "ask"}}, "response_column"),
         ({"data": {"target": "x", "layout": "padded"}}, "layout padded"),
+        ({"rehearsal": A_RUN | {"schedule": {"curv": "linear"}}}, "curv"),
+        ({"rehearsal": A_RUN | {"schedule": {"curve": "linear"}}}, "num_steps"),
+        ({"rehearsal": A_RUN | {"injection_ratio": "auto", "budget": {"nats": 0}}}, "budget.nats"),
+        ({"rehearsal": A_RUN | {"rehearsal_loss": "distill"}, "chunked_head": True}, "chunked_head"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(
     tmp_path: Path, tiny_model: Path, settings: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
-        a_job(tmp_path, tiny_model, None, **settings)
+        TrainConfig.model_validate({**a_job(tmp_path, tiny_model, None).model_dump(), **settings})
 
 
 def test_rows_without_any_response_are_refused(tmp_path: Path, tiny_model: Path) -> None:
