@@ -14,6 +14,7 @@ from replay_service.gateway.models import LossReport, ReportResult
 from replay_service.gateway.problems import invalid, responses
 from replay_service.gateway.service import Service
 from replay_service.gateway.wire import ARROW_STREAM, LOSSES_SCHEMA, decode_losses
+from replay_service.ledger.intake import ReportOutcome
 from replay_service.sampling.events import LOSS_ROW
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["losses"])
@@ -46,9 +47,14 @@ async def report_losses(run: RunName, request: Request, service: Service) -> Rep
     rejected. A row that cannot be right (a loss that is not finite, a sample that was not planned) refuses the report.
     """
     content_type, body = request.headers.get("content-type", ""), await request.body()
+
+    def take_in() -> ReportOutcome:
+        rows = _decode(content_type, body)
+        return service.owners.get(run).report(rows)
+
     try:
         # A large body takes long to decode, and other requests need not wait for that.
-        outcome = await run_in_threadpool(lambda: service.owners.get(run).report(_decode(content_type, body)))
+        outcome = await run_in_threadpool(take_in)
     except ValidationError as error:
         return invalid([{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)])
     return ReportResult(accepted=outcome.accepted, duplicate=outcome.duplicate, rejected=outcome.rejected)
