@@ -165,11 +165,13 @@ def _train_step(job: _Job, tuning: Tuning, feed: Feed, step: int) -> dict[str, A
     config, worker, watch = job.config, job.worker, job.objective.stopwatch
     began = time.perf_counter()
     with watch("data"):
-        batch = feed.next(step).to(worker.device)
+        batch = feed.next(step)
+        counts = Counts.of(batch).to(worker.device)
+        batch = batch.to(worker.device)
     waited_s = time.perf_counter() - began
     # Keyed by step and rank, so that dropout needs no generator state in a checkpoint.
     torch.manual_seed(hash((config.seed, step, worker.rank)))
-    of_job = Counts(*worker.sum_over_ranks(Counts.of(batch)).tolist())
+    of_job = Counts(*worker.sum_over_ranks(counts).tolist())
     nats = torch.zeros(3, dtype=torch.float64, device=worker.device)
     pieces = list(batch.pieces(config.micro_batch_size))
     for number, piece in enumerate(pieces):

@@ -46,7 +46,7 @@ class Counts(NamedTuple):
 
     @classmethod
     def of(cls, batch: MixedBatch) -> Tensor:
-        """A batch's own, float64 [4], ready to be summed over the ranks."""
+        """A batch's own, float64 [4], to be summed over the ranks; quickest before the batch goes to a GPU."""
         counted_BS, first = batch.counted(), batch.num_target
         parts = (counted_BS[:first].sum(), counted_BS[first:].sum(), batch.num_rehearsed, batch.length_B[:first].sum())
         return torch.tensor([float(part) for part in parts], dtype=torch.float64, device=batch.length_B.device)
@@ -124,7 +124,7 @@ class Objective:
 
         def run_base(base: Any) -> object:
             with autocast(self.precision, ids_BT.device):
-                return base(input_ids=ids_BT[rows], use_cache=False)
+                return base.base_model(input_ids=ids_BT[rows], use_cache=False)  # its logits are of no use here
 
         return drift.of(mask_BT, run_base, rows=rows).total
 
