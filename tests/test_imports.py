@@ -156,6 +156,13 @@ def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> No
     assert strangers(ours("trainer"), *allowed) == []
 
 
+def test_the_folders_of_the_trainer_stand_on_each_other_in_one_order() -> None:
+    above = ("trainer.job", "trainer.plain", "trainer.hf", "trainer.scoring", "trainer.cli")
+    assert [edge for edge in ours("trainer.batches") if within(edge[1], *above)] == []
+    allowed = ("trainer.methods", "trainer.errors", "replay_service.language", "replay_service.errors")
+    assert strangers(ours("trainer.methods"), *allowed) == []
+
+
 @pytest.mark.parametrize(
     "module", ["replay_service.gateway.app", "replay_service.gateway.server", "replay_service.cli"]
 )

@@ -17,7 +17,7 @@ from trainer.config import TrainConfig, read_config
 from trainer.errors import TrainerError
 
 if TYPE_CHECKING:
-    from trainer.progress import ProgressLine
+    from trainer.job.progress import ProgressLine
     from trainer.scoring import ScoringSettings
 
 _ASK_EVERY_S = 5.0
@@ -142,8 +142,8 @@ def watch_scoring(settings: "ScoringSettings", console: Console) -> None:
 
 def watch_training(job: TrainConfig, console: Console, title: str) -> None:
     """Train with a progress line on `console`."""
-    from trainer.progress import ProgressLine
-    from trainer.ray_train import run_training
+    from trainer.job.progress import ProgressLine
+    from trainer.job.ray_train import run_training
 
     with ProgressLine(console, title, job.num_steps, time.monotonic) as line:
         watched = _Watched(job, line)
@@ -163,7 +163,7 @@ class _Watched:
 
     def show_new(self) -> None:
         """Show the steps that were trained since the last time."""
-        from trainer.metrics import MetricsFile
+        from trainer.job.metrics import MetricsFile
 
         for step in MetricsFile(self.job.output / "metrics.jsonl").lines():
             if step["kind"] == "step" and step["step"] > self._shown:
@@ -190,7 +190,7 @@ def _print_profile(job: TrainConfig) -> None:
     """Where the time of the steps went, on average, without those in which everything is warmed up."""
     from rich.table import Table
 
-    from trainer.metrics import MetricsFile
+    from trainer.job.metrics import MetricsFile
 
     steps = [each for each in MetricsFile(job.output / "metrics.jsonl").lines() if "seconds" in each][_WARM_UP_STEPS:]
     if not steps:

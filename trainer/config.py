@@ -15,7 +15,7 @@ from replay_service.sampling.injection import InjectionMode, exact_ratio
 from replay_service.sampling.policies import PolicyName
 from replay_service.sampling.run_config import AUTO, FeedbackMode, RunConfig
 from trainer.errors import InvalidTraining
-from trainer.flow import Form, Normalize
+from trainer.methods.flow import Form, Normalize
 from trainer.windows import Auto
 
 
@@ -56,7 +56,7 @@ class DataConfig(Section):
 
 
 class FlowConfig(Section):
-    """FLOW: fine-tuning samples that the base model finds easy count more (`trainer.flow`)."""
+    """FLOW: fine-tuning samples that the base model finds easy count more (`trainer.methods.flow`)."""
 
     form: Form = Field("sequence", description="A weight for each example, or for each token of a response.")
     tau: Literal["median"] | float = Field("median", description="Temperature, nats; by default the median base loss.")
@@ -71,7 +71,7 @@ class FlowConfig(Section):
 
 
 class LdifsConfig(Section):
-    """LDIFS: features may not move far from the base model's (`trainer.ldifs`)."""
+    """LDIFS: features may not move far from the base model's (`trainer.methods.ldifs`)."""
 
     weight: float = Field(0.2, gt=0, description="What the mean drift is multiplied by, nats.")
     layers: tuple[str, ...] | None = Field(None, description="Paths of modules; by default each quarter of the depth.")

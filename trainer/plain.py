@@ -23,9 +23,9 @@ from torch.nn.functional import pad
 from replay_service.gateway.wire import Batch
 from replay_service.language.losses import TokenLosses, token_losses
 from replay_service.language.tokenizer import fingerprint
+from trainer.batches.mixing import MixedBatch, loss_rows
 from trainer.client import ReplayClient
 from trainer.errors import CorpusMismatch, InvalidTraining
-from trainer.mixing import MixedBatch, loss_rows
 from trainer.rehearsal import LossReporter, RehearsalStream
 from trainer.windows import Auto
 

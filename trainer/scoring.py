@@ -20,9 +20,9 @@ from replay_service.language.packing import MIN_LENGTH
 from replay_service.language.precision import Precision
 from replay_service.language.scoring import RowScorer
 from replay_service.language.tokenizer import load_tokenizer
+from trainer.batches.examples import Example, check_text_columns, examples_of
+from trainer.batches.tables import Tables, find_tables, parquet_writer
 from trainer.errors import InvalidTraining
-from trainer.examples import Example, check_text_columns, examples_of
-from trainer.tables import Tables, find_tables, parquet_writer
 
 ADDED: Final = (
     pa.field("base_loss", pa.float32()),

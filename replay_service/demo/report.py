@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from trainer.evaluation import TARGET, forgetting
-from trainer.metrics import MetricsFile
+from trainer.job.evaluation import TARGET, forgetting
+from trainer.job.metrics import MetricsFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,15 +23,15 @@ from replay_service.language.precision import Precision
 from replay_service.testing.corpus import MadeUpCorpus
 from tests.benchmarks.ratios import as_table, measured
 from tests.support import running_service
+from trainer.batches.mixing import MixedBatch, loss_rows, mix
+from trainer.batches.target import TargetRows, TrainingRows
 from trainer.client import ReplayClient
-from trainer.feed import Feed
-from trainer.flow import FlowWeights
-from trainer.ldifs import FeatureDrift, frozen_copy
-from trainer.mixing import MixedBatch, loss_rows, mix
-from trainer.objective import Counts, Objective
+from trainer.job.feed import Feed
+from trainer.job.objective import Counts, Objective
+from trainer.job.stopwatch import Stopwatch
+from trainer.methods.flow import FlowWeights
+from trainer.methods.ldifs import FeatureDrift, frozen_copy
 from trainer.rehearsal import LossReporter, RehearsalStream
-from trainer.stopwatch import Stopwatch
-from trainer.target import TargetRows, TrainingRows
 
 CPU: Final = torch.device("cpu")
 RATIO: Final = "0.125"

@@ -14,7 +14,7 @@ from replay_service.demo.report import Outcome
 from replay_service.sampling.injection import exact_ratio, num_rehearsed
 from tests.support import running_service
 from trainer.client import ReplayClient
-from trainer.metrics import MetricsFile
+from trainer.job.metrics import MetricsFile
 
 pytestmark = pytest.mark.timeout(1200)
 

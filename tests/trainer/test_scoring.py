@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer
-from tests.trainer.test_tables import write_lines
+from tests.trainer.batches.test_tables import write_lines
 from trainer.cli import app
 from trainer.errors import InvalidTraining
 from trainer.scoring import ScoringSettings, score_rows

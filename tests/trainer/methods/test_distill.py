@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from replay_service.language.scoring import LEAST_LOGPROB
-from trainer.distill import distilled_nats
 from trainer.errors import InvalidTraining
+from trainer.methods.distill import distilled_nats
 
 V = 7
 SEEDS = st.integers(0, 2**31)

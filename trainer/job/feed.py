@@ -11,13 +11,13 @@ from replay_service.corpus.sources import Columns
 from replay_service.gateway.wire import Batch
 from replay_service.language.packing import PackedRows
 from replay_service.sampling.injection import target_rows
+from trainer.batches.mixing import MixedBatch, mix
+from trainer.batches.target import TargetRows, concatenated, load_target, packed_by_domain
 from trainer.client import ReplayClient
 from trainer.config import DataConfig, TrainConfig
 from trainer.errors import InvalidTraining
-from trainer.evaluation import TARGET, HeldOut
-from trainer.mixing import MixedBatch, mix
+from trainer.job.evaluation import TARGET, HeldOut
 from trainer.rehearsal import LossReporter, RehearsalStream
-from trainer.target import TargetRows, concatenated, load_target, packed_by_domain
 
 
 @dataclass(slots=True)

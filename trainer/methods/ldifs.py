@@ -48,7 +48,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import InvalidTraining
-from trainer.features import FeatureRecorder, quarters
+from trainer.methods.features import FeatureRecorder, quarters
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from replay_service.language.tokenizer import fingerprint, load_tokenizer, separ
 from trainer.client import TOKEN_VARIABLE, CorpusInfo, ReplayClient
 from trainer.config import TrainConfig
 from trainer.errors import CorpusMismatch, InvalidTraining, TrainerError
-from trainer.loop import fine_tune
+from trainer.job.loop import fine_tune
 from trainer.transport import CA_FILE_VARIABLE
 
 _STATE_FILE = "state.pt"

@@ -13,18 +13,18 @@ import torch
 from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer, separator_id
 from tests.trainer.worlds import SEQ_LEN, AloneWorker, a_job
+from trainer.batches.mixing import mix
+from trainer.batches.target import TrainingRows, load_target
 from trainer.client import ReplayClient
 from trainer.config import DataConfig, FlowConfig, TrainConfig
 from trainer.errors import CorpusMismatch, InvalidTraining
-from trainer.feed import open_feed
-from trainer.loop import fine_tune
-from trainer.metrics import MetricsFile
-from trainer.mixing import mix
-from trainer.objective import Counts, Objective
-from trainer.ray_train import preflight
+from trainer.job.feed import open_feed
+from trainer.job.loop import fine_tune
+from trainer.job.metrics import MetricsFile
+from trainer.job.objective import Counts, Objective
+from trainer.job.ray_train import preflight
+from trainer.job.stopwatch import Stopwatch
 from trainer.scoring import ScoringSettings, score_rows
-from trainer.stopwatch import Stopwatch
-from trainer.target import TrainingRows, load_target
 
 A_RUN = {"corpus": "wiki", "run": "a-run", "injection_ratio": "0.1"}
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.batches.tables import ROWS_AT_ONCE, find_tables, parquet_writer
 from trainer.errors import InvalidTraining
-from trainer.tables import ROWS_AT_ONCE, find_tables, parquet_writer
 
 
 def write_lines(path: Path, rows: Iterable[object]) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
 from trainer.errors import InvalidTraining
-from trainer.ldifs import VISION, Drift, FeatureDrift, feature_distance, frozen_copy
+from trainer.methods.ldifs import VISION, Drift, FeatureDrift, feature_distance, frozen_copy
 
 DEPTH = 5
 PEFT_BEHIND = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

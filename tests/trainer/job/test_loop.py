@@ -7,14 +7,14 @@ import torch
 from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer
 from tests.trainer.worlds import AloneWorker, a_job, write_text
+from trainer.batches.mixing import MixedBatch
 from trainer.client import ReplayClient
-from trainer.feed import open_feed
-from trainer.loop import fine_tune
-from trainer.metrics import MetricsFile
-from trainer.mixing import MixedBatch
-from trainer.objective import Counts, Objective
-from trainer.ray_train import preflight
-from trainer.stopwatch import Stopwatch
+from trainer.job.feed import open_feed
+from trainer.job.loop import fine_tune
+from trainer.job.metrics import MetricsFile
+from trainer.job.objective import Counts, Objective
+from trainer.job.ray_train import preflight
+from trainer.job.stopwatch import Stopwatch
 
 
 def losses_of(output: Path) -> list[float]:
@@ -33,7 +33,7 @@ def test_it_is_the_plain_loop_when_nothing_is_rehearsed(tmp_path: Path, tiny_mod
     fine_tune(job, "float32", AloneWorker())
     got = losses_of(tmp_path)
 
-    from trainer.target import TargetRows, load_target
+    from trainer.batches.target import TargetRows, load_target
 
     rows = TargetRows(load_target(job.data, None, load_tokenizer(job.model)), job.seed)
     model = load_model(job.model).train()

@@ -1,7 +1,7 @@
 """Trackers: services that draw a job's curves. TensorBoard, Weights & Biases, MLflow, or your own.
 
-A tracker gets what the metrics file gets, and is never needed: the file (`trainer.metrics`) holds everything. So what
-goes wrong in a tracker is a warning, said once, and the tracker is left out from there on. Training goes on.
+A tracker gets what the metrics file gets, and is never needed: the file (`trainer.job.metrics`) holds everything. So
+what goes wrong in a tracker is a warning, said once, and the tracker is left out from there on. Training goes on.
 
     name           package              where it writes
     tensorboard    tensorboard          the folder `tensorboard` beside the metrics

@@ -8,8 +8,8 @@ import pytest
 from replay_service.corpus.sources import Columns
 from replay_service.language.tokenizer import load_tokenizer, separator_id
 from tests.trainer.worlds import write_text
+from trainer.batches.target import TargetRows, TrainingRows, packed_by_domain
 from trainer.errors import InvalidTraining
-from trainer.target import TargetRows, TrainingRows, packed_by_domain
 
 
 def numbered(num_rows: int) -> TrainingRows:

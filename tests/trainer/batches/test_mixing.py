@@ -3,8 +3,8 @@ import torch
 
 from replay_service.gateway.wire import Batch, BatchHeader
 from replay_service.language.losses import TokenLosses, token_losses
-from trainer.mixing import loss_rows, mix
-from trainer.target import TrainingRows
+from trainer.batches.mixing import loss_rows, mix
+from trainer.batches.target import TrainingRows
 
 SEQ_LEN = 5
 

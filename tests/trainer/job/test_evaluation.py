@@ -6,7 +6,7 @@ import torch
 
 from replay_service.language.model import load_model
 from replay_service.language.packing import PackedRows
-from trainer.evaluation import HeldOut, forgetting
+from trainer.job.evaluation import HeldOut, forgetting
 
 
 def rows(num_rows: int, seq_len: int = 10) -> PackedRows:

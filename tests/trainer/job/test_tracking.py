@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.errors import InvalidTraining
-from trainer.tracking import Trackers, open_trackers, without_secrets
+from trainer.job.tracking import Trackers, open_trackers, without_secrets
 
 CONFIG = {"num_steps": 10, "rehearsal": {"corpus": "wiki", "service_url": "http://me:pass@host:8400/?sig=abc"}}
 

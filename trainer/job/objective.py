@@ -22,11 +22,11 @@ from torch import Tensor
 from replay_service.language.losses import TokenLosses, token_losses
 from replay_service.language.model import autocast
 from replay_service.language.precision import Precision
-from trainer.distill import distilled_nats
+from trainer.batches.mixing import MixedBatch
 from trainer.errors import CorpusMismatch
-from trainer.ldifs import FeatureDrift
-from trainer.mixing import MixedBatch
-from trainer.stopwatch import Stopwatch
+from trainer.job.stopwatch import Stopwatch
+from trainer.methods.distill import distilled_nats
+from trainer.methods.ldifs import FeatureDrift
 
 RehearsalLoss = Literal["cross_entropy", "distill", "mixed"]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from trainer.errors import InvalidTraining
-from trainer.flow import FlowWeights
+from trainer.methods.flow import FlowWeights
 
 LOSSES = arrays(np.float32, st.integers(1, 30), elements=st.floats(0.0625, 20, width=32))
 

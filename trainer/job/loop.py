@@ -17,15 +17,15 @@ from replay_service.language.apart import LanguageLosses
 from replay_service.language.model import load_model
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import load_tokenizer
+from trainer.batches.mixing import loss_rows
 from trainer.config import LdifsConfig, TrainConfig
-from trainer.evaluation import HeldOut
-from trainer.feed import Feed, load_heldout, open_feed
-from trainer.ldifs import LANGUAGE, FeatureDrift, frozen_copy
-from trainer.metrics import MetricsFile
-from trainer.mixing import loss_rows
-from trainer.objective import Counts, Objective
-from trainer.stopwatch import Stopwatch
-from trainer.tracking import open_trackers
+from trainer.job.evaluation import HeldOut
+from trainer.job.feed import Feed, load_heldout, open_feed
+from trainer.job.metrics import MetricsFile
+from trainer.job.objective import Counts, Objective
+from trainer.job.stopwatch import Stopwatch
+from trainer.job.tracking import open_trackers
+from trainer.methods.ldifs import LANGUAGE, FeatureDrift, frozen_copy
 
 
 class Worker(Protocol):

@@ -13,9 +13,9 @@ from tests.support import make_tiny_model, running_service
 from tests.trainer.worlds import AloneWorker, a_job, corpus_for
 from trainer.client import ReplayClient
 from trainer.errors import CorpusMismatch, InvalidTraining, ServiceRefused, TokenRefused
-from trainer.loop import fine_tune
-from trainer.metrics import MetricsFile
-from trainer.ray_train import preflight, run_training
+from trainer.job.loop import fine_tune
+from trainer.job.metrics import MetricsFile
+from trainer.job.ray_train import preflight, run_training
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from replay_service.gateway.wire import Batch
 from replay_service.language.losses import TokenLosses
 from replay_service.sampling.events import LOSS_ROW
-from trainer.target import TrainingRows
+from trainer.batches.target import TrainingRows
 
 
 @dataclass(frozen=True, slots=True)

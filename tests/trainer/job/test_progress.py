@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from trainer.progress import ProgressLine
+from trainer.job.progress import ProgressLine
 
 VALUES = {
     "loss": 1.5,

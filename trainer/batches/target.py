@@ -25,11 +25,11 @@ from replay_service.corpus.sources import (
 from replay_service.errors import ReplayError
 from replay_service.language.packing import PackedRows, id_dtype, pack
 from replay_service.language.tokenizer import ids_of, separator_id
+from trainer.batches.examples import Example, check_text_columns, examples_of
+from trainer.batches.tables import Tables, find_tables
 from trainer.config import DataConfig, FlowConfig
 from trainer.errors import InvalidTraining
-from trainer.examples import Example, check_text_columns, examples_of
-from trainer.flow import FlowWeights
-from trainer.tables import Tables, find_tables
+from trainer.methods.flow import FlowWeights
 
 _log = structlog.get_logger()
 

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from replay_service.language.tokenizer import encode
+from trainer.batches.tables import Tables
 from trainer.errors import InvalidTraining
-from trainer.tables import Tables
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Fine-tuning rows, and rehearsed rows among them."""

@@ -1,0 +1,1 @@
+"""The training that `replay-trainer train` runs, on Ray Train."""
