@@ -10,8 +10,18 @@ Int64Array = NDArray[np.int64]
 
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _WORD: Final = (1 << 64) - 1
-_NUM_ROUNDS: Final = 24
-"""So many that the orders of a handful of places are even too, which ten rounds leave visibly uneven."""
+_FACTORS: Final = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_SHIFTS: Final = (30, 27, 31)
+_FACTORS_64: Final = tuple(np.uint64(factor) for factor in _FACTORS)
+_SHIFTS_64: Final = tuple(np.uint64(shift) for shift in _SHIFTS)
+_ROOM: Final = np.uint64(1)
+"""Bits that a random word gives up, so that a sum with it does not leave the 64."""
+
+_NUM_ROUNDS: Final = 10
+_ROUND_KEYS: Final = tuple(np.uint64(_GOLDEN * (index + 1) & _WORD) for index in range(_NUM_ROUNDS))
+_MOST_RANKED: Final = 16
+"""Positions of so few are ranked by random words. A Feistel network over a handful of places does not reach all orders
+equally often, however many rounds it has."""
 
 
 def mix64(words: UInt64Array) -> UInt64Array:
@@ -19,23 +29,59 @@ def mix64(words: UInt64Array) -> UInt64Array:
 
     The finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
     """
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    words = words.copy()
+    _mix_in_place(words, np.empty_like(words))
+    return words
+
+
+def _mix_in_place(words: UInt64Array, scratch: UInt64Array) -> None:
+    """`mix64` without new arrays, which for a few dozen words would cost more than the arithmetic."""
+    for shift, factor in zip(_SHIFTS_64, _FACTORS_64, strict=False):
+        np.right_shift(words, shift, out=scratch)
+        np.bitwise_xor(words, scratch, out=words)
+        np.multiply(words, factor, out=words)
+    np.right_shift(words, _SHIFTS_64[-1], out=scratch)
+    np.bitwise_xor(words, scratch, out=words)
+
+
+def _mix_one(word: int) -> int:
+    """`mix64` of one word."""
+    for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
+        word = (word ^ (word >> shift)) * factor & _WORD
+    return word ^ (word >> _SHIFTS[-1])
+
+
+def key_of(*words: int) -> int:
+    """One 64-bit key of integers."""
+    key = 0
+    for word in words:
+        key = _mix_one(((key ^ word & _WORD) + _GOLDEN) & _WORD)
+    return key
 
 
 def keys(*words: ArrayLike) -> UInt64Array:
     """One 64-bit key for each row of the broadcast integer `words`: uint64, of their common shape (at least 1-d)."""
-    arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(word, dtype=np.int64)) for word in words))
-    key = np.zeros(arrays[0].shape, dtype=np.uint64)
-    for array in arrays:
-        key = mix64((key ^ array.astype(np.uint64)) + np.uint64(_GOLDEN))
+    first: list[int] = []
+    for word in words:
+        if not isinstance(word, int):
+            break
+        first.append(word)
+    key = np.array([key_of(*first)], dtype=np.uint64)
+    for word in words[len(first) :]:
+        key = (key ^ np.asarray(word, dtype=np.int64).astype(np.uint64)) + np.uint64(_GOLDEN)
+        _mix_in_place(key, np.empty_like(key))
     return key
 
 
 def uniform(*words: int) -> float:
     """A number in [0, 1) that depends on `words` alone, with 53 random bits."""
-    return int(keys(*words)[0] >> np.uint64(11)) * 2.0**-53
+    return (key_of(*words) >> 11) * 2.0**-53
+
+
+def uniforms(key: UInt64Array) -> NDArray[np.float64]:
+    """A number in [0, 1) of each key, with 53 random bits."""
+    numbers: NDArray[np.float64] = (key >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
 
 
 def permute(key: UInt64Array, size: Int64Array, position: Int64Array) -> Int64Array:
@@ -49,33 +95,52 @@ def permute(key: UInt64Array, size: Int64Array, position: Int64Array) -> Int64Ar
     Returns:
         int64 [n], each in [0, size); a bijection of [0, size) for every key and size.
 
-    A Feistel network on the smallest power of two that holds `size`, walked along its cycle until it lands inside
-    (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002): fewer than two passes on average.
+    A Feistel network over pairs of residues, on the smallest a x b that holds `size` with a about its square root,
+    walked along its cycle until it lands inside (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002):
+    fewer than a of the a * b places lie outside, so of a large size hardly any row takes a second pass.
     """
-    bits = _bit_length(size - 1)
-    result = position.astype(np.uint64)
-    outside = np.arange(len(result))
+    is_small = size <= _MOST_RANKED
+    if is_small.any():
+        result = np.empty(len(size), dtype=np.int64)
+        result[is_small] = _ranked(key[is_small], size[is_small], position[is_small])
+        result[~is_small] = _walked(key[~is_small], size[~is_small], position[~is_small])
+        return result
+    return _walked(key, size, position)
+
+
+def _ranked(key: UInt64Array, size: Int64Array, position: Int64Array) -> Int64Array:
+    """The rank of the position's random word among those of all positions, of which there are a few."""
+    places = np.arange(_MOST_RANKED)
+    words = keys(key[:, None].view(np.int64), places)
+    mine = words[np.arange(len(size)), position][:, None]
+    is_before = (words < mine) | ((words == mine) & (places < position[:, None]))
+    ranks: Int64Array = (is_before & (places < size[:, None])).sum(axis=1)
+    return ranks
+
+
+def _walked(key: UInt64Array, size: Int64Array, position: Int64Array) -> Int64Array:
+    num_low = np.ceil(np.sqrt(size)).astype(np.int64)
+    num_high = -(-size // num_low)
+    sides = num_low.astype(np.uint64), num_high.astype(np.uint64)
+    result, limit = position.astype(np.uint64), size.astype(np.uint64)
+    result = _feistel(key, *sides, result)
+    outside = np.flatnonzero(result >= limit)
     while len(outside):
-        result[outside] = _feistel(key[outside], bits[outside], result[outside])
-        outside = outside[result[outside] >= size[outside].astype(np.uint64)]
-    return result.astype(np.int64)
+        result[outside] = _feistel(key[outside], sides[0][outside], sides[1][outside], result[outside])
+        outside = outside[result[outside] >= limit[outside]]
+    return result.view(np.int64)
 
 
-def _bit_length(values: Int64Array) -> UInt64Array:
-    powers = np.left_shift(np.int64(1), np.arange(63, dtype=np.int64))
-    return np.searchsorted(powers, values, side="right").astype(np.uint64)
-
-
-def _feistel(key: UInt64Array, bits: UInt64Array, value: UInt64Array) -> UInt64Array:
-    one = np.uint64(1)
-    low_bits = bits - bits // np.uint64(2)
-    low_mask = (one << low_bits) - one
-    high_mask = (one << (bits // np.uint64(2))) - one
-    low, high = value & low_mask, value >> low_bits
-    for index in range(_NUM_ROUNDS):
-        round_key = key + np.uint64(_GOLDEN * (index + 1) & _WORD)
-        if index % 2:
-            high = high ^ (mix64(low ^ round_key) & high_mask)
-        else:
-            low = low ^ (mix64(high ^ round_key) & low_mask)
-    return (high << low_bits) | low
+def _feistel(key: UInt64Array, num_low: UInt64Array, num_high: UInt64Array, value: UInt64Array) -> UInt64Array:
+    """A bijection of [0, num_low * num_high), element by element."""
+    high, low = np.divmod(value, num_low)
+    words, scratch = np.empty_like(value), np.empty_like(value)
+    for index, round_key in enumerate(_ROUND_KEYS):
+        half, other, num = (high, low, num_low) if index % 2 == 0 else (low, high, num_high)
+        np.add(key, round_key, out=words)
+        np.bitwise_xor(words, half, out=words)
+        _mix_in_place(words, scratch)
+        np.right_shift(words, _ROOM, out=words)
+        np.add(other, words, out=other)
+        np.remainder(other, num, out=other)
+    return high * num_low + low

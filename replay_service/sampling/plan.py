@@ -1,5 +1,6 @@
 """The planner: which samples the whole job rehearses in a step."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -8,9 +9,9 @@ from numpy.typing import NDArray
 from replay_service.sampling.controller import decide
 from replay_service.sampling.events import PLANNED_ROW, Adjusted, Planned
 from replay_service.sampling.partition import Partition
-from replay_service.sampling.permutation import keys, permute, uniform
+from replay_service.sampling.permutation import keys, uniforms
 from replay_service.sampling.policies import systematic
-from replay_service.sampling.run_state import RunState, pass_fence
+from replay_service.sampling.run_state import RunState, pass_fence, whole_rows
 from replay_service.sampling.walk import Walk
 
 Float64Array = NDArray[np.float64]
@@ -47,38 +48,60 @@ def plan_steps(state: RunState, partition: Partition, last_step: int) -> list[Pl
 
     `partition` is that of the state's generation.
     """
-    seed = state.config.seed
-    probabilities = state.probabilities()
     walk, learned = state.walk.copy(), state.what_plans_learn_from()
-    plans, carry = [], state.carry
-    for step in range(state.next_step, last_step + 1):
+    probabilities = state.probabilities()
+    plans, first, carry = [], state.next_step, state.carry
+    before = int(walk.num_draws.sum())
+    while first <= last_step:
         known = learned.policy_version
-        pass_fence(learned, step)
+        pass_fence(learned, first)
         if learned.policy_version != known:
             probabilities = learned.probabilities()
-        num_draws, carry = divmod(carry + state.rows_due(step), 1)
-        before = int(walk.num_draws.sum())
-        rows = _draw(partition, probabilities, walk, seed, step, num_draws)
-        plans.append(Planned(step, learned.policy_version, before, rows))
+        steps = range(first, _last_before_news(learned, last_step) + 1)
+        num_draws, carry = whole_rows(state, steps, carry)
+        rows = _draw(partition, probabilities, walk, state.config.seed, steps, num_draws)
+        for step, each in zip(steps, np.split(rows, np.cumsum(num_draws)[:-1]), strict=True):
+            plans.append(Planned(step, learned.policy_version, before, each))
+            before += len(each)
+        first = steps.stop
     return plans
 
 
+def _last_before_news(learned: RunState, last_step: int) -> int:
+    """How far, up to `last_step`, plans know no more than `learned` does: in fenced mode, reports wait behind it."""
+    fence = learned.config.fence
+    return last_step if fence is None else min([last_step, *(step + fence - 1 for step in learned.held)])
+
+
 def _draw(
-    partition: Partition, probabilities: Float64Array, walk: Walk, seed: int, step: int, num_draws: int
+    partition: Partition, probabilities: Float64Array, walk: Walk, seed: int, steps: range, num_draws: Sequence[int]
 ) -> np.ndarray:
-    rows = np.empty(num_draws, dtype=PLANNED_ROW)
-    if not num_draws:
+    """The samples of neighbouring steps that are drawn by the same probabilities, step by step: PLANNED_ROW [n].
+
+    What is drawn of a stratum does not depend on what is drawn of others, so it is all drawn at once.
+    """
+    step = np.repeat(steps, num_draws)
+    rows = np.empty(len(step), dtype=PLANNED_ROW)
+    if not len(rows):
         return rows
-    stratum = systematic(probabilities, num_draws, uniform(seed, _PICK_STRATA, step))
+    offsets = uniforms(keys(seed, _PICK_STRATA, np.asarray(steps)))
+    stratum = systematic(probabilities, np.asarray(num_draws), offsets)
+    by_stratum = np.argsort(stratum, kind="stable")
+    back = np.empty_like(by_stratum)
+    back[by_stratum] = np.arange(len(back))
+    stratum = stratum[by_stratum]
     drawn = walk.draw(seed, stratum)
     rows["sample_id"] = partition.locate(stratum, drawn.row)
     rows["stratum"] = stratum
     rows["times_drawn"] = drawn.times_drawn
     rows["probability"] = probabilities[stratum] / walk.sizes[stratum]
-    return rows[_shuffled(seed, step, num_draws)]
+    return rows[back[_shuffled(seed, step)]]
 
 
-def _shuffled(seed: int, step: int, num_draws: int) -> Int64Array:
-    """Neighbours in a plan fall to different ranks; without this, a rank would rehearse neighbouring strata."""
-    key = np.repeat(keys(seed, _SHUFFLE, step), num_draws)
-    return permute(key, np.full(num_draws, num_draws, dtype=np.int64), np.arange(num_draws, dtype=np.int64))
+def _shuffled(seed: int, step: Int64Array) -> Int64Array:
+    """The places of each step's draws in an order of their own, int64 [n]; `step` (int64 [n]) ascends.
+
+    Neighbours in a plan fall to different ranks; without this, a rank would rehearse neighbouring strata.
+    """
+    within = np.arange(len(step)) - np.searchsorted(step, step)
+    return np.lexsort((keys(seed, _SHUFFLE, step, within), step))

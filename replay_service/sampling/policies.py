@@ -48,15 +48,24 @@ def _shares(mass: Float64Array) -> Float64Array:
     return shares
 
 
-def systematic(probabilities: Float64Array, num_draws: int, offset: float) -> Int64Array:
-    """Systematic resampling: the stratum of each of `num_draws` draws, int64 [num_draws], in ascending order.
+def systematic(probabilities: Float64Array, num_draws: Int64Array, offset: Float64Array) -> Int64Array:
+    """Systematic resampling, once for each of m steps: the stratum of every draw, step by step, ascending in each.
 
-    Draw i falls where (offset + i) / num_draws lies on the cumulated probabilities, so stratum k is drawn
+    Args:
+        probabilities: float64 [num_strata].
+        num_draws: int64 [m], draws of each step.
+        offset: float64 [m], in [0, 1).
+
+    Returns:
+        int64 [sum of num_draws].
+
+    Of a step, draw i falls where (offset + i) / num_draws lies on the cumulated probabilities, so stratum k is drawn
     num_draws * P(k) times, rounded up or down (Kitagawa, "Monte Carlo filter and smoother", 1996). A stratum of
     probability zero is never drawn.
     """
     cumulated = np.cumsum(probabilities)
-    points = (offset + np.arange(num_draws)) / num_draws * cumulated[-1]
+    draw = np.arange(num_draws.sum()) - np.repeat(np.cumsum(num_draws) - num_draws, num_draws)
+    points = (np.repeat(offset, num_draws) + draw) / np.repeat(num_draws, num_draws) * cumulated[-1]
     last = int(np.flatnonzero(probabilities)[-1])
     strata: Int64Array = np.minimum(np.searchsorted(cumulated, points, side="right"), last)
     return strata

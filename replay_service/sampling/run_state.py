@@ -1,5 +1,7 @@
 """A run is a fold over its journal: this is the state, and the one function that folds an event into it."""
 
+import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -38,8 +40,12 @@ class Pending:
     @classmethod
     def of(cls, rows: np.ndarray) -> "Pending":
         """All samples of a plan (PLANNED_ROW [n])."""
-        sample_id, first = np.unique(rows["sample_id"], return_index=True)
-        return cls(rows[first], sample_id, np.ones(len(first), dtype=bool), len(first))
+        order = np.argsort(rows["sample_id"], kind="stable")
+        sample_id = rows["sample_id"][order]
+        is_first = np.append(True, sample_id[1:] != sample_id[:-1])
+        if not is_first.all():
+            order, sample_id = order[is_first], sample_id[is_first]
+        return cls(rows[order], sample_id, np.ones(len(order), dtype=bool), len(order))
 
     @property
     def rows(self) -> np.ndarray:
@@ -156,7 +162,7 @@ def fold(state: RunState, event: Event) -> None:
     The event has been checked before it was written down; an event that does not fit the state is an error of ours.
     """
     if isinstance(event, Planned):
-        _fold_planned(state, event.step, event.rows)
+        _fold_planned(state, [event])
     elif isinstance(event, Reported):
         _fold_reported(state, event.step, [event.rows])
     elif isinstance(event, Configured):
@@ -172,24 +178,52 @@ def fold(state: RunState, event: Event) -> None:
 
 
 def fold_all(state: RunState, events: Iterable[Event]) -> None:
-    """Fold events one after the other; neighbouring reports of one step at once, which comes to the same."""
-    for step, neighbours in groupby(events, lambda event: event.step if isinstance(event, Reported) else None):
-        if step is None:
-            for event in neighbours:
-                fold(state, event)
+    """Fold events one after the other.
+
+    Neighbouring plans are folded at once, and so are neighbouring reports of one step, which comes to the same.
+    """
+    for (kind, step), neighbours in groupby(events, lambda event: (type(event), _reported_step(event))):
+        alike = list(neighbours)
+        if kind is Planned:
+            _fold_planned(state, [event for event in alike if isinstance(event, Planned)])
+        elif step is not None:
+            _fold_reported(state, step, [event.rows for event in alike if isinstance(event, Reported)])
         else:
-            _fold_reported(state, step, [event.rows for event in neighbours if isinstance(event, Reported)])
+            for event in alike:
+                fold(state, event)
 
 
-def _fold_planned(state: RunState, step: int, rows: np.ndarray) -> None:
-    assert step == state.next_step, f"plan of step {step} where step {state.next_step} was next"
-    pass_fence(state, step)
-    state.carry = (state.carry + state.rows_due(step)) % 1
-    state.walk.advance(state.config.seed, np.sort(rows["stratum"]).astype(np.int64))
-    state.next_step = step + 1
-    state.pending.pop(step - state.config.report_window_steps, None)
-    if len(rows):
-        state.pending[step] = Pending.of(rows)
+def _reported_step(event: Event) -> int | None:
+    return event.step if isinstance(event, Reported) else None
+
+
+def _fold_planned(state: RunState, plans: Sequence[Planned]) -> None:
+    steps = range(state.next_step, state.next_step + len(plans))
+    assert [plan.step for plan in plans] == list(steps), f"no plans of the steps from {state.next_step} on"
+    _, state.carry = whole_rows(state, steps, state.carry)
+    stratum = np.concatenate([plan.rows["stratum"] for plan in plans])
+    state.walk.advance(state.config.seed, np.sort(stratum).astype(np.int64))
+    for plan in plans:
+        pass_fence(state, plan.step)
+        state.pending.pop(plan.step - state.config.report_window_steps, None)
+        if len(plan.rows):
+            state.pending[plan.step] = Pending.of(plan.rows)
+    state.next_step = steps.stop
+
+
+def whole_rows(state: RunState, steps: range, carry: Fraction) -> tuple[list[int], Fraction]:
+    """How many rows each of these steps rehearses, at the ratio that the state has; and what is carried on after."""
+    if state.config.schedule.curve != "constant":
+        numbers = []
+        for step in steps:
+            whole, carry = divmod(carry + state.rows_due(step), 1)
+            numbers.append(whole)
+        return numbers, carry
+    due = state.rows_due(steps.start)
+    unit = math.lcm(due.denominator, carry.denominator)
+    grains, rest = int(due * unit), int(carry * unit)
+    ends = [(rest + grains * i) // unit for i in range(len(steps) + 1)]
+    return [end - begin for begin, end in itertools.pairwise(ends)], (carry + due * len(steps)) % 1
 
 
 def _fold_configured(state: RunState, config: RunConfig) -> None:

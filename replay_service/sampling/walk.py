@@ -88,7 +88,10 @@ class Walk:
 
     def advance(self, seed: int, stratum: Int64Array) -> None:
         """Go as far as `draw` does."""
-        self._advance(seed, stratum)
+        if self.block_size.shape[1] == 1:
+            self._count(stratum)
+        else:
+            self._advance_in_blocks(seed, stratum)
 
     def grow(self, sizes: Int64Array) -> None:
         """Strata have `sizes` rows now (int64 [at least K], none smaller than before); new strata stand at the end.
@@ -114,7 +117,6 @@ class Walk:
             self.born = np.sort(born, order=["stratum", "epoch"])
 
     def _advance(self, seed: int, stratum: Int64Array) -> _Places:
-        np.add.at(self.num_draws, stratum, 1)
         if self.block_size.shape[1] == 1:
             return self._advance_in_one_block(stratum)
         return self._advance_in_blocks(seed, stratum)
@@ -123,13 +125,19 @@ class Walk:
         size, nothing = self.block_size[stratum, 0], np.zeros(len(stratum), dtype=np.int64)
         epoch, place = np.divmod(self.block_drawn[stratum, 0] + _occurrence(stratum), size)
         at = _Places(self.epoch[stratum] + epoch, nothing, nothing, size, place)
-        np.add.at(self.block_drawn[:, 0], stratum, 1)
-        over, self.block_drawn[:, 0] = np.divmod(self.block_drawn[:, 0], np.maximum(self.block_size[:, 0], 1))
-        self.epoch += over
+        self._count(stratum)
         return at
+
+    def _count(self, stratum: Int64Array) -> None:
+        """Where each stratum is one block, a draw is a step of its cursor."""
+        count = np.bincount(stratum, minlength=len(self.epoch))
+        self.num_draws += count
+        over, self.block_drawn[:, 0] = np.divmod(self.block_drawn[:, 0] + count, np.maximum(self.block_size[:, 0], 1))
+        self.epoch += over
 
     def _advance_in_blocks(self, seed: int, stratum: Int64Array) -> _Places:
         """As above, one draw of each stratum after the other, since each changes how likely the blocks are."""
+        self.num_draws += np.bincount(stratum, minlength=len(self.epoch))
         occurrence = _occurrence(stratum)
         at = _Places(*(np.empty(len(stratum), dtype=np.int64) for _ in _Places._fields))
         for turn in range(int(occurrence.max(initial=-1)) + 1):

@@ -1,13 +1,17 @@
 import copy
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replay_service.sampling.events import Adopted
 from replay_service.sampling.injection import num_rehearsed
-from replay_service.sampling.run_state import RunState, fold
+from replay_service.sampling.run_config import Feedback
+from replay_service.sampling.run_state import RunState, fold, fold_all
+from replay_service.sampling.schedule import Schedule
 from tests.sampling.worlds import image, initial_state, partition_of_sizes, planned, plans_of, report_of, same_plan
 
 sizes = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(any)
@@ -43,6 +47,29 @@ def test_planning_at_once_or_bit_by_bit_gives_the_same_plans(
     whole = planned(at_once, sum(strides) - 1)
     assert all(same_plan(a, b) for a, b in zip(whole, plans, strict=True))
     assert image(at_once) == image(bit_by_bit)
+
+
+@given(sizes, st.sampled_from(["latest", "fenced"]), st.sampled_from([Schedule(), Schedule("linear", 9)]), st.data())
+@pure
+def test_a_window_is_planned_and_folded_as_its_steps_would_be_one_by_one(
+    sizes: list[int], mode: Literal["latest", "fenced"], schedule: Schedule, data: st.DataObject
+) -> None:
+    config: dict[str, object] = {"injection_ratio": "0.7", "feedback": Feedback(mode, 4), "schedule": schedule}
+    at_once, one_by_one = (initial_state(sizes, **config) for _ in range(2))
+    for _ in range(4):
+        last_step = at_once.next_step + data.draw(st.integers(0, 3), label="steps after the first")
+        plans = plans_of(at_once, last_step)
+        fold_all(at_once, plans)
+        for plan in plans:
+            (single,) = planned(one_by_one, plan.step)
+            assert same_plan(plan, single)
+        assert image(at_once) == image(one_by_one)
+        for state in (at_once, one_by_one):
+            reported_in_full(state, last_step)
+        if data.draw(st.booleans(), label="the corpus grows"):
+            grown = tuple(int(size) + data.draw(st.integers(0, 3)) for size in at_once.walk.sizes)
+            for state in (at_once, one_by_one):
+                fold(state, Adopted(last_step, state.generation + 1, grown))
 
 
 @given(sizes, ratios, st.integers(1, 40))

@@ -65,7 +65,7 @@ def test_mix_cd_draws_strata_by_size_times_damage_rate() -> None:
 def test_a_stratum_is_drawn_its_expected_number_of_times_rounded_up_or_down(
     probabilities: np.ndarray, num_draws: int, offset: float
 ) -> None:
-    drawn = systematic(probabilities, num_draws, offset)
+    drawn = systematic(probabilities, np.array([num_draws]), np.array([offset]))
     assert len(drawn) == num_draws
     assert (np.diff(drawn) >= 0).all()
     expected = num_draws * probabilities
@@ -79,11 +79,11 @@ def test_a_stratum_is_drawn_its_expected_number_of_times_rounded_up_or_down(
 def test_a_stratum_of_probability_zero_is_never_drawn(weights: list[int], offset: float) -> None:
     probabilities = np.array(weights) / sum(weights)
     for num_draws in (1, 2, 3, 1000, 10**6):
-        assert (probabilities[systematic(probabilities, num_draws, offset)] > 0).all()
+        assert (probabilities[systematic(probabilities, np.array([num_draws]), np.array([offset]))] > 0).all()
 
 
 def test_over_the_offsets_a_stratum_is_drawn_in_proportion() -> None:
     probabilities = np.array([0.13, 0.0, 0.37, 0.5])
     offsets = (np.arange(1000) + 0.5) / 1000
-    drawn = np.concatenate([systematic(probabilities, 3, offset) for offset in offsets])
+    drawn = systematic(probabilities, np.full(len(offsets), 3), np.asarray(offsets))
     assert np.bincount(drawn, minlength=4) / len(drawn) == pytest.approx(probabilities, abs=1e-3)
