@@ -4,11 +4,11 @@ A reader holds the blocks that its rows lie in, asks which are intact, and takes
 from, mapped files (`local_blocks`) or object storage (`remote_blocks`), makes no difference to it.
 """
 
-import zlib
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
 
 from replay_service.corpus.damage import WRONG_CHECKSUMS, SegmentDamage, UnusableFile
 from replay_service.corpus.manifest import Segment
@@ -63,6 +63,6 @@ class Blocks(Protocol):
 
 def parse_checksums(content: bytes, segment: Segment) -> NDArray[np.uint32]:
     """The checksum of each block of a file, uint32; raises UnusableFile when they are not those of the segment."""
-    if zlib.crc32(content) != segment.checksum or len(content) != 4 * num_blocks(segment.num_bytes):
+    if crc32(content) != segment.checksum or len(content) != 4 * num_blocks(segment.num_bytes):
         raise UnusableFile(WRONG_CHECKSUMS)
     return np.frombuffer(content, "<u4")

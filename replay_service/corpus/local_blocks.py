@@ -1,13 +1,13 @@
 """Blocks of segment files on a disk of this machine: mapped, and checked when they are first touched."""
 
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
 
 from replay_service.corpus.blocks import HeldBlocks, parse_checksums
 from replay_service.corpus.damage import (
@@ -87,7 +87,7 @@ class LocalBlocks:
             end = min((index + 1) * BLOCK_BYTES, self._layout.segments[number].num_bytes)
             first = block * BLOCK_BYTES
             content = self._files.bytes[first : first + end - index * BLOCK_BYTES]
-            if zlib.crc32(content.data) == self._checksums[number][index]:
+            if crc32(content.data) == self._checksums[number][index]:
                 self._states.state[block] = INTACT
                 self._num_left -= 1
             else:

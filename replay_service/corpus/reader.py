@@ -166,6 +166,14 @@ class CorpusStore:
         """The corpora that are ready to be rehearsed from."""
         return sorted(name for name in self._folder.corpora() if is_name(name))
 
+    def at(self, name: str, generation: int) -> Corpus:
+        """The corpus at this generation or a later one, whichever is at hand; raises UnknownCorpus.
+
+        Generations never change, so the manifest is looked at only where this one is not at hand.
+        """
+        latest = self._open.get(name)
+        return latest.corpus if latest is not None and latest.corpus.generation >= generation else self.get(name)
+
     def get(self, name: str) -> Corpus:
         """The newest generation of a corpus; raises UnknownCorpus."""
         if not is_name(name):
@@ -194,7 +202,8 @@ class LatestCorpus:
         self._problem = ""
         self._looked_at = monotonic()
         self._version = folder.version()
-        self._corpus = Corpus(folder)
+        self.corpus = Corpus(folder)
+        """The newest that was found so far."""
 
     def get(self) -> Corpus:
         is_due = self._monotonic() - self._looked_at >= self._refresh_s
@@ -207,7 +216,7 @@ class LatestCorpus:
                 self._tell(error.detail)
             finally:
                 self._lock.release()
-        return self._corpus
+        return self.corpus
 
     def _refresh(self) -> None:
         self._looked_at = self._monotonic()
@@ -215,11 +224,11 @@ class LatestCorpus:
         if version is not None and version == self._version:
             return
         manifest = self._folder.manifest()
-        if manifest != self._corpus.manifest:
-            self._corpus = Corpus(self._folder, manifest, self._corpus)
+        if manifest != self.corpus.manifest:
+            self.corpus = Corpus(self._folder, manifest, self.corpus)
         self._version = version
 
     def _tell(self, problem: str) -> None:
         if problem != self._problem:
-            _log.warning("manifest not read again", corpus=self._corpus.manifest.name, problem=problem)
+            _log.warning("manifest not read again", corpus=self.corpus.manifest.name, problem=problem)
         self._problem = problem

@@ -1,7 +1,6 @@
 """Blocks of segment files in object storage: fetched in parallel, checked, and kept within bounds."""
 
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +8,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
 
 from replay_service.corpus.blocks import HeldBlocks, parse_checksums
 from replay_service.corpus.damage import (
@@ -101,7 +101,7 @@ class RemoteSegment:
             except FileNotFoundError:
                 raise UnusableFile(MISSING) from None
             pieces = {block: content[(block - first) * BLOCK_BYTES :][:BLOCK_BYTES] for block in range(first, end)}
-            intact = {block: piece for block, piece in pieces.items() if zlib.crc32(piece) == checksums[block]}
+            intact = {block: piece for block, piece in pieces.items() if crc32(piece) == checksums[block]}
             if len(intact) == len(pieces):
                 break
         return intact, TOO_SHORT if len(content) < num_bytes else FAILS_CHECKSUM

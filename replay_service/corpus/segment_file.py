@@ -16,7 +16,6 @@ Then `rows["input_ids"]` are the token ids of all its samples; `SampleRows` says
 
 import json
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
 
 from replay_service.corpus.segments import SampleRows, wide_binary
 
@@ -70,7 +70,7 @@ def write_segment(path: Path, rows: SampleRows) -> SegmentFile:
         num_bytes=temporary.stat().st_size,
         rows_at=_rows_at(temporary),
         record=record,
-        checksum=zlib.crc32(checksums),
+        checksum=crc32(checksums),
     )
     _sync(temporary)
     temporary.replace(path)
@@ -105,7 +105,7 @@ def _rows_at(path: Path) -> int:
 def _block_checksums(path: Path) -> NDArray[np.uint32]:
     content = np.memmap(path, np.uint8, "r")
     blocks = (content[first : first + BLOCK_BYTES].data for first in range(0, len(content), BLOCK_BYTES))
-    return np.array([zlib.crc32(block) for block in blocks], dtype="<u4")
+    return np.array([crc32(block) for block in blocks], dtype="<u4")
 
 
 def _put(path: Path, content: bytes) -> None:

@@ -1,12 +1,12 @@
 """Upload: a corpus from a local folder to object storage, where any number of services read it."""
 
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from pyarrow import fs
+from zlib_ng.zlib_ng import crc32
 
 from replay_service.corpus.manifest import MANIFEST_NAME, Manifest, Segment, no_corpus, parse_manifest
 from replay_service.corpus.object_storage import open_filesystem
@@ -81,7 +81,7 @@ def _missing(manifest: Manifest, filesystem: fs.FileSystem, target: str) -> list
         if there.get(segment.file) != segment.num_bytes or file not in there:
             return True
         with filesystem.open_input_stream(f"{target}/{file}") as stream:
-            return zlib.crc32(stream.read()) != segment.checksum
+            return crc32(stream.read()) != segment.checksum
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         are_missing = pool.map(is_missing, manifest.segments)

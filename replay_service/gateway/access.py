@@ -48,11 +48,12 @@ ANONYMOUS: Final = Caller("anonymous", "admin")
 
 @dataclass(slots=True)
 class Access:
-    """One request: who makes it, and which run or corpus it is about."""
+    """One request: who makes it, which run or corpus it is about, and whether it may have changed anything."""
 
     caller: Caller
     run: str | None = None
     corpus: str | None = None
+    is_change: bool = True
 
     def need(self, scope: tokens.Scope) -> None:
         """Raises ScopeTooSmall when the caller may not do what the scope is for."""
@@ -88,6 +89,11 @@ class Authentication:
                 return
             scope[_KEY] = Access(caller)
         await self._app(scope, receive, send)
+
+
+def header_in(scope: Scope, name: bytes) -> str | None:
+    """The first header of a request with this name, which is in lower case."""
+    return next((value.decode("latin-1") for each, value in scope["headers"] if each == name), None)
 
 
 def access_in(scope: Scope) -> Access | None:

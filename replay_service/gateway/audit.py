@@ -10,7 +10,7 @@ import structlog
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from replay_service.gateway.access import ANONYMOUS, access_in
+from replay_service.gateway.access import ANONYMOUS, Access, access_in
 from replay_service.names import is_name
 
 _REFUSED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
@@ -39,16 +39,16 @@ class Audit:
 
         async def send_audited(message: Message) -> None:
             if message["type"] == "http.response.start":
-                status = message["status"]
-                if status < HTTPStatus.BAD_REQUEST or status in _REFUSED:
-                    self._write(scope, status)
+                status, access = message["status"], access_in(scope)
+                is_change = status < HTTPStatus.BAD_REQUEST and (access is None or access.is_change)
+                if is_change or status in _REFUSED:
+                    self._write(scope, status, access)
             await send(message)
 
         await self._app(scope, receive, send_audited)
 
-    def _write(self, scope: Scope, status: int) -> None:
+    def _write(self, scope: Scope, status: int, access: Access | None) -> None:
         route, names = self._route(scope["path"])
-        access = access_in(scope)
         if access is not None:
             names = names | {"run": access.run or names.get("run"), "corpus": access.corpus or names.get("corpus")}
         _log.info(

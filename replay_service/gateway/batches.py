@@ -118,6 +118,7 @@ class Batches:
         source: BatchSource = scope["app"].state.batches
         _check(asked, source.max_steps_per_request)
         window = await source.planner.window(run, asked.step, asked.num_steps)
+        access.is_change = window.is_new
         batch = await _read(source, window, asked)
         if as_json:
             response = await run_in_threadpool(lambda: JSONResponse(_to_json(batch)))
@@ -155,9 +156,9 @@ async def _read(source: BatchSource, window: Window, asked: BatchRequest) -> Bat
     planned = planned_rows(window, asked)
     is_remote = source.corpora.is_remote
     if is_remote:
-        corpus = await run_in_threadpool(source.corpora.get, window.corpus)
+        corpus = await run_in_threadpool(source.corpora.at, window.corpus, window.generation)
     else:
-        corpus = source.corpora.get(window.corpus)
+        corpus = source.corpora.at(window.corpus, window.generation)
     if asked.topk and not corpus.manifest.topk:
         raise InvalidRequest(
             f"corpus {window.corpus!r} does not store the base model's likeliest tokens; ingest it with `--store-topk "

@@ -1,13 +1,16 @@
 """Checksums of bodies, end to end: what was damaged on the way is neither taken in nor taken for right."""
 
 from collections.abc import Sequence
+from typing import Final
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from replay_service.errors import BodyDamaged
+from replay_service.gateway.access import header_in
 from replay_service.gateway.problems import of_error
 from replay_service.gateway.wire import CHECKSUM_HEADER, checksum
+
+_HEADER: Final = CHECKSUM_HEADER.lower().encode()
 
 
 class Checksums:
@@ -24,7 +27,7 @@ class Checksums:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        promised = Headers(scope=scope).get(CHECKSUM_HEADER)
+        promised = header_in(scope, _HEADER)
         if promised is not None:
             messages = await _whole(receive)
             body = b"".join(each.get("body", b"") for each in messages)
@@ -69,7 +72,7 @@ def _with_checksum(send: Send) -> Send:
         if held:
             start = held.pop()
             if message["type"] == "http.response.body" and not message.get("more_body", False):
-                MutableHeaders(scope=start)[CHECKSUM_HEADER] = checksum(message.get("body", b""))
+                start["headers"] = [*start["headers"], (_HEADER, checksum(message.get("body", b"")).encode())]
             await send(start)
         await send(message)
 

@@ -33,6 +33,44 @@ class ConnectionLimits:
     io_timeout_s: float
 
 
+class WholeAnswers:
+    """A transport that sends the head of an answer together with the first part of its body.
+
+    Sent by itself, the head would wake the reader up for nothing, and cost as much as a body of a hundred kilobytes.
+    It waits for its body no longer than the event loop takes to come round.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def write(self, data: bytes | memoryview) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.writelines((head, data))
+        elif data[: len(_BEGINS)] == _BEGINS:
+            self._head = bytes(data)
+            self._loop.call_soon(self._send_head)
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._send_head()
+        self._transport.close()
+
+    def _send_head(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+_BEGINS: Final = b"HTTP/1."
+
+
 class GuardedConnection(HttpToolsProtocol):
     """One connection, cut off when it is too slow. Subclasses have the limits: see `guarded_by`."""
 
@@ -44,7 +82,7 @@ class GuardedConnection(HttpToolsProtocol):
         self._writing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(WholeAnswers(transport, self.loop))  # type: ignore[arg-type]
         self._await_request()
         if len(self.connections) > self.limits.most:
             self.app = self._refuse

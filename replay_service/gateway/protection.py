@@ -5,11 +5,10 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from replay_service.errors import HostNotAllowed
-from replay_service.gateway.access import OPEN_PATHS
+from replay_service.gateway.access import OPEN_PATHS, header_in
 from replay_service.gateway.problems import SAFE_HEADERS, of_error
 from replay_service.settings import ServiceSettings, is_loopback
 
@@ -48,7 +47,7 @@ class HostCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_checked = scope["type"] == "http" and scope["path"] not in OPEN_PATHS
-        if is_checked and not self._is_allowed(Headers(scope=scope).get("host", "")):
+        if is_checked and not self._is_allowed(header_in(scope, b"host") or ""):
             error = HostNotAllowed(
                 "the Host header is no name that this service answers to; its setting allowed_hosts lists them"
             )

@@ -126,13 +126,14 @@ class RunOwner:
                     f"{next_step}, and a request may reach from step 0 to step {next_step + max_steps_ahead - 1}",
                     next_step=next_step,
                 )
-            if last_step >= next_step:
+            is_new = last_step >= next_step
+            if is_new:
                 if self._state.closed:
                     raise RunClosed(f"run {self.record.run!r} is closed and plans no step from {next_step} on")
                 self._pass_fence(last_step)
                 self._adopt_if_due()
                 self._plan_through(last_step)
-            window = self._window(self._recent.find(first_step, num_steps) or ())
+            window = self._window(self._recent.find(first_step, num_steps) or (), is_new)
         # Read after the attempt: if a rewind comes between, reports of these plans are stale, and never mistaken.
         return window if window.plans else self._read(window, first_step, num_steps)
 
@@ -156,10 +157,10 @@ class RunOwner:
         self._journal.check(lease)
         return window
 
-    def _window(self, plans: Sequence[Planned]) -> Window:
+    def _window(self, plans: Sequence[Planned], is_new: bool = False) -> Window:
         """What the run is now, with these plans."""
         state, record = self._state, self.record
-        return Window(record.run, record.corpus, state.generation, self._attempt, state.ratio_now(), plans)
+        return Window(record.run, record.corpus, state.generation, self._attempt, state.ratio_now(), plans, is_new)
 
     def _read(self, window: Window, first_step: int, num_steps: int) -> Window:
         return replace(window, plans=self._journal.planned(self.record.run, first_step, num_steps))

@@ -21,6 +21,7 @@ class Window:
         attempt: counts the run's rewinds, from 1; the plans are those of this attempt.
         injection_ratio: as the run has it now, the decimal that was written.
         plans: one a step.
+        is_new: whether some of the plans were made for this request.
     """
 
     run: str
@@ -29,6 +30,7 @@ class Window:
     attempt: int
     injection_ratio: str
     plans: Sequence[Planned]
+    is_new: bool = False
 
 
 class RecentPlans:

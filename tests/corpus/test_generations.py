@@ -47,6 +47,17 @@ def test_a_new_generation_is_noticed_and_spoils_no_old_one(store: CorpusStore, t
     assert store.get("rows") is new
 
 
+def test_a_generation_that_is_at_hand_is_given_without_a_look_at_the_manifest(
+    store: CorpusStore, tmp_path: Path
+) -> None:
+    old = store.at("rows", 1)
+    write_corpus(tmp_path / "rows", PARTS, [1, 1, 2])
+    assert store.at("rows", 1) is old
+    assert store.at("rows", 2).generation == 2
+    assert store.at("rows", 1).generation == 2
+    assert store.at("rows", 3).generation == 2
+
+
 def test_what_was_checked_is_not_read_again_for_a_new_generation(store: CorpusStore, tmp_path: Path) -> None:
     store.get("rows").rows(ids_of(PARTS[:1]))
     write_corpus(tmp_path / "rows", PARTS, [1, 1, 2])

@@ -96,6 +96,16 @@ def test_what_changes_nothing_is_not_written_down(running: TestClient) -> None:
     assert audited(logs) == []
 
 
+def test_a_batch_is_written_down_when_its_steps_are_planned_and_not_when_it_is_asked_for_again(
+    running: TestClient,
+) -> None:
+    with capture_logs() as logs:
+        for step in (0, 1, 0, 1):
+            batch_of(running, step)
+        ask(running, headers={"Accept": "application/json"})
+    assert [line["route"] for line in audited(logs)] == 2 * ["/v1/runs/{run}/batches"]
+
+
 def test_neither_a_body_nor_a_token_nor_a_query_is_in_the_log(root: Path, guarded: TestClient, token: str) -> None:
     with capture_logs() as logs:
         for headers in (bearer(token), bearer("rpl_swordfish"), {}):
