@@ -88,11 +88,6 @@ def grow_corpus(
     return grown
 
 
-def rescored_by(corpus: Path, model: Path | str) -> None:
-    """Let the manifest of the corpus at `corpus` name a model, as if it had scored it."""
-    write_manifest(corpus, replace(read_manifest(corpus), model=str(model)))
-
-
 def sketch_of(values: NDArray[np.floating]) -> QuantileSketch:
     sketch = QuantileSketch()
     sketch.add(values)

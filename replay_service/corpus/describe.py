@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from replay_service.corpus.manifest import DomainSummary, Manifest
 from replay_service.corpus.reader import Corpus
 from replay_service.corpus.sketch import QuantileSketch
-from replay_service.errors import CorpusError, ModelMismatch
+from replay_service.errors import CorpusError
 from replay_service.sampling.partition import stratum_name
 from replay_service.sampling.permutation import keys, permute
 
@@ -90,8 +90,7 @@ def sample_texts(corpus: Corpus, stratum: str, count: int, seed: int) -> Iterato
     """The text of `count` samples of a stratum that is named as `group/q3`; fewer if it has fewer.
 
     Raises:
-        CorpusError: when there is no such stratum.
-        ModelMismatch: when the model's tokenizer is not the one that the corpus was made with.
+        CorpusError: when there is no such stratum, or the corpus has no tokenizer.
     """
     manifest, partition = corpus.manifest, corpus.partition
     names = [stratum_name(partition.groups, partition.num_quantiles, k) for k in range(partition.num_strata)]
@@ -103,17 +102,6 @@ def sample_texts(corpus: Corpus, stratum: str, count: int, seed: int) -> Iterato
     row = permute(np.repeat(keys(seed), len(place)), np.full(len(place), size), place)
     sample_id = partition.locate(np.full(len(place), k), row)
     rows = corpus.rows(sample_id)
-    tokenizer = _tokenizer(manifest)
-    for index in range(len(place)):
-        length = int(rows.length[index])
-        text = tokenizer.decode(rows.input_ids[index, :length].tolist())
-        yield SampleText(int(sample_id[index]), length, float(rows.base_loss[index]), text)
-
-
-def _tokenizer(manifest: Manifest) -> Any:
-    from replay_service.language.tokenizer import fingerprint, load_tokenizer
-
-    tokenizer = load_tokenizer(manifest.model)
-    if fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
-        raise ModelMismatch(f"the tokenizer of {manifest.model!r} is not the one that the corpus was made with")
-    return tokenizer
+    texts = corpus.texts.of(rows.input_ids, rows.length)
+    for index, text in enumerate(texts):
+        yield SampleText(int(sample_id[index]), int(rows.length[index]), float(rows.base_loss[index]), text)

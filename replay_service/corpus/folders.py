@@ -11,6 +11,7 @@ from replay_service.corpus.local_blocks import LocalBlocks
 from replay_service.corpus.manifest import MANIFEST_NAME, Manifest, no_corpus, parse_manifest, read_manifest
 from replay_service.corpus.object_storage import ObjectStorage, RetryPolicy, open_filesystem
 from replay_service.corpus.remote_blocks import Fetcher, RemoteBlocks
+from replay_service.corpus.texts import TOKENIZER_FILE
 
 DEFAULT_CACHE_BYTES = 1 << 30
 
@@ -38,6 +39,10 @@ class Folder(Protocol):
         ...
 
     def manifest(self) -> Manifest: ...
+
+    def tokenizer(self) -> bytes | None:
+        """The rules of the corpus's tokenizer; None when they are not there."""
+        ...
 
     def blocks(self, layout: Layout, earlier: Blocks | None = None) -> Blocks:
         """The blocks of a corpus; `earlier` are those of an earlier generation in the same folder."""
@@ -71,6 +76,10 @@ class LocalFolder:
 
     def manifest(self) -> Manifest:
         return read_manifest(self._path)
+
+    def tokenizer(self) -> bytes | None:
+        path = self._path / TOKENIZER_FILE
+        return path.read_bytes() if path.is_file() else None
 
     def blocks(self, layout: Layout, earlier: Blocks | None = None) -> LocalBlocks:
         return LocalBlocks(self._path, layout, earlier if isinstance(earlier, LocalBlocks) else None)
@@ -107,6 +116,12 @@ class RemoteFolder:
             return parse_manifest(self._fetcher.storage.read(self._manifest_path), self._manifest_path)
         except FileNotFoundError:
             raise self._no_corpus() from None
+
+    def tokenizer(self) -> bytes | None:
+        try:
+            return self._fetcher.storage.read(f"{self._path}/{TOKENIZER_FILE}")
+        except FileNotFoundError:
+            return None
 
     def blocks(self, layout: Layout, earlier: Blocks | None = None) -> RemoteBlocks:
         return RemoteBlocks(self._fetcher, self._path, layout, earlier if isinstance(earlier, RemoteBlocks) else None)

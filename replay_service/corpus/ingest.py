@@ -32,10 +32,11 @@ from replay_service.corpus.shard_list import ListedShard, in_order, listed, read
 from replay_service.corpus.sources import Shard, check_readable, find_shards, printable
 from replay_service.corpus.staging import Piece, ReadyRows, parts_of, read_packed
 from replay_service.corpus.status import IngestProgress, OnProgress, status_of
+from replay_service.corpus.texts import write_tokenizer
 from replay_service.errors import CorpusError, EmptyCorpus, ModelMismatch, ReplayError
 from replay_service.language.model import check_seq_len, faster_precision, load_config
 from replay_service.language.precision import Precision
-from replay_service.language.tokenizer import fingerprint, load_tokenizer, separator_id
+from replay_service.language.tokenizer import fingerprint, load_tokenizer, rules_of, separator_id
 
 IsStopped = Callable[[], bool]
 
@@ -173,6 +174,7 @@ def _prepared(settings: IngestSettings, tokenizer: Any, plan: _Plan) -> "_Work":
     standing, recipe = plan.standing, settings.recipe(fingerprint(tokenizer))
     staging = settings.corpus_folder / STAGING / recipe
     staging.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(settings.corpus_folder, rules_of(tokenizer))
     precision = _precision(settings, staging) if standing is None else _as_precision(standing.precision)
     pipeline = PipelineSettings(
         model=settings.model,

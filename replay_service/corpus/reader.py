@@ -17,6 +17,7 @@ from replay_service.corpus.folders import DEFAULT_CACHE_BYTES, Folder, LocalFold
 from replay_service.corpus.layout import Layout
 from replay_service.corpus.manifest import Manifest
 from replay_service.corpus.segments import SampleRows
+from replay_service.corpus.texts import Texts, no_tokenizer
 from replay_service.errors import CorpusError, CorpusUnavailable, UnknownCorpus
 from replay_service.names import is_name
 from replay_service.sampling.partition import Partition
@@ -45,6 +46,7 @@ class Corpus:
             folder = LocalFolder(folder)
         self.manifest = folder.manifest() if manifest is None else manifest
         self.is_remote = folder.is_remote
+        self._folder = folder
         self._layout = Layout(self.manifest.segments)
         self._blocks: Blocks = folder.blocks(self._layout, None if earlier is None else earlier._blocks)
         self._partition_of = functools.cache(self.manifest.partition)
@@ -52,6 +54,14 @@ class Corpus:
     @property
     def generation(self) -> int:
         return self.manifest.generation
+
+    @functools.cached_property
+    def texts(self) -> Texts:
+        """What reads the samples' token ids; raises CorpusError when the corpus has no tokenizer."""
+        rules = self._folder.tokenizer()
+        if rules is None:
+            raise no_tokenizer(self.manifest.name)
+        return Texts(rules)
 
     @property
     def fingerprint(self) -> str:

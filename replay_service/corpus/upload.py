@@ -11,6 +11,7 @@ from zlib_ng.zlib_ng import crc32
 from replay_service.corpus.manifest import MANIFEST_NAME, Manifest, Segment, no_corpus, parse_manifest
 from replay_service.corpus.object_storage import open_filesystem
 from replay_service.corpus.segment_file import checksums_file
+from replay_service.corpus.texts import TOKENIZER_FILE
 from replay_service.errors import CorpusUnavailable
 
 _CHUNK_BYTES: Final = 8 << 20
@@ -62,6 +63,8 @@ def _upload(
         on_progress(done, len(missing))
         for file in (segment.file, checksums_file(segment.file)):
             _copy(corpus / file, filesystem, f"{target}/{file}")
+    if (corpus / TOKENIZER_FILE).is_file():
+        _copy(corpus / TOKENIZER_FILE, filesystem, f"{target}/{TOKENIZER_FILE}")
     with filesystem.open_output_stream(f"{target}/{MANIFEST_NAME}") as sink:
         sink.write(text)
     on_progress(len(missing), len(missing))

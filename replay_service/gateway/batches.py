@@ -6,7 +6,7 @@ the socket's buffer. In between, views are passed on.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from replay_service.corpus.reader import Corpus, CorpusStore, Int64Array
 from replay_service.corpus.segments import SampleRows
-from replay_service.errors import InvalidRequest, NotAcceptable, ReplayError, StepOutOfRange
+from replay_service.errors import CorpusError, InvalidRequest, NotAcceptable, ReplayError, StepOutOfRange
 from replay_service.gateway.access import TRAIN, RunName, access_in, named_run
 from replay_service.gateway.models import MAX_INT64, BatchRequest
 from replay_service.gateway.planning import Planner
@@ -117,11 +117,13 @@ class Batches:
         as_json = _wants_json(headers)
         source: BatchSource = scope["app"].state.batches
         _check(asked, source.max_steps_per_request)
+        if asked.text and not as_json:
+            raise InvalidRequest("text is for people and comes as JSON; send `Accept: application/json` with it")
         window = await source.planner.window(run, asked.step, asked.num_steps)
         access.is_change = window.is_new
         batch = await _read(source, window, asked)
         if as_json:
-            response = await run_in_threadpool(lambda: JSONResponse(_to_json(batch)))
+            response = await run_in_threadpool(lambda: JSONResponse(_to_json(batch, texts_of(batch, source, asked))))
             await response(scope, receive, send)
             return
         body = await _encoded(batch, asked.compression)
@@ -281,9 +283,19 @@ def _slice(plan: Planned, asked: BatchRequest) -> slice:
     return slice(positions.start, positions.stop, positions.step)
 
 
-def _to_json(batch: Batch) -> dict[str, Any]:
+def texts_of(batch: Batch, source: BatchSource, asked: BatchRequest) -> list[str] | None:
+    """The text of each sample of a batch, if it was asked for."""
+    if not asked.text:
+        return None
+    try:
+        return source.corpora.at(batch.header.corpus, batch.header.generation).texts.of(batch.input_ids, batch.length)
+    except CorpusError as error:
+        raise InvalidRequest(error.detail) from error
+
+
+def _to_json(batch: Batch, texts: Sequence[str] | None) -> dict[str, Any]:
     header = batch.header
-    steps = []
+    steps, text = [], iter(texts or ())
     for each in header.steps:
         rows = batch.of_step(each.step)
         samples = [
@@ -296,6 +308,7 @@ def _to_json(batch: Batch) -> dict[str, Any]:
                 "probability": float(rows.probability[i]),
                 "times_drawn": int(rows.times_drawn[i]),
             }
+            | ({} if texts is None else {"text": next(text)})
             for i in range(len(rows))
         ]
         steps.append(

@@ -211,6 +211,7 @@ class BatchRequest(Model):
     world_size: Int = Field(1, ge=1, le=1 << 20, description="Ranks in the job.")
     compression: Compression = Field("none", description="Of the buffers in an Arrow answer: zstd costs CPU time.")
     topk: bool = Field(False, description="Also send the base model's likeliest tokens, which the corpus must store.")
+    text: bool = Field(False, description="With JSON: also send the samples as text, for people.")
 
 
 class LossRow(Model):

@@ -32,10 +32,15 @@ def load_tokenizer(name_or_path: str) -> Any:
 
 def fingerprint(tokenizer: Any) -> str:
     """Equal for tokenizers that give equal ids: a hash of vocabulary, merges and normalisation, 16 hex digits."""
+    return hashlib.sha256(rules_of(tokenizer).encode()).hexdigest()[:16]
+
+
+def rules_of(tokenizer: Any) -> str:
+    """Vocabulary, merges and normalisation in the form of a tokenizer.json, without what differs from call to call."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     for runtime in ("truncation", "padding"):
         rules.pop(runtime, None)
-    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+    return json.dumps(rules, sort_keys=True)
 
 
 def separator_id(tokenizer: Any) -> int:

@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--rows", type=int, default=32_768, help="of the corpus, 2.2 KB each")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 16], help="of one request")
     parser.add_argument("--gateways", type=int, default=1, help="processes of the service")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -57,22 +58,41 @@ def main() -> None:
         options = ["--gateways", str(wanted.gateways)] if wanted.gateways > 1 else []
         with running_service(root, options=[*options, "--log-level", "warning"]) as (url, process):
             own = Server(int(url.rpartition(":")[2]), process.pid)
-            with bare_server(body_bytes(own, pool)) as bare:
-                print(serving(own, bare, pool, wanted.clients, wanted.seconds, wanted.repeats))
+            for num_steps in wanted.steps:
+                with bare_server(body_bytes(own, pool, num_steps)) as bare:
+                    bench = Bench(own, bare, pool, num_steps, wanted.seconds)
+                    print(f"{num_steps} steps a request", bench.table(wanted.clients, wanted.repeats), sep="\n\n")
 
 
-def serving(
-    own: Server, bare: Server, pool: ProcessPoolExecutor, clients: Sequence[int], seconds: float, repeats: int
-) -> str:
-    """Rows a second of every way at every number of clients, against the bare server."""
-    head = ["clients", "what", "rate", "ratio", "p50", "p99", "server CPU a million rows", "ratio"]
-    rows = []
-    for num_clients in clients:
-        ways = [partial(one_turn, own, bare, pool, way, num_clients, seconds) for way in WAYS]
-        turns: list[list[Turn]] = repeated(repeats, ways)
-        for way, mine in zip(WAYS, turns, strict=True):
-            rows.append([str(num_clients), way, *cells(mine, turns[0])])
-    return as_table(head, rows)
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The service and the bare server, what a request asks for, and how long one measurement takes."""
+
+    own: Server
+    bare: Server
+    pool: ProcessPoolExecutor
+    num_steps: int
+    seconds: float
+
+    def table(self, clients: Sequence[int], repeats: int) -> str:
+        """Rows a second of every way at every number of clients, against the bare server."""
+        head = ["clients", "what", "rate", "ratio", "p50", "p99", "server CPU a million rows", "ratio"]
+        rows = []
+        for num_clients in clients:
+            turns: list[list[Turn]] = repeated(repeats, [partial(self.turn, way, num_clients) for way in WAYS])
+            for way, mine in zip(WAYS, turns, strict=True):
+                rows.append([str(num_clients), way, *cells(mine, turns[0])])
+        return as_table(head, rows)
+
+    def turn(self, way: str, num_clients: int) -> "Turn":
+        server, run = self.bare if way == "floor" else self.own, new_run(self.own, way, num_clients)
+        work = Work(server.port, way, num_clients, run, self.seconds, NUM_PREPARED_STEPS, self.num_steps)
+        if way != "floor":
+            self.pool.submit(measure, work.prepared()).result()
+        before = server.cpu_seconds()
+        measured: Measured = self.pool.submit(measure, work).result()
+        cpu = server.cpu_seconds() - before
+        return Turn(measured.num_rows / measured.seconds, measured.p50, measured.p99, cpu / measured.num_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +103,6 @@ class Turn:
     p50: float
     p99: float
     cpu: float
-
-
-def one_turn(own: Server, bare: Server, pool: ProcessPoolExecutor, way: str, num_clients: int, seconds: float) -> Turn:
-    server = bare if way == "floor" else own
-    work = Work(server.port, way, num_clients, new_run(own, way, num_clients), seconds, NUM_PREPARED_STEPS)
-    if way != "floor":
-        pool.submit(measure, work.prepared()).result()
-    before = server.cpu_seconds()
-    measured: Measured = pool.submit(measure, work).result()
-    cpu = server.cpu_seconds() - before
-    return Turn(measured.num_rows / measured.seconds, measured.p50, measured.p99, cpu / measured.num_rows)
 
 
 def cells(own: Sequence[Turn], floor: Sequence[Turn]) -> Iterator[str]:
@@ -121,9 +130,9 @@ def new_run(server: Server, way: str, num_clients: int) -> str:
     return run
 
 
-def body_bytes(server: Server, pool: ProcessPoolExecutor) -> int:
+def body_bytes(server: Server, pool: ProcessPoolExecutor, num_steps: int) -> int:
     """The size of an answer."""
-    work = Work(server.port, "plans that exist", 1, new_run(server, "", 1), 1.0, 1)
+    work = Work(server.port, "plans that exist", 1, new_run(server, "", 1), 1.0, num_steps, num_steps)
     measured: Measured = pool.submit(measure, work.prepared()).result()
     return measured.body_bytes
 

@@ -3,6 +3,7 @@
 They speak just enough HTTP, so that the server is what is measured.
 """
 
+import itertools
 import json
 import socket
 import threading
@@ -17,7 +18,7 @@ from replay_service.gateway.wire import ARROW_STREAM, decode_batch, encode_losse
 from replay_service.sampling.events import LOSS_ROW
 
 ROWS: Final = 64
-"""In an answer."""
+"""Of a step, for one rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class Work:
     run: str
     seconds: float
     num_prepared: int
+    num_steps: int = 1
+    """Of one request."""
     is_preparing: bool = False
 
     def prepared(self) -> "Work":
@@ -41,17 +44,14 @@ class Work:
         return self.is_preparing or "reported" in self.way
 
     def steps(self) -> Iterator[int]:
-        """The steps that a rank asks for, one after the other."""
+        """The first steps of the windows that a rank asks for, one after the other."""
+        prepared = range(0, self.num_prepared, self.num_steps)
         if self.is_preparing:
-            yield from range(self.num_prepared)
+            yield from prepared
         elif "new" in self.way:
-            step = self.num_prepared
-            while True:
-                yield step
-                step += 1
+            yield from itertools.count(self.num_prepared, self.num_steps)
         else:
-            while True:
-                yield from range(self.num_prepared)
+            yield from itertools.cycle(prepared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def measure(work: Work) -> Measured:
         raise failures[0]
     every = np.concatenate(times)
     p50, p99 = np.quantile(every, [0.5, 0.99]).tolist()
-    return Measured(ROWS * len(every), seconds, p50, p99, max(sizes))
+    return Measured(ROWS * work.num_steps * len(every), seconds, p50, p99, max(sizes))
 
 
 def _client(work: Work, rank: int, wait: Callable[[], int], times: list[float]) -> int:
@@ -145,7 +145,7 @@ def _client(work: Work, rank: int, wait: Callable[[], int], times: list[float]) 
         begin = time.perf_counter()
         if not work.is_preparing and begin >= deadline:
             break
-        body = json.dumps({"step": step, **asked}).encode()
+        body = json.dumps({"step": step, "num_steps": work.num_steps, **asked}).encode()
         answer = connection.post(f"/v1/runs/{work.run}/batches", "application/json", body)
         times.append(time.perf_counter() - begin)
         size = len(answer)

@@ -9,9 +9,10 @@ import pytest
 
 from replay_service.corpus.manifest import read_manifest, write_manifest
 from replay_service.corpus.reader import CorpusStore
-from replay_service.language.tokenizer import fingerprint, load_tokenizer
+from replay_service.corpus.texts import write_tokenizer
+from replay_service.language.tokenizer import load_tokenizer, rules_of
 from tests.cli.worlds import assert_message, run
-from tests.support import grow_corpus, make_corpus, rescored_by
+from tests.support import grow_corpus, make_corpus
 
 
 @pytest.fixture
@@ -25,9 +26,8 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def readable(tmp_path: Path, tiny_model: Path) -> Path:
     """A root with a corpus whose tokens are those of the tiny model's tokenizer."""
-    known = fingerprint(load_tokenizer(str(tiny_model)))
-    make_corpus(tmp_path / "corpora", tokenizer_fingerprint=known, vocab_size=250)
-    rescored_by(tmp_path / "corpora/wiki", tiny_model)
+    make_corpus(tmp_path / "corpora", vocab_size=250)
+    write_tokenizer(tmp_path / "corpora/wiki", rules_of(load_tokenizer(str(tiny_model))))
     return tmp_path
 
 
@@ -123,9 +123,8 @@ def test_the_seed_says_which_samples_are_shown(readable: Path) -> None:
 
 def test_text_cannot_command_the_terminal(tmp_path: Path, tiny_model: Path) -> None:
     """Random tokens of a byte-level tokenizer hold every control character."""
-    known = fingerprint(load_tokenizer(str(tiny_model)))
-    make_corpus(tmp_path / "corpora", tokenizer_fingerprint=known, vocab_size=250, rows_per_domain=400)
-    rescored_by(tmp_path / "corpora/wiki", tiny_model)
+    make_corpus(tmp_path / "corpora", vocab_size=250, rows_per_domain=400)
+    write_tokenizer(tmp_path / "corpora/wiki", rules_of(load_tokenizer(str(tiny_model))))
     text = shown(tmp_path, "--count", 200)
     assert r"\x1b" in text
     assert all(each.isprintable() or each in "\n\t" for each in text)
@@ -147,17 +146,10 @@ def test_a_wrong_option_of_sample_ends_with_a_message(readable: Path, options: l
     assert_message(run("corpus", "sample", "wiki", "--root", readable, *options), named)
 
 
-def test_samples_are_not_shown_in_the_words_of_another_tokenizer(readable: Path) -> None:
-    folder = readable / "corpora/wiki"
-    write_manifest(folder, replace(read_manifest(folder), tokenizer_fingerprint="other"))
+def test_samples_of_a_corpus_without_a_tokenizer_are_not_shown(readable: Path) -> None:
+    (readable / "corpora/wiki/tokenizer.json").unlink()
     result = run("corpus", "sample", "wiki", "--root", readable, "--stratum", "en/q0")
-    assert_message(result, "does not fit the corpus", "tokenizer")
-
-
-def test_a_model_that_is_gone_is_named(readable: Path) -> None:
-    rescored_by(readable / "corpora/wiki", readable / "gone")
-    result = run("corpus", "sample", "wiki", "--root", readable, "--stratum", "en/q0")
-    assert_message(result, str(readable / "gone"))
+    assert_message(result, "no tokenizer.json", "ingest it again")
 
 
 def test_a_corpus_is_uploaded_and_described_where_it_is(root: Path) -> None:

@@ -7,9 +7,10 @@ from matplotlib import image
 from replay_service.corpus.describe import domain_rows, draw_losses, group_rows, sample_texts
 from replay_service.corpus.manifest import Manifest
 from replay_service.corpus.reader import Corpus
-from replay_service.errors import CorpusError, ModelMismatch
-from replay_service.language.tokenizer import fingerprint, load_tokenizer
-from tests.support import grow_corpus, make_corpus, rescored_by
+from replay_service.corpus.texts import write_tokenizer
+from replay_service.errors import CorpusError
+from replay_service.language.tokenizer import load_tokenizer, rules_of
+from tests.support import grow_corpus, make_corpus
 
 
 @pytest.fixture
@@ -80,8 +81,8 @@ def test_a_picture_of_an_unknown_format_is_refused(grown: Manifest, tmp_path: Pa
 @pytest.fixture
 def readable(tmp_path: Path, tiny_model: Path) -> Corpus:
     """A corpus whose tokens are those of the tiny model's tokenizer."""
-    make_corpus(tmp_path, tokenizer_fingerprint=fingerprint(load_tokenizer(str(tiny_model))), vocab_size=250)
-    rescored_by(tmp_path / "wiki", tiny_model)
+    make_corpus(tmp_path, vocab_size=250)
+    write_tokenizer(tmp_path / "wiki", rules_of(load_tokenizer(str(tiny_model))))
     return Corpus(tmp_path / "wiki")
 
 
@@ -111,8 +112,8 @@ def test_no_more_samples_are_shown_than_there_are(readable: Corpus) -> None:
 
 
 def test_an_empty_stratum_has_no_samples_to_show(tmp_path: Path, tiny_model: Path) -> None:
-    make_corpus(tmp_path, tokenizer_fingerprint=fingerprint(load_tokenizer(str(tiny_model))), rows_per_domain=1)
-    rescored_by(tmp_path / "wiki", tiny_model)
+    make_corpus(tmp_path, rows_per_domain=1)
+    write_tokenizer(tmp_path / "wiki", rules_of(load_tokenizer(str(tiny_model))))
     corpus = Corpus(tmp_path / "wiki")
     empty = int(np.flatnonzero(corpus.partition.sizes == 0)[0])
     assert list(sample_texts(corpus, f"{'en' if empty < 2 else 'fr'}/q{empty % 2}", 3, seed=0)) == []
@@ -125,8 +126,10 @@ def test_an_unknown_stratum_is_refused_and_the_known_ones_named(readable: Corpus
     assert repr(stratum) in refusal.value.detail
 
 
-def test_another_tokenizer_than_that_of_the_corpus_is_refused(tmp_path: Path, tiny_model: Path) -> None:
-    make_corpus(tmp_path, tokenizer_fingerprint="other")
-    rescored_by(tmp_path / "wiki", tiny_model)
-    with pytest.raises(ModelMismatch, match="tokenizer"):
+def test_texts_of_a_corpus_without_a_tokenizer_or_with_a_damaged_one_are_refused(tmp_path: Path) -> None:
+    make_corpus(tmp_path)
+    with pytest.raises(CorpusError, match=r"no tokenizer\.json"):
+        next(sample_texts(Corpus(tmp_path / "wiki"), "en/q0", 1, seed=0))
+    write_tokenizer(tmp_path / "wiki", "{}")
+    with pytest.raises(CorpusError, match="damaged"):
         next(sample_texts(Corpus(tmp_path / "wiki"), "en/q0", 1, seed=0))

@@ -223,6 +223,7 @@ def test_in_the_end_its_status_says_so_and_nothing_is_left_of_the_staging(made: 
         "set_aside",
         "shards.jsonl",
         "status.json",
+        "tokenizer.json",
     }
 
 

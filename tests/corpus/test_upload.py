@@ -13,6 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from replay_service.corpus.manifest import MANIFEST_NAME
 from replay_service.corpus.reader import Corpus, CorpusStore
+from replay_service.corpus.texts import TOKENIZER_FILE
 from replay_service.corpus.upload import upload
 from replay_service.errors import CorpusError, CorpusUnavailable, UnknownCorpus
 from tests import object_storage
@@ -90,6 +91,14 @@ def test_what_was_uploaded_is_read_there_as_it_is_here(url: str, folder: Path) -
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert is_as_local(url, folder)
     assert CorpusStore(url).names() == ["wiki"]
+
+
+def test_texts_can_be_read_from_where_a_corpus_was_uploaded_to(url: str, folder: Path, tiny_model: Path) -> None:
+    shutil.copy(tiny_model / TOKENIZER_FILE, folder / "wiki" / TOKENIZER_FILE)
+    upload(folder / "wiki", url)
+    store, ids = CorpusStore(url), np.array([[5, 6, 7, 0]])
+    assert store.get("wiki").texts.of(ids, [3]) == Corpus(folder / "wiki").texts.of(ids, [3])
+    store.close()
 
 
 def test_what_is_there_is_not_copied_again(url: str, folder: Path) -> None:

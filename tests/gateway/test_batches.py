@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from tokenizers import Tokenizer
 
 from replay_service.corpus.reader import Corpus
 from replay_service.gateway.wire import ARROW_STREAM, decode_batch
@@ -36,6 +37,21 @@ def test_json_and_arrow_agree(running: TestClient) -> None:
             assert sample["input_ids"] == rows.input_ids[i].tolist()
             assert sample["base_correct"] == np.unpackbits(rows.base_correct[i], bitorder="little")[:12].tolist()
     assert sum(len(step["samples"]) for step in content["steps"]) == len(batch) > 0
+
+
+def test_json_has_texts_for_people_if_they_ask(root: Path, running: TestClient, tiny_model: Path) -> None:
+    assert "no tokenizer.json" in assert_problem(ask(running, JSON, text=True), 422, "invalid-request")["detail"]
+    (root / "corpora/wiki/tokenizer.json").write_bytes((tiny_model / "tokenizer.json").read_bytes())
+    reader = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
+    with client_on(root) as client:
+        steps = ask(client, JSON, num_steps=6, text=True).json()["steps"]
+        assert "text" not in ask(client, JSON, num_steps=6).text
+        assert "application/json" in assert_problem(ask(client, text=True), 422, "invalid-request")["detail"]
+    samples = [sample for step in steps for sample in step["samples"]]
+    assert [each["text"] for each in samples] == [
+        reader.decode(each["input_ids"], skip_special_tokens=False) for each in samples
+    ]
+    assert any(each["text"].strip() for each in samples)
 
 
 def test_a_batch_holds_the_rows_that_its_ids_address(root: Path, running: TestClient) -> None:
