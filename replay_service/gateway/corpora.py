@@ -13,6 +13,7 @@ from replay_service.corpus.settings import IngestJob, IngestSettings
 from replay_service.errors import CorpusError, CorpusUnavailable, InvalidRequest, UnknownCorpus
 from replay_service.gateway.access import ADMIN, READ, CorpusName, RequestAccess
 from replay_service.gateway.corpus_models import (
+    ClassesInfo,
     CorpusInfo,
     CorpusInTheMaking,
     CorpusList,
@@ -138,6 +139,8 @@ def _describe(service: ReplayService, corpus: Corpus) -> CorpusInfo:
     return CorpusInfo(
         corpus=manifest.name,
         generation=manifest.generation,
+        kind=manifest.kind,
+        classes=None if manifest.classes is None else ClassesInfo(**asdict(manifest.classes)),
         model=manifest.model,
         tokenizer_fingerprint=manifest.tokenizer_fingerprint,
         vocab_size=manifest.vocab_size,

@@ -60,11 +60,22 @@ class CorpusInTheMaking(Model):
     ingest: IngestInfo
 
 
+class ClassesInfo(Model):
+    """What the samples of a classification corpus are."""
+
+    num_classes: int = Field(description="Labels are 0 to num_classes - 1.")
+    model_fingerprint: str = Field(description="Equal for base models with equal weights.")
+    input_shape: list[int] = Field(description="Of the tensor that is classified; empty for text.")
+    input_type: str = Field(description="Of its numbers, as numpy names it; empty for text.")
+
+
 class CorpusInfo(Model):
     """A corpus that can be rehearsed from."""
 
     corpus: str
     generation: int
+    kind: Literal["language", "classification"]
+    classes: ClassesInfo | None = Field(description="None in a language corpus.")
     model: str = Field(description="The base model that scored it.")
     tokenizer_fingerprint: str = Field(description="Equal for tokenizers that give equal ids.")
     vocab_size: int
