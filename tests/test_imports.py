@@ -106,6 +106,7 @@ def test_classification_stands_beside_language_and_takes_its_arithmetic() -> Non
 
 def test_the_gateway_reads_corpora_and_knows_what_to_ingest_but_not_how() -> None:
     writing = ("ingest", "job", "pipeline", "growth", "staging", "clusters", "shard_list", "sources", "rows", "upload")
+    writing += ("base_model", "labelled", "scored", "tensors")
     writing_side = [f"replay_service.corpus.{name}" for name in writing]
     forbidden = (
         "replay_service.demo",

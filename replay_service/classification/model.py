@@ -12,23 +12,14 @@ input, `pixel_values`, as it is stored, too: store what its processor gives, or 
 """
 
 import hashlib
-import importlib
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from replay_service.classification.factory import is_factory, made_by
 from replay_service.errors import CorpusError
-
-_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-
-def is_factory(name: str) -> bool:
-    """Whether a model's name is that of a callable that makes it, which runs code of others."""
-    return _FACTORY.fullmatch(name) is not None and not Path(name).exists()
 
 
 def load_classifier(name: str, *, is_text: bool) -> nn.Module:
@@ -70,14 +61,7 @@ def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _made_by(name: str) -> nn.Module:
-    module, _, factory = name.partition(":")
-    try:
-        model = getattr(importlib.import_module(module), factory)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise CorpusError(
-            f"the factory {name!r} cannot be called: {error}; name a callable without arguments as "
-            "package.module:callable, in a package that Python finds"
-        ) from error
+    model = made_by(name)
     if not isinstance(model, nn.Module):
         raise CorpusError(f"the factory {name!r} gives {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from replay_service.classification.losses import class_losses
-from replay_service.classification.model import logits_of
+from replay_service.classification.model import fingerprint, load_classifier, logits_of
+from replay_service.errors import CorpusError
 from replay_service.language.model import autocast
 from replay_service.language.precision import Precision
 
@@ -86,6 +87,28 @@ def model_inputs(inputs: NDArray[Any], length: NDArray[np.integer[Any]] | None) 
     position_T = torch.arange(ids_BT.shape[1])
     is_real_BT = position_T < torch.from_numpy(length.astype(np.int64))[:, None]
     return {"input_ids": ids_BT.masked_fill(~is_real_BT, 0), "attention_mask": is_real_BT.long()}
+
+
+def described(name: str, shape: tuple[int, ...] | None) -> tuple[int, str]:
+    """How many classes a model knows, and the fingerprint of its weights.
+
+    Args:
+        name: see `replay_service.classification.model`.
+        shape: of a tensor that it classifies; None for text.
+
+    Raises:
+        CorpusError: when there is no such model, or it does not take what it is to classify.
+    """
+    model = load_classifier(name, is_text=shape is None)
+    length = np.ones(1, dtype=np.int64) if shape is None else None
+    inputs = np.zeros((1, *([1] if shape is None else shape)), dtype=np.int64 if shape is None else np.float32)
+    try:
+        with torch.inference_mode():
+            num_classes = logits_of(model, model_inputs(inputs, length)).shape[1]
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        what = "a text" if shape is None else f"a tensor of shape {list(shape)}"
+        raise CorpusError(f"the model {name!r} does not classify {what}: {error}") from error
+    return num_classes, fingerprint(model)
 
 
 @contextmanager

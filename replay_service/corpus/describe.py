@@ -9,6 +9,7 @@ import numpy as np
 
 from replay_service.corpus.manifest import DomainSummary, Manifest
 from replay_service.corpus.reader import Corpus
+from replay_service.corpus.segments import SampleRows
 from replay_service.corpus.sketch import QuantileSketch
 from replay_service.errors import CorpusError, ModelMismatch
 from replay_service.sampling.partition import stratum_name
@@ -103,11 +104,25 @@ def sample_texts(corpus: Corpus, stratum: str, count: int, seed: int) -> Iterato
     row = permute(np.repeat(keys(seed), len(place)), np.full(len(place), size), place)
     sample_id = partition.locate(np.full(len(place), k), row)
     rows = corpus.rows(sample_id)
-    tokenizer = _tokenizer(manifest)
+    tokenizer = _tokenizer(manifest) if manifest.tokenizer_fingerprint else None
     for index in range(len(place)):
         length = int(rows.length[index])
-        text = tokenizer.decode(rows.input_ids[index, :length].tolist())
+        text = _tensor_text(rows, index)
+        if rows.inputs is None:
+            ids = rows.input_ids[index, :length].tolist()
+            text += " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids)
         yield SampleText(int(sample_id[index]), length, float(rows.base_loss[index]), text)
+
+
+def _tensor_text(rows: SampleRows, index: int) -> str:
+    """The label of a sample, if it has one, and what its tensor holds, if it is one."""
+    label = "" if rows.label is None else f"label {rows.label[index]}: "
+    if rows.inputs is None:
+        return label
+    tensor = rows.inputs[index]
+    return (
+        f"{label}{tensor.dtype}{list(tensor.shape)} from {tensor.min():g} to {tensor.max():g}, mean {tensor.mean():g}"
+    )
 
 
 def _tokenizer(manifest: Manifest) -> Any:

@@ -112,6 +112,9 @@ class IngestCreate(Model):
     )
     model: str = Field(min_length=1, description="The base model: a local folder or a Hugging Face hub name.")
     seq_len: Int = Field(512, ge=2, le=1 << 20, description="Tokens in a row.")
+    kind: Literal["language", "classification"] = "language"
+    inputs_column: str | None = Field(None, description="To classify: column of tensors, instead of a text.")
+    label_column: str = Field("label", description="To classify: column of the classes, 0 and above.")
     text_column: str = Field("text", description="Column that holds the text.")
     tokens_column: str | None = Field(None, description="Column that holds ready-made token ids, instead of a text.")
     domain_column: str | None = Field(None, description="Column that holds the domain; else folders and names tell.")

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from replay_service.classification.model import fingerprint, is_factory, load_classifier, logits_of
+from replay_service.classification.factory import is_factory
+from replay_service.classification.model import fingerprint, load_classifier, logits_of
 from replay_service.errors import CorpusError
 from tests.classification.worlds import NUM_CLASSES, SHAPE, make_tiny_bert, make_tiny_vit, tiny_net
 
