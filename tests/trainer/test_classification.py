@@ -1,5 +1,6 @@
 """Samples to classify in a loop of one's own and in transformers.Trainer."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from trainer.client import ReplayClient
 from trainer.errors import CorpusMismatch, InvalidTraining
 from trainer.plain import IGNORED, Rehearsal
 
+README = Path(__file__).parent.parent.parent / "README.md"
 SETTINGS = {"global_batch_size": 4, "injection_ratio": "0.5", "injection_mode": "add", "policy": "uniform"}
 NUM_TOKENS = 9
 
@@ -206,6 +208,28 @@ def test_a_base_model_that_has_not_scored_the_corpus_is_refused(client: ReplayCl
     torch.nn.init.zeros_(other.head.weight)  # type: ignore[union-attr,arg-type]
     with pytest.raises(CorpusMismatch, match="other weights than the one that scored"):
         Rehearsal(client, "base", base_model=other).open()
+
+
+def test_the_readme_shows_a_loop_that_classifies() -> None:
+    (example,) = re.findall(r"```python\n([^`]*cross_entropy[^`]*)```", README.read_text())
+    model = tiny_net().eval()
+    inputs, label = (torch.from_numpy(each) for each in images(32, 5))
+    before = model.head.weight.detach().clone()  # type: ignore[union-attr]
+    samples = LabelledSamples(
+        images(40)[0].astype(np.float32), images(40)[1], num_classes=NUM_CLASSES, model_fingerprint=fingerprint(model)
+    )
+    names: dict[str, Any] = {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=1e-3),
+        "loader": [(inputs[first : first + 8].float(), label[first : first + 8]) for first in (0, 8, 16, 24)],
+    }
+    with replay_service(samples=samples, corpus="images", serve=True) as service:
+        exec(compile(example.replace("http://127.0.0.1:8400", service.url), "README.md", "exec"), names)
+        names["client"].close()
+        with service.client() as client:
+            stats = client.stats("my-run")
+    assert stats["num_reported"] == stats["num_rehearsed"] > 0
+    assert not torch.equal(before, model.head.weight)  # type: ignore[union-attr,arg-type]
 
 
 @pytest.mark.parametrize("num_accumulated", [1, 2])
