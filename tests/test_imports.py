@@ -99,8 +99,14 @@ def test_language_stands_alone() -> None:
     assert strangers(ours("replay_service.language"), *allowed) == []
 
 
+def test_classification_stands_beside_language_and_takes_its_arithmetic() -> None:
+    allowed = ("replay_service.errors", "replay_service.language", "replay_service.classification")
+    assert strangers(ours("replay_service.classification"), *allowed) == []
+
+
 def test_the_gateway_reads_corpora_and_knows_what_to_ingest_but_not_how() -> None:
     writing = ("ingest", "job", "pipeline", "growth", "staging", "clusters", "shard_list", "sources", "rows", "upload")
+    writing += ("base_model", "labelled", "scored", "tensors")
     writing_side = [f"replay_service.corpus.{name}" for name in writing]
     forbidden = (
         "replay_service.demo",
@@ -147,6 +153,7 @@ def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> No
         "replay_service.sampling.run_config",
         "replay_service.corpus.sources",
         "replay_service.language",
+        "replay_service.classification",
         "replay_service.errors",
         "replay_service.names",
         "replay_service.ray_session",

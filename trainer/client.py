@@ -45,6 +45,9 @@ class CorpusInfo:
     num_samples: int
     topk: int
     """How many of the base model's likeliest tokens are stored of each prediction."""
+    kind: str = "language"
+    classes: dict[str, Any] | None = None
+    """Of a classification corpus: `num_classes`, `model_fingerprint`, `input_shape` and `input_type`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ class ReplayClient:
             state = answer["ingest"]["state"]
             detail = f"corpus {corpus!r} has no generation yet (its ingest is {state}); train when it has one"
             raise ServiceRefused("corpus-in-the-making", detail, 200)
-        return CorpusInfo(**{name: answer[name] for name in CorpusInfo.__dataclass_fields__})
+        return CorpusInfo(**{name: answer[name] for name in CorpusInfo.__dataclass_fields__ if name in answer})
 
     def ensure_run(self, run: str, corpus: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Create a run, or find it if it is there with the same settings."""

@@ -9,6 +9,7 @@ Rehearsed rows are added, after the collator, to the micro-batches of each optim
 dataset's rows is left out. So gradient accumulation does not change what is rehearsed, nor does a short step at the end
 of an epoch. The loss is the trainer's own, over all rows, and its mean counts rehearsed predictions too.
 
+What is added follows from the corpus: rows of tokens, or samples with a label beside `pixel_values` or `input_ids`.
 Rehearsed rows are measured by the logits of the training forward pass. A trainer whose `compute_loss` builds none, as
 trl's SFTTrainer since it fuses the head with the loss, makes a second pass, without gradients, to give them. So there a
 step that rehearses takes longer, and `rehearsal_weight` must stay 1.
@@ -19,11 +20,13 @@ from typing import Any, Final
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from trainer.batches.added import Added
+from trainer.batches.samples import MixedSamples
 from trainer.errors import InvalidTraining
-from trainer.plain import MixedInputs, Rehearsal, RehearsalLoop
+from trainer.plain import Rehearsal, RehearsalLoop
 
 _MIXED: Final = "mixed_with_rehearsal"
-"""Key of a micro-batch under which its MixedInputs travel from the loader to the loss."""
+"""Key of a micro-batch under which its rehearsed rows travel from the loader to the loss."""
 
 _AnyTrainer: Any = object
 
@@ -78,15 +81,20 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **options: Any
     ) -> Any:
         """The Trainer's loss of all rows; those of the rehearsed ones are reported."""
-        mixed: MixedInputs | None = inputs.pop(_MIXED, None)
+        mixed: Added | None = inputs.pop(_MIXED, None)
         if mixed is None or self._rehearsal_loop is None:
             return super().compute_loss(model, inputs, return_outputs, *args, **options)
         loss, outputs = super().compute_loss(model, inputs, True, *args, **options)
         if mixed.num_rehearsed:
-            losses = mixed.losses(_logits(outputs))
+            logits = _logits(outputs)
+            losses = mixed.losses(logits)
             self._rehearsal_loop.report(mixed, losses)
             num_items = args[0] if args else options.get("num_items_in_batch")
-            loss = mixed.weigh(loss, losses, self._share_of_a_prediction(num_items))
+            if isinstance(mixed, MixedSamples):
+                share: Tensor | float | None = mixed.share_in(loss, logits)
+            else:
+                share = self._share_of_a_prediction(num_items)
+            loss = mixed.weigh(loss, losses, share)
         return (loss, outputs) if return_outputs else loss
 
     def _share_of_a_prediction(self, num_items: Any) -> Tensor | float | None:

@@ -2,11 +2,12 @@
 
     stage     takes                        does                                 gives
     mix       a loader's batch             adds the step's rehearsed rows       MixedInputs
-    losses    logits                       measures the rehearsed rows          TokenLosses
-    report    MixedInputs, TokenLosses     sends losses and flips               reports, in the background
+    losses    logits                       measures the rehearsed rows          Losses
+    report    MixedInputs, Losses          sends losses and flips               reports, in the background
 
 A loader has dealt its rows out before anybody can tell how many the step rehearses, so rows are added and none is put
-aside: the run's injection_mode must be `add`.
+aside: the run's injection_mode must be `add`. What is added follows from the corpus: rows of tokens, or samples with a
+label (`trainer.batches.samples`).
 
 Shapes: B rows, the last R of them rehearsed, T tokens, V vocabulary.
 """
@@ -16,44 +17,35 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from replay_service.classification.losses import IGNORED
+from replay_service.classification.model import fingerprint as model_fingerprint
 from replay_service.gateway.wire import Batch
 from replay_service.language.losses import TokenLosses, token_losses
 from replay_service.language.tokenizer import fingerprint
+from trainer.batches.added import Added, Losses
 from trainer.batches.mixing import MixedBatch, loss_rows
-from trainer.client import ReplayClient
+from trainer.batches.samples import Prepare, add_samples
+from trainer.client import CorpusInfo, ReplayClient
 from trainer.errors import CorpusMismatch, InvalidTraining
 from trainer.rehearsal import LossReporter, RehearsalStream
 from trainer.windows import Auto
-
-IGNORED: Final = -100
-"""The label of a token whose prediction does not count, as everywhere in PyTorch."""
 
 _FILLING: Final = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
 """What a batch may hold, and what stands in the places of padding."""
 
 
 @dataclass(frozen=True, slots=True)
-class MixedInputs:
+class MixedInputs(Added):
     """A batch of a loader with rehearsed rows at its end.
 
-    Attributes:
-        inputs: what the model is called with: `input_ids`, `attention_mask` and `labels`, each int64 [B, T]. T is the
-            wider of the two kinds of rows. Without rehearsed rows it is the loader's batch as it came.
-        rehearsed: the R rehearsed rows.
-        rehearsal_weight: what a rehearsed prediction weighs beside a fine-tuning one.
+    Its inputs are `input_ids`, `attention_mask` and `labels`, each int64 [B, T]. T is the wider of the two kinds of
+    rows.
     """
-
-    inputs: dict[str, Tensor]
-    rehearsed: Batch
-    rehearsal_weight: float = 1.0
-
-    @property
-    def num_rehearsed(self) -> int:
-        return len(self.rehearsed)
 
     @property
     def num_predictions(self) -> Tensor:
@@ -76,31 +68,25 @@ class MixedInputs:
         logits_RTV = logits_BTV[len(ids_BT) - self.num_rehearsed :, :width]
         return token_losses(logits_RTV, alone.input_ids_BT[:, :width], alone.length_B)
 
-    def weigh(self, loss: Tensor, losses: TokenLosses, per_prediction: Tensor | float | None = None) -> Tensor:
-        """A loss in which all predictions weigh alike, with the rehearsed ones at `rehearsal_weight`.
-
-        Args:
-            loss: sum of nats over the predictions of this batch that count, times `per_prediction`.
-            losses: of the rehearsed rows.
-            per_prediction: by default 1 / `num_predictions`, which makes of the loss the mean.
-
-        Raises:
-            InvalidTraining: when the loss has a gradient and the losses have none.
-        """
-        if self.rehearsal_weight == 1.0:
-            return loss
-        if loss.requires_grad and self.num_rehearsed and not losses.nll_BS.requires_grad:
-            raise InvalidTraining(
-                f"rehearsal_weight is {self.rehearsal_weight}, but the logits of the rehearsed rows have no gradient "
-                "to weigh; take logits of the training forward pass, or leave rehearsal_weight at 1"
-            )
-        share = 1.0 / self.num_predictions.clamp(min=1) if per_prediction is None else per_prediction
-        return loss + (self.rehearsal_weight - 1.0) * losses.nll_BS.sum() * share
+    def loss_rows(self, losses: Losses, rank: int) -> np.ndarray:
+        """What to report of the rehearsed rows; see `trainer.batches.mixing`."""
+        if not isinstance(losses, TokenLosses):
+            raise InvalidTraining("these are losses of labels; give those that this batch's `losses` gives")
+        return loss_rows(self.for_report(), losses, self.rehearsed.only_step.step, rank)
 
     def for_report(self) -> MixedBatch:
         """The rehearsed rows alone."""
         ids_RT = self.inputs["input_ids"][len(self.inputs["input_ids"]) - self.num_rehearsed :]
         return MixedBatch(ids_RT, torch.from_numpy(self.rehearsed.length.astype("int64")), self.rehearsed)
+
+
+def add(
+    inputs: Mapping[str, Tensor], rehearsed: Batch, rehearsal_weight: float = 1.0, prepare: Prepare | None = None
+) -> Added:
+    """A loader's batch with rehearsed rows at its end: `add_rows`, or `add_samples` from a corpus to classify."""
+    if rehearsed.header.kind == "classification":
+        return add_samples(inputs, rehearsed, rehearsal_weight, prepare)
+    return add_rows(inputs, rehearsed, rehearsal_weight)
 
 
 def add_rows(inputs: Mapping[str, Tensor], rehearsed: Batch, rehearsal_weight: float = 1.0) -> MixedInputs:
@@ -114,7 +100,7 @@ def add_rows(inputs: Mapping[str, Tensor], rehearsed: Batch, rehearsal_weight: f
     Raises:
         InvalidTraining: when the batch holds something else, of which rehearsed rows know nothing.
     """
-    _check_inputs(inputs)
+    _check_inputs(inputs, rehearsed)
     if not len(rehearsed):
         return MixedInputs(dict(inputs), rehearsed, rehearsal_weight)
     ids_BT = inputs["input_ids"]
@@ -128,7 +114,12 @@ def add_rows(inputs: Mapping[str, Tensor], rehearsed: Batch, rehearsal_weight: f
     return MixedInputs(mixed, rehearsed, rehearsal_weight)
 
 
-def _check_inputs(inputs: Mapping[str, Tensor]) -> None:
+def _check_inputs(inputs: Mapping[str, Tensor], rehearsed: Batch) -> None:
+    if "labels" in inputs and inputs["labels"].ndim == 1:
+        raise InvalidTraining(
+            f"the batch has one label a row, but corpus {rehearsed.header.corpus!r} is of language; rehearse from a "
+            "corpus that was ingested with --kind classification"
+        )
     missing = {"input_ids", "labels"} - inputs.keys()
     if missing:
         raise InvalidTraining(
@@ -173,6 +164,7 @@ class RehearsalLoop:
     stream: RehearsalStream
     reporter: LossReporter
     rehearsal_weight: float = 1.0
+    prepare: Prepare | None = None
     _current: Batch | None = field(default=None, init=False, repr=False)
 
     def __enter__(self) -> "RehearsalLoop":
@@ -187,11 +179,11 @@ class RehearsalLoop:
         finally:
             self.close()
 
-    def mix(self, step: int, inputs: Mapping[str, Tensor]) -> MixedInputs:
-        """The batch of an optimizer step with what this rank rehearses in it; see `add_rows`."""
+    def mix(self, step: int, inputs: Mapping[str, Tensor]) -> Added:
+        """The batch of an optimizer step with what this rank rehearses in it; see `add_rows` and `add_samples`."""
         return self.spread(step, [inputs])[0]
 
-    def spread(self, step: int, parts: Sequence[Mapping[str, Tensor]]) -> list[MixedInputs]:
+    def spread(self, step: int, parts: Sequence[Mapping[str, Tensor]]) -> list[Added]:
         """Likewise for a step whose gradient is accumulated over parts, one at least; rehearsed rows are spread evenly.
 
         Steps come in order. The last one may be asked for again.
@@ -202,15 +194,14 @@ class RehearsalLoop:
         rehearsed, num_parts = self._rows_of(step), len(parts)
         bounds = [len(rehearsed) * number // num_parts for number in range(num_parts + 1)]
         return [
-            add_rows(part, rehearsed.rows(slice(bounds[number], bounds[number + 1])), self.rehearsal_weight)
+            add(part, rehearsed.rows(slice(bounds[number], bounds[number + 1])), self.rehearsal_weight, self.prepare)
             for number, part in enumerate(parts)
         ]
 
-    def report(self, batch: MixedInputs, losses: TokenLosses) -> None:
+    def report(self, batch: Added, losses: Losses) -> None:
         """Send the losses of a batch's rehearsed rows, without waiting; call it before the optimizer's step."""
         if batch.num_rehearsed:
-            step = batch.rehearsed.only_step.step
-            self.reporter.send(loss_rows(batch.for_report(), losses, step, self.stream.rank))
+            self.reporter.send(batch.loss_rows(losses, self.stream.rank))
 
     def rewind(self) -> None:
         """Make the run ready to go on at this loop's next step; one rank calls this, before any asks for a batch."""
@@ -264,6 +255,8 @@ class Rehearsal:
         rehearsal_weight: what a rehearsed prediction weighs beside a fine-tuning one.
         window_steps: see RehearsalStream.
         tokenizer: if it is given, whether it is the corpus's is checked.
+        base_model: if it is given, whether it has scored the corpus, which is one to classify, is checked.
+        prepare: makes of a corpus's tensors, [R, ...] as they are stored, what the loader gives.
     """
 
     client: ReplayClient
@@ -271,6 +264,8 @@ class Rehearsal:
     rehearsal_weight: float = 1.0
     window_steps: int | Auto = "auto"
     tokenizer: Any = None
+    base_model: nn.Module | None = None
+    prepare: Prepare | None = None
 
     def open(
         self,
@@ -292,14 +287,14 @@ class Rehearsal:
 
         Raises:
             InvalidTraining: when the run's injection_mode or global_batch_size is not that of the loop.
-            CorpusMismatch: when the tokenizer is not the corpus's.
+            CorpusMismatch: when the tokenizer or the base model is not the corpus's.
             ServiceError: as ReplayClient does.
         """
         self._check(global_batch_size)
         stream = RehearsalStream(
             self.client, self.run, rank, world_size, num_steps, self.window_steps, next_step=first_step
         )
-        return RehearsalLoop(stream, LossReporter(self.client, self.run), self.rehearsal_weight)
+        return RehearsalLoop(stream, LossReporter(self.client, self.run), self.rehearsal_weight, self.prepare)
 
     def _check(self, global_batch_size: int | None) -> None:
         info = self.client.run(self.run)
@@ -314,10 +309,23 @@ class Rehearsal:
                 f"run {self.run!r} was made with global_batch_size {config['global_batch_size']}, but a step of this "
                 f"loop takes {global_batch_size} fine-tuning rows; make a run with that global_batch_size"
             )
-        if self.tokenizer is not None:
-            corpus = self.client.corpus(info["corpus"])
-            if fingerprint(self.tokenizer) != corpus.tokenizer_fingerprint:
-                raise CorpusMismatch(
-                    f"the tokenizer is not the one that corpus {corpus.corpus!r} was made with; ingest the pretraining "
-                    "shards with this model, or tune the model that the corpus was made for"
-                )
+        if self.tokenizer is not None or self.base_model is not None:
+            self._check_corpus(self.client.corpus(info["corpus"]))
+
+    def _check_corpus(self, corpus: CorpusInfo) -> None:
+        if self.tokenizer is not None and fingerprint(self.tokenizer) != corpus.tokenizer_fingerprint:
+            raise CorpusMismatch(
+                f"the tokenizer is not the one that corpus {corpus.corpus!r} was made with; ingest the pretraining "
+                "shards with this model, or tune the model that the corpus was made for"
+            )
+        if self.base_model is None:
+            return
+        if corpus.classes is None:
+            raise CorpusMismatch(
+                f"corpus {corpus.corpus!r} is of language, which is told by its tokenizer; leave base_model out"
+            )
+        if model_fingerprint(self.base_model) != corpus.classes["model_fingerprint"]:
+            raise CorpusMismatch(
+                f"the base model has other weights than the one that scored corpus {corpus.corpus!r}; give the model "
+                "as it is before fine-tuning, or ingest the samples with this one"
+            )

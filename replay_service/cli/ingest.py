@@ -16,9 +16,22 @@ def ingest(
         ),
     ],
     corpus: Annotated[str, typer.Option(help="Name of the corpus to make, or to bring what is new into.")],
-    model: Annotated[str, typer.Option(help="The base model: a local folder or a Hugging Face hub name.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The base model: a local folder or a Hugging Face hub name; to classify, also package.module:callable."
+        ),
+    ],
     root: RootOption = None,
     seq_len: Annotated[int, typer.Option(help="Tokens in a row.")] = 512,
+    kind: Annotated[
+        Literal["language", "classification"],
+        typer.Option(help="language: every token is predicted. classification: a text or a tensor has a label."),
+    ] = "language",
+    inputs_column: Annotated[
+        str | None, typer.Option(help="To classify: column that holds tensors, instead of a text.")
+    ] = None,
+    label_column: Annotated[str, typer.Option(help="To classify: column that holds the class, 0 and above.")] = "label",
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     tokens_column: Annotated[
         str | None, typer.Option(help="Column that holds ready-made token ids, instead of a text.")
@@ -51,7 +64,7 @@ def ingest(
     poll_s: Annotated[float, typer.Option(min=0.1, help="With --follow: seconds between two looks.")] = 30.0,
     config: ConfigOption = None,
 ) -> None:
-    """Turn shards of pretraining text into a corpus to rehearse from, or bring new shards into one.
+    """Turn shards of pretraining text, or of samples with a label, into a corpus to rehearse from, or add new shards.
 
     Tokenizes and packs the text, lets the base model score every row, and sorts the rows into strata. Each finished
     segment can be rehearsed from while the next is made. Stopped or killed at any moment and started again, it goes on
@@ -70,7 +83,14 @@ def ingest(
             name=corpus,
             model=model,
             seq_len=seq_len,
-            columns=Columns(text_column, tokens_column, domain_column, group_column),
+            columns=Columns(
+                text_column,
+                tokens_column,
+                domain_column,
+                group_column,
+                inputs_column,
+                label_column if kind == "classification" else None,
+            ),
             num_quantiles=quantiles,
             num_clusters=clusters,
             precision=precision,
@@ -79,6 +99,7 @@ def ingest(
             gpus_per_scorer=gpus_per_scorer,
             topk=store_topk,
             rows_per_segment=rows_per_segment,
+            kind=kind,
         )
         from replay_service.corpus.job import run_job
         from replay_service.progress import ingest_progress

@@ -9,6 +9,7 @@ import numpy as np
 
 from replay_service.corpus.manifest import DomainSummary, Manifest
 from replay_service.corpus.reader import Corpus
+from replay_service.corpus.segments import SampleRows
 from replay_service.corpus.sketch import QuantileSketch
 from replay_service.errors import CorpusError
 from replay_service.sampling.partition import stratum_name
@@ -102,6 +103,18 @@ def sample_texts(corpus: Corpus, stratum: str, count: int, seed: int) -> Iterato
     row = permute(np.repeat(keys(seed), len(place)), np.full(len(place), size), place)
     sample_id = partition.locate(np.full(len(place), k), row)
     rows = corpus.rows(sample_id)
-    texts = corpus.texts.of(rows.input_ids, rows.length)
-    for index, text in enumerate(texts):
+    for index, content in enumerate(_contents(corpus, rows)):
+        text = content if rows.label is None else f"label {rows.label[index]}: {content}"
         yield SampleText(int(sample_id[index]), int(rows.length[index]), float(rows.base_loss[index]), text)
+
+
+def _contents(corpus: Corpus, rows: SampleRows) -> list[str]:
+    """What each sample holds: its text, its token ids where nobody tokenized text, or a few words on its tensor."""
+    if rows.inputs is not None:
+        return [
+            f"{each.dtype}{list(each.shape)} from {each.min():g} to {each.max():g}, mean {each.mean():g}"
+            for each in rows.inputs
+        ]
+    if corpus.manifest.tokenizer_fingerprint:
+        return corpus.texts.of(rows.input_ids, rows.length)
+    return [" ".join(map(str, ids[:num].tolist())) for ids, num in zip(rows.input_ids, rows.length, strict=True)]

@@ -3,7 +3,7 @@
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ NOT_JSON = "not a JSON object"
 NOT_TOKENS = "the token ids are not a list of non-negative integers"
 NO_TOKENS = "the list of token ids is empty"
 NO_GROUP = "no value in the group column"
+NOT_A_TENSOR = "the inputs are not numbers of one shape"
+NOT_FINITE = "the inputs are not all finite, or too large for 32 bits"
+NOT_A_LABEL = "the label is not a whole number"
 NO_MEMBER = "a sample with neither text nor json"
 
 EXCERPT_CHARACTERS = 80
@@ -31,17 +34,23 @@ class Columns:
         tokens: column of ready-made token ids, lists of integers; when it is given, `text` is not read.
         domain: column of the domain; where it is empty, and without it, the shard's place tells.
         group: column by whose values the corpus is partitioned instead of by domains.
+        inputs: column of tensors to classify; when it is given, neither `text` nor `tokens` is read.
+        label: column of labels, whole numbers, of what is to be classified.
     """
 
     text: str = "text"
     tokens: str | None = None
     domain: str | None = None
     group: str | None = None
+    inputs: str | None = None
+    label: str | None = None
 
     def roles(self) -> dict[str, str]:
         """The columns to read, by what they are for."""
         content = {"text": self.text} if self.tokens is None else {"tokens": self.tokens}
-        labels = {"domain": self.domain, "group": self.group}
+        if self.inputs is not None:
+            content = {"inputs": self.inputs}
+        labels = {"domain": self.domain, "group": self.group, "label": self.label}
         return content | {role: name for role, name in labels.items() if name is not None}
 
 
@@ -57,6 +66,24 @@ class Document(NamedTuple):
     domain: str
     group: str | None
     content: str | NDArray[np.int64]
+
+
+class Labelled(NamedTuple):
+    """One sample to classify.
+
+    Attributes:
+        domain: the domain.
+        group: the value of the group column; None when there is no such column.
+        content: the text, ready-made token ids, int64 [at least 1], or a tensor of numbers of at most 32 bits.
+        label: its class.
+        row: number of its row within the shard, from 0.
+    """
+
+    domain: str
+    group: str | None
+    content: str | NDArray[Any]
+    label: int
+    row: int
 
 
 class SetAside(NamedTuple):
@@ -89,17 +116,20 @@ class _UnusableError(Exception):
         self.value = value
 
 
-def document_of(row: Row, columns: Columns, domain: str) -> Document | SetAside:
-    """The document of a row; `domain` is that of its shard."""
+def document_of(row: Row, columns: Columns, domain: str) -> Document | Labelled | SetAside:
+    """The document of a row, or its sample where there is a column of labels; `domain` is that of its shard."""
     try:
         for name in columns.roles().values():
             if name not in row.fields:
                 raise _UnusableError(NO_COLUMN, row.fields)
-        return Document(
+        document = Document(
             (_label(row.fields[columns.domain]) if columns.domain is not None else "") or domain,
             _group(row.fields[columns.group]) if columns.group is not None else None,
-            _text(row.fields[columns.text]) if columns.tokens is None else token_ids(row.fields[columns.tokens]),
+            _content(row.fields, columns),
         )
+        if columns.label is None:
+            return document
+        return Labelled(*document, label=_class(row.fields[columns.label]), row=row.number)
     except _UnusableError as error:
         return set_aside(row.number, error.reason, error.value)
 
@@ -127,6 +157,37 @@ def token_ids(value: object) -> NDArray[np.int64]:
     if not len(ids):
         raise _UnusableError(NO_TOKENS, value)
     return ids
+
+
+def tensor_of(value: object) -> NDArray[Any]:
+    """Numbers in one shape as an array; wide ones, of 64 bits, as the same of 32."""
+    try:
+        found = value if isinstance(value, np.ndarray) else np.array(value)
+    except (ValueError, OverflowError):
+        raise _UnusableError(NOT_A_TENSOR, value) from None
+    if found.dtype.kind not in "biuf" or not found.ndim or not found.size:
+        raise _UnusableError(NOT_A_TENSOR, value)
+    tensor = found.astype(_NARROW.get(found.dtype.str[1:], found.dtype), copy=False)
+    with np.errstate(over="ignore"):
+        is_lost = tensor.dtype.kind in "iu" and tensor.dtype != found.dtype and not np.array_equal(tensor, found)
+    if is_lost or not np.isfinite(tensor).all():
+        raise _UnusableError(NOT_FINITE, value)
+    return tensor
+
+
+_NARROW: Final = {"f8": np.float32, "i8": np.int32, "u8": np.uint32, "b1": np.uint8}
+
+
+def _content(fields: Mapping[str, Any], columns: Columns) -> str | NDArray[Any]:
+    if columns.inputs is not None:
+        return tensor_of(fields[columns.inputs])
+    return _text(fields[columns.text]) if columns.tokens is None else token_ids(fields[columns.tokens])
+
+
+def _class(value: object) -> int:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise _UnusableError(NOT_A_LABEL, value)
+    return int(value)
 
 
 def _list_ids(value: object) -> NDArray[np.int64] | None:

@@ -8,6 +8,7 @@ workers scored them, on which was faster, or on how often an ingest was killed.
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,13 @@ from replay_service.corpus.segments import SampleRows
 from replay_service.corpus.sketch import QuantileSketch
 from replay_service.corpus.staging import SET_ASIDE, Packed, Piece, drop, read_packed, read_rows
 from replay_service.corpus.strata import assign_strata, grown
+from replay_service.errors import CorpusError
 from replay_service.sampling.partition import extents_of
 
 GroupOf = Callable[[pa.Table], NDArray[np.str_]]
 """The group of each staged row."""
+
+NO_LOSS: Final = "the base model gives no finite loss"
 
 
 @dataclass(slots=True)
@@ -98,10 +102,9 @@ class GrowingCorpus:
 
     def _counted(self, finished: list[Packed]) -> Manifest:
         """The manifest with the documents of the finished shards."""
-        set_aside = dict(self.manifest.set_aside)
+        set_aside = self.manifest.set_aside
         for packed in finished:
-            for reason, num in packed.set_aside.items():
-                set_aside[reason] = set_aside.get(reason, 0) + num
+            set_aside = _with(set_aside, packed.set_aside)
         return replace(
             self.manifest,
             num_shards=self.manifest.num_shards + len(finished),
@@ -111,7 +114,7 @@ class GrowingCorpus:
         )
 
     def _with_segment(self, manifest: Manifest, pieces: list[Piece], is_all: bool) -> Manifest:
-        staged = read_rows(self.staging, pieces)
+        staged, num_lost = _finite(read_rows(self.staging, pieces))
         generation = manifest.generation + 1
         base_loss = staged["base_loss"].to_numpy()
         names, group = np.unique(self.group_of(staged), return_inverse=True)
@@ -136,6 +139,7 @@ class GrowingCorpus:
         return replace(
             manifest,
             generation=generation,
+            set_aside=_with(manifest.set_aside, {NO_LOSS: num_lost} if num_lost else {}),
             num_rows_of_next_shard=self._place_after(manifest, pieces[-1]),
             domains=_domains(manifest.domains, staged),
             groups=groups,
@@ -154,6 +158,23 @@ class GrowingCorpus:
             path.replace(self.folder / "set_aside" / f"{key}.jsonl")
 
 
+def _with(counts: dict[str, int], more: dict[str, int]) -> dict[str, int]:
+    return counts | {reason: counts.get(reason, 0) + num for reason, num in more.items()}
+
+
+def _finite(staged: pa.Table) -> tuple[pa.Table, int]:
+    """The staged rows whose base loss is a number, and how many have another."""
+    is_finite = np.isfinite(staged["base_loss"].to_numpy())
+    if is_finite.all():
+        return staged, 0
+    if not is_finite.any():
+        raise CorpusError(
+            f"the base model gives no finite loss for any of {len(staged)} samples that stand together; look at what "
+            "it gives for them, or score with --precision float32"
+        )
+    return staged.take(np.flatnonzero(is_finite)), int((~is_finite).sum())
+
+
 def _rows(staged: pa.Table, stratum: NDArray[np.int64]) -> SampleRows:
     """Staged rows as samples in the given strata (int64 [n])."""
     (batch,) = (
@@ -162,7 +183,7 @@ def _rows(staged: pa.Table, stratum: NDArray[np.int64]) -> SampleRows:
     return SampleRows.from_arrow(batch.append_column("stratum", pa.array(stratum.astype(np.int32))))
 
 
-_SAMPLE_COLUMNS = ("input_ids", "length", "base_loss", "base_correct", "topk_ids", "topk_logprobs")
+_SAMPLE_COLUMNS = ("input_ids", "length", "base_loss", "base_correct", "topk_ids", "topk_logprobs", "inputs", "label")
 
 
 def _domains(domains: Sequence[DomainSummary], staged: pa.Table) -> list[DomainSummary]:

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from replay_service.corpus.base_model import BaseModel, base_model_of
 from replay_service.corpus.clusters import Clusters
 from replay_service.corpus.growth import GroupOf, GrowingCorpus
 from replay_service.corpus.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -34,9 +35,8 @@ from replay_service.corpus.staging import Piece, ReadyRows, parts_of, read_packe
 from replay_service.corpus.status import IngestProgress, OnProgress, status_of
 from replay_service.corpus.texts import write_tokenizer
 from replay_service.errors import CorpusError, EmptyCorpus, ModelMismatch, ReplayError
-from replay_service.language.model import check_seq_len, faster_precision, load_config
+from replay_service.language.model import faster_precision
 from replay_service.language.precision import Precision
-from replay_service.language.tokenizer import fingerprint, load_tokenizer, rules_of, separator_id
 
 IsStopped = Callable[[], bool]
 
@@ -103,14 +103,17 @@ def _writing(settings: IngestSettings, on_progress: OnProgress, is_stopped: IsSt
 
 
 def _ingest(settings: IngestSettings, found: Sequence[Shard], tell: OnProgress, is_stopped: IsStopped) -> Manifest:
-    check_seq_len(load_config(settings.model), settings.seq_len)
-    tokenizer = load_tokenizer(settings.model)
-    folder, plan = settings.corpus_folder, _planned(settings, tokenizer, found)
+    folder = settings.corpus_folder
+    standing = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+    if standing is not None and standing.kind != settings.kind:
+        raise CorpusError(f"corpus {settings.name!r} exists already, of kind {standing.kind}; choose another name")
+    base = base_model_of(settings, standing, found)
+    plan = _planned(settings, base, standing, found)
     if plan.standing is not None and not plan.pending and not (folder / STAGING).exists():
         return plan.standing
     for shard in plan.pending:
         check_readable(shard, settings.columns)
-    work = _prepared(settings, tokenizer, plan)
+    work = _prepared(settings, base, plan)
     pending = {listed(shard).key: shard for shard in plan.pending}
     before = [each for each in plan.begun if each.key not in pending]
     write_shard_list(folder, [*before, *map(listed, plan.pending)])
@@ -127,12 +130,10 @@ class _Plan(NamedTuple):
     """What is to be read, in order; the first may be one that was begun."""
 
 
-def _planned(settings: IngestSettings, tokenizer: Any, found: Sequence[Shard]) -> _Plan:
-    folder = settings.corpus_folder
-    standing = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+def _planned(settings: IngestSettings, base: BaseModel, standing: Manifest | None, found: Sequence[Shard]) -> _Plan:
     if standing is not None:
-        _check_fits(standing, settings, fingerprint(tokenizer))
-    begun = read_shard_list(folder)[: _num_begun(standing)]
+        _check_fits(standing, settings, base)
+    begun = read_shard_list(settings.corpus_folder)[: _num_begun(standing)]
     is_half_done = standing is not None and standing.num_rows_of_next_shard > 0
     return _Plan(standing, begun, in_order(begun, is_half_done, found))
 
@@ -142,10 +143,15 @@ def _num_begun(manifest: Manifest | None) -> int:
     return 0 if manifest is None else manifest.num_shards + (manifest.num_rows_of_next_shard > 0)
 
 
-def _check_fits(manifest: Manifest, settings: IngestSettings, tokenizer_fingerprint: str) -> None:
-    if manifest.recipe == settings.recipe(tokenizer_fingerprint):
+def _check_fits(manifest: Manifest, settings: IngestSettings, base: BaseModel) -> None:
+    if manifest.recipe == settings.recipe(base.identity):
         return
-    if manifest.tokenizer_fingerprint != tokenizer_fingerprint:
+    if base.classes is not None and base.classes != manifest.classes:
+        raise ModelMismatch(
+            f"corpus {settings.name!r} was scored by {manifest.model!r} with other weights than {settings.model!r} has "
+            "now, or with other classes; choose another corpus name"
+        )
+    if manifest.tokenizer_fingerprint != base.tokenizer_fingerprint:
         raise ModelMismatch(
             f"corpus {settings.name!r} was made with {manifest.model!r}, whose tokenizer differs from that of "
             f"{settings.model!r}; choose another corpus name"
@@ -170,17 +176,18 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _prepared(settings: IngestSettings, tokenizer: Any, plan: _Plan) -> "_Work":
-    standing, recipe = plan.standing, settings.recipe(fingerprint(tokenizer))
+def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan) -> "_Work":
+    standing, recipe = plan.standing, settings.recipe(base.identity)
     staging = settings.corpus_folder / STAGING / recipe
     staging.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(settings.corpus_folder, rules_of(tokenizer))
+    if base.tokenizer_rules:
+        write_tokenizer(settings.corpus_folder, base.tokenizer_rules)
     precision = _precision(settings, staging) if standing is None else _as_precision(standing.precision)
     pipeline = PipelineSettings(
         model=settings.model,
-        separator_id=separator_id(tokenizer),
-        vocab_size=len(tokenizer),
-        seq_len=settings.seq_len,
+        separator_id=base.separator_id,
+        vocab_size=base.vocab_size,
+        seq_len=base.seq_len,
         columns=settings.columns,
         precision=precision,
         batch_size=settings.batch_size,
@@ -190,19 +197,21 @@ def _prepared(settings: IngestSettings, tokenizer: Any, plan: _Plan) -> "_Work":
         topk=settings.topk,
         features=settings.num_clusters > 0,
         staging=staging,
+        classes=base.classes,
     )
     manifest = standing or Manifest.of_nothing(
         name=settings.name,
         model=settings.model,
-        tokenizer_fingerprint=fingerprint(tokenizer),
-        vocab_size=len(tokenizer),
-        separator_id=pipeline.separator_id,
-        seq_len=settings.seq_len,
+        tokenizer_fingerprint=base.tokenizer_fingerprint,
+        vocab_size=base.vocab_size,
+        separator_id=base.separator_id,
+        seq_len=base.seq_len,
         precision=precision,
         num_quantiles=settings.num_quantiles,
         partition_by=settings.partition_by,
         topk=settings.topk,
         recipe=recipe,
+        classes=base.classes,
     )
     return _Work(settings, pipeline, manifest)
 
@@ -253,7 +262,7 @@ class _Work:
         tell(self._progress(shards, growing))
         if not growing.manifest.generation:
             source = printable(self.settings.source)
-            raise EmptyCorpus(f"the {len(shards)} shards of {source} hold no text to make a corpus of")
+            raise EmptyCorpus(f"the {len(shards)} shards of {source} hold nothing to make a corpus of")
         shutil.rmtree(self.settings.corpus_folder / STAGING)
         return growing.manifest
 
@@ -319,6 +328,8 @@ def _precision(settings: IngestSettings, staging: Path) -> Precision:
     """The precision to score in; chosen once, so that an ingest that is resumed elsewhere goes on in the same one."""
     if settings.precision != "auto":
         return settings.precision
+    if settings.kind == "classification":
+        return "float32"
     chosen = staging / "precision"
     if not chosen.exists():
         num_gpus = 1 if ray.cluster_resources().get("GPU", 0) > 0 else 0

@@ -20,7 +20,8 @@ from replay_service.sampling.partition import ROW_BITS
 
 Int64Array = NDArray[np.int64]
 
-_NEEDED: Final = {"input_ids", "length", "base_loss", "base_correct", "stratum"}
+_NEEDED: Final = {"length", "base_loss", "base_correct", "stratum"}
+_CONTENT: Final = ({"input_ids"}, {"inputs", "label"})
 
 
 class Layout:
@@ -108,9 +109,11 @@ def _common_record(segments: Sequence[Segment]) -> np.dtype[Any]:
         record: np.dtype[Any] = np.dtype(described)
     except (TypeError, ValueError) as error:
         raise CorpusError(f"the manifest is damaged: {error}; put it back") from error
-    if not _NEEDED.issubset(record.names or ()) or record.hasobject:
+    names = set(record.names or ())
+    if not names >= _NEEDED or not any(names >= content for content in _CONTENT) or record.hasobject:
         raise CorpusError(
-            f"the manifest is damaged: a record of {first.file} must have numbers for {sorted(_NEEDED)}; put it back"
+            f"the manifest is damaged: a record of {first.file} must have numbers for {sorted(_NEEDED)} and for "
+            "'input_ids', or 'inputs' and 'label'; put it back"
         )
     other = [segment.file for segment in segments if segment.record != first.record]
     if other:

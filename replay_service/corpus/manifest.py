@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from replay_service.corpus.segments import Kind
 from replay_service.corpus.sketch import QuantileSketch
 from replay_service.corpus.strata import Group
 from replay_service.errors import CorpusError, UnknownCorpus
@@ -60,6 +61,20 @@ class DomainSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Classes:
+    """What the samples of a classification corpus are, and who scored them."""
+
+    num_classes: int
+    """Labels are 0 to `num_classes` - 1, as the base model numbers its classes."""
+    model_fingerprint: str
+    """Equal for base models with equal weights."""
+    input_shape: list[int] = field(default_factory=list)
+    """Of the tensor that is classified; empty for text."""
+    input_type: str = ""
+    """Of its numbers, as `numpy.dtype` names it: uint8, float32; empty for text."""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """A generation of a corpus. It tells of earlier ones too: segments and groups say which generation brought them."""
 
@@ -90,6 +105,9 @@ class Manifest:
     groups: list[Group]
     """Their strata stand in this order."""
     segments: list[Segment]
+    kind: Kind = "language"
+    classes: Classes | None = None
+    """None in a language corpus."""
 
     @classmethod
     def of_nothing(
@@ -106,6 +124,7 @@ class Manifest:
         partition_by: str,
         topk: int,
         recipe: str,
+        classes: Classes | None = None,
     ) -> "Manifest":
         """Generation 0, which holds nothing and is never written."""
         return cls(
@@ -128,6 +147,8 @@ class Manifest:
             domains=[],
             groups=[],
             segments=[],
+            kind="language" if classes is None else "classification",
+            classes=classes,
         )
 
     @property
@@ -186,7 +207,12 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
         content["domains"] = [DomainSummary(**each) for each in content["domains"]]
         content["groups"] = [Group(**each) for each in content["groups"]]
         content["segments"] = [_segment(each) for each in content["segments"]]
-        return Manifest(**content)
+        if content.get("classes") is not None:
+            content["classes"] = Classes(**content["classes"])
+        manifest = Manifest(**content)
+        if manifest.kind not in get_args(Kind) or (manifest.kind == "classification") != (manifest.classes is not None):
+            raise ValueError(f"a corpus of kind {manifest.kind!r}")
+        return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorpusError(f"{path} is damaged: {error}") from error
 

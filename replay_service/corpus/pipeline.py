@@ -1,7 +1,8 @@
 """The Ray Data pipeline: shards -> packed rows -> scored rows in staging. Parts go from stage to stage.
 
 stage   takes               gives, for each part
-pack    shard, first row    a table of row, domain, group, input_ids, length
+pack    shard, first row    a table of row, domain, group, input_ids, length; of what is to be classified, which is not
+                            packed, also label, and of tensors inputs in place of input_ids
 score   the same            writes it down with base_loss, base_correct and, when asked, topk_ids, topk_logprobs,
                             feature; gives shard_key, first, stop, num_tokens
 
@@ -14,11 +15,12 @@ the shards are, or how many.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,13 +28,18 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources, TaskPoolStrategy
 
-from replay_service.corpus.segments import list_rows, wide_binary, wide_list
-from replay_service.corpus.sources import Columns, Document, SetAside, Shard, read_documents
+from replay_service.classification.model import load_classifier
+from replay_service.classification.scoring import ClassScorer
+from replay_service.corpus.labelled import judged, labelled_table
+from replay_service.corpus.manifest import Classes
+from replay_service.corpus.scored import classified_rows, predicted_rows
+from replay_service.corpus.segments import wide_list
+from replay_service.corpus.sources import Columns, Document, Labelled, SetAside, Shard, read_documents
 from replay_service.corpus.staging import Packed, Piece, write_packed, write_parts, written_aside
-from replay_service.errors import CorpusError
+from replay_service.language.model import best_device
 from replay_service.language.packing import PackedRows, Packer, id_dtype
 from replay_service.language.precision import Precision
-from replay_service.language.scoring import RowScorer, Scores
+from replay_service.language.scoring import RowScorer
 from replay_service.language.tokenizer import ids_of, load_tokenizer
 
 
@@ -46,6 +53,7 @@ class PipelineSettings:
         gpus_per_scorer: how much of a GPU each has where there are any; else each has `threads_per_scorer` threads.
         topk: how many of the base model's likeliest tokens to keep a position; 0 keeps none.
         features: whether to keep a feature of each row, to make clusters of.
+        classes: of samples to classify; None in a language corpus.
     """
 
     model: str
@@ -61,6 +69,21 @@ class PipelineSettings:
     topk: int
     features: bool
     staging: Path
+    classes: Classes | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        """What the tokens or numbers of a row take."""
+        if self.classes is None or not self.classes.input_shape:
+            return self.seq_len * id_dtype(self.vocab_size).itemsize
+        return math.prod(self.classes.input_shape) * np.dtype(self.classes.input_type).itemsize
+
+
+Scoring = Callable[[pa.Table], pa.Table]
+"""Adds to packed rows what the base model says of them."""
+
+
+AnyDocument = TypeVar("AnyDocument", Document, Labelled)
 
 
 class StagedPart(NamedTuple):
@@ -117,8 +140,7 @@ def run_pipeline(shards: Mapping[str, tuple[Shard, int]], settings: PipelineSett
 def _bound_memory(context: DataContext, settings: PipelineSettings) -> None:
     """Packing is faster than scoring, and Ray Data would fill a third of the machine's memory with what is ahead."""
     context.target_max_block_size = 1  # so that a part goes out as soon as it is packed
-    row_bytes = settings.seq_len * id_dtype(settings.vocab_size).itemsize
-    part_bytes = settings.batch_size * _BATCHES_A_PART * row_bytes
+    part_bytes = settings.batch_size * _BATCHES_A_PART * settings.row_bytes
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=part_bytes * _PARTS_AHEAD * settings.num_scorers
     )
@@ -139,7 +161,8 @@ def pack_shard(key: str, shard: Shard, settings: PipelineSettings, first_row: in
     held: pa.Table | None = None
     num_rows = 0
     with written_aside(settings.staging, key) as aside:
-        for part in _in_parts(_packed(shard, settings, found, aside), settings.batch_size * _BATCHES_A_PART):
+        tables = (_packed if settings.classes is None else _labelled)(shard, settings, found, aside)
+        for part in _in_parts(tables, settings.batch_size * _BATCHES_A_PART):
             num_rows += len(part)
             if num_rows > first_row:
                 if held is not None:
@@ -202,9 +225,18 @@ def _packed(shard: Shard, settings: PipelineSettings, found: _Found, aside: IO[s
         yield _table(label, packer.finish())
 
 
-def _documents(shard: Shard, settings: PipelineSettings, found: _Found, aside: IO[str]) -> Iterator[Document]:
-    """The documents of a shard; rows that give none are written down."""
+def _labelled(shard: Shard, settings: PipelineSettings, found: _Found, aside: IO[str]) -> Iterator[pa.Table]:
+    """The samples of a shard, some at a time."""
+    for some in _some_at_once(_documents(shard, settings, found, aside)):
+        tokenizer = _tokenizer(settings.model) if isinstance(some[0].content, str) else None
+        yield labelled_table(some, tokenizer, settings.seq_len, settings.vocab_size)
+
+
+def _documents(shard: Shard, settings: PipelineSettings, found: _Found, aside: IO[str]) -> Iterator[Any]:
+    """The documents or samples of a shard; rows that give none are written down."""
     for each in read_documents(shard, settings.columns):
+        if isinstance(each, Labelled) and settings.classes is not None:
+            each = judged(each, settings.classes, settings.vocab_size)  # noqa: PLW2901
         if isinstance(each, SetAside):
             found.set_aside[each.reason] = found.set_aside.get(each.reason, 0) + 1
             aside.write(json.dumps({"shard": shard.name, **each._asdict()}) + "\n")
@@ -213,12 +245,12 @@ def _documents(shard: Shard, settings: PipelineSettings, found: _Found, aside: I
             yield each
 
 
-def _some_at_once(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    some: list[Document] = []
+def _some_at_once(documents: Iterator[AnyDocument]) -> Iterator[list[AnyDocument]]:
+    some: list[AnyDocument] = []
     size = 0
     for document in documents:
         some.append(document)
-        size += len(document.content)
+        size += document.content.size if isinstance(document.content, np.ndarray) else len(document.content)
         if len(some) >= _DOCUMENTS_AT_ONCE or size >= _CHARACTERS_AT_ONCE:
             yield some
             some, size = [], 0
@@ -256,20 +288,30 @@ def _tokenizer(model: str) -> Any:
     return load_tokenizer(model)
 
 
+def _predicting(settings: PipelineSettings) -> Scoring:
+    scorer = RowScorer(
+        settings.model,
+        settings.precision,
+        batch_size=settings.batch_size,
+        topk=settings.topk,
+        features=settings.features,
+    )
+    return partial(predicted_rows, scorer, id_dtype(settings.vocab_size))
+
+
+def _classifying(settings: PipelineSettings) -> Scoring:
+    model = load_classifier(settings.model, is_text=settings.columns.inputs is None).to(best_device())
+    return partial(classified_rows, ClassScorer(model, settings.precision, batch_size=settings.batch_size))
+
+
 class ScoreAndStage:
     """An actor that holds the base model, adds what it says of packed rows, and writes them to staging."""
 
     def __init__(self, settings: PipelineSettings) -> None:
         torch.set_num_threads(settings.threads_per_scorer)
         self._staging = settings.staging
-        self._id_dtype = id_dtype(settings.vocab_size)
-        self._scorer = RowScorer(
-            settings.model,
-            settings.precision,
-            batch_size=settings.batch_size,
-            topk=settings.topk,
-            features=settings.features,
-        )
+        score = _classifying if settings.classes is not None else _predicting
+        self._scored = score(settings)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         staged = [
@@ -281,28 +323,6 @@ class ScoreAndStage:
     def _stage(self, key: str, part: pa.Table) -> dict[str, Any]:
         (piece,) = write_parts(self._staging, key, self._scored(part))
         return {**piece._asdict(), "num_tokens": pa.compute.sum(part["length"]).as_py()}
-
-    def _scored(self, table: pa.Table) -> pa.Table:
-        input_ids = list_rows(table["input_ids"].combine_chunks())
-        scores = self._scorer.score(input_ids, table["length"].to_numpy())
-        if not np.isfinite(scores.base_loss).all():
-            raise CorpusError("the base model gives no finite loss for some rows; score with --precision float32")
-        for name, column in _columns(scores, self._id_dtype).items():
-            table = table.append_column(name, column)
-        return table
-
-
-def _columns(scores: Scores, id_dtype: "np.dtype[Any]") -> dict[str, pa.Array]:
-    columns = {
-        "base_loss": pa.array(scores.base_loss),
-        "base_correct": wide_binary(np.packbits(scores.correct, axis=1, bitorder="little")),
-    }
-    if scores.topk_ids is not None and scores.topk_logprobs is not None:
-        columns["topk_ids"] = wide_list(scores.topk_ids.astype(id_dtype))
-        columns["topk_logprobs"] = wide_list(scores.topk_logprobs)
-    if scores.feature is not None:
-        columns["feature"] = wide_list(scores.feature)
-    return columns
 
 
 _PART_SCHEMA = pa.schema(

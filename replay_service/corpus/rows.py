@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from replay_service.corpus.documents import NO_MEMBER, NOT_JSON, NOT_UTF8, Columns, Row, SetAside, decoded, set_aside
 from replay_service.corpus.filesystems import Place
+from replay_service.corpus.tensors import is_list, tensors_of
 from replay_service.errors import UnusableSource
 
 Rows = Generator[Row | SetAside, None, None]
@@ -37,13 +38,6 @@ _PARQUET_BUFFER_BYTES = 8 << 20
 _COMPRESSIONS = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd"}
 _CHUNK_BYTES = 1 << 20
 _BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
-_LISTS = (
-    pa.types.is_list,
-    pa.types.is_large_list,
-    pa.types.is_fixed_size_list,
-    pa.types.is_list_view,
-    pa.types.is_large_list_view,
-)
 
 
 def read_rows(kind: str, place: Place, columns: Columns, name: str) -> Rows:
@@ -147,15 +141,17 @@ def _table_rows(batches: Iterable[pa.RecordBatch], columns: Columns) -> Rows:
         rows = _rows_at_once(sum(batch.column(each).nbytes for each in wanted), len(batch))
         for first in range(0, len(batch), rows):
             part = batch.slice(first, rows)
-            for values in zip(*(_values(part.column(each)) for each in wanted), strict=True):
+            for values in zip(*(_values(part.column(each), each == columns.inputs) for each in wanted), strict=True):
                 yield Row(number, dict(zip(wanted, values, strict=True)))
                 number += 1
 
 
-def _values(column: pa.Array) -> list[Any]:
+def _values(column: pa.Array, are_tensors: bool = False) -> list[Any]:
     """The values of a column: text as bytes, since it may not be UTF-8, and lists of integers as numpy arrays."""
     column = _sound(column)
-    if any(is_list(column.type) for is_list in _LISTS) and pa.types.is_integer(column.type.value_type):
+    if are_tensors:
+        return tensors_of(column)
+    if is_list(column.type) and pa.types.is_integer(column.type.value_type):
         return [_integers(scalar.values) for scalar in column]
     values: list[Any] = column.to_pylist()
     return values

@@ -1,12 +1,16 @@
 """Rows of samples in memory, one fixed-width record each, and as Arrow columns of one width."""
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 Int64Array = NDArray[np.int64]
+
+Kind = Literal["language", "classification"]
+"""What the samples of a corpus are: tokens, of which each is predicted from those before it; or a text or a tensor with
+a label, of which the label is predicted."""
 
 FIELD_NAMES: Final = (
     "input_ids",
@@ -16,14 +20,17 @@ FIELD_NAMES: Final = (
     "stratum",
     "topk_ids",
     "topk_logprobs",
+    "inputs",
+    "label",
 )
-"""The fields that a record may have; all but the last two are always there."""
+"""The fields that a record may have. Samples to classify have a `label`, and `inputs` unless they are text."""
 
 
 class SampleRows:
     """Samples of a corpus, a record each: all fields of a sample lie beside one another, as in a segment file.
 
-    A field of all rows is a view of the records, so it is not contiguous. S = seq_len - 1 predictions a row.
+    A field of all rows is a view of the records, so it is not contiguous. Of a row of tokens there are S = seq_len - 1
+    predictions, of a sample to classify there is one.
     """
 
     __slots__ = ("records",)
@@ -33,16 +40,19 @@ class SampleRows:
 
     def __init__(
         self,
-        input_ids: NDArray[np.unsignedinteger],
+        *,
         length: NDArray[np.int32],
         base_loss: NDArray[np.float32],
         base_correct: NDArray[np.uint8],
         stratum: NDArray[np.int32],
+        input_ids: NDArray[np.unsignedinteger] | None = None,
         topk_ids: NDArray[np.unsignedinteger] | None = None,
         topk_logprobs: NDArray[np.float16] | None = None,
+        inputs: NDArray[Any] | None = None,
+        label: NDArray[np.int32] | None = None,
     ) -> None:
         """Copies of arrays with one row a sample; the properties of the same names say what stands in them."""
-        columns = (input_ids, length, base_loss, base_correct, stratum, topk_ids, topk_logprobs)
+        columns = (input_ids, length, base_loss, base_correct, stratum, topk_ids, topk_logprobs, inputs, label)
         present = {name: column for name, column in zip(FIELD_NAMES, columns, strict=True) if column is not None}
         self.records = np.zeros(len(length), record_type(present))
         for name, column in present.items():
@@ -70,23 +80,26 @@ class SampleRows:
 
     @property
     def input_ids(self) -> NDArray[np.unsignedinteger]:
-        """[n, seq_len], narrowest unsigned type; padding beyond the length means nothing."""
-        return self.records["input_ids"]
+        """[n, seq_len], narrowest unsigned type; padding beyond the length means nothing. [n, 0] where there are
+        `inputs`, which are no text."""
+        ids = self._kept("input_ids")
+        return np.empty((len(self), 0), dtype=np.uint8) if ids is None else ids
 
     @property
     def length(self) -> NDArray[np.int32]:
-        """int32 [n], real tokens; 0 for a sample that could not be read, whose other fields are 0 too."""
+        """int32 [n], real tokens, or 1 where there are `inputs`; 0 for a sample that could not be read, whose other
+        fields are 0 too."""
         return self.records["length"]
 
     @property
     def base_loss(self) -> NDArray[np.float32]:
-        """float32 [n], nats per predicted token."""
+        """float32 [n], nats per prediction."""
         return self.records["base_loss"]
 
     @property
     def base_correct(self) -> NDArray[np.uint8]:
         """uint8 [n, ceil(seq_len / 8)], packed bits, least significant first: bit t says that the base model's argmax
-        predicted token t; bit 0 is never set."""
+        predicted token t; bit 0 is never set. With a label uint8 [n, 1]: bit 0 says that it predicted the label."""
         return self.records["base_correct"]
 
     @property
@@ -103,6 +116,16 @@ class SampleRows:
     def topk_logprobs(self) -> NDArray[np.float16] | None:
         """float16 [n, S, k], nats: the log-probabilities of those tokens."""
         return self._kept("topk_logprobs")
+
+    @property
+    def inputs(self) -> NDArray[Any] | None:
+        """[n, ...], numbers of any type: what a model classifies, if it is no text."""
+        return self._kept("inputs")
+
+    @property
+    def label(self) -> NDArray[np.int32] | None:
+        """int32 [n], the class of each sample; None in a language corpus."""
+        return self._kept("label")
 
     def __len__(self) -> int:
         return len(self.records)

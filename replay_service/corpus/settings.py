@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from replay_service.classification.factory import is_factory
 from replay_service.corpus.documents import Columns
+from replay_service.corpus.segments import Kind
 from replay_service.errors import CorpusError
 from replay_service.language.precision import Precision
 from replay_service.names import NAME_RULE, is_name
@@ -34,6 +36,8 @@ class IngestSettings:
         gpus_per_scorer: how much of a GPU each takes where there are any.
         topk: how many of the base model's likeliest tokens to keep for each position, for distilled rehearsal.
         rows_per_segment: rows of one segment file. Each finished segment is a generation.
+        kind: `classification` for samples with a label, which `columns` name; then `model` may be a factory
+            (`replay_service.classification.model`), and `auto` precision is float32, in which a loop of one's own runs.
     """
 
     source: str = field(repr=False)
@@ -50,6 +54,7 @@ class IngestSettings:
     gpus_per_scorer: float = 1.0
     topk: int = 0
     rows_per_segment: int = 65_536
+    kind: Kind = "language"
 
     def __post_init__(self) -> None:
         if not is_name(self.name):
@@ -73,6 +78,25 @@ class IngestSettings:
             raise CorpusError(f"gpus_per_scorer must be whole when it is above 1, not {self.gpus_per_scorer}")
         if self.num_clusters and self.columns.group is not None:
             raise CorpusError("clusters and a column of groups do not go together; leave one of them out")
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        if self.kind == "language":
+            if self.columns.inputs is not None or self.columns.label is not None:
+                raise CorpusError("inputs and labels are to be classified; say kind classification, or leave them out")
+            return
+        if self.columns.label is None:
+            raise CorpusError("samples to classify need a column of labels; name it")
+        if self.topk or self.num_clusters:
+            raise CorpusError(
+                "of samples to classify neither the likeliest tokens nor clusters are kept; leave topk and clusters "
+                "out, and name a column of groups instead, such as that of the labels"
+            )
+        if self.columns.inputs is None and self.columns.tokens is None and is_factory(self.model):
+            raise CorpusError(
+                f"the factory {self.model!r} brings no tokenizer for the column {self.columns.text!r}; name a column "
+                "of tensors or of ready-made token ids"
+            )
 
     @property
     def corpus_folder(self) -> Path:
@@ -85,13 +109,16 @@ class IngestSettings:
             return "cluster"
         return "domain" if self.columns.group is None else f"column {self.columns.group}"
 
-    def recipe(self, tokenizer_fingerprint: str) -> str:
-        """Equal for settings whose rows and strata may stand in one corpus."""
+    def recipe(self, fingerprint: str) -> str:
+        """Equal for settings whose rows and strata may stand in one corpus; `fingerprint` tells base models apart."""
+        columns = asdict(self.columns)
+        if self.kind == "language":  # as it was before there were other kinds: corpora of then go on growing
+            del columns["inputs"], columns["label"]
         parts = {
             "model": self.model,
-            "tokenizer": tokenizer_fingerprint,
+            "tokenizer": fingerprint,
             "seq_len": self.seq_len,
-            "columns": asdict(self.columns),
+            "columns": columns,
             "num_quantiles": self.num_quantiles,
             "num_clusters": self.num_clusters,
             "precision": self.precision,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from replay_service.corpus.documents import Columns, Document, Row, SetAside, document_of
+from replay_service.corpus.documents import Columns, Document, Labelled, Row, SetAside, document_of
 from replay_service.corpus.filesystems import (
     Found,
     Place,
@@ -26,6 +26,7 @@ from replay_service.errors import UnusableSource
 __all__ = [
     "Columns",
     "Document",
+    "Labelled",
     "SetAside",
     "Shard",
     "check_readable",
@@ -120,7 +121,7 @@ def check_readable(shard: Shard, columns: Columns) -> None:
         check_head(shard.kind, locate(shard.url), columns, name)
 
 
-def read_documents(shard: Shard, columns: Columns) -> Iterator[Document | SetAside]:
+def read_documents(shard: Shard, columns: Columns) -> Iterator[Document | Labelled | SetAside]:
     """The documents of a shard, in order, and the rows that give none. A plain text is one document.
 
     Raises:

@@ -48,4 +48,7 @@ def write_tokenizer(corpus: Path, rules: str) -> None:
 
 
 def no_tokenizer(corpus: str) -> CorpusError:
-    return CorpusError(f"corpus {corpus!r} has no {TOKENIZER_FILE}, so its texts cannot be read; ingest it again")
+    return CorpusError(
+        f"corpus {corpus!r} has no {TOKENIZER_FILE}, so its samples cannot be shown as text; it gets one when text is "
+        "ingested"
+    )

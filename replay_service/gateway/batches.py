@@ -259,6 +259,7 @@ def batch_of(window: Window, asked: BatchRequest, corpus: Corpus, planned: np.nd
             seq_len=corpus.manifest.seq_len,
             separator_id=corpus.manifest.separator_id,
             steps=[_step_header(plan) for plan in window.plans],
+            kind=corpus.manifest.kind,
         ),
         step=np.repeat([plan.step for plan in window.plans], num_rows),
         sample_id=planned["sample_id"],
@@ -271,6 +272,8 @@ def batch_of(window: Window, asked: BatchRequest, corpus: Corpus, planned: np.nd
         times_drawn=planned["times_drawn"],
         topk_ids=samples.topk_ids if asked.topk else None,
         topk_logprobs=samples.topk_logprobs if asked.topk else None,
+        inputs=samples.inputs,
+        label=samples.label,
     )
 
 
@@ -293,6 +296,16 @@ def texts_of(batch: Batch, source: BatchSource, asked: BatchRequest) -> list[str
         raise InvalidRequest(error.detail) from error
 
 
+def _content(rows: Batch, i: int) -> dict[str, Any]:
+    """What a sample is, and whether the base model was right about it."""
+    ids = rows.input_ids[i, : rows.length[i]].tolist()
+    bits = np.unpackbits(rows.base_correct[i], bitorder="little")
+    if rows.label is None:
+        return {"input_ids": ids, "base_correct": bits[: rows.length[i]].tolist()}
+    inputs = {"input_ids": ids} if rows.inputs is None else {"inputs": rows.inputs[i].tolist()}
+    return {**inputs, "label": int(rows.label[i]), "base_correct": int(bits[0])}
+
+
 def _to_json(batch: Batch, texts: Sequence[str] | None) -> dict[str, Any]:
     header = batch.header
     steps, text = [], iter(texts or ())
@@ -301,9 +314,8 @@ def _to_json(batch: Batch, texts: Sequence[str] | None) -> dict[str, Any]:
         samples = [
             {
                 "sample_id": int(rows.sample_id[i]),
-                "input_ids": rows.input_ids[i, : rows.length[i]].tolist(),
+                **_content(rows, i),
                 "base_loss": float(rows.base_loss[i]),
-                "base_correct": np.unpackbits(rows.base_correct[i], count=rows.length[i], bitorder="little").tolist(),
                 "stratum": int(rows.stratum[i]),
                 "probability": float(rows.probability[i]),
                 "times_drawn": int(rows.times_drawn[i]),
@@ -328,5 +340,6 @@ def _to_json(batch: Batch, texts: Sequence[str] | None) -> dict[str, Any]:
         "injection_ratio": header.injection_ratio,
         "rank": header.rank,
         "world_size": header.world_size,
+        "kind": header.kind,
         "steps": steps,
     }

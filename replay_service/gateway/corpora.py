@@ -7,12 +7,14 @@ from pathlib import Path
 import structlog
 from fastapi import APIRouter, Response
 
+from replay_service.classification.factory import is_factory
 from replay_service.corpus.documents import Columns
 from replay_service.corpus.reader import Corpus
 from replay_service.corpus.settings import IngestJob, IngestSettings
 from replay_service.errors import CorpusError, CorpusUnavailable, InvalidRequest, UnknownCorpus
 from replay_service.gateway.access import ADMIN, READ, CorpusName, RequestAccess
 from replay_service.gateway.corpus_models import (
+    ClassesInfo,
     CorpusInfo,
     CorpusInTheMaking,
     CorpusList,
@@ -93,13 +95,24 @@ def _found(corpus: str, service: ReplayService) -> CorpusInTheMaking | CorpusInf
 
 
 def _settings(body: IngestCreate, corpora: Path) -> IngestSettings:
+    if is_factory(body.model):
+        raise InvalidRequest(
+            f"the factory {body.model!r} would run code in the service; start this ingest with `replay-service ingest`"
+        )
     return IngestSettings(
         source=body.source,
         folder=corpora,
         name=body.corpus,
         model=body.model,
         seq_len=body.seq_len,
-        columns=Columns(body.text_column, body.tokens_column, body.domain_column, body.group_column),
+        columns=Columns(
+            body.text_column,
+            body.tokens_column,
+            body.domain_column,
+            body.group_column,
+            body.inputs_column,
+            body.label_column if body.kind == "classification" else None,
+        ),
         num_quantiles=body.num_quantiles,
         num_clusters=body.num_clusters,
         precision=body.precision,
@@ -108,6 +121,7 @@ def _settings(body: IngestCreate, corpora: Path) -> IngestSettings:
         gpus_per_scorer=body.gpus_per_scorer,
         topk=body.topk,
         rows_per_segment=body.rows_per_segment,
+        kind=body.kind,
     )
 
 
@@ -138,6 +152,8 @@ def _describe(service: ReplayService, corpus: Corpus) -> CorpusInfo:
     return CorpusInfo(
         corpus=manifest.name,
         generation=manifest.generation,
+        kind=manifest.kind,
+        classes=None if manifest.classes is None else ClassesInfo(**asdict(manifest.classes)),
         model=manifest.model,
         tokenizer_fingerprint=manifest.tokenizer_fingerprint,
         vocab_size=manifest.vocab_size,

@@ -60,11 +60,22 @@ class CorpusInTheMaking(Model):
     ingest: IngestInfo
 
 
+class ClassesInfo(Model):
+    """What the samples of a classification corpus are."""
+
+    num_classes: int = Field(description="Labels are 0 to num_classes - 1.")
+    model_fingerprint: str = Field(description="Equal for base models with equal weights.")
+    input_shape: list[int] = Field(description="Of the tensor that is classified; empty for text.")
+    input_type: str = Field(description="Of its numbers, as numpy names it; empty for text.")
+
+
 class CorpusInfo(Model):
     """A corpus that can be rehearsed from."""
 
     corpus: str
     generation: int
+    kind: Literal["language", "classification"]
+    classes: ClassesInfo | None = Field(description="None in a language corpus.")
     model: str = Field(description="The base model that scored it.")
     tokenizer_fingerprint: str = Field(description="Equal for tokenizers that give equal ids.")
     vocab_size: int
@@ -101,6 +112,9 @@ class IngestCreate(Model):
     )
     model: str = Field(min_length=1, description="The base model: a local folder or a Hugging Face hub name.")
     seq_len: Int = Field(512, ge=2, le=1 << 20, description="Tokens in a row.")
+    kind: Literal["language", "classification"] = "language"
+    inputs_column: str | None = Field(None, description="To classify: column of tensors, instead of a text.")
+    label_column: str = Field("label", description="To classify: column of the classes, 0 and above.")
     text_column: str = Field("text", description="Column that holds the text.")
     tokens_column: str | None = Field(None, description="Column that holds ready-made token ids, instead of a text.")
     domain_column: str | None = Field(None, description="Column that holds the domain; else folders and names tell.")

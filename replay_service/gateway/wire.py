@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 from zlib_ng.zlib_ng import crc32
 
-from replay_service.corpus.segments import binary_rows, list_rows, wide_binary, wide_list
+from replay_service.corpus.segments import Kind, binary_rows, list_rows, wide_binary, wide_list
 from replay_service.gateway.ipc_messages import inflated_bytes
 from replay_service.sampling.events import LOSS_ROW
 
@@ -72,6 +72,8 @@ class BatchHeader:
     separator_id: int
     steps: list[StepHeader]
     wire_version: int = WIRE_VERSION
+    kind: Kind = "language"
+    """Not written where it is `language`, so that who knows no other kind reads such batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +83,20 @@ class Batch:
     Attributes:
         step: int64 [n], ascending.
         sample_id: int64 [n].
-        input_ids: [n, seq_len], the narrowest unsigned type; padding beyond `length` means nothing.
-        length: int32 [n], real tokens.
-        base_loss: float32 [n], nats per predicted token.
+        input_ids: [n, seq_len], the narrowest unsigned type; padding beyond `length` means nothing. [n, 0] where there
+            are `inputs`, which are no text; it does not travel then.
+        length: int32 [n], real tokens, or 1 where there are `inputs`; 0 for a sample that could not be read.
+        base_loss: float32 [n], nats per prediction.
         base_correct: uint8 [n, ceil(seq_len / 8)], packed bits, least significant first: bit t says that the base
-            model's argmax predicted token t.
+            model's argmax predicted token t. With a label uint8 [n, 1]: bit 0 says that it predicted the label.
         stratum: int32 [n].
         probability: float64 [n], of a single draw of this sample.
         times_drawn: int32 [n], this draw included.
         topk_ids: [n, seq_len - 1, k], the narrowest unsigned type: the base model's k likeliest tokens for each
             prediction. None unless asked for.
         topk_logprobs: float16, the same shape: their log-probabilities, nats. None unless asked for.
+        inputs: [n, ...], numbers of any type, in a classification corpus that is no text.
+        label: int32 [n], the class of each sample, in a classification corpus.
     """
 
     header: BatchHeader
@@ -106,10 +111,13 @@ class Batch:
     times_drawn: NDArray[np.int32]
     topk_ids: NDArray[np.unsignedinteger] | None = None
     topk_logprobs: NDArray[np.float16] | None = None
+    inputs: NDArray[Any] | None = None
+    label: NDArray[np.int32] | None = None
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """The arrays that there are, by name."""
-        return {name: each for name in _COLUMNS if (each := getattr(self, name)) is not None}
+        """The arrays that travel, by name."""
+        left_out = "" if self.inputs is None else "input_ids"
+        return {name: each for name in _COLUMNS if (each := getattr(self, name)) is not None and name != left_out}
 
     def __len__(self) -> int:
         return len(self.step)
@@ -123,7 +131,7 @@ class Batch:
     def rows(self, rows: slice) -> "Batch":
         """Some of its rows, as views; the header stays."""
         taken: dict[str, Any] = {name: each[rows] for name, each in self.columns().items()}
-        return replace(self, **taken)
+        return replace(self, **{"input_ids": self.input_ids[rows]} | taken)
 
     def of_step(self, step: int) -> "Batch":
         """The rows of one step, as views."""
@@ -132,12 +140,13 @@ class Batch:
         return replace(self.rows(slice(first, last)), header=header)
 
 
-_OPTIONAL: Final = frozenset({"topk_ids", "topk_logprobs"})
+_LIKELIEST: Final = frozenset({"topk_ids", "topk_logprobs"})
 _WIDE: Final = {
     "input_ids": wide_list,
     "base_correct": wide_binary,
     "topk_ids": wide_list,
     "topk_logprobs": wide_list,
+    "inputs": wide_list,
 }
 
 
@@ -148,6 +157,13 @@ def _is_ids(type_: pa.DataType) -> bool:
 def _is_nested(type_: pa.DataType, fits: Callable[[pa.DataType], bool]) -> bool:
     nested = pa.types.is_fixed_size_list(type_) and pa.types.is_fixed_size_list(type_.value_type)
     return nested and fits(type_.value_type.value_type)
+
+
+def _is_tensor(type_: pa.DataType) -> bool:
+    depth = 0
+    while pa.types.is_fixed_size_list(type_):
+        type_, depth = type_.value_type, depth + 1
+    return depth > 0 and bool(pa.types.is_integer(type_) or pa.types.is_floating(type_))
 
 
 _COLUMNS: Final[dict[str, Callable[[pa.DataType], bool]]] = {
@@ -162,6 +178,8 @@ _COLUMNS: Final[dict[str, Callable[[pa.DataType], bool]]] = {
     "times_drawn": pa.types.is_int32,
     "topk_ids": lambda type_: _is_nested(type_, pa.types.is_unsigned_integer),
     "topk_logprobs": lambda type_: _is_nested(type_, pa.types.is_float16),
+    "inputs": _is_tensor,
+    "label": pa.types.is_int32,
 }
 """The arrays of a batch, in the order of its fields, and whether an Arrow type is the right one."""
 
@@ -171,7 +189,7 @@ def encode_batch(batch: Batch, compression: Compression = "none") -> pa.Buffer:
 
     Without compression each array is copied once, to its place in the stream.
     """
-    header = to_json(batch.header)
+    header = _header_json(batch.header)
     columns = batch.columns()
     if compression == "none":
         types = tuple((name, each.dtype, each.shape[1:]) for name, each in columns.items())
@@ -182,6 +200,12 @@ def encode_batch(batch: Batch, compression: Compression = "none") -> pa.Buffer:
     with pa.ipc.new_stream(sink, records.schema, options=options) as writer:
         writer.write_batch(records)
     return sink.getvalue()
+
+
+def _header_json(header: BatchHeader) -> bytes:
+    """Without the kind where it is language, as releases that know no other kind read it."""
+    names = (name for name in BatchHeader.__slots__ if name != "kind" or header.kind != "language")
+    return to_json({name: getattr(header, name) for name in names})
 
 
 def _records(columns: Mapping[str, NDArray[Any]]) -> pa.RecordBatch:
@@ -252,13 +276,23 @@ def decode_batch(body: bytes, most_inflated_bytes: int = MOST_INFLATED_BYTES) ->
         fields = json.loads((records.schema.metadata or {})[_HEADER_KEY])
         steps = [StepHeader(**each) for each in fields["steps"]]
         header = BatchHeader(**{**fields, "steps": steps})
-        there = set(_COLUMNS) - (_OPTIONAL - set(records.schema.names))
+        there = _expected(header.kind, set(records.schema.names))
         columns = {name: _array(records, name, fits) for name, fits in _COLUMNS.items() if name in there}
+        columns.setdefault("input_ids", np.empty((len(records), 0), dtype=np.uint8))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the Arrow stream is no rehearsal batch: {error!r}") from error
     if header.wire_version != WIRE_VERSION:
         raise ValueError(f"the batch is of wire version {header.wire_version}; this release reads {WIRE_VERSION}")
     return Batch(header, **columns)
+
+
+def _expected(kind: Kind, found: set[str]) -> set[str]:
+    """The columns that a batch of this kind must have, or may have and does."""
+    if kind == "language":
+        return set(_COLUMNS) - {"inputs", "label"} - (_LIKELIEST - found)
+    if kind == "classification":
+        return set(_COLUMNS) - _LIKELIEST - {"input_ids" if "inputs" in found else "inputs"}
+    raise ValueError(f"samples of the kind {kind!r} are not known to this release")
 
 
 def encode_losses(rows: np.ndarray) -> pa.Buffer:

@@ -90,8 +90,7 @@ class MadeUpCorpus:
         With `topk`, the base model is said to have expected the token that came with probability 1/2, the one of the
         next id with 1/4, and so on.
         """
-        shares = np.arange(1, num_quantiles) / num_quantiles
-        edges = np.stack([np.quantile(self.base_loss[self.domain == i], shares) for i in range(len(self.domains))])
+        edges = inner_edges(self.base_loss, self.domain, len(self.domains), num_quantiles)
         rows = sample_rows(
             self.packed,
             self.base_loss,
@@ -99,11 +98,6 @@ class MadeUpCorpus:
             assign_strata(self.base_loss, self.domain, edges),
             self._topk(topk, vocab_size),
         )
-        (folder / "segments").mkdir(parents=True)
-        segments = [
-            write_rows(folder, number, rows.take(np.arange(first, min(first + rows_per_segment, len(rows)))), 1)
-            for number, first in enumerate(range(0, len(rows), rows_per_segment))
-        ]
         nothing = Manifest.of_nothing(
             name=folder.name,
             model="none",
@@ -117,17 +111,8 @@ class MadeUpCorpus:
             topk=topk,
             recipe="none",
         )
-        manifest = replace(
-            nothing,
-            generation=1,
-            num_shards=len(self.domains),
-            num_documents=len(rows),
-            domains=[self._summary_of(i) for i in range(len(self.domains))],
-            groups=[Group(each, 1, edges[i].tolist()) for i, each in enumerate(self.domains)],
-            segments=segments,
-        )
-        write_manifest(folder, manifest)
-        return manifest
+        summaries = [self._summary_of(i) for i in range(len(self.domains))]
+        return write_first_generation(folder, nothing, rows, summaries, edges, rows_per_segment)
 
     def _topk(self, topk: int, vocab_size: int) -> dict[str, NDArray[Any]]:
         if not topk:
@@ -140,6 +125,41 @@ class MadeUpCorpus:
     def _summary_of(self, domain: int) -> DomainSummary:
         is_of = self.domain == domain
         return summary_of(self.domains[domain], self.base_loss[is_of], int(self.packed.length[is_of].sum()))
+
+
+def inner_edges(
+    base_loss: NDArray[np.float32], group: NDArray[np.int64], num_groups: int, num_quantiles: int
+) -> NDArray[np.float64]:
+    """The edges between the quantiles of each group's base losses, float64 [num_groups, num_quantiles - 1]."""
+    shares = np.arange(1, num_quantiles) / num_quantiles
+    return np.stack([np.quantile(base_loss[group == i], shares) for i in range(num_groups)])
+
+
+def write_first_generation(
+    folder: Path,
+    nothing: Manifest,
+    rows: SampleRows,
+    domains: list[DomainSummary],
+    edges: NDArray[np.float64],
+    rows_per_segment: int,
+) -> Manifest:
+    """Write samples, sorted by their strata, as the first generation of a corpus whose groups are its domains."""
+    (folder / "segments").mkdir(parents=True)
+    segments = [
+        write_rows(folder, number, rows.take(np.arange(first, min(first + rows_per_segment, len(rows)))), 1)
+        for number, first in enumerate(range(0, len(rows), rows_per_segment))
+    ]
+    manifest = replace(
+        nothing,
+        generation=1,
+        num_shards=len(domains),
+        num_documents=len(rows),
+        domains=domains,
+        groups=[Group(each.name, 1, edges[i].tolist()) for i, each in enumerate(domains)],
+        segments=segments,
+    )
+    write_manifest(folder, manifest)
+    return manifest
 
 
 def sample_rows(

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from replay_service.gateway.app import create_app
 from replay_service.settings import ServiceSettings
 from replay_service.testing.corpus import Documents, MadeUpCorpus
+from replay_service.testing.samples import LabelledSamples
 from replay_service.testing.transport import in_process
 from trainer.client import ReplayClient
 
@@ -49,6 +50,7 @@ class ServiceUnderTest:
 def replay_service(
     documents: Documents | None = None,
     *,
+    samples: LabelledSamples | None = None,
     seq_len: int = 16,
     vocab_size: int = 300,
     base_losses: ArrayLike | None = None,
@@ -67,6 +69,8 @@ def replay_service(
     Args:
         documents: token ids of the documents of each domain; they are packed into rows as an ingest packs them. By
             default the rows are random.
+        samples: samples to classify instead, such as `LabelledSamples.random()`; of what follows up to `topk`, only
+            `num_quantiles` and `corpus` concern them.
         seq_len: tokens in a row.
         vocab_size: token ids lie below it; 0 is the separator.
         base_losses: [number of rows] what the base model is said to lose on each row of the documents, nats per token;
@@ -91,13 +95,17 @@ def replay_service(
         made = MadeUpCorpus.of_documents(documents, seq_len, vocab_size, base_losses, seed)
     with tempfile.TemporaryDirectory(prefix="replay-test-") as folder, ExitStack() as stack:
         root = Path(folder)
-        made.write(
-            root / "corpora" / corpus,
-            num_quantiles=num_quantiles,
-            topk=topk,
-            vocab_size=vocab_size,
-            tokenizer_fingerprint=tokenizer_fingerprint,
-        )
+        place = root / "corpora" / corpus
+        if samples is None:
+            made.write(
+                place,
+                num_quantiles=num_quantiles,
+                topk=topk,
+                vocab_size=vocab_size,
+                tokenizer_fingerprint=tokenizer_fingerprint,
+            )
+        else:
+            samples.write(place, num_quantiles=num_quantiles)
         app = create_app(_settings(root, settings or {}))
         if serve:
             yield ServiceUnderTest(corpus, stack.enter_context(_served(app)), root, None)

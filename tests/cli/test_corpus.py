@@ -149,7 +149,7 @@ def test_a_wrong_option_of_sample_ends_with_a_message(readable: Path, options: l
 def test_samples_of_a_corpus_without_a_tokenizer_are_not_shown(readable: Path) -> None:
     (readable / "corpora/wiki/tokenizer.json").unlink()
     result = run("corpus", "sample", "wiki", "--root", readable, "--stratum", "en/q0")
-    assert_message(result, "no tokenizer.json", "ingest it again")
+    assert_message(result, "no tokenizer.json", "cannot be shown as text")
 
 
 def test_a_corpus_is_uploaded_and_described_where_it_is(root: Path) -> None:

@@ -28,6 +28,20 @@ def test_a_manifest_is_read_back_as_it_was_written(folder: Path, manifest: Manif
     assert read_manifest(folder) == read
 
 
+def test_a_corpus_from_before_there_were_kinds_is_of_language(folder: Path) -> None:
+    content = json.loads((folder / MANIFEST_NAME).read_text())
+    del content["kind"], content["classes"]
+    write_json(folder / MANIFEST_NAME, content)
+    assert (read_manifest(folder).kind, read_manifest(folder).classes) == ("language", None)
+
+
+@pytest.mark.parametrize("changes", [{"kind": "speech"}, {"kind": "classification"}])
+def test_a_manifest_of_another_kind_than_it_says_is_damaged(folder: Path, changes: dict[str, str]) -> None:
+    write_json(folder / MANIFEST_NAME, json.loads((folder / MANIFEST_NAME).read_text()) | changes)
+    with pytest.raises(CorpusError, match="is damaged: a corpus of kind"):
+        read_manifest(folder)
+
+
 def test_a_manifest_adds_up(manifest: Manifest) -> None:
     partition = manifest.partition()
     assert manifest.num_samples == partition.num_samples == sum(domain.num_samples for domain in manifest.domains) == 80

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replay_service.corpus.segments import SampleRows, binary_rows, list_rows, wide_binary, wide_list
-from tests.corpus.worlds import random_rows, same_rows
+from tests.corpus.worlds import labelled_rows, random_rows, same_rows
 
 FIELDS = ["input_ids", "length", "base_loss", "base_correct", "stratum"]
 
@@ -55,6 +55,25 @@ def test_rows_are_made_of_arrow_columns(topk: int) -> None:
     batch = pa.record_batch(columns | {"base_correct": wide_binary(rows.base_correct), "other": columns["length"]})
     assert same_rows(SampleRows.from_arrow(batch), rows)
     assert same_rows(SampleRows.from_arrow(batch.slice(3, 4)), rows.take(np.arange(3, 7)))
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.sampled_from(["u1", "i1", "i2", "i4", "f2", "f4"]),
+    st.integers(0, 9),
+)
+def test_samples_to_classify_have_tensors_of_any_shape_and_type(shape: list[int], type_: str, num_rows: int) -> None:
+    rows = labelled_rows(num_rows, tuple(shape), type_)
+    assert rows.records["inputs"].flags.aligned
+    assert rows.input_ids.shape == (num_rows, 0)
+    found = SampleRows.from_arrow(
+        pa.record_batch(
+            {name: wide_list(column) for name, column in rows.columns().items()}
+            | {"base_correct": wide_binary(rows.base_correct)}
+        )
+    )
+    assert found.inputs is not None and found.inputs.shape == (num_rows, *shape)
+    assert same_rows(found, rows)
 
 
 def test_columns_survive_being_sliced() -> None:

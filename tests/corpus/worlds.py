@@ -42,6 +42,19 @@ def random_rows(num_rows: int, seq_len: int = 12, seed: int = 0, topk: int = 0) 
     )
 
 
+def labelled_rows(num_rows: int, shape: tuple[int, ...] = (1, 4, 4), type_: str = "u1", seed: int = 0) -> SampleRows:
+    """Samples to classify, of which no two are alike."""
+    rng = np.random.default_rng(seed)
+    return SampleRows(
+        inputs=rng.integers(0, 127, (num_rows, *shape)).astype(type_),
+        label=rng.integers(0, 10, num_rows).astype(np.int32),
+        length=np.ones(num_rows, dtype=np.int32),
+        base_loss=rng.gamma(4.0, 1.0, num_rows).astype(np.float32),
+        base_correct=rng.integers(0, 2, (num_rows, 1)).astype(np.uint8),
+        stratum=np.sort(rng.integers(0, 4, num_rows)).astype(np.int32),
+    )
+
+
 def staged_rows(
     domains: Sequence[str], first_row: int = 0, seq_len: int = 12, seed: int = 0, topk: int = 0, num_features: int = 0
 ) -> pa.Table:

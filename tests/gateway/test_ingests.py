@@ -26,6 +26,25 @@ time.sleep(600)
 """
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"kind": "classification", "model": "os:getcwd"}, "would run code in the service"),
+        ({"kind": "classification", "topk": 3}, "leave topk"),
+        ({"inputs_column": "image"}, "say kind classification"),
+        ({"kind": "speech"}, "classification"),
+    ],
+)
+def test_samples_to_classify_that_the_service_will_not_ingest_are_refused(
+    changes: dict[str, object], problem: str, tmp_path: Path
+) -> None:
+    asked = {"corpus": "digits", "source": str(tmp_path), "model": "a-model"} | changes
+    with client_on(tmp_path, ingest_from=(str(tmp_path),)) as client:
+        answer = client.post("/v1/corpora", json=asked)
+    assert answer.status_code == 422 and problem in answer.text
+    assert not (tmp_path / "corpora" / "digits").exists()
+
+
 def job_of(folder: Path, source: Path | str, name: str = "made") -> IngestJob:
     return IngestJob(IngestSettings(source=str(source), folder=folder, name=name, model="none"), 30.0)
 

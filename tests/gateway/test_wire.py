@@ -25,7 +25,7 @@ from replay_service.gateway.wire import (
 from replay_service.sampling.events import LOSS_ROW
 
 SEQ_LEN = 12
-OPTIONAL = ("topk_ids", "topk_logprobs")
+OPTIONAL = ("topk_ids", "topk_logprobs", "inputs", "label")
 COLUMNS = [name for name in Batch.__dataclass_fields__ if name not in ("header", *OPTIONAL)]
 Decoder = Callable[[bytes], Any]
 

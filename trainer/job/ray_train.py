@@ -122,6 +122,11 @@ def preflight(config: TrainConfig) -> Precision:
 def _check_corpus(config: TrainConfig, tokenizer: Any, info: CorpusInfo) -> None:
     assert config.rehearsal is not None
     corpus, loss = info.corpus, config.rehearsal.rehearsal_loss
+    if info.kind != "language":
+        raise CorpusMismatch(
+            f"corpus {corpus!r} holds samples to classify, and this job tunes a language model; rehearse them in a "
+            "loop of your own (trainer.plain) or in transformers.Trainer (trainer.hf)"
+        )
     if (fingerprint(tokenizer), separator_id(tokenizer)) != (info.tokenizer_fingerprint, info.separator_id):
         raise CorpusMismatch(
             f"the tokenizer of {config.model!r} is not the one that corpus {corpus!r} was made with; ingest the "

@@ -40,10 +40,11 @@ class FeatureRecorder:
 
     @contextmanager
     def recording(self) -> Iterator[dict[str, Tensor]]:
-        """What the layers give within it, by layer, as they run; any float type, with their gradients.
+        """What the layers give within it, by layer, as they run: [rows, tokens, channels] of any float type, with their
+        gradients. The places of a map [rows, channels, height, width] are tokens.
 
         Raises:
-            InvalidTraining: in the forward pass, when a layer runs twice or gives no tensor of three axes.
+            InvalidTraining: in the forward pass, when a layer runs twice or gives neither of the two.
         """
         features: dict[str, Tensor] = {}
         self._features = features
@@ -86,10 +87,13 @@ class FeatureRecorder:
                 f"{layer} ran twice while its features were recorded; record one forward pass, without its backward "
                 "pass, of a model that runs the layer once"
             )
-        if not isinstance(feature, Tensor) or feature.ndim != 3:
+        if not isinstance(feature, Tensor) or feature.ndim not in (3, 4):
             found = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
-            raise InvalidTraining(f"{layer} must give features [rows, tokens, channels], not {found}; choose a block")
-        self._features[layer] = feature
+            raise InvalidTraining(
+                f"{layer} must give features [rows, tokens, channels] or [rows, channels, height, width], not {found}; "
+                "choose a block"
+            )
+        self._features[layer] = feature.flatten(2).transpose(1, 2) if feature.ndim == 4 else feature
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:

@@ -10,6 +10,9 @@ TMLR 2024 (arXiv 2308.13320). To the task's loss is added
 No pretraining data is needed. The paper's is `VISION`: for a ViT-B, what comes into the first block and out of blocks
 3, 6, 9 and 12, all tokens, each [B, T, D] tensor divided by its norm along the *token* axis, weight 10.
 
+A convolutional network's maps [B, D, H, W] are T = H * W tokens, of which each layer may have another number; each
+layer's tokens are averaged before the layers are. That, too, is this project's choice.
+
 For language this project chose `LANGUAGE`: what comes out of the blocks at each quarter of the depth, normalised along
 the *hidden* axis, so that a token's features do not depend on how long its row is, nor on the tokens after it; padding
 is left out. There the squared difference is summed over the channels, which makes it 2 (1 - cosine), between 0 and 4.
@@ -34,6 +37,9 @@ Beside a training loop:
         logits = model(input_ids=input_ids_BT).logits
     moved = drift.of(mask_BT, lambda base: base(input_ids=input_ids_BT))
     loss = task_loss + drift.penalty(moved)
+
+With images every token is real: `FeatureDrift(model, base=..., form=VISION)` and `drift.of(None, lambda base:
+base(images))`; of a batch that is mixed with rehearsed images, `rows=slice(num_own)` compares one's own.
 
 Shapes: B rows, T tokens, D channels.
 """
@@ -74,9 +80,10 @@ class Drift(NamedTuple):
     """How far features have moved, over the tokens of one forward pass."""
 
     total: Tensor
-    """float32 scalar: sum over tokens of the mean over layers of the distance. Differentiable."""
+    """float32 scalar: sum over tokens of the mean over layers of the distance. Without a mask, sum over rows of the
+    mean over layers and their tokens. Differentiable."""
     num_tokens: Tensor
-    """int64 scalar: tokens that the mask keeps."""
+    """int64 scalar: tokens that the mask keeps; without a mask, rows."""
 
     def mean(self) -> Tensor:
         """Over the tokens; 0 where there are none."""
@@ -97,7 +104,8 @@ class FeatureDrift:
         form: `LANGUAGE`, `VISION`, or another.
         layers: paths of the modules whose outputs are compared, such as "model.layers.5"; with ":input" at the end,
             their first input instead. By default the blocks at each quarter of the depth, and in `VISION` what comes
-            into the first. Each must be of shape [B, T, D], or a tuple that begins with that, and run once a pass.
+            into the first. Each must be of shape [B, T, D] or [B, D, H, W], or a tuple that begins with that, and run
+            once a pass.
 
     Raises:
         InvalidTraining: when the model has no such layer, or no blocks that can be told; when the base model is built
@@ -135,11 +143,11 @@ class FeatureDrift:
             yield
         self._features = features
 
-    def of(self, mask_BT: Tensor, run_base: Callable[[Any], object], *, rows: slice = slice(None)) -> Drift:
+    def of(self, mask_BT: Tensor | None, run_base: Callable[[Any], object], *, rows: slice = slice(None)) -> Drift:
         """How far the features of the recorded pass have moved, which are forgotten then.
 
         Args:
-            mask_BT: bool [B, T], the real tokens of the whole batch.
+            mask_BT: bool [B, T], the real tokens of the whole batch; None: every token is real, as in images.
             run_base: called once with the base model, unless there are no rows; runs it on the inputs of `rows`, in the
                 arithmetic (autocast) that the model in training ran in. Gradients are off then, and so is dropout. It
                 may run the part that has the layers alone: `base.base_model(...)` of a language model of the library
@@ -155,11 +163,14 @@ class FeatureDrift:
             raise InvalidTraining("no forward pass was recorded; run the model within `with drift.recording():` first")
         self._tuned.check(tuned)
         _check_gradient(tuned)
-        tuned, mask = {layer: feature[rows] for layer, feature in tuned.items()}, mask_BT[rows]
+        tuned = {layer: feature[rows] for layer, feature in tuned.items()}
+        mask = None if mask_BT is None else mask_BT[rows]
+        some_BTD = next(iter(tuned.values()))
         # Few models can run no rows at all.
-        base = self._base_features(run_base) if len(mask) else tuned
+        base = self._base_features(run_base) if len(some_BTD) else tuned
         distances = [self._distance(layer, feature, base[layer], mask) for layer, feature in tuned.items()]
-        return Drift(torch.stack(distances).mean(), mask.sum())
+        counted = torch.tensor(len(some_BTD), device=some_BTD.device) if mask is None else mask.sum()
+        return Drift(torch.stack(distances).mean(), counted)
 
     def penalty(self, drift: Drift) -> Tensor:
         """The weight times the mean drift, a term of the loss, float32 scalar.
@@ -182,7 +193,10 @@ class FeatureDrift:
         self._frozen.check(features)
         return features
 
-    def _distance(self, layer: str, tuned_BTD: Tensor, base_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    def _distance(self, layer: str, tuned_BTD: Tensor, base_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        if mask_BT is None:
+            every_BT = torch.ones(tuned_BTD.shape[:2], dtype=torch.bool, device=tuned_BTD.device)
+            return self._distance(layer, tuned_BTD, base_BTD, every_BT) / max(1, tuned_BTD.shape[1])
         if tuned_BTD.shape != base_BTD.shape or tuned_BTD.shape[:2] != mask_BT.shape:
             raise InvalidTraining(
                 f"the features of {layer} are of shape {tuple(tuned_BTD.shape)} in the rows to compare, of "

