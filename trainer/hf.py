@@ -12,6 +12,9 @@ of an epoch. The loss is the trainer's own, over all rows, and its mean counts r
 Rehearsed rows are measured by the logits of the training forward pass. A trainer whose `compute_loss` builds none, as
 trl's SFTTrainer since it fuses the head with the loss, makes a second pass, without gradients, to give them. So there a
 step that rehearses takes longer, and `rehearsal_weight` must stay 1.
+
+Batches may be flat, as DataCollatorWithFlattening makes them: rehearsed rows join the one row, without padding. Whether
+the model keeps samples apart is tried before the first one (`trainer.batches.flat`).
 """
 
 from typing import Any, Final
@@ -66,6 +69,8 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._rehearsal_loop is None or not batches:
             return batches, num_items
+        # Every process has batches of the same kind, so all of them check, or none.
+        self._rehearsal_loop.check_model(self.model_wrapped, batches[0])
         mixed = self._rehearsal_loop.spread(self.state.global_step, batches)
         if num_items is not None:
             num_items = self._get_num_items_in_batch([each.inputs for each in mixed], device)
@@ -113,6 +118,12 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         # Nobody may ask for a batch before the run is rewound.
         self.accelerator.wait_for_everyone()
 
+    def _save_checkpoint(self, *args: Any, **options: Any) -> Any:
+        """Before the Trainer's own; whatever asked for it. No process begins before the reports of all are durable."""
+        self._flush_rehearsal()
+        self.accelerator.wait_for_everyone()
+        return super()._save_checkpoint(*args, **options)
+
     def _flush_rehearsal(self) -> None:
         if self._rehearsal_loop is not None:
             self._rehearsal_loop.flush()
@@ -135,13 +146,6 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer._open_rehearsal()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if control.should_save:
-            self._trainer._flush_rehearsal()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.on_step_end(args, state, control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer._flush_rehearsal()

@@ -23,14 +23,12 @@ from torch.nn.functional import pad
 from replay_service.gateway.wire import Batch
 from replay_service.language.losses import TokenLosses, token_losses
 from replay_service.language.tokenizer import fingerprint
+from trainer.batches.flat import IGNORED, add_flat_rows, check_apart, flat_losses, is_flat
 from trainer.batches.mixing import MixedBatch, loss_rows
 from trainer.client import ReplayClient
 from trainer.errors import CorpusMismatch, InvalidTraining
 from trainer.rehearsal import LossReporter, RehearsalStream
 from trainer.windows import Auto
-
-IGNORED: Final = -100
-"""The label of a token whose prediction does not count, as everywhere in PyTorch."""
 
 _FILLING: Final = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
 """What a batch may hold, and what stands in the places of padding."""
@@ -42,12 +40,13 @@ class MixedInputs:
 
     Attributes:
         inputs: what the model is called with: `input_ids`, `attention_mask` and `labels`, each int64 [B, T]. T is the
-            wider of the two kinds of rows. Without rehearsed rows it is the loader's batch as it came.
+            wider of the two kinds of rows. Without rehearsed rows it is the loader's batch as it came. Of a flat
+            batch it is what `trainer.batches.flat` makes, one row of all samples.
         rehearsed: the R rehearsed rows.
         rehearsal_weight: what a rehearsed prediction weighs beside a fine-tuning one.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     rehearsed: Batch
     rehearsal_weight: float = 1.0
 
@@ -58,7 +57,8 @@ class MixedInputs:
     @property
     def num_predictions(self) -> Tensor:
         """int64 scalar: predictions that count, of all rows."""
-        return (self.inputs["labels"][:, 1:] != IGNORED).sum()
+        counted: Tensor = (self.inputs["labels"][:, 1:] != IGNORED).sum()
+        return counted
 
     def losses(self, logits_BTV: Tensor) -> TokenLosses:
         """Losses of the rehearsed rows alone, [R, seq_len - 1]; differentiable.
@@ -72,9 +72,11 @@ class MixedInputs:
                 f"the logits are of shape {tuple(logits_BTV.shape)}, the batch of {tuple(ids_BT.shape)}; give those of "
                 "every token of the mixed batch"
             )
+        if is_flat(self.inputs):
+            return flat_losses(logits_BTV, self.rehearsed)
         alone, width = self.for_report().to(logits_BTV.device), self.rehearsed.input_ids.shape[1]
         logits_RTV = logits_BTV[len(ids_BT) - self.num_rehearsed :, :width]
-        return token_losses(logits_RTV, alone.input_ids_BT[:, :width], alone.length_B)
+        return token_losses(logits_RTV, alone.input_ids_BT, alone.length_B)
 
     def weigh(self, loss: Tensor, losses: TokenLosses, per_prediction: Tensor | float | None = None) -> Tensor:
         """A loss in which all predictions weigh alike, with the rehearsed ones at `rehearsal_weight`.
@@ -99,22 +101,26 @@ class MixedInputs:
 
     def for_report(self) -> MixedBatch:
         """The rehearsed rows alone."""
-        ids_RT = self.inputs["input_ids"][len(self.inputs["input_ids"]) - self.num_rehearsed :]
+        ids_RT = torch.from_numpy(self.rehearsed.input_ids.astype("int64"))
         return MixedBatch(ids_RT, torch.from_numpy(self.rehearsed.length.astype("int64")), self.rehearsed)
 
 
-def add_rows(inputs: Mapping[str, Tensor], rehearsed: Batch, rehearsal_weight: float = 1.0) -> MixedInputs:
+def add_rows(inputs: Mapping[str, Any], rehearsed: Batch, rehearsal_weight: float = 1.0) -> MixedInputs:
     """A loader's batch with rehearsed rows at its end, padded on the right to the wider of the two.
 
     Args:
-        inputs: `input_ids` and `labels`, and `attention_mask` if any row is padded; int64 [rows, tokens].
+        inputs: `input_ids` and `labels`, and `attention_mask` if any row is padded; int64 [rows, tokens]. Or a flat
+            batch, see `trainer.batches.flat`, whose rehearsed rows are not padded either.
         rehearsed: rows of one step.
         rehearsal_weight: see `MixedInputs`.
 
     Raises:
         InvalidTraining: when the batch holds something else, of which rehearsed rows know nothing.
     """
-    _check_inputs(inputs)
+    _check_learned(inputs)
+    if is_flat(inputs):
+        return MixedInputs(add_flat_rows(inputs, rehearsed), rehearsed, rehearsal_weight)
+    _check_padded(inputs)
     if not len(rehearsed):
         return MixedInputs(dict(inputs), rehearsed, rehearsal_weight)
     ids_BT = inputs["input_ids"]
@@ -128,13 +134,16 @@ def add_rows(inputs: Mapping[str, Tensor], rehearsed: Batch, rehearsal_weight: f
     return MixedInputs(mixed, rehearsed, rehearsal_weight)
 
 
-def _check_inputs(inputs: Mapping[str, Tensor]) -> None:
+def _check_learned(inputs: Mapping[str, Any]) -> None:
     missing = {"input_ids", "labels"} - inputs.keys()
     if missing:
         raise InvalidTraining(
             f"the batch has no {' and no '.join(sorted(missing))}; the labels of a language model are its input_ids, "
             f"with {IGNORED} where nothing is to be learned"
         )
+
+
+def _check_padded(inputs: Mapping[str, Tensor]) -> None:
     unknown = inputs.keys() - _FILLING.keys()
     if unknown:
         raise InvalidTraining(
@@ -174,6 +183,7 @@ class RehearsalLoop:
     reporter: LossReporter
     rehearsal_weight: float = 1.0
     _current: Batch | None = field(default=None, init=False, repr=False)
+    _keeps_apart: bool = field(default=False, init=False, repr=False)
 
     def __enter__(self) -> "RehearsalLoop":
         return self
@@ -187,11 +197,21 @@ class RehearsalLoop:
         finally:
             self.close()
 
-    def mix(self, step: int, inputs: Mapping[str, Tensor]) -> MixedInputs:
+    def check_model(self, model: Any, inputs: Mapping[str, Any]) -> None:
+        """Find whether a model, as it is called in training, keeps the samples of flat batches like this one apart.
+
+        Raises:
+            InvalidTraining: when tokens of this model see the samples before theirs.
+        """
+        if is_flat(inputs) and not self._keeps_apart:
+            check_apart(model, inputs)
+            self._keeps_apart = True
+
+    def mix(self, step: int, inputs: Mapping[str, Any]) -> MixedInputs:
         """The batch of an optimizer step with what this rank rehearses in it; see `add_rows`."""
         return self.spread(step, [inputs])[0]
 
-    def spread(self, step: int, parts: Sequence[Mapping[str, Tensor]]) -> list[MixedInputs]:
+    def spread(self, step: int, parts: Sequence[Mapping[str, Any]]) -> list[MixedInputs]:
         """Likewise for a step whose gradient is accumulated over parts, one at least; rehearsed rows are spread evenly.
 
         Steps come in order. The last one may be asked for again.
@@ -199,6 +219,10 @@ class RehearsalLoop:
         Raises:
             InvalidTraining: when the step is another, or a batch cannot be mixed.
         """
+        if is_flat(parts[0]) and not self._keeps_apart:
+            raise InvalidTraining(
+                "the batches are flat, and not every model keeps their samples apart; call check_model before the first"
+            )
         rehearsed, num_parts = self._rows_of(step), len(parts)
         bounds = [len(rehearsed) * number // num_parts for number in range(num_parts + 1)]
         return [
