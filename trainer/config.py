@@ -186,7 +186,13 @@ class TrainConfig(Section):
         "corpus", description="Arithmetic; `corpus` takes what the base losses were measured in."
     )
     seed: int = Field(0, ge=0, description="Order of the fine-tuning rows, dropout, and the run's draws.")
-    num_workers: int = Field(1, ge=1, description="Ray Train workers.")
+    num_workers: int = Field(1, ge=1, description="Ray Train workers; with min_workers, the most of them.")
+    min_workers: int = Field(
+        0, ge=0, description="Go on with as few workers as this, and with more as machines come; 0: always num_workers."
+    )
+    resize_every_s: float = Field(
+        60.0, ge=0, description="Seconds between looks for machines that came; a change goes on from a checkpoint."
+    )
     use_gpu: bool = Field(False, description="One GPU a worker.")
     evaluate_every: int = Field(0, ge=0, description="Steps between measurements on held-out text; 0: first and last.")
     checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0: none.")
@@ -196,11 +202,14 @@ class TrainConfig(Section):
     save_model: bool = Field(True, description="Save the tuned model to output/model.")
 
     @model_validator(mode="after")
-    def _divisible(self) -> "TrainConfig":
-        if self.global_batch_size % self.num_workers:
+    def _has_rows_for_all(self) -> "TrainConfig":
+        if self.global_batch_size < self.num_workers:
             raise ValueError(
-                f"global_batch_size {self.global_batch_size} is not a multiple of num_workers {self.num_workers}"
+                f"global_batch_size {self.global_batch_size} is less than num_workers {self.num_workers}: some would "
+                "have no row"
             )
+        if self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}")
         return self
 
     @model_validator(mode="after")

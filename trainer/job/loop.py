@@ -188,7 +188,7 @@ def _train_step(job: _Job, tuning: Tuning, feed: Feed, step: int) -> dict[str, A
         tuning.scheduler.step()
         tuning.optimizer.zero_grad()
     values = _summary(of_job, worker.sum_over_ranks(nats), job.objective.drift is not None)
-    values |= {"waited_s": waited_s, "step_s": time.perf_counter() - began}
+    values |= {"num_workers": worker.world_size, "waited_s": waited_s, "step_s": time.perf_counter() - began}
     return {**values, "seconds": watch.take()} if config.profile else values
 
 

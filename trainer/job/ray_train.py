@@ -86,7 +86,7 @@ def run_training(config: TrainConfig) -> None:
     trainer = TorchTrainer(
         _with_access(_train_loop),
         train_loop_config={"config": config.model_dump_json(), "precision": precision},
-        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu),
+        scaling_config=_scaling(config),
         run_config=RunConfig(
             name="ray",
             storage_path=str(config.output),
@@ -98,6 +98,16 @@ def run_training(config: TrainConfig) -> None:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _ours(error) from error
+
+
+def _scaling(config: TrainConfig) -> ScalingConfig:
+    if not config.min_workers:
+        return ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu)
+    return ScalingConfig(
+        num_workers=(config.min_workers, config.num_workers),
+        use_gpu=config.use_gpu,
+        elastic_resize_monitor_interval_s=config.resize_every_s,
+    )
 
 
 def preflight(config: TrainConfig) -> Precision:
