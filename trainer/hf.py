@@ -94,6 +94,13 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
             loss = mixed.weigh(loss, losses, self._share_of_a_prediction(num_items))
         return (loss, outputs) if return_outputs else loss
 
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        """The Trainer's, with how many rows this process could not measure so far, if there are any."""
+        loop = self._rehearsal_loop
+        if loop is not None and loop.reporter.num_unmeasured:
+            logs["num_unmeasured_rows"] = loop.reporter.num_unmeasured
+        super().log(logs, *args, **options)
+
     def _share_of_a_prediction(self, num_items: Any) -> Tensor | float | None:
         """What the Trainer multiplies the nats of a prediction with; None: it takes the mean of the micro-batch."""
         if num_items is None:

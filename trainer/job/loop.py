@@ -6,6 +6,7 @@ Rehearsed rows are measured in the training forward pass, before the optimizer s
 """
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -172,7 +173,8 @@ def _train_step(job: _Job, tuning: Tuning, feed: Feed, step: int) -> dict[str, A
     # Keyed by step and rank, so that dropout needs no generator state in a checkpoint.
     torch.manual_seed(hash((config.seed, step, worker.rank)))
     of_job = Counts(*worker.sum_over_ranks(counts).tolist())
-    nats = torch.zeros(3, dtype=torch.float64, device=worker.device)
+    # Of each part the nats, see Measured, and the rows whose loss is not finite.
+    sums = torch.zeros(4, dtype=torch.float64, device=worker.device)
     pieces = list(batch.pieces(config.micro_batch_size))
     for number, piece in enumerate(pieces):
         with contextlib.nullcontext() if number == len(pieces) - 1 else worker.without_averaging(tuning.model):
@@ -181,29 +183,35 @@ def _train_step(job: _Job, tuning: Tuning, feed: Feed, step: int) -> dict[str, A
                 feed.report(loss_rows(piece, measured.losses, step, worker.rank))
             with watch("backward"):
                 torch.autograd.backward(measured.loss)
-        nats += measured.nats
+        sums += torch.cat([measured.nats, measured.num_nonfinite_rows[None]])
     with watch("optimizer"):
         torch.nn.utils.clip_grad_norm_(tuning.model.parameters(), config.max_grad_norm)
         tuning.optimizer.step()
         tuning.scheduler.step()
         tuning.optimizer.zero_grad()
-    values = _summary(of_job, worker.sum_over_ranks(nats), job.objective.drift is not None)
+    values = _summary(of_job, worker.sum_over_ranks(sums), job.objective.drift is not None)
     values |= {"num_workers": worker.world_size, "waited_s": waited_s, "step_s": time.perf_counter() - began}
     return {**values, "seconds": watch.take()} if config.profile else values
 
 
-def _summary(of_job: Counts, nats: Tensor, has_drift: bool) -> dict[str, Any]:
-    target_nats, rehearsed_nats, drift = nats.tolist()
+def _summary(of_job: Counts, sums: Tensor, has_drift: bool) -> dict[str, Any]:
+    target_nats, rehearsed_nats, drift, num_nonfinite = sums.tolist()
     values = {
-        "target_loss": target_nats / of_job.target if of_job.target else None,
-        "rehearsed_loss": rehearsed_nats / of_job.rehearsed if of_job.rehearsed else None,
+        "target_loss": _mean(target_nats, of_job.target),
+        "rehearsed_loss": _mean(rehearsed_nats, of_job.rehearsed),
+        "num_nonfinite_rows": int(num_nonfinite),
         "num_rehearsed": int(of_job.rehearsed_rows),
         "num_tokens": int(of_job.target + of_job.rehearsed),
         "num_rehearsed_tokens": int(of_job.rehearsed),
     }
     if has_drift:
-        values["drift"] = drift / of_job.target_tokens if of_job.target_tokens else None
+        values["drift"] = _mean(drift, of_job.target_tokens)
     return values
+
+
+def _mean(total: float, count: float) -> float | None:
+    """None where there is nothing to take the mean of, or it is not finite, which JSON cannot say."""
+    return total / count if count and math.isfinite(total) else None
 
 
 def _evaluate_if_due(

@@ -61,6 +61,8 @@ class Measured(NamedTuple):
     nats: Tensor
     """float64 [3]: cross-entropy of the fine-tuning predictions that count, and of the rehearsed ones, unweighted; and
     drift, all summed."""
+    num_nonfinite_rows: Tensor
+    """int64 scalar: rows whose loss is not finite, of both kinds."""
 
 
 @dataclass(slots=True)
@@ -104,7 +106,8 @@ class Objective:
             with self.stopwatch("drift"):
                 moved = self._moved(batch, self.drift)
             loss = loss + self.drift.form.weight * moved * world_size / max(1.0, of_job.target_tokens)
-        return Measured(loss, losses, self._nats(batch, losses, moved))
+        num_nonfinite_rows = (~losses.nll_BS.detach().sum(dim=1).isfinite()).sum()
+        return Measured(loss, losses, self._nats(batch, losses, moved), num_nonfinite_rows)
 
     def _weighed(self, batch: MixedBatch, losses: TokenLosses, logits_BTV: Tensor | None) -> Tensor:
         """Weighed nats of each prediction, [B, S]."""

@@ -2,8 +2,8 @@
 
     python -m tests.trainer.job.elastic FOLDER MODEL URL
 
-Ray stands on one machine with two CPUs; another one comes once the job has made some steps. Both are this one. Ray takes
-some twenty seconds to notice it.
+Ray stands on one machine with two CPUs; another one comes once the job has made some steps. Both are this one. Ray
+takes some twenty seconds to notice it.
 """
 
 import logging

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent.parent.parent
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(290)
 def test_a_job_takes_in_a_machine_that_comes_and_trains_on_the_same_rows(
     tmp_path: Path, tiny_model: Path, service_url: str
 ) -> None:

@@ -214,3 +214,23 @@ def test_a_checkpoint_of_two_workers_resumes_with_any_number_to_the_same_samples
             assert client.batch("of-two", 0, num_steps=12).sample_id.tolist() == planned
             stats = client.stats("of-two")
             assert stats["num_pending"] == 0 and stats["num_reported"] == stats["num_rehearsed"] > 0
+
+
+def test_rows_whose_loss_is_not_finite_are_counted_awaited_no_longer_and_teach_nothing(
+    tmp_path: Path, tiny_model: Path, service_url: str
+) -> None:
+    broken = load_model(str(tiny_model))
+    torch.nn.init.constant_(broken.model.norm.weight, float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "broken")
+    fenced = {"feedback": "fenced", "feedback_lag": 3}
+    job = a_job(tmp_path / "job", tmp_path / "broken", service_url, run="broken", rehearsal=fenced, micro_batch_size=3)
+    fine_tune(job, preflight(job), AloneWorker())
+    steps = [line for line in MetricsFile(job.output / "metrics.jsonl").lines() if line["kind"] == "step"]
+    assert [(step["num_nonfinite_rows"], step["target_loss"], step["rehearsed_loss"]) for step in steps] == [
+        (4, None, None)
+    ] * 10
+    with ReplayClient(service_url) as client:
+        stats = client.stats("broken")
+    assert stats["num_unmeasured"] == stats["num_rehearsed"] == 12
+    assert (stats["num_reported"], stats["num_pending"], stats["forgetting_nats"]) == (0, 0, None)

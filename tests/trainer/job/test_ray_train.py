@@ -71,6 +71,7 @@ def test_a_killed_worker_resumes_to_the_same_losses(tmp_path: Path, tiny_model: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(290)
 def test_a_job_goes_on_with_more_workers_than_made_its_checkpoint(
     tmp_path: Path, tiny_model: Path, service_url: str
 ) -> None:
