@@ -127,7 +127,9 @@ class Objective:
 
         def run_base(base: Any) -> object:
             with autocast(self.precision, ids_BT.device):
-                return base.base_model(input_ids=ids_BT[rows], use_cache=False)  # its logits are of no use here
+                # What peft wraps is a causal language model too; its logits are of no use here.
+                bare = base.get_base_model() if hasattr(base, "get_base_model") else base
+                return bare.base_model(input_ids=ids_BT[rows], use_cache=False)
 
         return drift.of(mask_BT, run_base, rows=rows).total
 

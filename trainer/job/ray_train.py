@@ -23,6 +23,7 @@ from replay_service.language.tokenizer import fingerprint, load_tokenizer, separ
 from trainer.client import TOKEN_VARIABLE, CorpusInfo, ReplayClient
 from trainer.config import TrainConfig
 from trainer.errors import CorpusMismatch, InvalidTraining, TrainerError
+from trainer.job.adapters import check_peft
 from trainer.job.loop import fine_tune
 from trainer.transport import CA_FILE_VARIABLE
 
@@ -117,6 +118,8 @@ def preflight(config: TrainConfig) -> Precision:
         tokenizer = load_tokenizer(config.model)
     except ReplayError as error:
         raise InvalidTraining(error.detail) from error
+    if config.lora is not None:
+        check_peft()
     precision = config.precision
     rehearsal = config.rehearsal
     if rehearsal is not None:
