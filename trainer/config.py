@@ -27,7 +27,7 @@ class DataConfig(Section):
     """The text to train on and to measure on."""
 
     target: str = Field(description="Shard, folder or glob of shards of the fine-tuning text, here or behind a URL.")
-    heldout_target: str | None = Field(None, description="Shards to measure the target loss on.")
+    heldout_target: str | None = Field(None, description="What to measure the target loss on; of what kind target is.")
     heldout_pretraining: str | None = Field(None, description="Shards to measure forgetting on, by domain.")
     text_column: str = Field("text", description="Column that holds the text.")
     tokens_column: str | None = Field(None, description="Column that holds ready-made token ids, instead of a text.")
@@ -75,6 +75,17 @@ class LdifsConfig(Section):
 
     weight: float = Field(0.2, gt=0, description="What the mean drift is multiplied by, nats.")
     layers: tuple[str, ...] | None = Field(None, description="Paths of modules; by default each quarter of the depth.")
+
+
+class LoraConfig(Section):
+    """LoRA: adapters learn, and the model stays as it is (`trainer.job.adapters`)."""
+
+    r: int = Field(8, ge=1, description="Rank of the adapters.")
+    alpha: int = Field(16, ge=1, description="They are multiplied by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of what comes into them that is dropped in training.")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="Names of the modules that get one; all-linear: all linear ones but the head."
+    )
 
 
 class RehearsalConfig(Section):
@@ -167,6 +178,7 @@ class TrainConfig(Section):
     rehearsal: RehearsalConfig | None = Field(None, description="Leave it out to train without rehearsal.")
     flow: FlowConfig | None = Field(None, description="Leave it out to let all samples count alike.")
     ldifs: LdifsConfig | None = Field(None, description="Leave it out to let features move freely.")
+    lora: LoraConfig | None = Field(None, description="Leave it out to tune the whole model.")
     num_steps: int = Field(ge=1, description="Optimizer steps.")
     global_batch_size: int = Field(
         8, ge=1, description="Sequences in a step of the whole job; rehearsed ones are among them, unless added."
@@ -186,7 +198,13 @@ class TrainConfig(Section):
         "corpus", description="Arithmetic; `corpus` takes what the base losses were measured in."
     )
     seed: int = Field(0, ge=0, description="Order of the fine-tuning rows, dropout, and the run's draws.")
-    num_workers: int = Field(1, ge=1, description="Ray Train workers.")
+    num_workers: int = Field(1, ge=1, description="Ray Train workers; with min_workers, the most of them.")
+    min_workers: int = Field(
+        0, ge=0, description="Go on with as few workers as this, and with more as machines come; 0: always num_workers."
+    )
+    resize_every_s: float = Field(
+        60.0, ge=0, description="Seconds between looks for machines that came; a change goes on from a checkpoint."
+    )
     use_gpu: bool = Field(False, description="One GPU a worker.")
     evaluate_every: int = Field(0, ge=0, description="Steps between measurements on held-out text; 0: first and last.")
     checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0: none.")
@@ -196,11 +214,14 @@ class TrainConfig(Section):
     save_model: bool = Field(True, description="Save the tuned model to output/model.")
 
     @model_validator(mode="after")
-    def _divisible(self) -> "TrainConfig":
-        if self.global_batch_size % self.num_workers:
+    def _has_rows_for_all(self) -> "TrainConfig":
+        if self.global_batch_size < self.num_workers:
             raise ValueError(
-                f"global_batch_size {self.global_batch_size} is not a multiple of num_workers {self.num_workers}"
+                f"global_batch_size {self.global_batch_size} is less than num_workers {self.num_workers}: some would "
+                "have no row"
             )
+        if self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}")
         return self
 
     @model_validator(mode="after")

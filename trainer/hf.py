@@ -13,6 +13,9 @@ What is added follows from the corpus: rows of tokens, or samples with a label b
 Rehearsed rows are measured by the logits of the training forward pass. A trainer whose `compute_loss` builds none, as
 trl's SFTTrainer since it fuses the head with the loss, makes a second pass, without gradients, to give them. So there a
 step that rehearses takes longer, and `rehearsal_weight` must stay 1.
+
+Batches may be flat, as DataCollatorWithFlattening makes them: rehearsed rows join the one row, without padding. Whether
+the model keeps samples apart is tried before the first one (`trainer.batches.flat`).
 """
 
 from typing import Any, Final
@@ -69,6 +72,8 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._rehearsal_loop is None or not batches:
             return batches, num_items
+        # Every process has batches of the same kind, so all of them check, or none.
+        self._rehearsal_loop.check_model(self.model_wrapped, batches[0])
         mixed = self._rehearsal_loop.spread(self.state.global_step, batches)
         if num_items is not None:
             num_items = self._get_num_items_in_batch([each.inputs for each in mixed], device)
@@ -97,6 +102,13 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
             loss = mixed.weigh(loss, losses, share)
         return (loss, outputs) if return_outputs else loss
 
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        """The Trainer's, with how many rows this process could not measure so far, if there are any."""
+        loop = self._rehearsal_loop
+        if loop is not None and loop.reporter.num_unmeasured:
+            logs["num_unmeasured_rows"] = loop.reporter.num_unmeasured
+        super().log(logs, *args, **options)
+
     def _share_of_a_prediction(self, num_items: Any) -> Tensor | float | None:
         """What the Trainer multiplies the nats of a prediction with; None: it takes the mean of the micro-batch."""
         if num_items is None:
@@ -121,6 +133,12 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         # Nobody may ask for a batch before the run is rewound.
         self.accelerator.wait_for_everyone()
 
+    def _save_checkpoint(self, *args: Any, **options: Any) -> Any:
+        """Before the Trainer's own; whatever asked for it. No process begins before the reports of all are durable."""
+        self._flush_rehearsal()
+        self.accelerator.wait_for_everyone()
+        return super()._save_checkpoint(*args, **options)
+
     def _flush_rehearsal(self) -> None:
         if self._rehearsal_loop is not None:
             self._rehearsal_loop.flush()
@@ -143,13 +161,6 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer._open_rehearsal()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if control.should_save:
-            self._trainer._flush_rehearsal()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.on_step_end(args, state, control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer._flush_rehearsal()

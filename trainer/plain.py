@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from replay_service.classification.losses import IGNORED
 from replay_service.classification.model import fingerprint as model_fingerprint
 from replay_service.gateway.wire import Batch
 from replay_service.language.losses import TokenLosses, token_losses
 from replay_service.language.tokenizer import fingerprint
-from trainer.batches.added import Added, Losses
+from trainer.batches.added import IGNORED, Added, Losses
+from trainer.batches.flat import add_flat_rows, check_apart, flat_losses, is_flat
 from trainer.batches.mixing import MixedBatch, loss_rows
 from trainer.batches.samples import Prepare, add_samples
 from trainer.client import CorpusInfo, ReplayClient
@@ -44,13 +44,14 @@ class MixedInputs(Added):
     """A batch of a loader with rehearsed rows at its end.
 
     Its inputs are `input_ids`, `attention_mask` and `labels`, each int64 [B, T]. T is the wider of the two kinds of
-    rows.
+    rows. Of a flat batch they are what `trainer.batches.flat` makes, one row of all samples.
     """
 
     @property
     def num_predictions(self) -> Tensor:
         """int64 scalar: predictions that count, of all rows."""
-        return (self.inputs["labels"][:, 1:] != IGNORED).sum()
+        counted: Tensor = (self.inputs["labels"][:, 1:] != IGNORED).sum()
+        return counted
 
     def losses(self, logits_BTV: Tensor) -> TokenLosses:
         """Losses of the rehearsed rows alone, [R, seq_len - 1]; differentiable.
@@ -64,9 +65,11 @@ class MixedInputs(Added):
                 f"the logits are of shape {tuple(logits_BTV.shape)}, the batch of {tuple(ids_BT.shape)}; give those of "
                 "every token of the mixed batch"
             )
+        if is_flat(self.inputs):
+            return flat_losses(logits_BTV, self.rehearsed)
         alone, width = self.for_report().to(logits_BTV.device), self.rehearsed.input_ids.shape[1]
         logits_RTV = logits_BTV[len(ids_BT) - self.num_rehearsed :, :width]
-        return token_losses(logits_RTV, alone.input_ids_BT[:, :width], alone.length_B)
+        return token_losses(logits_RTV, alone.input_ids_BT, alone.length_B)
 
     def loss_rows(self, losses: Losses, rank: int) -> np.ndarray:
         """What to report of the rehearsed rows; see `trainer.batches.mixing`."""
@@ -76,12 +79,12 @@ class MixedInputs(Added):
 
     def for_report(self) -> MixedBatch:
         """The rehearsed rows alone."""
-        ids_RT = self.inputs["input_ids"][len(self.inputs["input_ids"]) - self.num_rehearsed :]
+        ids_RT = torch.from_numpy(self.rehearsed.input_ids.astype("int64"))
         return MixedBatch(ids_RT, torch.from_numpy(self.rehearsed.length.astype("int64")), self.rehearsed)
 
 
 def add(
-    inputs: Mapping[str, Tensor], rehearsed: Batch, rehearsal_weight: float = 1.0, prepare: Prepare | None = None
+    inputs: Mapping[str, Any], rehearsed: Batch, rehearsal_weight: float = 1.0, prepare: Prepare | None = None
 ) -> Added:
     """A loader's batch with rehearsed rows at its end: `add_rows`, or `add_samples` from a corpus to classify."""
     if rehearsed.header.kind == "classification":
@@ -89,18 +92,22 @@ def add(
     return add_rows(inputs, rehearsed, rehearsal_weight)
 
 
-def add_rows(inputs: Mapping[str, Tensor], rehearsed: Batch, rehearsal_weight: float = 1.0) -> MixedInputs:
+def add_rows(inputs: Mapping[str, Any], rehearsed: Batch, rehearsal_weight: float = 1.0) -> MixedInputs:
     """A loader's batch with rehearsed rows at its end, padded on the right to the wider of the two.
 
     Args:
-        inputs: `input_ids` and `labels`, and `attention_mask` if any row is padded; int64 [rows, tokens].
+        inputs: `input_ids` and `labels`, and `attention_mask` if any row is padded; int64 [rows, tokens]. Or a flat
+            batch, see `trainer.batches.flat`, whose rehearsed rows are not padded either.
         rehearsed: rows of one step.
         rehearsal_weight: see `MixedInputs`.
 
     Raises:
         InvalidTraining: when the batch holds something else, of which rehearsed rows know nothing.
     """
-    _check_inputs(inputs, rehearsed)
+    _check_learned(inputs, rehearsed)
+    if is_flat(inputs):
+        return MixedInputs(add_flat_rows(inputs, rehearsed), rehearsed, rehearsal_weight)
+    _check_padded(inputs)
     if not len(rehearsed):
         return MixedInputs(dict(inputs), rehearsed, rehearsal_weight)
     ids_BT = inputs["input_ids"]
@@ -114,7 +121,7 @@ def add_rows(inputs: Mapping[str, Tensor], rehearsed: Batch, rehearsal_weight: f
     return MixedInputs(mixed, rehearsed, rehearsal_weight)
 
 
-def _check_inputs(inputs: Mapping[str, Tensor], rehearsed: Batch) -> None:
+def _check_learned(inputs: Mapping[str, Any], rehearsed: Batch) -> None:
     if "labels" in inputs and inputs["labels"].ndim == 1:
         raise InvalidTraining(
             f"the batch has one label a row, but corpus {rehearsed.header.corpus!r} is of language; rehearse from a "
@@ -126,6 +133,9 @@ def _check_inputs(inputs: Mapping[str, Tensor], rehearsed: Batch) -> None:
             f"the batch has no {' and no '.join(sorted(missing))}; the labels of a language model are its input_ids, "
             f"with {IGNORED} where nothing is to be learned"
         )
+
+
+def _check_padded(inputs: Mapping[str, Tensor]) -> None:
     unknown = inputs.keys() - _FILLING.keys()
     if unknown:
         raise InvalidTraining(
@@ -166,6 +176,7 @@ class RehearsalLoop:
     rehearsal_weight: float = 1.0
     prepare: Prepare | None = None
     _current: Batch | None = field(default=None, init=False, repr=False)
+    _keeps_apart: bool = field(default=False, init=False, repr=False)
 
     def __enter__(self) -> "RehearsalLoop":
         return self
@@ -179,11 +190,21 @@ class RehearsalLoop:
         finally:
             self.close()
 
-    def mix(self, step: int, inputs: Mapping[str, Tensor]) -> Added:
+    def check_model(self, model: Any, inputs: Mapping[str, Any]) -> None:
+        """Find whether a model, as it is called in training, keeps the samples of flat batches like this one apart.
+
+        Raises:
+            InvalidTraining: when tokens of this model see the samples before theirs.
+        """
+        if is_flat(inputs) and not self._keeps_apart:
+            check_apart(model, inputs)
+            self._keeps_apart = True
+
+    def mix(self, step: int, inputs: Mapping[str, Any]) -> Added:
         """The batch of an optimizer step with what this rank rehearses in it; see `add_rows` and `add_samples`."""
         return self.spread(step, [inputs])[0]
 
-    def spread(self, step: int, parts: Sequence[Mapping[str, Tensor]]) -> list[Added]:
+    def spread(self, step: int, parts: Sequence[Mapping[str, Any]]) -> list[Added]:
         """Likewise for a step whose gradient is accumulated over parts, one at least; rehearsed rows are spread evenly.
 
         Steps come in order. The last one may be asked for again.
@@ -191,6 +212,10 @@ class RehearsalLoop:
         Raises:
             InvalidTraining: when the step is another, or a batch cannot be mixed.
         """
+        if is_flat(parts[0]) and not self._keeps_apart:
+            raise InvalidTraining(
+                "the batches are flat, and not every model keeps their samples apart; call check_model before the first"
+            )
         rehearsed, num_parts = self._rows_of(step), len(parts)
         bounds = [len(rehearsed) * number // num_parts for number in range(num_parts + 1)]
         return [

@@ -153,6 +153,8 @@ class LossReporter:
     num_accepted: int = 0
     num_duplicate: int = 0
     num_rejected: int = 0
+    num_unmeasured: int = 0
+    """Rows sent that could not be measured: the service could not read them, or their loss was not finite."""
     _sent: deque[Future[None]] = field(default_factory=deque, init=False, repr=False)
     _executor: ThreadPoolExecutor = field(init=False, repr=False)
 
@@ -163,6 +165,7 @@ class LossReporter:
         """Report losses (LOSS_ROW [n]) without waiting for the answer."""
         while self._sent and self._sent[0].done():
             self._sent.popleft().result()
+        self.num_unmeasured += int((rows["num_tokens"] == 0).sum())
         if len(rows):
             self._sent.append(self._executor.submit(self._report, rows))
 

@@ -254,6 +254,10 @@ class RunStats(Model):
     achieved_ratio: float = Field(description="num_rehearsed / num_trained.")
     num_reported: int = Field(description="Rehearsed samples whose losses were reported.")
     num_pending: int = Field(description="Rehearsed samples that still await a report.")
+    num_unmeasured: int = Field(
+        description="Rehearsed samples that were not measured: they could not be read, their loss was not finite, or "
+        "their report did not come in time. A sample that one step draws twice counts here once."
+    )
     num_tokens: int = Field(description="Predicted tokens in the reports.")
     num_flips: int = Field(description="Of those, collateral damage.")
     flip_rate: float | None = Field(description="num_flips / num_tokens.")

@@ -31,6 +31,7 @@ def get_strata(run: RunName, service: Service) -> StrataList:
 def summarise(run: str, state: RunState) -> RunStats:
     totals = state.totals
     num_rehearsed, num_reported = int(state.walk.num_draws.sum()), int(totals.samples.sum())
+    num_pending = sum(pending.num_awaited for pending in state.pending.values())
     num_added = num_rehearsed if state.config.injection_mode == "add" else 0
     num_trained = state.next_step * state.config.global_batch_size + num_added
     forgetting = state.forgetting()
@@ -44,7 +45,8 @@ def summarise(run: str, state: RunState) -> RunStats:
         injection_ratio=float(state.config.schedule.at(state.next_step, state.ratio)),
         achieved_ratio=num_rehearsed / num_trained if num_trained else 0.0,
         num_reported=num_reported,
-        num_pending=sum(pending.num_awaited for pending in state.pending.values()),
+        num_pending=num_pending,
+        num_unmeasured=num_rehearsed - num_reported - num_pending,
         num_tokens=num_tokens,
         num_flips=num_flips,
         flip_rate=_mean(num_flips, num_tokens),

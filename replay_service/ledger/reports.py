@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.errors import InvalidReport
+from replay_service.sampling.events import MOST_NATS
 
 Int64Array = NDArray[np.int64]
 
@@ -13,9 +14,6 @@ _MEASURED: Final = ("loss_nats", "num_tokens", "num_flips")
 
 NUM_NAMED: Final = 5
 """How many of the things at fault an error names."""
-
-_MOST_NATS: Final = 1e6
-"""Products and sums of losses up to this are far from an overflow, which would spoil the run's statistics for good."""
 
 
 CURRENT_ATTEMPT: Final = 0
@@ -54,7 +52,7 @@ def by_step_and_rank(rows: np.ndarray) -> list[np.ndarray]:
 def check_values(rows: np.ndarray) -> None:
     """Raises InvalidReport when a row cannot be right, whatever was planned."""
     loss, num_tokens, num_flips = (np.ascontiguousarray(rows[name]) for name in _MEASURED)
-    right = (np.abs(loss) <= _MOST_NATS) & (num_tokens >= 0) & (num_flips >= 0) & (num_flips <= num_tokens)
+    right = (np.abs(loss) <= MOST_NATS) & (num_tokens >= 0) & (num_flips >= 0) & (num_flips <= num_tokens)
     if not (right & (rows["rank"] >= 0)).all():
         _say_what_is_wrong(rows)
 
@@ -63,9 +61,9 @@ def _say_what_is_wrong(rows: np.ndarray) -> None:
     rules = [
         (
             ~np.isfinite(rows["loss_nats"]),
-            "loss_nats is not a finite number; leave such rows out of the report",
+            "loss_nats is not a finite number; report such rows with num_tokens 0: they could not be measured",
         ),
-        (np.abs(rows["loss_nats"]) > _MOST_NATS, f"loss_nats is beyond {_MOST_NATS:,.0f} nats per token"),
+        (np.abs(rows["loss_nats"]) > MOST_NATS, f"loss_nats is beyond {MOST_NATS:,.0f} nats per token"),
         (rows["num_tokens"] < 0, "num_tokens is negative"),
         (
             (rows["num_flips"] < 0) | (rows["num_flips"] > rows["num_tokens"]),

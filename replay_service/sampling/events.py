@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -24,6 +25,10 @@ LOSS_ROW = np.dtype(
 """What a trainer says of one rehearsed sample, before it becomes an event. An attempt of 0 is the run's current one.
 
 A num_tokens of 0 says that the sample could not be measured: the run waits for it no longer, and learns nothing."""
+
+MOST_NATS: Final = 1e6
+"""No report says more, nats per token. Products and sums of losses up to this are far from an overflow, which would
+spoil a run's statistics for good."""
 
 REPORTED_ROW = np.dtype(
     [

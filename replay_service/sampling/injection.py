@@ -88,19 +88,23 @@ def target_rows(
         num_planned: how many rows the whole job rehearses in it.
         rehearsed_before: how many it rehearses in all the steps before.
         rank: in [0, world_size).
-        world_size: a divisor of global_batch_size.
+        world_size: at most global_batch_size.
         global_batch_size: rows of a step, rehearsed ones included.
 
-    Rehearsed rows replace fine-tuning rows, so a rank's batch always has global_batch_size / world_size rows, and a
-    change of world size or of the injection ratio leaves no fine-tuning row out and takes none twice.
+    Rehearsed rows replace fine-tuning rows. The rows of a step are dealt out like those of a plan, so a rank has
+    global_batch_size / world_size of them; where that is no whole number, ranks take turns in having one more. A change
+    of world size or of the injection ratio leaves no fine-tuning row out and takes none twice, and no step has other
+    rows for it.
 
     Raises:
-        ValueError: when world_size does not divide global_batch_size, or rank is not in [0, world_size).
+        ValueError: when there are more ranks than rows, or rank is not in [0, world_size).
     """
-    if global_batch_size % world_size:
-        raise ValueError(f"global_batch_size {global_batch_size} is not a multiple of world_size {world_size}")
-    local = global_batch_size // world_size
-    mine = local - len(rank_positions(num_planned, step, rank, world_size))
-    before = sum(local - len(rank_positions(num_planned, step, each, world_size)) for each in range(rank))
-    first = step * global_batch_size - rehearsed_before + before
-    return range(first, first + mine)
+    if world_size > global_batch_size:
+        raise ValueError(f"world_size {world_size} is more than global_batch_size {global_batch_size}")
+
+    def num_mine(each: int) -> int:
+        whole = rank_positions(global_batch_size, step, each, world_size)
+        return len(whole) - len(rank_positions(num_planned, step, each, world_size))
+
+    first = step * global_batch_size - rehearsed_before + sum(map(num_mine, range(rank)))
+    return range(first, first + num_mine(rank))

@@ -220,6 +220,19 @@ def test_adapters_learn_and_the_base_model_stays(client: ReplayClient, model: nn
     assert client.stats("adapted")["num_reported"] == 16
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_rows_whose_loss_is_not_finite_are_counted_and_reported_as_not_measured(
+    client: ReplayClient, model: nn.Module, tmp_path: Path
+) -> None:
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))  # type: ignore[union-attr,arg-type]
+    rehearsal = a_run(client, "broken", feedback={"mode": "fenced", "lag": 2})
+    trainer = RehearsalTrainer(rehearsal=rehearsal, model=model, args=arguments(tmp_path), train_dataset=dataset())
+    trainer.train()
+    assert [entry["num_unmeasured_rows"] for entry in trainer.state.log_history if "loss" in entry][-1] == 16
+    stats = client.stats("broken")
+    assert (stats["num_reported"], stats["num_unmeasured"], stats["num_pending"]) == (0, 16, 0)
+
+
 def test_what_would_count_differently_is_refused(client: ReplayClient, model: nn.Module, tmp_path: Path) -> None:
     rehearsal = a_run(client, "refused")
     smoothed = arguments(tmp_path, label_smoothing_factor=0.1)

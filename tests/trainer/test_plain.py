@@ -184,7 +184,7 @@ def test_the_last_step_may_be_asked_again_and_no_other(client: ReplayClient) -> 
     ("changes", "message"),
     [
         ({"labels": None}, "no labels"),
-        ({"position_ids": torch.zeros(4, 8)}, "position_ids, of which"),
+        ({"token_type_ids": torch.zeros(4, 8)}, "token_type_ids, of which"),
         ({"attention_mask": torch.ones(4, 1, 8, 8)}, "of one shape"),
     ],
 )

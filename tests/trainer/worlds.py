@@ -2,6 +2,9 @@
 
 import contextlib
 import copy
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import fingerprint, load_tokenizer
 from tests.support import make_corpus
 from trainer.config import TrainConfig
+from trainer.job.loop import fine_tune
 
 SEQ_LEN = 12
 
@@ -41,6 +46,62 @@ class AloneWorker:
 
     def save(self, state: dict[str, Any], step: int) -> None:
         self.state = copy.deepcopy(state)
+
+
+class _TogetherWorker(AloneWorker):
+    """One rank of a job whose ranks are threads; gradients are averaged in the backward pass, as Ray Train's are."""
+
+    def __init__(self, rank: int, shared: list[torch.Tensor], barrier: threading.Barrier, state: Any) -> None:
+        super().__init__(state)
+        self.rank, self.world_size = rank, len(shared)
+        self._shared, self._barrier, self._averages = shared, barrier, True
+
+    def wrap(self, model: Any) -> Any:
+        def average(parameter: torch.Tensor) -> None:
+            if self._averages:
+                assert parameter.grad is not None
+                self.sum_over_ranks(parameter.grad).div_(self.world_size)
+
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(average)
+        return model
+
+    @contextlib.contextmanager
+    def without_averaging(self, model: Any) -> Iterator[None]:
+        self._averages = False
+        yield
+        self._averages = True
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        self._shared[self.rank] = values.clone()
+        self._barrier.wait()
+        values.copy_(torch.stack(self._shared).sum(dim=0))
+        self._barrier.wait()
+        return values
+
+
+def train_together(
+    config: TrainConfig, precision: Precision, world_size: int, state: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """Train with several ranks in this process, perhaps from a checkpoint; gives the last one that was saved."""
+    barrier, shared = threading.Barrier(world_size), [torch.empty(0)] * world_size
+    workers = [_TogetherWorker(rank, shared, barrier, copy.deepcopy(state)) for rank in range(world_size)]
+
+    def run(worker: _TogetherWorker) -> None:
+        try:
+            fine_tune(config, precision, worker)
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(world_size) as pool:
+        outcomes = [pool.submit(run, worker) for worker in workers]
+    errors = [each.exception() for each in outcomes]
+    for error in sorted(
+        (each for each in errors if each), key=lambda each: isinstance(each, threading.BrokenBarrierError)
+    ):
+        raise error
+    return workers[0].state
 
 
 def corpus_for(model: Path, root: Path, name: str = "wiki", topk: int = 0) -> None:

@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from replay_service.classification.losses import IGNORED as IGNORED
 from replay_service.classification.losses import ClassLosses
 from replay_service.gateway.wire import Batch
 from replay_service.language.losses import TokenLosses
@@ -25,7 +27,7 @@ class Added(ABC):
         rehearsal_weight: what a rehearsed prediction weighs beside a fine-tuning one.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     rehearsed: Batch
     rehearsal_weight: float = 1.0
 

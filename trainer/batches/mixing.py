@@ -16,7 +16,7 @@ from torch import Tensor
 
 from replay_service.gateway.wire import Batch
 from replay_service.language.losses import TokenLosses
-from replay_service.sampling.events import LOSS_ROW
+from replay_service.sampling.events import LOSS_ROW, MOST_NATS
 from trainer.batches.target import TrainingRows
 
 
@@ -79,9 +79,10 @@ def mix(target: TrainingRows, rehearsed: Batch | None, rehearsal_weight: float =
 
 
 def loss_rows(batch: MixedBatch, losses: TokenLosses, step: int, rank: int) -> np.ndarray:
-    """What to report of the rehearsed rows: LOSS_ROW [R], less the rows whose loss is not finite.
+    """What to report of the rehearsed rows: LOSS_ROW [R].
 
-    A row of length 0, which the service could not read, is reported with num_tokens 0: it could not be measured.
+    A row of length 0, which the service could not read, is reported with num_tokens 0: it could not be measured. So is
+    one whose loss is not finite, or beyond what a report may say: the run waits for it no longer, and learns nothing.
 
     A flip is a token that the base model's argmax got right and the model's, in this forward pass, gets wrong: the
     collateral damage of mix-cd (Bai et al., 2024), counted by token.
@@ -102,5 +103,8 @@ def loss_rows(batch: MixedBatch, losses: TokenLosses, step: int, rank: int) -> n
     rows["loss_nats"] = losses.mean_nats()[first:].detach().cpu().numpy()
     rows["num_tokens"] = mask_RS.sum(axis=1)
     rows["num_flips"] = (base_correct_RT[:, 1:] & ~correct_RS & mask_RS).sum(axis=1)
-    finite: np.ndarray = rows[np.isfinite(rows["loss_nats"])]
-    return finite
+    # Also where the loss is no number at all.
+    beyond = ~(np.abs(rows["loss_nats"]) <= MOST_NATS)
+    for name in ("loss_nats", "num_tokens", "num_flips"):
+        rows[name][beyond] = 0
+    return rows

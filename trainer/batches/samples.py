@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from replay_service.classification.losses import IGNORED, ClassLosses, class_losses
+from replay_service.classification.losses import ClassLosses, class_losses
 from replay_service.classification.scoring import model_inputs
 from replay_service.gateway.wire import Batch
 from replay_service.sampling.events import LOSS_ROW
-from trainer.batches.added import Added, Losses
+from trainer.batches.added import IGNORED, Added, Losses
 from trainer.errors import InvalidTraining
 
 Prepare = Callable[[Tensor], Tensor]
@@ -32,7 +32,8 @@ class MixedSamples(Added):
     @property
     def num_predictions(self) -> Tensor:
         """int64 scalar: labels that count, of all samples."""
-        return (self.inputs["labels"] != IGNORED).sum()
+        counted: Tensor = (self.inputs["labels"] != IGNORED).sum()
+        return counted
 
     def losses(self, logits_BC: Tensor) -> ClassLosses:
         """Losses of the rehearsed samples alone, [R]; differentiable.

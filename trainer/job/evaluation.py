@@ -10,17 +10,17 @@ from torch import Tensor
 
 from replay_service.language.apart import LanguageLosses
 from replay_service.language.model import autocast
-from replay_service.language.packing import PackedRows
 from replay_service.language.precision import Precision
+from trainer.batches.target import TrainingRows
 
 TARGET = "target"
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Packed rows of each domain; the fine-tuning domain stands under `target`."""
+    """Rows of each domain; the fine-tuning domain stands under `target`."""
 
-    rows: dict[str, PackedRows]
+    rows: dict[str, TrainingRows]
 
     @torch.no_grad()
     def losses(
@@ -32,7 +32,10 @@ class HeldOut:
         world_size: int,
         sum_over_ranks: Callable[[Tensor], Tensor],
     ) -> dict[str, float]:
-        """Mean loss of each domain, nats per predicted token; each rank measures its share of the rows."""
+        """Mean loss of each domain, nats per predicted token that counts; each rank measures its share of the rows.
+
+        Where rows have weights, tokens of weight 0 do not count, as in training, and all others count alike.
+        """
         model.eval()
         measure = LanguageLosses(model)
         sums = torch.zeros(len(self.rows), 2, dtype=torch.float64, device=device)
@@ -44,8 +47,11 @@ class HeldOut:
             length_B = torch.from_numpy(rows.length[mine].astype(np.int64)).to(device)
             with autocast(precision, device):
                 losses = measure(ids_BT, length_B)
-            sums[index, 0] = losses.nll_BS.sum()
-            sums[index, 1] = losses.mask_BS.sum()
+            counted_BS = losses.mask_BS
+            if rows.weight is not None:
+                counted_BS = counted_BS & torch.from_numpy(rows.weight[mine, 1:] > 0).to(device)
+            sums[index, 0] = losses.nll_BS.where(counted_BS, 0.0).sum()
+            sums[index, 1] = counted_BS.sum()
         model.train()
         totals = sum_over_ranks(sums).cpu().numpy()
         return {domain: float(nll / tokens) for domain, (nll, tokens) in zip(self.rows, totals, strict=True)}

@@ -9,10 +9,9 @@ import numpy as np
 
 from replay_service.corpus.sources import Columns
 from replay_service.gateway.wire import Batch
-from replay_service.language.packing import PackedRows
 from replay_service.sampling.injection import target_rows
 from trainer.batches.mixing import MixedBatch, mix
-from trainer.batches.target import TargetRows, concatenated, load_target, packed_by_domain
+from trainer.batches.target import TargetRows, TrainingRows, load_target, packed_by_domain
 from trainer.client import ReplayClient
 from trainer.config import DataConfig, TrainConfig
 from trainer.errors import InvalidTraining
@@ -106,15 +105,18 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
 
 
 def load_heldout(data: DataConfig, tokenizer: Any) -> HeldOut:
-    """The held-out rows of every pretraining domain, and of the fine-tuning domain."""
-    rows: dict[str, PackedRows] = {}
+    """The held-out rows of every pretraining domain, and of the fine-tuning domain.
+
+    Those of the fine-tuning domain are laid out as the rows to train on: of examples the responses count alone.
+    """
+    rows: dict[str, TrainingRows] = {}
     if data.heldout_pretraining is not None:
-        rows |= packed_by_domain(data.heldout_pretraining, _columns(data), tokenizer, data.seq_len)
+        packed = packed_by_domain(data.heldout_pretraining, _columns(data), tokenizer, data.seq_len)
+        rows |= {domain: TrainingRows(each.input_ids, each.length) for domain, each in packed.items()}
         if TARGET in rows:
             raise InvalidTraining(f"a held-out pretraining domain cannot be called {TARGET!r}; rename it")
     if data.heldout_target is not None:
-        packed = packed_by_domain(data.heldout_target, _columns(data), tokenizer, data.seq_len)
-        rows[TARGET] = concatenated(list(packed.values()))
+        rows[TARGET] = load_target(data.model_copy(update={"target": data.heldout_target}), None, tokenizer)
     return HeldOut(rows)
 
 

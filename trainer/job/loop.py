@@ -6,8 +6,10 @@ Rehearsed rows are measured in the training forward pass, before the optimizer s
 """
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +21,8 @@ from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import load_tokenizer
 from trainer.batches.mixing import loss_rows
 from trainer.config import LdifsConfig, TrainConfig
+from trainer.errors import InvalidTraining
+from trainer.job.adapters import Adapters
 from trainer.job.evaluation import HeldOut
 from trainer.job.feed import Feed, load_heldout, open_feed
 from trainer.job.metrics import MetricsFile
@@ -80,19 +84,42 @@ class Tuning:
     """What runs: the bare model within what takes its losses, if anything does, and what averages gradients."""
     optimizer: torch.optim.Optimizer
     scheduler: Any
+    adapters: Adapters | None = None
+    """What alone learns, if there are any."""
 
     def state_dict(self, step: int) -> dict[str, Any]:
         return {
             "step": step,
-            "model": self.bare_model.state_dict(),
+            self._name: self._learned.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.bare_model.load_state_dict(state["model"])
+        if self._name not in state:
+            raise InvalidTraining(
+                f"the checkpoint does not hold the weights of the {self._name} that this job tunes: it was made with "
+                "[lora] and this job has none, or the other way round; put [lora] back as it was, or choose another "
+                "output folder"
+            )
+        self._learned.load_state_dict(state[self._name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+
+    def save(self, folder: Path) -> None:
+        """The tuned model, or its adapters, for the libraries that they are of."""
+        if self.adapters is None:
+            self.bare_model.save_pretrained(folder)
+        else:
+            self.adapters.save(folder)
+
+    @property
+    def _name(self) -> str:
+        return "model" if self.adapters is None else "adapters"
+
+    @property
+    def _learned(self) -> Any:
+        return self.bare_model if self.adapters is None else self.adapters
 
 
 def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None:
@@ -132,7 +159,7 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None
         feed.flush()
     _evaluate_if_due(config, precision, worker, tuning, heldout, metrics, config.num_steps)
     if config.save_model and worker.rank == 0:
-        tuning.bare_model.save_pretrained(config.output / "model")
+        tuning.save(config.output / "model")
         tokenizer.save_pretrained(config.output / "model")
 
 
@@ -141,22 +168,27 @@ def _start(config: TrainConfig, precision: Precision, worker: Worker) -> tuple[_
 
     torch.manual_seed(config.seed)
     bare_model = load_model(config.model).train().to(worker.device)
-    drift = None if config.ldifs is None else _drift(config.ldifs, bare_model)
+    adapters = None if config.lora is None else Adapters(bare_model, config.lora)
+    drift = None if config.ldifs is None else _drift(config.ldifs, bare_model, adapters)
     model = worker.wrap(LanguageLosses(bare_model) if config.chunked_head else bare_model)
-    optimizer = torch.optim.AdamW(
-        bare_model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    learned = [each for each in bare_model.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     rehearsal_loss = "cross_entropy" if config.rehearsal is None else config.rehearsal.rehearsal_loss
     objective = Objective(
         precision, rehearsal_loss, drift, Stopwatch(worker.device, config.profile), config.chunked_head
     )
-    tuning = Tuning(bare_model, model, optimizer, get_scheduler(name, optimizer, config.warmup_steps, config.num_steps))
+    scheduler = get_scheduler(name, optimizer, config.warmup_steps, config.num_steps)
+    tuning = Tuning(bare_model, model, optimizer, scheduler, adapters)
     return _Job(config, precision, worker, objective), tuning
 
 
-def _drift(config: LdifsConfig, model: Any) -> FeatureDrift:
+def _drift(config: LdifsConfig, model: Any, adapters: Adapters | None) -> FeatureDrift:
+    """With adapters the base model is the model without them, and needs no copy."""
     form = replace(LANGUAGE, weight=config.weight)
+    if adapters is not None:
+        layers = None if config.layers is None else [adapters.path_of(each) for each in config.layers]
+        return FeatureDrift(adapters.with_model, base=None, form=form, layers=layers)
     return FeatureDrift(model, base=frozen_copy(model), form=form, layers=config.layers)
 
 
@@ -172,7 +204,8 @@ def _train_step(job: _Job, tuning: Tuning, feed: Feed, step: int) -> dict[str, A
     # Keyed by step and rank, so that dropout needs no generator state in a checkpoint.
     torch.manual_seed(hash((config.seed, step, worker.rank)))
     of_job = Counts(*worker.sum_over_ranks(counts).tolist())
-    nats = torch.zeros(3, dtype=torch.float64, device=worker.device)
+    # Of each part the nats, see Measured, and the rows whose loss is not finite.
+    sums = torch.zeros(4, dtype=torch.float64, device=worker.device)
     pieces = list(batch.pieces(config.micro_batch_size))
     for number, piece in enumerate(pieces):
         with contextlib.nullcontext() if number == len(pieces) - 1 else worker.without_averaging(tuning.model):
@@ -181,29 +214,35 @@ def _train_step(job: _Job, tuning: Tuning, feed: Feed, step: int) -> dict[str, A
                 feed.report(loss_rows(piece, measured.losses, step, worker.rank))
             with watch("backward"):
                 torch.autograd.backward(measured.loss)
-        nats += measured.nats
+        sums += torch.cat([measured.nats, measured.num_nonfinite_rows[None]])
     with watch("optimizer"):
         torch.nn.utils.clip_grad_norm_(tuning.model.parameters(), config.max_grad_norm)
         tuning.optimizer.step()
         tuning.scheduler.step()
         tuning.optimizer.zero_grad()
-    values = _summary(of_job, worker.sum_over_ranks(nats), job.objective.drift is not None)
-    values |= {"waited_s": waited_s, "step_s": time.perf_counter() - began}
+    values = _summary(of_job, worker.sum_over_ranks(sums), job.objective.drift is not None)
+    values |= {"num_workers": worker.world_size, "waited_s": waited_s, "step_s": time.perf_counter() - began}
     return {**values, "seconds": watch.take()} if config.profile else values
 
 
-def _summary(of_job: Counts, nats: Tensor, has_drift: bool) -> dict[str, Any]:
-    target_nats, rehearsed_nats, drift = nats.tolist()
+def _summary(of_job: Counts, sums: Tensor, has_drift: bool) -> dict[str, Any]:
+    target_nats, rehearsed_nats, drift, num_nonfinite = sums.tolist()
     values = {
-        "target_loss": target_nats / of_job.target if of_job.target else None,
-        "rehearsed_loss": rehearsed_nats / of_job.rehearsed if of_job.rehearsed else None,
+        "target_loss": _mean(target_nats, of_job.target),
+        "rehearsed_loss": _mean(rehearsed_nats, of_job.rehearsed),
+        "num_nonfinite_rows": int(num_nonfinite),
         "num_rehearsed": int(of_job.rehearsed_rows),
         "num_tokens": int(of_job.target + of_job.rehearsed),
         "num_rehearsed_tokens": int(of_job.rehearsed),
     }
     if has_drift:
-        values["drift"] = drift / of_job.target_tokens if of_job.target_tokens else None
+        values["drift"] = _mean(drift, of_job.target_tokens)
     return values
+
+
+def _mean(total: float, count: float) -> float | None:
+    """None where there is nothing to take the mean of, or it is not finite, which JSON cannot say."""
+    return total / count if count and math.isfinite(total) else None
 
 
 def _evaluate_if_due(

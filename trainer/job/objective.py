@@ -61,6 +61,8 @@ class Measured(NamedTuple):
     nats: Tensor
     """float64 [3]: cross-entropy of the fine-tuning predictions that count, and of the rehearsed ones, unweighted; and
     drift, all summed."""
+    num_nonfinite_rows: Tensor
+    """int64 scalar: rows whose loss is not finite, of both kinds."""
 
 
 @dataclass(slots=True)
@@ -104,7 +106,8 @@ class Objective:
             with self.stopwatch("drift"):
                 moved = self._moved(batch, self.drift)
             loss = loss + self.drift.form.weight * moved * world_size / max(1.0, of_job.target_tokens)
-        return Measured(loss, losses, self._nats(batch, losses, moved))
+        num_nonfinite_rows = (~losses.nll_BS.detach().sum(dim=1).isfinite()).sum()
+        return Measured(loss, losses, self._nats(batch, losses, moved), num_nonfinite_rows)
 
     def _weighed(self, batch: MixedBatch, losses: TokenLosses, logits_BTV: Tensor | None) -> Tensor:
         """Weighed nats of each prediction, [B, S]."""
@@ -124,7 +127,9 @@ class Objective:
 
         def run_base(base: Any) -> object:
             with autocast(self.precision, ids_BT.device):
-                return base.base_model(input_ids=ids_BT[rows], use_cache=False)  # its logits are of no use here
+                # What peft wraps is a causal language model too; its logits are of no use here.
+                bare = base.get_base_model() if hasattr(base, "get_base_model") else base
+                return bare.base_model(input_ids=ids_BT[rows], use_cache=False)
 
         return drift.of(mask_BT, run_base, rows=rows).total
 

@@ -16,7 +16,7 @@ _RECENT: Final = 20
 
 
 class ProgressLine:
-    """Step, losses, forgetting, injection ratio, share of waiting for data, time left.
+    """Step, losses, forgetting, injection ratio, share of waiting for data, rows without a finite loss, time left.
 
     In a terminal it is one line that changes; elsewhere a line each twentieth of the steps. A context manager.
 
@@ -34,6 +34,7 @@ class ProgressLine:
         self._console, self._title, self._num_steps, self._clock = console, title, num_steps, clock
         self._first_step, self._began = first_step, clock()
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)
+        self._num_nonfinite = 0
         self._bar = progress_bar(console) if console.is_terminal else None
         self._task = (
             None if self._bar is None else self._bar.add_task(title, total=num_steps, completed=first_step, note="")
@@ -45,8 +46,10 @@ class ProgressLine:
         Args:
             step: counted from 0.
             values: by name, None or missing where not measured; other names are left alone. `loss`, `target_loss` and
-                `forgetting` in nats per token, `injection_ratio` between 0 and 1, `waited_s` for data out of `step_s`.
+                `forgetting` in nats per token, `injection_ratio` between 0 and 1, `waited_s` for data out of `step_s`;
+                `num_nonfinite_rows` adds up over the steps.
         """
+        self._num_nonfinite += int(values.get("num_nonfinite_rows") or 0)
         self._recent.append((values.get("waited_s") or 0.0, values.get("step_s") or 0.0))
         note = "  ".join([f"step {step + 1:,}/{self._num_steps:,}", *self._figures(values), *self._left(step)])
         if self._bar is not None and self._task is not None:
@@ -73,6 +76,7 @@ class ProgressLine:
             "forgetting {:+.3f}": values.get("forgetting"),
             "rehearsal {:.1%}": values.get("injection_ratio"),
             "waiting {:.0%}": waited_s / step_s if step_s > 0 else None,
+            "rows whose loss is not finite: {:,}": self._num_nonfinite or None,
         }
         return [form.format(value) for form, value in shown.items() if value is not None]
 

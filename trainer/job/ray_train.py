@@ -23,6 +23,7 @@ from replay_service.language.tokenizer import fingerprint, load_tokenizer, separ
 from trainer.client import TOKEN_VARIABLE, CorpusInfo, ReplayClient
 from trainer.config import TrainConfig
 from trainer.errors import CorpusMismatch, InvalidTraining, TrainerError
+from trainer.job.adapters import check_peft
 from trainer.job.loop import fine_tune
 from trainer.transport import CA_FILE_VARIABLE
 
@@ -86,7 +87,7 @@ def run_training(config: TrainConfig) -> None:
     trainer = TorchTrainer(
         _with_access(_train_loop),
         train_loop_config={"config": config.model_dump_json(), "precision": precision},
-        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu),
+        scaling_config=_scaling(config),
         run_config=RunConfig(
             name="ray",
             storage_path=str(config.output),
@@ -100,6 +101,16 @@ def run_training(config: TrainConfig) -> None:
         raise _ours(error) from error
 
 
+def _scaling(config: TrainConfig) -> ScalingConfig:
+    if not config.min_workers:
+        return ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu)
+    return ScalingConfig(
+        num_workers=(config.min_workers, config.num_workers),
+        use_gpu=config.use_gpu,
+        elastic_resize_monitor_interval_s=config.resize_every_s,
+    )
+
+
 def preflight(config: TrainConfig) -> Precision:
     """Find what is wrong before any worker starts; the precision to train in."""
     try:
@@ -107,6 +118,8 @@ def preflight(config: TrainConfig) -> Precision:
         tokenizer = load_tokenizer(config.model)
     except ReplayError as error:
         raise InvalidTraining(error.detail) from error
+    if config.lora is not None:
+        check_peft()
     precision = config.precision
     rehearsal = config.rehearsal
     if rehearsal is not None:

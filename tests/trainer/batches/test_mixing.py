@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from replay_service.gateway.wire import Batch, BatchHeader
@@ -66,10 +67,13 @@ def test_a_flip_is_a_token_that_was_right_and_is_wrong() -> None:
     assert set(rows["attempt"]) == {3}
 
 
-def test_a_row_whose_loss_is_not_finite_is_left_out() -> None:
-    batch = mix(target_rows(1), rehearsed_rows([[0] * 5, [0] * 5], [5, 5]))
-    losses = losses_with([[0] * 4] * 3, [[1.0] * 4, [float("nan")] * 4, [2.0] * 4], [[1] * 4] * 3)
-    assert loss_rows(batch, losses, 0, 0)["sample_id"].tolist() == [101]
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf"), 2e6])
+def test_a_row_whose_loss_is_no_loss_is_reported_as_not_measured(loss: float) -> None:
+    batch = mix(target_rows(1), rehearsed_rows([[1] * 5, [1] * 5], [5, 5]))
+    losses = losses_with([[0] * 4] * 3, [[1.0] * 4, [2.0, 2.0, 2.0, 4 * loss], [2.0] * 4], [[1] * 4] * 3)
+    lost, good = loss_rows(batch, losses, 0, 0)
+    assert (lost["sample_id"], lost["num_tokens"], lost["num_flips"], lost["loss_nats"]) == (100, 0, 0, 0.0)
+    assert (good["sample_id"], good["num_tokens"], good["num_flips"], good["loss_nats"]) == (101, 4, 4, 2.0)
 
 
 def test_a_row_that_the_service_could_not_read_is_reported_as_not_measured() -> None:

@@ -1,3 +1,4 @@
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -6,9 +7,10 @@ import torch
 
 from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer
-from tests.trainer.worlds import AloneWorker, a_job, write_text
+from tests.trainer.worlds import AloneWorker, a_job, train_together, write_text
 from trainer.batches.mixing import MixedBatch
 from trainer.client import ReplayClient
+from trainer.config import TrainConfig
 from trainer.job.feed import open_feed
 from trainer.job.loop import fine_tune
 from trainer.job.metrics import MetricsFile
@@ -159,3 +161,76 @@ def test_a_ratio_that_changes_on_the_way_leaves_no_row_out(tmp_path: Path, tiny_
             taken.append(batch.num_rehearsed)
     assert taken[:5] == [1, 1, 1, 1, 2]
     assert taken[-3:] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("mode", ["replace", "add"])
+def test_worlds_of_every_size_train_on_the_same_rows_in_each_step(
+    tmp_path: Path, tiny_model: Path, service_url: str, mode: str
+) -> None:
+    job = a_job(
+        tmp_path, tiny_model, service_url, run=f"sizes-{mode}", global_batch_size=7, rehearsal={"injection_mode": mode}
+    )
+    preflight(job)
+
+    def rows_of_steps(world_size: int) -> list[list[bytes]]:
+        """The rows of each step, whatever rank has them, in an order of their own."""
+        with ExitStack() as stack:
+            tokenizer = load_tokenizer(job.model)
+            feeds = [stack.enter_context(open_feed(job, tokenizer, rank, world_size)) for rank in range(world_size)]
+            found = []
+            for step in range(job.num_steps):
+                batches = [feed.next(step) for feed in feeds]
+                sizes = [len(batch.length_B) for batch in batches]
+                assert max(sizes) - min(sizes) <= (1 if mode == "replace" else 2)
+                found.append(sorted(row.numpy().tobytes() for batch in batches for row in batch.input_ids_BT))
+        return found
+
+    alone = rows_of_steps(1)
+    assert [len(rows) for rows in alone] == ([7] * 10 if mode == "replace" else [10] * 10)
+    assert rows_of_steps(2) == rows_of_steps(3) == rows_of_steps(7) == alone
+
+
+def test_a_checkpoint_of_two_workers_resumes_with_any_number_to_the_same_samples_and_losses(
+    tmp_path: Path, tiny_model: Path, service_url: str
+) -> None:
+    """Three workers do not divide the four rows of a step, and a worker takes its share in parts."""
+
+    def job(folder: str, run: str) -> TrainConfig:
+        fenced = {"feedback": "fenced", "feedback_lag": 3}
+        changes = {"num_steps": 12, "checkpoint_every": 7, "policy": "mix_cd", "micro_batch_size": 1}
+        return a_job(tmp_path / folder, tiny_model, service_url, run=run, rehearsal=fenced, **changes)
+
+    whole, begun = job("whole", "of-one"), job("begun", "of-two")
+    fine_tune(whole, preflight(whole), AloneWorker())
+    state = train_together(begun, preflight(begun), 2)
+    expected = losses_of(whole.output)
+    assert losses_of(begun.output) == pytest.approx(expected, abs=1e-5)
+    with ReplayClient(service_url) as client:
+        planned = client.batch("of-one", 0, num_steps=12).sample_id.tolist()
+        for world_size in (1, 3):
+            resumed = job(f"resumed-{world_size}", "of-two")
+            train_together(resumed, preflight(resumed), world_size, state)
+            assert losses_of(resumed.output) == pytest.approx(expected[7:], abs=1e-5)
+            assert client.batch("of-two", 0, num_steps=12).sample_id.tolist() == planned
+            stats = client.stats("of-two")
+            assert stats["num_pending"] == 0 and stats["num_reported"] == stats["num_rehearsed"] > 0
+
+
+def test_rows_whose_loss_is_not_finite_are_counted_awaited_no_longer_and_teach_nothing(
+    tmp_path: Path, tiny_model: Path, service_url: str
+) -> None:
+    broken = load_model(str(tiny_model))
+    torch.nn.init.constant_(broken.model.norm.weight, float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "broken")
+    fenced = {"feedback": "fenced", "feedback_lag": 3}
+    job = a_job(tmp_path / "job", tmp_path / "broken", service_url, run="broken", rehearsal=fenced, micro_batch_size=3)
+    fine_tune(job, preflight(job), AloneWorker())
+    steps = [line for line in MetricsFile(job.output / "metrics.jsonl").lines() if line["kind"] == "step"]
+    assert [(step["num_nonfinite_rows"], step["target_loss"], step["rehearsed_loss"]) for step in steps] == [
+        (4, None, None)
+    ] * 10
+    with ReplayClient(service_url) as client:
+        stats = client.stats("broken")
+    assert stats["num_unmeasured"] == stats["num_rehearsed"] == 12
+    assert (stats["num_reported"], stats["num_pending"], stats["forgetting_nats"]) == (0, 0, None)

@@ -62,3 +62,8 @@ def test_a_terminal_gets_one_line_that_changes() -> None:
     assert "step 3/3" in text
     assert "forgetting +0.012" in text
     assert "train  step" not in text
+
+
+def test_rows_without_a_finite_loss_add_up() -> None:
+    assert lines_of(3, {"num_nonfinite_rows": 2}).splitlines()[-1].endswith("rows whose loss is not finite: 6")
+    assert "finite" not in lines_of(3, {"num_nonfinite_rows": 0})

@@ -12,6 +12,7 @@ from tests.gateway.worlds import make_token
 from tests.support import make_tiny_model, running_service
 from tests.trainer.worlds import AloneWorker, a_job, corpus_for
 from trainer.client import ReplayClient
+from trainer.config import TrainConfig
 from trainer.errors import CorpusMismatch, InvalidTraining, ServiceRefused, TokenRefused
 from trainer.job.loop import fine_tune
 from trainer.job.metrics import MetricsFile
@@ -67,6 +68,32 @@ def test_a_killed_worker_resumes_to_the_same_losses(tmp_path: Path, tiny_model: 
     with ReplayClient(service_url) as client:
         stats = client.stats("struck")
     assert (stats["num_reported"], stats["num_pending"]) == (72, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(290)
+def test_a_job_goes_on_with_more_workers_than_made_its_checkpoint(
+    tmp_path: Path, tiny_model: Path, service_url: str
+) -> None:
+    """Three workers do not divide the four rows of a step."""
+    changes = {"schedule": "constant", "checkpoint_every": 6, "policy": "mix_cd"}
+
+    def job(folder: str, run: str, **more: int) -> TrainConfig:
+        fenced = {"feedback": "fenced", "feedback_lag": 3}
+        return a_job(tmp_path / folder, tiny_model, service_url, run=run, rehearsal=fenced, **changes, **more)
+
+    whole = job("whole", "sizes-whole", num_steps=12)
+    fine_tune(whole, preflight(whole), AloneWorker())
+    run_training(job("job", "sizes", num_steps=6, num_workers=2))
+    run_training(job("job", "sizes", num_steps=12, num_workers=3))
+    expected, found = steps_of(tmp_path / "whole"), steps_of(tmp_path / "job")
+    assert [step["num_workers"] for step in found] == [2] * 6 + [3] * 6
+    assert [step["target_loss"] for step in found] == pytest.approx(
+        [step["target_loss"] for step in expected], abs=1e-4
+    )
+    with ReplayClient(service_url) as client:
+        plans = [[client.batch(run, step).sample_id.tolist() for step in range(12)] for run in ("sizes", "sizes-whole")]
+    assert plans[0] == plans[1]
 
 
 def kill_a_worker_after(output: Path, num_steps: int) -> None:
