@@ -20,8 +20,8 @@ _ROOM: Final = np.uint64(1)
 _NUM_ROUNDS: Final = 10
 _ROUND_KEYS: Final = tuple(np.uint64(_GOLDEN * (index + 1) & _WORD) for index in range(_NUM_ROUNDS))
 _MOST_RANKED: Final = 16
-"""Positions of so few are ranked by random words. A Feistel network over a handful of places does not reach all orders
-equally often, however many rounds it has."""
+"""Positions of so few are ranked by random words: a Feistel network evens out the orders of a handful of places only
+after many more rounds."""
 
 
 def mix64(words: UInt64Array) -> UInt64Array:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,7 @@ from replay_service.sampling.events import LOSS_ROW, REPORTED_ROW, Created, Plan
 from replay_service.sampling.partition import Extent, Partition
 from replay_service.sampling.plan import plan_steps
 from replay_service.sampling.run_config import RunConfig
-from replay_service.sampling.run_state import RunState, fold
+from replay_service.sampling.run_state import RunState, fold, fold_all
 from tests.benchmarks.ratios import as_table, measured, repeated
 from tests.ledger.worlds import open_journal, owner_of, record_of
 from tests.sampling.worlds import report_of
@@ -60,17 +61,18 @@ def main() -> None:
 # Planning
 
 
-def planning(repeats: int, steps: int = 200) -> str:
-    """One step of 64 draws, planned and folded in, against the same at 10^6 samples in 64 strata."""
+def planning(repeats: int, steps: int = 192) -> str:
+    """A step of 64 draws, planned and folded in alone or among 16, against one alone at 10^6 samples in 64 strata."""
     cases = [(num, 64) for num in (10**6, 10**9, 10**12)] + [(10**6, num) for num in (1000, 10_000)]
     cases += [(10**12, 10_000)]
     worlds = [(partition, warm_state(partition)) for partition in (partition_of(*case) for case in cases)]
-    seconds = repeated(repeats, [lambda world=world: seconds_a_step(*world, steps) for world in worlds])
+    ways = [(case, world, window) for window in (1, 16) for case, world in zip(cases, worlds, strict=True)]
+    seconds = repeated(repeats, [partial(seconds_a_step, *world, steps, window) for _, world, window in ways])
     rows = [
-        [f"{samples:.0e}", f"{strata:,}", f"{len(partition.extents):,}", *measured(own, seconds[0], "ms")]
-        for (samples, strata), (partition, _), own in zip(cases, worlds, seconds, strict=True)
+        [f"{samples:.0e}", f"{strata:,}", f"{len(world[0].extents):,}", str(window), *measured(own, seconds[0], "ms")]
+        for ((samples, strata), world, window), own in zip(ways, seconds, strict=True)
     ]
-    return as_table(["samples", "strata", "extents", "a step", "ratio"], rows)
+    return as_table(["samples", "strata", "extents", "steps at once", "a step", "ratio"], rows)
 
 
 def partition_of(num_samples: int, num_strata: int) -> Partition:
@@ -97,11 +99,10 @@ def warm_state(partition: Partition) -> RunState:
     return state
 
 
-def seconds_a_step(partition: Partition, state: RunState, steps: int) -> float:
+def seconds_a_step(partition: Partition, state: RunState, steps: int, at_once: int) -> float:
     begin = time.perf_counter()
-    for _ in range(steps):
-        (plan,) = plan_steps(state, partition, state.next_step)
-        fold(state, plan)
+    for _ in range(0, steps, at_once):
+        fold_all(state, plan_steps(state, partition, state.next_step + at_once - 1))
     return (time.perf_counter() - begin) / steps
 
 
