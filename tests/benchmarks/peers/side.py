@@ -76,6 +76,7 @@ def _answer(process: "subprocess.Popen[str]", log: Path, seconds: float) -> dict
     line = process.stdout.readline()
     alarm.cancel()
     if not line:
+        _end(process)
         end = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
         raise RuntimeError(f"{process.args!r} ended, or gave no answer within {seconds:.0f} s; its log ends so:\n{end}")
     answer: dict[str, Any] = json.loads(line)

@@ -29,6 +29,7 @@ BETA: Final = 0.4
 """The exponents of priorities and of their correction in Schaul et al., "Prioritized Experience Replay", 2016."""
 
 _WARM_UP_S: Final = 1.0
+"""At most; a shorter turn warms up for as long as it takes."""
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -96,7 +97,7 @@ def serve_turns(ways: Mapping[str, Way], versions: Sequence[str], told: TextIO) 
 
 
 def one_turn(way: Way, num_clients: int, seconds: float) -> dict[str, Any]:
-    """Let clients take and report for so long, after a second of the same that does not count.
+    """Let clients take and report for so long, after some of the same that does not count.
 
     Counted are rows whose report was taken in while it counts. A latency is what a batch of `ROWS` took, seconds, from
     the request for it until its report was taken in; of several batches that come by one request, their mean.
@@ -109,7 +110,7 @@ def one_turn(way: Way, num_clients: int, seconds: float) -> dict[str, Any]:
     for thread in threads:
         thread.start()
     try:
-        stop.wait(_WARM_UP_S)
+        stop.wait(min(_WARM_UP_S, seconds))
         begin, cpu_before = time.perf_counter(), way.cpu_seconds()
         stop.wait(seconds)
         end, cpu = time.perf_counter(), way.cpu_seconds() - cpu_before
