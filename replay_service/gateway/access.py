@@ -91,6 +91,13 @@ class Authentication:
         await self._app(scope, receive, send)
 
 
+def changes_nothing(scope: Scope) -> None:
+    """Say that a request, whatever its method, has changed nothing, so that nobody need write it down."""
+    access = access_in(scope)
+    if access is not None:
+        access.is_change = False
+
+
 def header_in(scope: Scope, name: bytes) -> str | None:
     """The first header of a request with this name, which is in lower case."""
     return next((value.decode("latin-1") for each, value in scope["headers"] if each == name), None)

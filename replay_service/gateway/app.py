@@ -12,9 +12,11 @@ from replay_service.corpus.reader import CorpusStore
 from replay_service.gateway import batches, corpora, health, losses, runs, samples, statistics
 from replay_service.gateway.access import Authentication
 from replay_service.gateway.audit import Audit
-from replay_service.gateway.batches import Batches, BatchSource
+from replay_service.gateway.batches import BatchSource, answer_batches
 from replay_service.gateway.checksums import Checksums
+from replay_service.gateway.direct import Direct
 from replay_service.gateway.ingests import Ingests
+from replay_service.gateway.losses import answer_losses
 from replay_service.gateway.overload import Overload
 from replay_service.gateway.planning import OwnersPlan
 from replay_service.gateway.problems import BodyLimit, install_problem_handlers, responses
@@ -69,7 +71,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 def _add_middleware(app: FastAPI, settings: ServiceSettings) -> None:
     """What a request passes before it comes to a route, the last one first."""
     templates = [each.path for each in iter_route_contexts(app.routes) if each.path is not None]
-    app.add_middleware(Batches)
+    app.add_middleware(Direct, answers={"batches": answer_batches, "losses": answer_losses})
     app.add_middleware(Checksums)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(Authentication)

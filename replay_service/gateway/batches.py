@@ -5,7 +5,6 @@ the mapped segments, their fields are put into the columns of the Arrow stream (
 the socket's buffer. In between, views are passed on.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,19 +12,18 @@ from typing import Any, Final
 
 import numpy as np
 from fastapi import APIRouter
-from pydantic import ValidationError
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from replay_service.corpus.reader import Corpus, CorpusStore, Int64Array
 from replay_service.corpus.segments import SampleRows
-from replay_service.errors import CorpusError, InvalidRequest, NotAcceptable, ReplayError, StepOutOfRange
-from replay_service.gateway.access import TRAIN, RunName, access_in, named_run
+from replay_service.errors import CorpusError, InvalidRequest, NotAcceptable, StepOutOfRange
+from replay_service.gateway.access import TRAIN, RunName, changes_nothing
+from replay_service.gateway.direct import media_type, whole_body
 from replay_service.gateway.models import MAX_INT64, BatchRequest
 from replay_service.gateway.planning import Planner
-from replay_service.gateway.problems import invalid, of_database_error, of_error, responses
+from replay_service.gateway.problems import responses
 from replay_service.gateway.wire import ARROW_STREAM, Batch, BatchHeader, Compression, StepHeader, encode_batch
 from replay_service.ledger.windows import Window
 from replay_service.sampling.events import Planned
@@ -37,7 +35,6 @@ MOST_ROWS_AT_ONCE: Final = 256
 """Larger batches are read in a thread. While numpy gathers so few rows it holds the interpreter's lock, so that a
 thread would hold up other requests as much; and waking it up costs more than the work."""
 
-_PATH: Final = re.compile("/v1/runs/([^/]+)/batches")
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The rank's samples of the window, in step order.",
@@ -62,7 +59,7 @@ async def get_batches(run: RunName, body: BatchRequest) -> Response:
     The plan of a step is made when it is first asked for and never changes, unless the run is rewound: asking again
     gives the same samples, whatever happened in between. Arrow by default, JSON for people.
     """
-    raise AssertionError("`Batches` stands before the routes, and answers; this route describes it")
+    raise AssertionError("`Direct` stands before the routes, and answers; this route describes it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,83 +71,35 @@ class BatchSource:
     max_steps_per_request: int
 
 
-def run_of(scope: Scope) -> str | None:
-    """The run in the path of a request for a batch; None for any other request."""
-    if scope["type"] != "http" or scope["method"] != "POST":
-        return None
-    found = _PATH.fullmatch(scope["path"])
-    return found and found[1]
-
-
-class Batches:
-    """Answers requests for batches, and passes all others on.
-
-    It stands before the application's routes, since to find and prepare one costs as much as the batch. What they would
-    check, it checks; Authentication stands before both. The application's state has its BatchSource, `batches`.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        run = run_of(scope)
-        if run is None:
-            await self._app(scope, receive, send)
-            return
-        try:
-            await self._answer(run, scope, receive, send)
-        except ValidationError as error:
-            found = error.errors(include_url=False)
-            await invalid([{**each, "loc": ("body", *each["loc"])} for each in found])(scope, receive, send)
-        except ReplayError as error:
-            await of_error(error)(scope, receive, send)
-        except SQLAlchemyError as error:
-            await of_database_error(error, scope)(scope, receive, send)
-
-    async def _answer(self, run: str, scope: Scope, receive: Receive, send: Send) -> None:
-        access = access_in(scope)
-        assert access is not None, "Authentication stands before it"
-        access.need("train")
-        named_run(run, access)
-        headers = dict(scope["headers"])
-        asked = BatchRequest.model_validate_json(await _json_body(headers, receive))
-        as_json = _wants_json(headers)
-        source: BatchSource = scope["app"].state.batches
-        _check(asked, source.max_steps_per_request)
-        if asked.text and not as_json:
-            raise InvalidRequest("text is for people and comes as JSON; send `Accept: application/json` with it")
-        window = await source.planner.window(run, asked.step, asked.num_steps)
-        access.is_change = window.is_new
-        batch = await _read(source, window, asked)
-        if as_json:
-            response = await run_in_threadpool(lambda: JSONResponse(_to_json(batch, texts_of(batch, source, asked))))
-            await response(scope, receive, send)
-            return
-        body = await _encoded(batch, asked.compression)
-        head = {"type": "http.response.start", "status": 200, "headers": _headers(batch, len(body))}
-        await send(head)
-        await send({"type": "http.response.body", "body": body})
+async def answer_batches(run: str, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request for batches; the application's state has its BatchSource, `batches`."""
+    headers = dict(scope["headers"])
+    asked = BatchRequest.model_validate_json(await _json_body(headers, receive))
+    as_json = _wants_json(headers)
+    source: BatchSource = scope["app"].state.batches
+    _check(asked, source.max_steps_per_request)
+    if asked.text and not as_json:
+        raise InvalidRequest("text is for people and comes as JSON; send `Accept: application/json` with it")
+    window = await source.planner.window(run, asked.step, asked.num_steps)
+    if not window.is_new:
+        changes_nothing(scope)
+    batch = await _read(source, window, asked)
+    if as_json:
+        response = await run_in_threadpool(lambda: JSONResponse(_to_json(batch, texts_of(batch, source, asked))))
+        await response(scope, receive, send)
+        return
+    body = await _encoded(batch, asked.compression)
+    head = {"type": "http.response.start", "status": 200, "headers": _headers(batch, len(body))}
+    await send(head)
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _json_body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
-    """The body of a request.
-
-    Raises:
-        InvalidRequest: when its header does not say that it is JSON, or it does not come to its end.
-    """
-    media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-    if media_type != b"application/json" and not (
-        media_type.startswith(b"application/") and media_type.endswith(b"+json")
-    ):
+    """The body of a request; raises InvalidRequest when its header does not say that it is JSON."""
+    found = media_type(headers)
+    if found != "application/json" and not (found.startswith("application/") and found.endswith("+json")):
         raise InvalidRequest("send the body as JSON, with the header `Content-Type: application/json`")
-    parts, more = [], True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise InvalidRequest("the body did not come to its end")
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(parts)
+    return await whole_body(receive)
 
 
 async def _read(source: BatchSource, window: Window, asked: BatchRequest) -> Batch:
@@ -218,10 +167,10 @@ def _wants_json(headers: Mapping[bytes, bytes]) -> bool:
     """Whether JSON is asked for rather than Arrow; the type that stands first wins."""
     accept = headers.get(b"accept", b"*/*").decode("latin-1").lower()
     accepted = [part.split(";")[0].strip() for part in accept.split(",")]
-    for media_type in accepted:
-        if media_type in (ARROW_STREAM, "application/*", "*/*"):
+    for wanted in accepted:
+        if wanted in (ARROW_STREAM, "application/*", "*/*"):
             return False
-        if media_type == "application/json":
+        if wanted == "application/json":
             return True
     raise NotAcceptable(f"batches come as {ARROW_STREAM} or as application/json, not as {', '.join(accepted)}")
 

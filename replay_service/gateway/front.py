@@ -16,8 +16,9 @@ from replay_service.corpus.reader import CorpusStore
 from replay_service.errors import ServiceUnavailable, Stopping
 from replay_service.gateway.access import Authentication
 from replay_service.gateway.audit import Audit
-from replay_service.gateway.batches import Batches, BatchSource, run_of
+from replay_service.gateway.batches import BatchSource, answer_batches
 from replay_service.gateway.checksums import Checksums
+from replay_service.gateway.direct import Direct
 from replay_service.gateway.overload import Overload
 from replay_service.gateway.owner_link import OwnerLink, body_of
 from replay_service.gateway.owner_side import CLIENT_HEADER
@@ -61,13 +62,14 @@ class Divide:
 
     def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
         self._app = app
-        here: ASGIApp = BodyLimit(Checksums(Batches(pass_on)), settings.max_body_bytes)
+        self._direct = Direct(pass_on, {"batches": answer_batches})
+        here: ASGIApp = BodyLimit(Checksums(self._direct), settings.max_body_bytes)
         self._batches = Audit(Authentication(here), ["/v1/runs/{run}/batches"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif run_of(scope) is not None:
+        elif self._direct.find(scope) is not None:
             await self._batches(scope, receive, send)
         else:
             await pass_on(scope, receive, send)

@@ -31,7 +31,8 @@ def train(base_url: str, run: str, until: float) -> int:
             if step % 2:
                 kept.post(f"/v1/runs/{run}/losses", content=body, headers=headers).raise_for_status()
             else:
-                httpx2.post(f"{base_url}/v1/runs/{run}/losses", content=body, headers=headers).raise_for_status()
+                url = f"{base_url}/v1/runs/{run}/losses"
+                httpx2.post(url, content=body, headers=headers, timeout=60.0).raise_for_status()
             kept.get(f"/v1/runs/{run}/stats").raise_for_status()
             step += 1
     return step
