@@ -220,7 +220,8 @@ def tune(method: Method, base: Path, images: Images, client: ReplayClient, seed:
     drift = FeatureDrift(model, base=frozen_copy(model), form=VISION) if method.weight else None
     run = f"{method.name}-{seed}".lower().replace(", ", "-").replace(" ", "-")
     settings = {"global_batch_size": BATCH, "injection_mode": "add", "injection_ratio": method.ratio}
-    client.ensure_run(run, "mnist", {**settings, "policy": method.policy, "seed": seed})
+    feedback = {"mode": "fenced", "lag": 8}
+    client.ensure_run(run, "mnist", {**settings, "policy": method.policy, "seed": seed, "feedback": feedback})
     model.train()
     with Rehearsal(client, run, base_model=model).open(num_steps=options.steps) as loop:
         step = _Step(model, images, torch.from_numpy(weight).float(), loop, drift, torch.Generator().manual_seed(seed))
