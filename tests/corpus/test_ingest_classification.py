@@ -187,6 +187,12 @@ def test_texts_are_tokenized_with_their_special_tokens_cut_and_scored(
     assert text.startswith("label ") and "english" in text
 
 
+def test_a_factory_that_makes_another_model_each_time_is_refused(ray_session: None, tmp_path: Path) -> None:
+    write_images(tmp_path / "a.parquet", 5)
+    with pytest.raises(CorpusError, match="other weights each time"):
+        ingest(settings_of(tmp_path / "a.parquet", tmp_path, "tests.classification.worlds:TinyNet"))
+
+
 def test_a_sample_without_a_finite_loss_is_set_aside(ray_session: None, tmp_path: Path) -> None:
     inputs = np.full((40, *SHAPE), 200, dtype=np.uint8)
     inputs[:5] = 10
