@@ -280,7 +280,8 @@ class Rehearsal:
         rehearsal_weight: what a rehearsed prediction weighs beside a fine-tuning one.
         window_steps: see RehearsalStream.
         tokenizer: if it is given, whether it is the corpus's is checked.
-        base_model: if it is given, whether it has scored the corpus, which is one to classify, is checked.
+        base_model: if it is given, whether it has scored the corpus, which is one to classify, is checked. It is the
+            model as it is before fine-tuning, also where a job goes on from a checkpoint.
         prepare: makes of a corpus's tensors, [R, ...] as they are stored, what the loader gives.
     """
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from replay_service.classification.factory import is_factory
 from replay_service.classification.losses import class_losses
 from replay_service.classification.model import fingerprint, load_classifier, logits_of
 from replay_service.errors import CorpusError
@@ -108,7 +109,10 @@ def described(name: str, shape: tuple[int, ...] | None) -> tuple[int, str]:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         what = "a text" if shape is None else f"a tensor of shape {list(shape)}"
         raise CorpusError(f"the model {name!r} does not classify {what}: {error}") from error
-    return num_classes, fingerprint(model)
+    weights = fingerprint(model)
+    if is_factory(name) and fingerprint(load_classifier(name, is_text=shape is None)) != weights:
+        raise CorpusError(f"the factory {name!r} makes other weights each time; let it load them from a file")
+    return num_classes, weights
 
 
 @contextmanager

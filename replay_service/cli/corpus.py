@@ -31,12 +31,12 @@ def describe(
     """Say what a corpus holds: samples, tokens and base losses of each domain, how full its strata are."""
     with errors_as_messages():
         manifest = _open(corpus, root, config).manifest
-        from replay_service.corpus.describe import domain_rows, draw_losses, group_rows
+        from replay_service.corpus.describe import content_of, domain_rows, draw_losses, group_rows
 
         _answers.print(
             f"corpus {corpus}, generation {manifest.generation}: {manifest.num_samples:,} samples, "
             f"{manifest.num_tokens:,} tokens of {manifest.num_documents:,} documents, {manifest.num_shards:,} shards; "
-            f"model {manifest.model}, seq_len {manifest.seq_len}, {manifest.precision}, topk {manifest.topk}",
+            f"model {manifest.model}, {content_of(manifest)}, {manifest.precision}",
             soft_wrap=True,
         )
         head = ["domain", "samples", "tokens", "mean nats", "10 %", "median", "90 %", "0 to 10 nats"]

@@ -47,7 +47,8 @@ def ingest(
     ] = 0,
     quantiles: Annotated[int, typer.Option(help="Strata in each group, by base loss.")] = 8,
     precision: Annotated[
-        Literal["auto", "float32", "bf16"], typer.Option(help="Arithmetic of the scoring; auto takes the faster.")
+        Literal["auto", "float32", "bf16"],
+        typer.Option(help="Arithmetic of the scoring; auto takes the faster, to classify float32."),
     ] = "auto",
     batch_size: Annotated[int, typer.Option(help="Rows that the base model scores at once.")] = 8,
     scorers: Annotated[int, typer.Option(help="Actors that hold the base model.")] = 1,

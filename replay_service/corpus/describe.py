@@ -20,6 +20,16 @@ _NUM_BARS: Final = 20
 _MOST_NATS: Final = 10.0
 
 
+def content_of(manifest: Manifest) -> str:
+    """What a sample is, in a few words."""
+    classes = manifest.classes
+    if classes is None:
+        return f"seq_len {manifest.seq_len}, topk {manifest.topk}"
+    is_text = not classes.input_shape
+    what = f"texts of {manifest.seq_len} tokens" if is_text else f"{classes.input_type}{classes.input_shape}"
+    return f"{what} of {classes.num_classes} classes"
+
+
 def domain_rows(manifest: Manifest) -> list[list[str]]:
     """A line for each domain: samples, tokens, mean and quantiles of the base losses in nats, their histogram."""
     return [_domain_row(each) for each in manifest.domains]

@@ -310,8 +310,7 @@ class ScoreAndStage:
     def __init__(self, settings: PipelineSettings) -> None:
         torch.set_num_threads(settings.threads_per_scorer)
         self._staging = settings.staging
-        score = _classifying if settings.classes is not None else _predicting
-        self._scored = score(settings)
+        self._scored = _predicting(settings) if settings.classes is None else _classifying(settings)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         staged = [

@@ -73,8 +73,8 @@ def check_head(kind: str, place: Place, columns: Columns, name: str) -> None:
 
 
 def _require_plain(columns: Columns, name: str) -> None:
-    if columns.tokens is not None or columns.group is not None:
-        raise UnusableSource(f"{name} is plain text, which has neither token ids nor groups; take it out")
+    if any(each is not None for each in (columns.tokens, columns.group, columns.inputs, columns.label)):
+        raise UnusableSource(f"{name} is plain text, which has neither token ids nor groups nor labels; take it out")
 
 
 def _require_columns(columns: Columns, present: list[str], name: str) -> None:

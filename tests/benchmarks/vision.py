@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import stamina
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
@@ -29,7 +30,7 @@ from replay_service.corpus.settings import IngestSettings
 from replay_service.ray_session import start_ray
 from tests.benchmarks.ratios import as_table
 from tests.support import running_service
-from trainer.client import ReplayClient
+from trainer.client import ReplayClient, RetryPolicy
 from trainer.methods.flow import FlowWeights
 from trainer.methods.ldifs import VISION, FeatureDrift, frozen_copy
 from trainer.plain import Rehearsal, RehearsalLoop
@@ -39,6 +40,8 @@ NUM_OLD: Final = 4000
 NUM_NEW: Final = 600
 BATCH: Final = 16
 PRETRAINING_STEPS: Final = 1200
+IMPATIENT: Final = RetryPolicy(first_wait_s=0.02, longest_wait_s=0.1)
+"""A step takes some milliseconds, and its plan waits for the reports of earlier ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ def main() -> None:
     parser.add_argument("--ratios", nargs="*", default=["0.02", "0.06"])
     options = parser.parse_args()
     torch.set_num_threads(1)
+    stamina.instrumentation.set_on_retry_hooks([])  # it would tell of every plan that was waited for
     start_ray()
     kept = {each.name: Kept() for each in [Method("base model"), *methods(options.ratios)]}
     for seed in range(options.seeds):
@@ -137,7 +141,7 @@ def _run_seed(seed: int, root: Path, options: Any, kept: Mapping[str, Kept]) -> 
     make_corpus(old.train, root)
     base = load_classifier(str(root / "base"), is_text=False)
     was_right = _measure(kept["base model"], base, old, new, None)
-    with running_service(root) as (url, _), ReplayClient(url) as client:
+    with running_service(root) as (url, _), ReplayClient(url, retry=IMPATIENT) as client:
         for method in methods(options.ratios):
             tuned = tune(method, root / "base", new.train, client, seed, options)
             _measure(kept[method.name], tuned, old, new, was_right)
@@ -220,7 +224,8 @@ def tune(method: Method, base: Path, images: Images, client: ReplayClient, seed:
     drift = FeatureDrift(model, base=frozen_copy(model), form=VISION) if method.weight else None
     run = f"{method.name}-{seed}".lower().replace(", ", "-").replace(" ", "-")
     settings = {"global_batch_size": BATCH, "injection_mode": "add", "injection_ratio": method.ratio}
-    client.ensure_run(run, "mnist", {**settings, "policy": method.policy, "seed": seed})
+    feedback = {"mode": "fenced", "lag": 8}
+    client.ensure_run(run, "mnist", {**settings, "policy": method.policy, "seed": seed, "feedback": feedback})
     model.train()
     with Rehearsal(client, run, base_model=model).open(num_steps=options.steps) as loop:
         step = _Step(model, images, torch.from_numpy(weight).float(), loop, drift, torch.Generator().manual_seed(seed))

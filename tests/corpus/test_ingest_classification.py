@@ -13,7 +13,7 @@ from torch import nn
 
 from replay_service.classification.model import fingerprint, load_classifier
 from replay_service.classification.scoring import ClassScorer
-from replay_service.corpus.describe import sample_texts
+from replay_service.corpus.describe import content_of, sample_texts
 from replay_service.corpus.documents import NO_GROUP, Columns
 from replay_service.corpus.growth import NO_LOSS
 from replay_service.corpus.ingest import ingest
@@ -23,9 +23,14 @@ from replay_service.corpus.reader import Corpus
 from replay_service.corpus.segments import wide_list
 from replay_service.corpus.settings import IngestJob, IngestSettings
 from replay_service.errors import CorpusError, EmptyCorpus, ModelMismatch, UnusableSource
+from replay_service.gateway.app import create_app
+from replay_service.settings import load_settings
+from replay_service.testing.transport import in_process
 from tests.classification.worlds import NUM_CLASSES, SHAPE, images, make_tiny_bert, make_tiny_vit, tiny_net
 from tests.corpus.ingested import all_rows
 from tests.corpus.worlds import sentences
+from trainer.client import ReplayClient
+from trainer.plain import Rehearsal
 
 TENSORS = Columns(inputs="image", label="label", group="label")
 FACTORY = "tests.classification.worlds:tiny_net"
@@ -52,14 +57,18 @@ class Capricious(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def made(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    folder = tmp_path_factory.mktemp("made")
-    write_images(folder / "source/a.parquet", 70)
-    write_images(folder / "source/b.parquet", 50, seed=1)
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="module")
+def made(ray_session: None, root: Path) -> Corpus:
+    write_images(root / "source/a.parquet", 70)
+    write_images(root / "source/b.parquet", 50, seed=1)
     other = pa.array([*range(NUM_CLASSES), NUM_CLASSES, -1, None], pa.int64())
-    write_images(folder / "source/c.parquet", 7, seed=2, label=other)
-    write_images(folder / "source/d.parquet", 1, image=pa.array([[[[0] * 7]]]))
-    settings = settings_of(folder / "source", folder)
+    write_images(root / "source/c.parquet", 7, seed=2, label=other)
+    write_images(root / "source/d.parquet", 1, image=pa.array([[[[0] * 7]]]))
+    settings = settings_of(root / "source", root / "corpora")
     ingest(settings)
     return Corpus(settings.corpus_folder)
 
@@ -80,6 +89,25 @@ def test_the_samples_stand_in_the_corpus_as_they_came_with_the_models_losses(mad
     assert (rows.length == 1).all()
 
 
+def test_a_loop_rehearses_what_was_ingested(root: Path, made: Corpus) -> None:
+    model = tiny_net().eval()
+    with in_process(create_app(load_settings(root=root))) as transport:
+        client = ReplayClient("http://127.0.0.1", transport=transport)
+        settings = {"global_batch_size": 8, "injection_ratio": "0.5", "injection_mode": "add"}
+        client.ensure_run("a-run", "digits", settings)
+        rehearsal = Rehearsal(client, "a-run", base_model=model, prepare=torch.Tensor.float)
+        inputs, label = images(8, 9)
+        ours = {"images": torch.from_numpy(inputs).float(), "labels": torch.from_numpy(label)}
+        with rehearsal.open(num_steps=5) as loop:
+            for step in range(5):
+                batch = loop.mix(step, ours)
+                loop.report(batch, batch.losses(model(batch.inputs["images"])))
+        stats = client.stats("a-run")
+    # The model is the one that scored them, so nothing is forgotten.
+    assert (stats["num_reported"], stats["num_flips"]) == (40, 0)
+    assert stats["forgetting_nats"] == pytest.approx(0, abs=1e-5)
+
+
 def test_the_manifest_says_what_is_classified_and_by_which_model(made: Corpus) -> None:
     manifest = made.manifest
     assert (manifest.kind, manifest.precision, manifest.seq_len) == ("classification", "float32", 0)
@@ -98,6 +126,7 @@ def test_strata_are_quantiles_of_the_loss_within_each_label(made: Corpus) -> Non
 
 
 def test_a_person_sees_what_a_sample_holds(made: Corpus) -> None:
+    assert content_of(made.manifest) == "uint8[1, 8, 8] of 4 classes"
     (text,) = [each.text for each in sample_texts(made, "1/q0", 1, 0)]
     assert text.startswith("label 1: uint8[1, 8, 8] from ")
 
@@ -156,6 +185,12 @@ def test_texts_are_tokenized_with_their_special_tokens_cut_and_scored(
     np.testing.assert_allclose(rows.base_loss, scores.base_loss, rtol=1e-4)
     (text,) = [each.text for each in sample_texts(corpus, "a/q1", 1, 0)]
     assert text.startswith("label ") and "english" in text
+
+
+def test_a_factory_that_makes_another_model_each_time_is_refused(ray_session: None, tmp_path: Path) -> None:
+    write_images(tmp_path / "a.parquet", 5)
+    with pytest.raises(CorpusError, match="other weights each time"):
+        ingest(settings_of(tmp_path / "a.parquet", tmp_path, "tests.classification.worlds:TinyNet"))
 
 
 def test_a_sample_without_a_finite_loss_is_set_aside(ray_session: None, tmp_path: Path) -> None:

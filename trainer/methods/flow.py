@@ -21,6 +21,9 @@ of a batch is
 It is divided by the number of tokens and not by the sum of the weights, so the weights also make the steps smaller.
 `normalize` says whether they may; that choice is this project's, not the paper's.
 
+Of samples to classify f_i is the cross-entropy of sample i, and the loss of a batch sum_i w_i f_i / number of samples:
+`by sequence` is the form, and `replay_service.classification.scoring.ClassScorer` gives the base losses.
+
     stage     takes                                    does                      gives
     fit       base losses of the fine-tuning set       the median, the scale     FlowWeights
     of        base losses of some of it                exp(-f / tau) * scale     their weights
