@@ -107,8 +107,9 @@ def ingest(
 
         with ingest_progress(console, f"ingest {corpus}") as on_progress:
             manifest = run_job(wanted, poll_s if follow else None, on_progress)
+    tokens = f"{manifest.num_tokens:,} tokens, " if manifest.seq_len else ""
     console.print(
-        f"corpus [bold]{corpus}[/bold]: {manifest.num_samples:,} samples, {manifest.num_tokens:,} tokens, "
+        f"corpus [bold]{corpus}[/bold]: {manifest.num_samples:,} samples, {tokens}"
         f"{len(manifest.groups)} groups x {manifest.num_quantiles} quantiles, "
         f"{manifest.num_set_aside:,} rows set aside, generation {manifest.generation}",
         soft_wrap=True,

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 from zlib_ng.zlib_ng import crc32
 
-from replay_service.corpus.segments import Kind, binary_rows, list_rows, wide_binary, wide_list
+from replay_service.corpus.segments import Kind, binary_rows, list_rows
+from replay_service.gateway.column_types import WIDE, is_ids, is_nested, is_tensor
 from replay_service.gateway.ipc_messages import inflated_bytes
 from replay_service.sampling.events import LOSS_ROW
 
@@ -141,44 +142,20 @@ class Batch:
 
 
 _LIKELIEST: Final = frozenset({"topk_ids", "topk_logprobs"})
-_WIDE: Final = {
-    "input_ids": wide_list,
-    "base_correct": wide_binary,
-    "topk_ids": wide_list,
-    "topk_logprobs": wide_list,
-    "inputs": wide_list,
-}
-
-
-def _is_ids(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_fixed_size_list(type_) and pa.types.is_unsigned_integer(type_.value_type))
-
-
-def _is_nested(type_: pa.DataType, fits: Callable[[pa.DataType], bool]) -> bool:
-    nested = pa.types.is_fixed_size_list(type_) and pa.types.is_fixed_size_list(type_.value_type)
-    return nested and fits(type_.value_type.value_type)
-
-
-def _is_tensor(type_: pa.DataType) -> bool:
-    depth = 0
-    while pa.types.is_fixed_size_list(type_):
-        type_, depth = type_.value_type, depth + 1
-    return depth > 0 and bool(pa.types.is_integer(type_) or pa.types.is_floating(type_))
-
 
 _COLUMNS: Final[dict[str, Callable[[pa.DataType], bool]]] = {
     "step": pa.types.is_int64,
     "sample_id": pa.types.is_int64,
-    "input_ids": _is_ids,
+    "input_ids": is_ids,
     "length": pa.types.is_int32,
     "base_loss": pa.types.is_float32,
     "base_correct": pa.types.is_fixed_size_binary,
     "stratum": pa.types.is_int32,
     "probability": pa.types.is_float64,
     "times_drawn": pa.types.is_int32,
-    "topk_ids": lambda type_: _is_nested(type_, pa.types.is_unsigned_integer),
-    "topk_logprobs": lambda type_: _is_nested(type_, pa.types.is_float16),
-    "inputs": _is_tensor,
+    "topk_ids": lambda type_: is_nested(type_, pa.types.is_unsigned_integer),
+    "topk_logprobs": lambda type_: is_nested(type_, pa.types.is_float16),
+    "inputs": is_tensor,
     "label": pa.types.is_int32,
 }
 """The arrays of a batch, in the order of its fields, and whether an Arrow type is the right one."""
@@ -209,7 +186,7 @@ def _header_json(header: BatchHeader) -> bytes:
 
 
 def _records(columns: Mapping[str, NDArray[Any]]) -> pa.RecordBatch:
-    return pa.record_batch({name: _WIDE.get(name, pa.array)(array) for name, array in columns.items()})
+    return pa.record_batch({name: WIDE.get(name, pa.array)(array) for name, array in columns.items()})
 
 
 @dataclass(frozen=True, slots=True)

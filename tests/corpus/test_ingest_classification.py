@@ -16,7 +16,7 @@ from replay_service.classification.scoring import ClassScorer
 from replay_service.corpus.describe import content_of, sample_texts
 from replay_service.corpus.documents import NO_GROUP, Columns
 from replay_service.corpus.growth import NO_LOSS
-from replay_service.corpus.ingest import ingest
+from replay_service.corpus.ingest import STAGING, ingest
 from replay_service.corpus.labelled import NO_CLASS, OTHER_SHAPE
 from replay_service.corpus.manifest import Classes
 from replay_service.corpus.reader import Corpus
@@ -28,6 +28,7 @@ from replay_service.settings import load_settings
 from replay_service.testing.transport import in_process
 from tests.classification.worlds import NUM_CLASSES, SHAPE, images, make_tiny_bert, make_tiny_vit, tiny_net
 from tests.corpus.ingested import all_rows
+from tests.corpus.ingested import content_of as content_of_folder
 from tests.corpus.worlds import sentences
 from trainer.client import ReplayClient
 from trainer.plain import Rehearsal
@@ -143,6 +144,14 @@ def test_the_same_ingest_again_does_nothing_and_new_shards_are_added(ray_session
         ingest(replace(settings, model=str(make_tiny_vit(tmp_path / "vit"))))
     with pytest.raises(CorpusError, match="of kind classification"):
         ingest(replace(settings, kind="language", columns=Columns()))
+
+
+def test_a_stopped_ingest_goes_on_to_the_same_corpus(root: Path, made: Corpus, tmp_path: Path) -> None:
+    settings = settings_of(root / "source", tmp_path)
+    ingest(settings, is_stopped=lambda: True)
+    assert (settings.corpus_folder / STAGING).exists()
+    ingest(settings)
+    assert content_of_folder(settings.corpus_folder) == content_of_folder(root / "corpora" / "digits")
 
 
 def test_a_model_of_transformers_scores_images(ray_session: None, tmp_path: Path) -> None:
