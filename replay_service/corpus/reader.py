@@ -55,6 +55,11 @@ class Corpus:
     def generation(self) -> int:
         return self.manifest.generation
 
+    @property
+    def record_bytes(self) -> int:
+        """What one sample takes."""
+        return self._layout.record.itemsize
+
     @functools.cached_property
     def texts(self) -> Texts:
         """What reads the samples' token ids; raises CorpusError when the corpus has no tokenizer."""

@@ -31,8 +31,8 @@ from replay_service.sampling.injection import rank_positions
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["batches"])
 
-MOST_ROWS_AT_ONCE: Final = 256
-"""Larger batches are read in a thread. While numpy gathers so few rows it holds the interpreter's lock, so that a
+MOST_BYTES_AT_ONCE: Final = 512 << 10
+"""Larger batches are read in a thread. While numpy gathers so few bytes it holds the interpreter's lock, so that a
 thread would hold up other requests as much; and waking it up costs more than the work."""
 
 _CONTENT: dict[int | str, dict[str, Any]] = {
@@ -127,12 +127,14 @@ async def _read(source: BatchSource, window: Window, asked: BatchRequest) -> Bat
 
 async def _rows(corpus: Corpus, sample_ids: Int64Array) -> SampleRows:
     """Samples, read in a thread unless that is a matter of microseconds."""
-    at_hand = corpus.rows_at_hand(sample_ids) if len(sample_ids) <= MOST_ROWS_AT_ONCE else None
+    is_small = len(sample_ids) * corpus.record_bytes <= MOST_BYTES_AT_ONCE
+    at_hand = corpus.rows_at_hand(sample_ids) if is_small else None
     return await run_in_threadpool(corpus.rows, sample_ids) if at_hand is None else at_hand
 
 
 async def _encoded(batch: Batch, compression: Compression) -> memoryview:
-    if compression == "none" and len(batch) <= MOST_ROWS_AT_ONCE:
+    is_small = sum(each.nbytes for each in batch.columns().values()) <= MOST_BYTES_AT_ONCE
+    if compression == "none" and is_small:
         return memoryview(encode_batch(batch))
     return memoryview(await run_in_threadpool(encode_batch, batch, compression))
 
