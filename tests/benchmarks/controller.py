@@ -252,6 +252,7 @@ def draw(arms: Sequence[Arm], budget: float, picture: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=0.45, help="nats per token")
+    parser.add_argument("--first-ratio", default="0.02", help="where the controller begins")
     parser.add_argument("--steps", type=int, default=640, help="of each job")
     parser.add_argument("--every", type=int, default=32, help="steps between two points; the half-life too")
     parser.add_argument("--pretraining-steps", type=int, default=400)
@@ -259,7 +260,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="PNG file to draw")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="controller-") as folder, a_world(Path(folder), args) as world:
-        limits = {"nats": args.budget, "first_ratio": "0.02", "least_ratio": "0.01", "most_ratio": "0.5"}
+        limits = {"nats": args.budget, "first_ratio": args.first_ratio, "least_ratio": "0.01", "most_ratio": "0.5"}
         auto = train(world, "auto", injection_ratio="auto", budget=limits, half_life_steps=float(args.every))
         fixed = [
             train(world, f"fixed {each}", injection_ratio=each, half_life_steps=float(args.every))
