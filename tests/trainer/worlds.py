@@ -55,6 +55,7 @@ class _TogetherWorker(AloneWorker):
         super().__init__(state)
         self.rank, self.world_size = rank, len(shared)
         self._shared, self._barrier, self._averages = shared, barrier, True
+        self.has_loaded = threading.Event()
 
     def wrap(self, model: Any) -> Any:
         def average(parameter: torch.Tensor) -> None:
@@ -64,6 +65,7 @@ class _TogetherWorker(AloneWorker):
 
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(average)
+        self.has_loaded.set()
         return model
 
     @contextlib.contextmanager
@@ -93,9 +95,15 @@ def train_together(
         except BaseException:
             barrier.abort()
             raise
+        finally:
+            worker.has_loaded.set()
 
+    outcomes = []
     with ThreadPoolExecutor(world_size) as pool:
-        outcomes = [pool.submit(run, worker) for worker in workers]
+        for worker in workers:
+            outcomes.append(pool.submit(run, worker))
+            # While it loads a model transformers exchanges what is in torch.nn.init; two at once would leave it so.
+            worker.has_loaded.wait()
     errors = [each.exception() for each in outcomes]
     for error in sorted(
         (each for each in errors if each), key=lambda each: isinstance(each, threading.BrokenBarrierError)

@@ -220,7 +220,7 @@ def test_rows_whose_loss_is_not_finite_are_counted_awaited_no_longer_and_teach_n
     tmp_path: Path, tiny_model: Path, service_url: str
 ) -> None:
     broken = load_model(str(tiny_model))
-    torch.nn.init.constant_(broken.model.norm.weight, float("nan"))
+    broken.model.norm.weight.data.fill_(float("nan"))
     broken.save_pretrained(tmp_path / "broken")
     load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "broken")
     fenced = {"feedback": "fenced", "feedback_lag": 3}
