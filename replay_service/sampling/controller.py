@@ -99,9 +99,12 @@ class ForgettingBudget:
             return self.first_ratio
         return self.bounded(self.law.least_ratio(self.nats))
 
-    def bounded(self, ratio: float) -> str:
-        """A ratio within the bounds, rounded up to whole millionths, as a decimal string."""
-        most = exact_ratio(self.most_ratio)
+    def bounded(self, ratio: float, least: float = 0.0) -> str:
+        """A ratio within the bounds, and above `least` where they allow it.
+
+        It is rounded up to whole millionths, as a decimal string.
+        """
+        most, ratio = exact_ratio(self.most_ratio), max(ratio, least)
         wanted = most if ratio >= 1.0 else Fraction(math.ceil(ratio * _GRAIN), _GRAIN)
         if wanted >= most:
             return self.most_ratio
@@ -117,14 +120,20 @@ class Decision(NamedTuple):
     reason: str
 
 
-def decide(budget: ForgettingBudget, ratio: Fraction, forgetting: Forgetting | None) -> Decision | None:
+def decide(
+    budget: ForgettingBudget, ratio: Fraction, forgetting: Forgetting | None, seeing_ratio: float
+) -> Decision | None:
     """The controller's decision, or None when the ratio stays as it is.
 
     The ratio rises when forgetting is above the budget by more than its standard error, by a factor that goes with the
-    excess, 1.5 at most; it falls when forgetting is as surely below four fifths of the budget, to four fifths at least.
+    excess, 1.5 at most; it falls when forgetting is as surely below four fifths of the budget, to four fifths at least,
+    and not below `seeing_ratio`, at which there are reports enough for an estimate. Where there is none it rises to
+    that.
     """
     if forgetting is None:
-        return None
+        chosen = budget.bounded(seeing_ratio)
+        too_few = "too few samples were rehearsed of late to tell what is forgotten"
+        return Decision(chosen, too_few) if exact_ratio(chosen) > ratio else None
     nats, error = forgetting
     if nats - error > budget.nats:
         factor = 1.0 + (_FASTEST_RISE - 1.0) * min(1.0, nats / budget.nats - 1.0)
@@ -134,8 +143,8 @@ def decide(budget: ForgettingBudget, ratio: Fraction, forgetting: Forgetting | N
         why = "below"
     else:
         return None
-    chosen = budget.bounded(float(ratio) * factor)
-    if exact_ratio(chosen) == ratio:
+    chosen = budget.bounded(float(ratio) * factor, 0.0 if factor > 1.0 else min(seeing_ratio, float(ratio)))
+    if exact_ratio(chosen) == ratio or (exact_ratio(chosen) > ratio) != (factor > 1.0):
         return None
     return Decision(
         chosen, f"forgetting {nats:.4f} (standard error {error:.4f}) is {why} the budget of {budget.nats:g} nats"

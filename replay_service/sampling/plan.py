@@ -31,7 +31,7 @@ def adjustment_due(state: RunState) -> Adjusted | None:
         return None
     learned = state.what_plans_learn_from()
     pass_fence(learned, step)
-    decision = decide(config.budget, state.ratio, learned.forgetting())
+    decision = decide(config.budget, state.ratio, learned.forgetting(), config.seeing_ratio)
     return None if decision is None else Adjusted(step - 1, decision.injection_ratio, decision.reason)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, get_args
 
 from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw
 from replay_service.sampling.damage import SIGNALS, Signal
+from replay_service.sampling.forgetting import LEAST_REPORTS
 from replay_service.sampling.injection import INJECTION_MODES, InjectionMode, exact_ratio, rows_due
 from replay_service.sampling.policies import POLICY_NAMES, MixCd, Policy, PolicyName, Uniform
 from replay_service.sampling.schedule import Schedule
@@ -141,6 +142,14 @@ class RunConfig:
     def decision_steps(self) -> int:
         """Steps between two decisions of the controller."""
         return self.budget.every_steps or max(1, round(self.half_life_steps))
+
+    @property
+    def seeing_ratio(self) -> float:
+        """The injection ratio at which twice as many recent samples tell of forgetting as an estimate needs.
+
+        At a ratio r the decayed count of reports comes to r * B * H / ln 2, for B rows a step and a half-life of H.
+        """
+        return 2.0 * LEAST_REPORTS * math.log(2.0) / (self.global_batch_size * self.half_life_steps)
 
     def make_policy(self) -> Policy:
         return MixCd(self.sharpness, self.floor) if self.policy == "mix_cd" else Uniform()

@@ -36,14 +36,16 @@ def test_the_law_says_where_to_begin() -> None:
     st.floats(0, 3),
     st.floats(0.001, 1),
     st.integers(1000, 200_000).map(lambda n: Fraction(n, 10**6)),
+    st.floats(0, 1),
 )
 def test_a_decision_is_bounded_and_goes_the_right_way(
-    nats: float, error: float, budget: float, ratio: Fraction
+    nats: float, error: float, budget: float, ratio: Fraction, seeing_ratio: float
 ) -> None:
-    decision = decide(ForgettingBudget(nats=budget), ratio, Forgetting(nats, error))
+    decision = decide(ForgettingBudget(nats=budget), ratio, Forgetting(nats, error), seeing_ratio)
     if decision is None:
         return
     chosen = exact_ratio(decision.injection_ratio)
+    assert chosen > ratio or chosen >= Fraction(min(seeing_ratio, 0.2))
     assert Fraction(1, 1000) <= chosen <= Fraction(1, 5)
     assert Fraction(79, 100) * ratio <= chosen <= Fraction(3, 2) * ratio + Fraction(1, 10**6)
     assert (chosen > ratio) == (nats - error > budget)
@@ -53,10 +55,36 @@ def test_a_decision_is_bounded_and_goes_the_right_way(
 
 def test_it_stays_where_nothing_is_known_or_sure() -> None:
     budget, ratio = ForgettingBudget(nats=0.1), Fraction(1, 100)
-    assert decide(budget, ratio, None) is None
-    assert decide(budget, ratio, Forgetting(0.5, 0.45)) is None
-    assert decide(budget, ratio, Forgetting(0.09, 0.001)) is None
-    assert decide(budget, Fraction(1, 5), Forgetting(9.0, 0.001)) is None
+    assert decide(budget, ratio, None, 0.01) is None
+    assert decide(budget, ratio, Forgetting(0.5, 0.45), 0.0) is None
+    assert decide(budget, ratio, Forgetting(0.09, 0.001), 0.0) is None
+    assert decide(budget, Fraction(1, 5), Forgetting(9.0, 0.001), 0.0) is None
+
+
+def test_where_too_few_samples_tell_of_forgetting_it_rises_until_enough_do() -> None:
+    budget, ratio = ForgettingBudget(nats=0.1), Fraction(1, 100)
+    decision = decide(budget, ratio, None, 0.0123456)
+    assert decision is not None
+    assert (decision.injection_ratio, "too few" in decision.reason) == ("0.012346", True)
+    assert decide(budget, ratio, None, 7.0) == (budget.most_ratio, decision.reason)
+    assert decide(budget, ratio, Forgetting(0.01, 0.001), 0.0123456) is None
+
+
+def test_a_small_job_with_little_to_do_does_not_go_blind() -> None:
+    """Eight rows a step and a half-life of 50 steps: at the least ratio there would be a report in 125 steps."""
+    state = initial_state(
+        [4000] * 8, num_quantiles=4, global_batch_size=8, injection_ratio="auto", half_life_steps=50.0
+    )
+    for step in range(2000):
+        adjusted = adjustment_due(state)
+        if adjusted is not None:
+            fold(state, adjusted)
+        (plan,) = plans_of(state, step)
+        fold(state, plan)
+        if len(plan.rows):
+            fold(state, report_of(step, plan.rows["sample_id"], loss=2.0, base_loss=2.0))
+    assert state.forgetting() is not None
+    assert float(state.ratio) == pytest.approx(state.config.seeing_ratio, abs=2e-6)
 
 
 def damaged(ratio: float) -> float:
