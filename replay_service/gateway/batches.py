@@ -26,7 +26,7 @@ from replay_service.gateway.planning import Planner
 from replay_service.gateway.problems import responses
 from replay_service.gateway.wire import ARROW_STREAM, Batch, BatchHeader, Compression, StepHeader, encode_batch
 from replay_service.ledger.windows import Window
-from replay_service.sampling.events import Planned
+from replay_service.sampling.events import Planned, stacked
 from replay_service.sampling.injection import rank_positions
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["batches"])
@@ -192,7 +192,7 @@ def _check(asked: BatchRequest, most_steps: int) -> None:
 
 def planned_rows(window: Window, asked: BatchRequest) -> np.ndarray:
     """The rank's rows of all plans, in step order: PLANNED_ROW [n]."""
-    return np.concatenate([plan.rows[_slice(plan, asked)] for plan in window.plans])
+    return stacked([plan.rows[_slice(plan, asked)] for plan in window.plans])
 
 
 def batch_of(window: Window, asked: BatchRequest, corpus: Corpus, planned: np.ndarray, samples: SampleRows) -> Batch:

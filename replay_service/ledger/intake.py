@@ -11,7 +11,7 @@ from replay_service.errors import InvalidReport
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.reports import NUM_NAMED, by_step, by_step_and_rank, is_current
 from replay_service.ledger.sampled_corpus import SampledCorpus
-from replay_service.sampling.events import REPORTED_ROW, Reported
+from replay_service.sampling.events import REPORTED_ROW, Reported, stacked
 from replay_service.sampling.run_state import RunState
 
 Int64Array = NDArray[np.int64]
@@ -78,7 +78,7 @@ class Intake:
         Raises:
             InvalidReport: when a step has no plan, or a sample was not planned for its step.
         """
-        rows = reports[0] if len(reports) == 1 else np.concatenate(reports)
+        rows = stacked(reports)
         fate = np.where(is_current(rows, attempt), _DUPLICATE, _REJECTED)
         step = np.ascontiguousarray(rows["step"])
         for each, places in by_step(step, np.flatnonzero(fate == _DUPLICATE)):
@@ -122,7 +122,7 @@ class Intake:
         if not len(rows):
             return []
         groups = by_step_and_rank(rows)
-        reported = self._reported(np.concatenate(groups) if len(groups) > 1 else rows)
+        reported = self._reported(stacked(groups) if len(groups) > 1 else rows)
         events, first = [], 0
         for group in groups:
             end = first + len(group)

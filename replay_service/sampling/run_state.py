@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.sampling.damage import DAMAGE_OF, damage_rates
-from replay_service.sampling.events import Adjusted, Adopted, Configured, Created, Event, Planned, Reported, Sealed
+from replay_service.sampling.events import (
+    Adjusted,
+    Adopted,
+    Configured,
+    Created,
+    Event,
+    Planned,
+    Reported,
+    Sealed,
+    stacked,
+)
 from replay_service.sampling.forgetting import Forgetting, estimate
 from replay_service.sampling.injection import as_decimal, exact_ratio, rows_due
 from replay_service.sampling.run_config import RunConfig
@@ -251,7 +261,7 @@ def _damage_unit(config: RunConfig) -> tuple[str, float, float]:
 
 def _fold_reported(state: RunState, step: int, reports: Sequence[np.ndarray]) -> None:
     """Reports (REPORTED_ROW) of one step: the additions of folding one after the other, in their order."""
-    rows = reports[0] if len(reports) == 1 else np.concatenate(reports)
+    rows = stacked(reports)
     pending = state.pending[step]
     handle = pending.find(np.ascontiguousarray(rows["sample_id"]))
     assert (handle >= 0).all(), f"a report of step {step} names a sample that awaits none"
@@ -279,7 +289,7 @@ def _fold_measured(state: RunState, step: int, plan: np.ndarray, rows: np.ndarra
         measured = np.empty(len(rows), dtype=HELD_ROW)
         measured["sample_id"], measured["stratum"] = plan["sample_id"], stratum
         measured["visit"], measured["damage"], measured["excess_nats"] = visit, damage, excess
-        state.held[step] = np.concatenate([state.held.get(step, measured[:0]), measured])
+        state.held[step] = stacked([state.held.get(step, measured[:0]), measured])
 
 
 def _visit_of(plan: np.ndarray) -> Int64Array:
