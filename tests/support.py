@@ -1,5 +1,6 @@
 """The smallest worlds that tests need: a corpus without a model, a tiny model, a running service."""
 
+import secrets
 import socket
 import ssl
 import subprocess
@@ -140,10 +141,15 @@ def make_tiny_model(
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A port that nobody listens on, from below those that the system gives to clients.
+
+    Of those, a client would take one as its own while the server behind it restarts; it may even reach itself.
+    """
+    while True:
+        port = secrets.choice(range(20_000, 32_000))
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from replay_service.classification.model import fingerprint
 from replay_service.classification.scoring import ClassScorer
 from replay_service.testing import LabelledSamples, ServiceUnderTest, replay_service
 from tests.classification.worlds import NUM_CLASSES, SHAPE, images, make_tiny_bert, make_tiny_vit, tiny_net
+from trainer.batches.added import IGNORED
 from trainer.batches.samples import MixedSamples
 from trainer.client import ReplayClient
 from trainer.errors import CorpusMismatch, InvalidTraining
-from trainer.plain import IGNORED, Rehearsal
+from trainer.plain import Rehearsal
 
 README = Path(__file__).parent.parent.parent / "README.md"
 SETTINGS = {"global_batch_size": 4, "injection_ratio": "0.5", "injection_mode": "add", "policy": "uniform"}

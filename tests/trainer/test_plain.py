@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from replay_service.language.losses import token_losses
 from replay_service.testing import ServiceUnderTest, replay_service
+from trainer.batches.added import IGNORED
+from trainer.batches.rows import MixedInputs
 from trainer.client import ReplayClient
 from trainer.errors import CorpusMismatch, InvalidTraining
-from trainer.plain import IGNORED, MixedInputs, Rehearsal, RehearsalLoop
+from trainer.plain import Rehearsal, RehearsalLoop
 
 README = Path(__file__).parent.parent.parent / "README.md"
 SEQ_LEN = 12
