@@ -142,11 +142,28 @@ class _FsspecFile:
         return content
 
 
+class _SeekingFile:
+    """A file of a filesystem in Python, which Arrow reads by a seek and a read: one thread after the other."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+
+    def size(self) -> int:
+        return int(self._file.size())
+
+    def read_at(self, num_bytes: int, start: int) -> bytes:
+        with self._lock:
+            content: bytes = self._file.read_at(num_bytes, start)
+            return content
+
+
 def _open(filesystem: fs.FileSystem, path: str) -> Any:
     handler = getattr(filesystem, "handler", None)
     if isinstance(handler, fs.FSSpecHandler):
         return _FsspecFile(handler.fs, path)
-    return filesystem.open_input_file(path)
+    file = filesystem.open_input_file(path)
+    return file if handler is None else _SeekingFile(file)
 
 
 def _may_pass(error: Exception) -> bool:
