@@ -61,12 +61,17 @@ def test_a_wrapped_model_drifts_as_the_bare_one(wrap: str, tmp_path: Path) -> No
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_recomputation_of_gradient_checkpointing_leaves_no_trace(reentrant: bool) -> None:
+def disturbed_world() -> tuple[Any, FeatureDrift, tuple[Tensor, Tensor]]:
+    """A model that has moved from its base model, how far it has, and token ids with their mask."""
     model = language_model()
     drift = FeatureDrift(model, base=frozen_copy(model))
     disturbed(model)
-    ids, mask = token_ids()
+    return model, drift, token_ids()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputation_of_gradient_checkpointing_leaves_no_trace(reentrant: bool) -> None:
+    model, drift, (ids, mask) = disturbed_world()
     expected = drift.penalty(drift_of(drift, model, ids, mask))
     plain = gradients(expected, model)
     runs: list[int] = []
@@ -105,10 +110,7 @@ def around(kind: type, reentrant: bool) -> type:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_hooks_within_checkpointing_see_the_first_pass_alone(reentrant: bool) -> None:
-    model = language_model()
-    drift = FeatureDrift(model, base=frozen_copy(model))
-    disturbed(model)
-    ids, mask = token_ids()
+    model, drift, (ids, mask) = disturbed_world()
     expected = drift.penalty(drift_of(drift, model, ids, mask))
     plain = gradients(expected, model)
     checkpoint_around_the_blocks(model, reentrant)
