@@ -234,7 +234,7 @@ def with_byte(content: bytes, position: int, byte: int) -> bytes:
     return content[:position] + bytes([byte]) + content[position + 1 :]
 
 
-GZIPPED = gzip.compress(b'{"text": "x"}\n' * 1000)
+GZIPPED = gzip.compress(b'{"text": "x"}\n' * 1000, mtime=0)
 TWO_MEMBERS = archive([("1.txt", b"x"), ("2.txt", b"y")])
 
 
@@ -254,7 +254,7 @@ TWO_MEMBERS = archive([("1.txt", b"x"), ("2.txt", b"y")])
         ("a.tar", b"no tar" * 1000),
         ("a.tar", with_byte(TWO_MEMBERS, 1024 + 5, 0x07)),
         ("a.tar", TWO_MEMBERS[:1024]),
-        ("a.tar.gz", gzip.compress(TWO_MEMBERS)[:-4]),
+        ("a.tar.gz", gzip.compress(TWO_MEMBERS, mtime=0)[:-4]),
     ],
 )
 def test_a_damaged_shard_is_named(tmp_path: Path, name: str, content: bytes) -> None:
