@@ -31,9 +31,9 @@ from replay_service.sampling.injection import rank_positions
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["batches"])
 
-MOST_BYTES_AT_ONCE: Final = 512 << 10
-"""Larger batches are read in a thread. While numpy gathers so few bytes it holds the interpreter's lock, so that a
-thread would hold up other requests as much; and waking it up costs more than the work."""
+MOST_BYTES_AT_ONCE: Final = 4 << 20
+"""Larger batches are read in a thread. To wake one up costs as much as to gather a megabyte, and the socket takes so
+many bytes in one go too: nobody waits for either much longer than a millisecond."""
 
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {
@@ -104,7 +104,7 @@ async def _json_body(headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
 
 async def _read(source: BatchSource, window: Window, asked: BatchRequest) -> Batch:
     """The rank's rows of a window."""
-    planned = planned_rows(window, asked)
+    mine = RankRows.of(window, asked)
     is_remote = source.corpora.is_remote
     if is_remote:
         corpus = await run_in_threadpool(source.corpora.at, window.corpus, window.generation)
@@ -116,13 +116,13 @@ async def _read(source: BatchSource, window: Window, asked: BatchRequest) -> Bat
             "8`, or ask without topk"
         )
     try:
-        samples = await _rows(corpus, planned["sample_id"])
+        samples = await _rows(corpus, mine.rows["sample_id"])
     except IndexError:
         corpus.need(window.generation)  # the process that plans may have seen a later one
         raise
     if is_remote:
         await _read_ahead(source.planner, corpus, window, asked)
-    return batch_of(window, asked, corpus, planned, samples)
+    return batch_of(window, asked, corpus, mine, samples)
 
 
 async def _rows(corpus: Corpus, sample_ids: Int64Array) -> SampleRows:
@@ -190,14 +190,26 @@ def _check(asked: BatchRequest, most_steps: int) -> None:
         raise StepOutOfRange(f"step {asked.step} is beyond the last step there can be")
 
 
-def planned_rows(window: Window, asked: BatchRequest) -> np.ndarray:
-    """The rank's rows of all plans, in step order: PLANNED_ROW [n]."""
-    return stacked([plan.rows[_slice(plan, asked)] for plan in window.plans])
+@dataclass(frozen=True, slots=True)
+class RankRows:
+    """What a rank rehearses in a window of steps.
+
+    Attributes:
+        rows: PLANNED_ROW [n], in step order.
+        num_rows: how many there are of each step.
+    """
+
+    rows: np.ndarray
+    num_rows: Sequence[int]
+
+    @classmethod
+    def of(cls, window: Window, asked: BatchRequest) -> "RankRows":
+        parts = [plan.rows[_slice(plan, asked)] for plan in window.plans]
+        return cls(stacked(parts), [len(each) for each in parts])
 
 
-def batch_of(window: Window, asked: BatchRequest, corpus: Corpus, planned: np.ndarray, samples: SampleRows) -> Batch:
-    """The batch of a rank's planned rows (PLANNED_ROW [n]) and their samples."""
-    num_rows = [len(range(*_slice(plan, asked).indices(len(plan.rows)))) for plan in window.plans]
+def batch_of(window: Window, asked: BatchRequest, corpus: Corpus, mine: RankRows, samples: SampleRows) -> Batch:
+    """The batch of a rank's rows and the samples that they name."""
     return Batch(
         header=BatchHeader(
             run=window.run,
@@ -212,15 +224,15 @@ def batch_of(window: Window, asked: BatchRequest, corpus: Corpus, planned: np.nd
             steps=[_step_header(plan) for plan in window.plans],
             kind=corpus.manifest.kind,
         ),
-        step=np.repeat([plan.step for plan in window.plans], num_rows),
-        sample_id=planned["sample_id"],
+        step=np.repeat([plan.step for plan in window.plans], mine.num_rows),
+        sample_id=mine.rows["sample_id"],
         input_ids=samples.input_ids,
         length=samples.length,
         base_loss=samples.base_loss,
         base_correct=samples.base_correct,
         stratum=samples.stratum,
-        probability=planned["probability"],
-        times_drawn=planned["times_drawn"],
+        probability=mine.rows["probability"],
+        times_drawn=mine.rows["times_drawn"],
         topk_ids=samples.topk_ids if asked.topk else None,
         topk_logprobs=samples.topk_logprobs if asked.topk else None,
         inputs=samples.inputs,
