@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from replay_service.corpus.status import IngestProgress
+    from replay_service.corpus.ingest.status import IngestProgress
 
 
 def progress_bar(console: Console) -> Progress:

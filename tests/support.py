@@ -15,9 +15,9 @@ import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_service.corpus.manifest import Manifest, read_manifest, write_manifest
-from replay_service.corpus.sketch import QuantileSketch
-from replay_service.corpus.strata import Group, assign_strata
+from replay_service.corpus.format.manifest import Manifest, read_manifest, write_manifest
+from replay_service.corpus.format.sketch import QuantileSketch
+from replay_service.corpus.format.strata import Group, assign_strata
 from replay_service.language.packing import PackedRows
 from replay_service.testing.corpus import MadeUpCorpus, sample_rows, summary_of, write_rows
 

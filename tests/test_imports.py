@@ -71,15 +71,15 @@ def test_the_parser_sees_every_form_of_import(tmp_path: Path) -> None:
     path = tmp_path / "forms.py"
     path.write_text(
         "import a.b\nfrom c import d\nfrom . import errors\nfrom ..sampling.events import X\n"
-        "def f():\n    from replay_service.corpus import ingest, manifest\n"
+        "def f():\n    from replay_service.corpus.format import layout, manifest\n"
     )
     assert list(imports("replay_service.gateway.forms", path)) == [
         "a.b",
         "c",
         "replay_service.gateway",
         "replay_service.sampling.events",
-        "replay_service.corpus.ingest",
-        "replay_service.corpus.manifest",
+        "replay_service.corpus.format.layout",
+        "replay_service.corpus.format.manifest",
     ]
 
 
@@ -105,23 +105,32 @@ def test_classification_stands_beside_language_and_takes_its_arithmetic() -> Non
 
 
 def test_the_gateway_reads_corpora_and_knows_what_to_ingest_but_not_how() -> None:
-    writing = ("ingest", "job", "pipeline", "growth", "staging", "clusters", "shard_list", "sources", "rows", "upload")
-    writing += ("base_model", "labelled", "scored", "tensors")
-    writing_side = [f"replay_service.corpus.{name}" for name in writing]
-    forbidden = (
-        "replay_service.demo",
-        "replay_service.ray_session",
-        "trainer",
-        *writing_side,
-        *HEAVY,
-    )
+    ingest = [f"replay_service.corpus.ingest.{name}" for name in ("settings", "status")]
+    shards = [f"replay_service.corpus.shards.{name}" for name in ("documents", "filesystems")]
+    allowed = ["replay_service.corpus.format", "replay_service.corpus.reading", *ingest, *shards]
+    found = [edge for edge in edges("replay_service.gateway") if within(edge[1], "replay_service.corpus")]
+    assert strangers(found, *allowed) == []
+    forbidden = ("replay_service.demo", "replay_service.ray_session", "trainer", *HEAVY)
     assert [edge for edge in edges("replay_service.gateway") if within(edge[1], *forbidden)] == []
 
 
 def test_only_the_writing_side_of_a_corpus_imports_the_heavy_libraries() -> None:
-    allowed = ("ingest", "pipeline")
     heavy = {module for module, name in edges("replay_service.corpus") if within(name, *HEAVY)}
-    assert heavy <= {f"replay_service.corpus.{name}" for name in allowed}
+    assert heavy <= {f"replay_service.corpus.ingest.{name}" for name in ("driver", "pipeline")}
+
+
+def test_the_folders_of_a_corpus_stand_on_each_other_in_one_order() -> None:
+    folders = [f"replay_service.corpus.{name}" for name in ("format", "reading", "shards", "ingest")]
+    assert [edge for edge in ours(folders[0]) if within(edge[1], *folders[1:])] == []
+    assert [edge for edge in ours(folders[1]) if within(edge[1], *folders[3:])] == []
+    assert [edge for edge in ours(folders[2]) if within(edge[1], *folders[1:2], folders[3])] == []
+    assert [edge for edge in ours(folders[3]) if within(edge[1], folders[1])] == []
+
+
+def test_the_folders_of_the_gateway_stand_on_each_other_in_one_order() -> None:
+    folders = [f"replay_service.gateway.{name}" for name in ("wire", "middleware", "routes", "processes")]
+    for i, each in enumerate(folders):
+        assert [edge for edge in ours(each) if within(edge[1], *folders[i + 1 :])] == []
 
 
 def test_only_the_demo_and_the_service_under_test_know_the_trainer_and_only_the_command_line_knows_the_demo() -> None:
@@ -145,13 +154,13 @@ def test_the_service_under_test_takes_of_the_trainer_the_client_alone() -> None:
 
 def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> None:
     allowed = (
-        "replay_service.gateway.wire",
+        "replay_service.gateway.wire.arrow",
         "replay_service.sampling.injection",
         "replay_service.sampling.events",
         "replay_service.sampling.damage",
         "replay_service.sampling.policies",
         "replay_service.sampling.run_config",
-        "replay_service.corpus.sources",
+        "replay_service.corpus.shards.sources",
         "replay_service.language",
         "replay_service.classification",
         "replay_service.errors",
@@ -178,7 +187,7 @@ def test_the_service_starts_without_the_heavy_libraries(module: str) -> None:
 
 
 def test_shards_are_read_without_the_heavy_libraries() -> None:
-    assert loaded_by("import replay_service.corpus.sources").isdisjoint(HEAVY)
+    assert loaded_by("import replay_service.corpus.shards.sources").isdisjoint(HEAVY)
 
 
 def test_the_client_loads_neither_torch_nor_ray() -> None:

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from replay_service.corpus.status import IngestProgress
+from replay_service.corpus.ingest.status import IngestProgress
 from replay_service.progress import duration, ingest_progress, seconds_left
 
 

@@ -12,7 +12,7 @@ import httpx2
 import numpy as np
 import stamina
 
-from replay_service.gateway.wire import (
+from replay_service.gateway.wire.arrow import (
     ARROW_STREAM,
     CHECKSUM_HEADER,
     Batch,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from replay_service.corpus.sources import is_url
+from replay_service.corpus.shards.sources import is_url
 from replay_service.language.packing import MIN_LENGTH
 from replay_service.names import NAME_PATTERN
 from replay_service.sampling.damage import Signal

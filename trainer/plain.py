@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from replay_service.classification.model import fingerprint as model_fingerprint
-from replay_service.gateway.wire import Batch
+from replay_service.gateway.wire.arrow import Batch
 from replay_service.language.tokenizer import fingerprint
 from trainer.batches.added import Added, Losses
 from trainer.batches.flat import check_apart, is_flat

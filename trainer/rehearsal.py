@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from replay_service.gateway.wire import Batch
+from replay_service.gateway.wire.arrow import Batch
 from trainer.client import ReplayClient
 from trainer.errors import InvalidTraining, NotReady, RunGone
 from trainer.refusals import ATTEMPT_SUPERSEDED

@@ -93,7 +93,7 @@ def upload(
 
 
 def _open(corpus: str, root: Path | None, config: Path | None) -> Any:
-    from replay_service.corpus.reader import CorpusStore
+    from replay_service.corpus.reading.reader import CorpusStore
 
     settings = read_settings(config, root=root)
     return CorpusStore(settings.corpora_place, settings.block_cache_bytes).get(corpus)

@@ -73,10 +73,10 @@ def ingest(
     """
     with errors_as_messages():
         settings = read_settings(config, root=root)
-        from replay_service.corpus.sources import Columns, find_shards
+        from replay_service.corpus.shards.sources import Columns, find_shards
 
         find_shards(source)  # a mistyped path shows before Ray starts, which takes seconds
-        from replay_service.corpus.settings import IngestSettings
+        from replay_service.corpus.ingest.settings import IngestSettings
 
         wanted = IngestSettings(
             source=source,
@@ -102,7 +102,7 @@ def ingest(
             rows_per_segment=rows_per_segment,
             kind=kind,
         )
-        from replay_service.corpus.job import run_job
+        from replay_service.corpus.ingest.job import run_job
         from replay_service.progress import ingest_progress
 
         with ingest_progress(console, f"ingest {corpus}") as on_progress:

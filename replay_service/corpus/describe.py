@@ -7,10 +7,10 @@ from typing import Final
 
 import numpy as np
 
-from replay_service.corpus.manifest import DomainSummary, Manifest
-from replay_service.corpus.reader import Corpus
-from replay_service.corpus.segments import SampleRows
-from replay_service.corpus.sketch import QuantileSketch
+from replay_service.corpus.format.manifest import DomainSummary, Manifest
+from replay_service.corpus.format.segments import SampleRows
+from replay_service.corpus.format.sketch import QuantileSketch
+from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import CorpusError
 from replay_service.sampling.partition import stratum_name
 from replay_service.sampling.permutation import keys, permute

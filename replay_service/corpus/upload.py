@@ -8,10 +8,10 @@ from typing import Final
 from pyarrow import fs
 from zlib_ng.zlib_ng import crc32
 
-from replay_service.corpus.manifest import MANIFEST_NAME, Manifest, Segment, no_corpus, parse_manifest
-from replay_service.corpus.object_storage import open_filesystem
-from replay_service.corpus.segment_file import checksums_file
-from replay_service.corpus.texts import TOKENIZER_FILE
+from replay_service.corpus.format.manifest import MANIFEST_NAME, Manifest, Segment, no_corpus, parse_manifest
+from replay_service.corpus.format.segment_file import checksums_file
+from replay_service.corpus.format.texts import TOKENIZER_FILE
+from replay_service.corpus.reading.object_storage import open_filesystem
 from replay_service.errors import CorpusUnavailable
 
 _CHUNK_BYTES: Final = 8 << 20

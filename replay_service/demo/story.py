@@ -8,10 +8,10 @@ from threading import Event
 
 from rich.console import Console
 
-from replay_service.corpus.ingest import ingest
-from replay_service.corpus.manifest import Manifest
-from replay_service.corpus.settings import IngestSettings
-from replay_service.corpus.sources import Columns
+from replay_service.corpus.format.manifest import Manifest
+from replay_service.corpus.ingest.driver import ingest
+from replay_service.corpus.ingest.settings import IngestSettings
+from replay_service.corpus.shards.sources import Columns
 from replay_service.demo.jobs import CORPUS, FAST, FULL, RUN, Scale, write_jobs
 from replay_service.demo.materials import fetch_model, write_shards
 from replay_service.demo.output import libraries_muted

@@ -8,19 +8,19 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
 import replay_service
-from replay_service.corpus.reader import CorpusStore
-from replay_service.gateway import batches, corpora, health, losses, runs, samples, statistics
-from replay_service.gateway.access import Authentication
-from replay_service.gateway.audit import Audit
-from replay_service.gateway.batches import BatchSource, answer_batches
-from replay_service.gateway.checksums import Checksums
-from replay_service.gateway.direct import Direct
+from replay_service.corpus.reading.reader import CorpusStore
 from replay_service.gateway.ingests import Ingests
-from replay_service.gateway.losses import answer_losses
-from replay_service.gateway.overload import Overload
+from replay_service.gateway.middleware.access import Authentication
+from replay_service.gateway.middleware.audit import Audit
+from replay_service.gateway.middleware.checksums import Checksums
+from replay_service.gateway.middleware.direct import Direct
+from replay_service.gateway.middleware.overload import Overload
+from replay_service.gateway.middleware.problems import BodyLimit, install_problem_handlers, responses
+from replay_service.gateway.middleware.protection import HostCheck, SafeAnswers
 from replay_service.gateway.planning import OwnersPlan
-from replay_service.gateway.problems import BodyLimit, install_problem_handlers, responses
-from replay_service.gateway.protection import HostCheck, SafeAnswers
+from replay_service.gateway.routes import batches, corpora, health, losses, runs, samples, statistics
+from replay_service.gateway.routes.batches import BatchSource, answer_batches
+from replay_service.gateway.routes.losses import answer_losses
 from replay_service.gateway.service import ReplayService
 from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal

@@ -12,12 +12,12 @@ from typing import Final
 
 import structlog
 
-from replay_service.corpus.filesystems import is_url, printable
-from replay_service.corpus.settings import IngestJob
-from replay_service.corpus.status import IngestStatus, read_status, write_begun
+from replay_service.corpus.ingest.settings import IngestJob
+from replay_service.corpus.ingest.status import IngestStatus, read_status, write_begun
+from replay_service.corpus.shards.filesystems import is_url, printable
 from replay_service.errors import CorpusError, IngestRunning, NoIngest, SourceForbidden
 
-JOB: Final = (sys.executable, "-m", "replay_service.corpus.job")
+JOB: Final = (sys.executable, "-m", "replay_service.corpus.ingest.job")
 LOG_NAME: Final = "ingest.log"
 
 _log = structlog.get_logger()

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 
-from replay_service.gateway.wire import Compression
+from replay_service.gateway.wire.arrow import Compression
 from replay_service.names import NAME_PATTERN, NAME_RULE
 from replay_service.sampling.damage import Signal
 from replay_service.sampling.injection import InjectionMode

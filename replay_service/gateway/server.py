@@ -19,9 +19,9 @@ from uvicorn.config import STARTUP_FAILURE
 
 from replay_service.errors import ReplayError
 from replay_service.gateway.app import create_app
-from replay_service.gateway.connections import ConnectionLimits, guarded_by
 from replay_service.gateway.logs import configure_logs
-from replay_service.gateway.supervisor import supervise
+from replay_service.gateway.middleware.connections import ConnectionLimits, guarded_by
+from replay_service.gateway.processes.supervisor import supervise
 from replay_service.settings import ServiceSettings
 
 _log = structlog.get_logger()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from replay_service.corpus.reader import CorpusStore
+from replay_service.corpus.reading.reader import CorpusStore
 from replay_service.gateway.ingests import Ingests
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owners import Owners

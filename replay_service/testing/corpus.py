@@ -9,11 +9,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from replay_service.corpus.manifest import DomainSummary, Manifest, Segment, write_manifest
-from replay_service.corpus.segment_file import write_segment
-from replay_service.corpus.segments import SampleRows
-from replay_service.corpus.sketch import QuantileSketch
-from replay_service.corpus.strata import Group, assign_strata
+from replay_service.corpus.format.manifest import DomainSummary, Manifest, Segment, write_manifest
+from replay_service.corpus.format.segment_file import write_segment
+from replay_service.corpus.format.segments import SampleRows
+from replay_service.corpus.format.sketch import QuantileSketch
+from replay_service.corpus.format.strata import Group, assign_strata
 from replay_service.language.packing import Ids, PackedRows, id_dtype, pack
 from replay_service.sampling.partition import extents_of
 

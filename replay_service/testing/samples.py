@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from replay_service.corpus.manifest import Classes, Manifest
-from replay_service.corpus.segments import SampleRows
-from replay_service.corpus.strata import assign_strata
+from replay_service.corpus.format.manifest import Classes, Manifest
+from replay_service.corpus.format.segments import SampleRows
+from replay_service.corpus.format.strata import assign_strata
 from replay_service.testing.corpus import inner_edges, summary_of, write_first_generation
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from replay_service.corpus.sources import Columns, Document, find_shards, read_documents
+from replay_service.corpus.shards.sources import Columns, Document, find_shards, read_documents
 from replay_service.demo.materials import Amounts, write_shards
 from replay_service.language.apart import LanguageLosses
 from replay_service.language.model import load_model

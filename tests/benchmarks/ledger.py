@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from replay_service.corpus.reader import Corpus
+from replay_service.corpus.reading.reader import Corpus
 from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owner import RunOwner
 from replay_service.sampling.events import LOSS_ROW, REPORTED_ROW, Created, Planned

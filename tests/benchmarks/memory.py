@@ -81,8 +81,8 @@ def write_shards(folder: Path, texts: Sequence[str], megabytes: int) -> None:
 
 
 def run_ingest(home: Path, model: Path) -> None:
-    from replay_service.corpus.ingest import ingest
-    from replay_service.corpus.settings import IngestSettings
+    from replay_service.corpus.ingest.driver import ingest
+    from replay_service.corpus.ingest.settings import IngestSettings
     from replay_service.ray_session import start_ray
 
     start_ray()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from replay_service.corpus.reader import Corpus
+from replay_service.corpus.reading.reader import Corpus
 from replay_service.sampling.partition import sample_ids
 from tests.benchmarks.ratios import as_table, measured, repeated
 from tests.support import make_corpus

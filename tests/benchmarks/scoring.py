@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from replay_service.corpus.pipeline import PipelineSettings, pack_shard
-from replay_service.corpus.segments import list_rows
-from replay_service.corpus.sources import Columns, Document, Shard, find_shards, read_documents
-from replay_service.corpus.staging import write_parts
+from replay_service.corpus.format.segments import list_rows
+from replay_service.corpus.ingest.pipeline import PipelineSettings, pack_shard
+from replay_service.corpus.ingest.staging import write_parts
+from replay_service.corpus.shards.sources import Columns, Document, Shard, find_shards, read_documents
 from replay_service.demo.materials import Amounts, fetch_model, write_shards
 from replay_service.language.model import (
     Precision,

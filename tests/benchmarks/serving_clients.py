@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from replay_service.gateway.wire import ARROW_STREAM, decode_batch, encode_losses
+from replay_service.gateway.wire.arrow import ARROW_STREAM, decode_batch, encode_losses
 from replay_service.sampling.events import LOSS_ROW
 
 ROWS: Final = 64

@@ -5,7 +5,7 @@ import sys
 from starlette.types import Receive, Scope, Send
 
 from replay_service.gateway.server import serve_application
-from replay_service.gateway.wire import ARROW_STREAM
+from replay_service.gateway.wire.arrow import ARROW_STREAM
 from replay_service.settings import load_settings
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from replay_service.demo.materials import fetch_model
-from replay_service.gateway.wire import Batch
+from replay_service.gateway.wire.arrow import Batch
 from replay_service.language.apart import LanguageLosses
 from replay_service.language.model import faster_precision, load_model
 from replay_service.language.precision import Precision

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from replay_service.corpus.manifest import read_manifest, write_manifest
-from replay_service.corpus.reader import CorpusStore
-from replay_service.corpus.texts import write_tokenizer
+from replay_service.corpus.format.manifest import read_manifest, write_manifest
+from replay_service.corpus.format.texts import write_tokenizer
+from replay_service.corpus.reading.reader import CorpusStore
 from replay_service.language.tokenizer import load_tokenizer, rules_of
 from tests.cli.worlds import assert_message, run
 from tests.support import grow_corpus, make_corpus

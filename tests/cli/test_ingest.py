@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from replay_service.corpus.job import stop_signals
+from replay_service.corpus.ingest.job import stop_signals
 from tests.cli.worlds import assert_message, run
 from tests.corpus.worlds import write_jsonl
 

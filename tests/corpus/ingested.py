@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from replay_service.corpus.reader import Corpus
-from replay_service.corpus.segments import SampleRows
-from replay_service.corpus.settings import IngestSettings
+from replay_service.corpus.format.segments import SampleRows
+from replay_service.corpus.ingest.settings import IngestSettings
+from replay_service.corpus.reading.reader import Corpus
 from tests.corpus.worlds import sentences, write_jsonl
 
 NAME = "mixed"

@@ -10,8 +10,8 @@ import sys
 import threading
 from pathlib import Path
 
-from replay_service.corpus.ingest import ingest
-from replay_service.corpus.status import IngestProgress
+from replay_service.corpus.ingest.driver import ingest
+from replay_service.corpus.ingest.status import IngestProgress
 from replay_service.ray_session import start_ray
 from tests.corpus.ingested import settings_of
 

@@ -5,9 +5,9 @@ import pytest
 from matplotlib import image
 
 from replay_service.corpus.describe import domain_rows, draw_losses, group_rows, sample_texts
-from replay_service.corpus.manifest import Manifest
-from replay_service.corpus.reader import Corpus
-from replay_service.corpus.texts import write_tokenizer
+from replay_service.corpus.format.manifest import Manifest
+from replay_service.corpus.format.texts import write_tokenizer
+from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import CorpusError
 from replay_service.language.tokenizer import load_tokenizer, rules_of
 from tests.support import grow_corpus, make_corpus

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from replay_service.corpus.manifest import MANIFEST_NAME
-from replay_service.corpus.reader import Corpus, CorpusStore
-from replay_service.corpus.texts import TOKENIZER_FILE
+from replay_service.corpus.format.manifest import MANIFEST_NAME
+from replay_service.corpus.format.texts import TOKENIZER_FILE
+from replay_service.corpus.reading.reader import Corpus, CorpusStore
 from replay_service.corpus.upload import upload
 from replay_service.errors import CorpusError, CorpusUnavailable, UnknownCorpus
 from tests import object_storage

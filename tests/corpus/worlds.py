@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from replay_service.corpus.manifest import DomainSummary, Manifest, Segment, write_manifest
-from replay_service.corpus.segment_file import write_segment
-from replay_service.corpus.segments import SampleRows, wide_binary, wide_list
-from replay_service.corpus.strata import Group
+from replay_service.corpus.format.manifest import DomainSummary, Manifest, Segment, write_manifest
+from replay_service.corpus.format.segment_file import write_segment
+from replay_service.corpus.format.segments import SampleRows, wide_binary, wide_list
+from replay_service.corpus.format.strata import Group
 from replay_service.sampling.partition import Int64Array, sample_ids
 
 

@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 
 import replay_service
 from replay_service.gateway.app import create_app
-from replay_service.gateway.problems import PROBLEM_JSON
+from replay_service.gateway.middleware.problems import PROBLEM_JSON
 from replay_service.settings import load_settings
 
 Operation = tuple[str, str, dict[str, Any]]

@@ -7,8 +7,8 @@ from typing import Any, Final
 import numpy as np
 import pyarrow.parquet as pq
 
-from replay_service.corpus.manifest import Manifest
-from replay_service.corpus.reader import CorpusStore
+from replay_service.corpus.format.manifest import Manifest
+from replay_service.corpus.reading.reader import CorpusStore
 from replay_service.ledger.audit import export_parquet
 from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal

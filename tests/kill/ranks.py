@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from replay_service.gateway.wire import Batch
+from replay_service.gateway.wire.arrow import Batch
 from replay_service.sampling.events import LOSS_ROW
 from trainer.client import ReplayClient
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from replay_service.corpus.reader import Corpus
+from replay_service.corpus.reading.reader import Corpus
 from tests.ledger.worlds import made_corpus
 
 

@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from replay_service.corpus.reader import Corpus
+from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import ReplayError
 from replay_service.ledger.audit import verify
 from replay_service.ledger.journal import Entry, Journal

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from replay_service.corpus.reader import Corpus
+from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import AwaitingReports, StepOutOfRange
 from replay_service.ledger import audit
 from replay_service.ledger.journal import Journal

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from replay_service.corpus.reader import Corpus, CorpusStore
+from replay_service.corpus.reading.reader import Corpus, CorpusStore
 from replay_service.errors import CorpusUnavailable, InvalidRun
 from replay_service.ledger import audit
 from replay_service.ledger.journal import Journal

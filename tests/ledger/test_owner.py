@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from replay_service.corpus.reader import Corpus
+from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import InvalidReport, JournalUnavailable, RunTaken, StepOutOfRange
 from replay_service.ledger.audit import verify
 from replay_service.ledger.intake import ReportOutcome

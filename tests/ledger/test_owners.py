@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from replay_service.corpus.reader import CorpusStore
+from replay_service.corpus.reading.reader import CorpusStore
 from replay_service.errors import InvalidRun, RunExists, UnknownCorpus, UnknownRun
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owners import Owners

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from replay_service.corpus.reader import CorpusStore
+from replay_service.corpus.reading.reader import CorpusStore
 from replay_service.errors import InvalidReport, InvalidRun, RunExists, StepOutOfRange
 from replay_service.ledger import audit
 from replay_service.ledger.intake import ReportOutcome

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from replay_service.corpus.reader import Corpus
+from replay_service.corpus.reading.reader import Corpus
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
 from replay_service.ledger.samples import SampleOrder, SampleQuery, SampleStatistics

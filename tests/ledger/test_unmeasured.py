@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from replay_service.corpus.reader import Corpus
+from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import AwaitingReports, InvalidReport
 from replay_service.ledger import audit
 from replay_service.ledger.intake import ReportOutcome

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from replay_service.corpus.reader import Corpus
+from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import RunTaken
 from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal, RunRecord

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from replay_service.gateway.wire import Batch
+from replay_service.gateway.wire.arrow import Batch
 from replay_service.sampling.events import LOSS_ROW
 from tests.proxy import KINDS, NO_FAULT, Fault, FaultyProxy, Kind, random_faults
 from tests.support import make_corpus, running_service

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from replay_service.classification.losses import IGNORED as IGNORED
 from replay_service.classification.losses import ClassLosses
-from replay_service.gateway.wire import Batch
+from replay_service.gateway.wire.arrow import Batch
 from replay_service.language.losses import TokenLosses
 from trainer.errors import InvalidTraining
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from replay_service.gateway.wire import Batch
+from replay_service.gateway.wire.arrow import Batch
 from replay_service.language.losses import TokenLosses, predicted, token_losses
 from trainer.batches.added import IGNORED
 from trainer.errors import InvalidTraining

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from replay_service.gateway.wire import Batch
+from replay_service.gateway.wire.arrow import Batch
 from replay_service.language.losses import TokenLosses
 from replay_service.sampling.events import LOSS_ROW, MOST_NATS
 from trainer.batches.target import TrainingRows

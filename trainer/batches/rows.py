@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from replay_service.gateway.wire import Batch
+from replay_service.gateway.wire.arrow import Batch
 from replay_service.language.losses import TokenLosses, token_losses
 from trainer.batches.added import IGNORED, Added, Losses
 from trainer.batches.flat import add_flat_rows, flat_losses, is_flat

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from replay_service.classification.losses import ClassLosses, class_losses
 from replay_service.classification.scoring import model_inputs
-from replay_service.gateway.wire import Batch
+from replay_service.gateway.wire.arrow import Batch
 from replay_service.sampling.events import LOSS_ROW
 from trainer.batches.added import IGNORED, Added, Losses
 from trainer.errors import InvalidTraining

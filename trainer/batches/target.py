@@ -13,7 +13,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from replay_service.corpus.sources import (
+from replay_service.corpus.shards.sources import (
     Columns,
     Document,
     check_readable,

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from replay_service.corpus.sources import Columns
-from replay_service.gateway.wire import Batch
+from replay_service.corpus.shards.sources import Columns
+from replay_service.gateway.wire.arrow import Batch
 from replay_service.sampling.injection import target_rows
 from trainer.batches.mixing import MixedBatch, mix
 from trainer.batches.target import TargetRows, TrainingRows, load_target, packed_by_domain

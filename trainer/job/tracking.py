@@ -31,7 +31,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from replay_service.corpus.sources import printable
+from replay_service.corpus.shards.sources import printable
 from trainer.errors import InvalidTraining
 
 _log = structlog.get_logger()

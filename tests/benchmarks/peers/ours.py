@@ -13,8 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from replay_service.corpus.reader import Corpus
-from replay_service.gateway.wire import Batch
+from replay_service.corpus.reading.reader import Corpus
+from replay_service.gateway.wire.arrow import Batch
 from replay_service.ledger.owner import RunOwner
 from replay_service.sampling.events import LOSS_ROW, Planned
 from tests.benchmarks.ledger import record_on

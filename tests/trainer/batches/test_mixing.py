@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from replay_service.gateway.wire import Batch, BatchHeader
+from replay_service.gateway.wire.arrow import Batch, BatchHeader
 from replay_service.language.losses import TokenLosses, token_losses
 from trainer.batches.mixing import loss_rows, mix
 from trainer.batches.target import TrainingRows

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from replay_service.corpus.sources import Columns
+from replay_service.corpus.shards.sources import Columns
 from replay_service.language.tokenizer import load_tokenizer, separator_id
 from tests.trainer.worlds import write_text
 from trainer.batches.target import TargetRows, TrainingRows, packed_by_domain

@@ -1,0 +1,1 @@
+"""The writing side: from shards to segments."""

@@ -1,0 +1,56 @@
+"""Scored rows: packed rows, and the columns that the base model adds to them."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from replay_service.classification.scoring import ClassScorer
+from replay_service.corpus.format.segments import list_rows, wide_binary, wide_list
+from replay_service.errors import CorpusError
+from replay_service.language.scoring import RowScorer, Scores
+
+
+def predicted_rows(scorer: RowScorer, id_dtype: "np.dtype[Any]", table: pa.Table) -> pa.Table:
+    """Rows of tokens with base_loss, base_correct and what else the scorer gives.
+
+    Raises:
+        CorpusError: when a loss is not finite.
+    """
+    input_ids = list_rows(table["input_ids"].combine_chunks())
+    scores = scorer.score(input_ids, table["length"].to_numpy())
+    if not np.isfinite(scores.base_loss).all():
+        raise CorpusError("the base model gives no finite loss for some rows; score with --precision float32")
+    for name, column in _columns(scores, id_dtype).items():
+        table = table.append_column(name, column)
+    return table
+
+
+def classified_rows(scorer: ClassScorer, table: pa.Table) -> pa.Table:
+    """Samples with base_loss and base_correct. A loss that is not finite stays: its sample is set aside later.
+
+    Raises:
+        CorpusError: when the model does not take the token ids.
+    """
+    is_text = "input_ids" in table.column_names
+    content = list_rows(table["input_ids" if is_text else "inputs"].combine_chunks())
+    length = table["length"].to_numpy() if is_text else None
+    try:
+        scores = scorer.score(content, table["label"].to_numpy(), length)
+    except IndexError as error:
+        raise CorpusError(f"the base model does not know some of the token ids: {error}; look at the shards") from error
+    hit = wide_binary(scores.correct.astype(np.uint8)[:, None])
+    return table.append_column("base_loss", pa.array(scores.base_loss)).append_column("base_correct", hit)
+
+
+def _columns(scores: Scores, id_dtype: "np.dtype[Any]") -> dict[str, pa.Array]:
+    columns = {
+        "base_loss": pa.array(scores.base_loss),
+        "base_correct": wide_binary(np.packbits(scores.correct, axis=1, bitorder="little")),
+    }
+    if scores.topk_ids is not None and scores.topk_logprobs is not None:
+        columns["topk_ids"] = wide_list(scores.topk_ids.astype(id_dtype))
+        columns["topk_logprobs"] = wide_list(scores.topk_logprobs)
+    if scores.feature is not None:
+        columns["feature"] = wide_list(scores.feature)
+    return columns

@@ -1,0 +1,135 @@
+"""How an ingest is going: written beside the corpus, so that a service can tell of an ingest in another process."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+from replay_service.corpus.format.manifest import write_json
+from replay_service.errors import ReplayError
+
+STATUS_NAME: Final = "status.json"
+_SECONDS_BETWEEN: Final = 1.0
+
+IngestState = Literal["running", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class IngestProgress:
+    """How far an ingest is; what an earlier one has done counts too.
+
+    Attributes:
+        shards_done: shards of which every row is scored.
+        num_shards: all of them.
+        share_done: the share of the shards' bytes that is in shards that are done, in [0, 1].
+        num_rows: rows that this ingest has scored.
+        num_tokens: tokens in them.
+        num_set_aside: rows of shards that could not be used.
+        generation: the latest generation of the corpus; 0 while there is none.
+    """
+
+    shards_done: int
+    num_shards: int
+    share_done: float
+    num_rows: int
+    num_tokens: int
+    num_set_aside: int
+    generation: int
+
+
+OnProgress = Callable[[IngestProgress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class IngestStatus:
+    """The latest ingest of a corpus.
+
+    Attributes:
+        state: `stopped` was asked for; `running` means nothing if the process is gone.
+        started_at, updated_at: seconds since 1970.
+        host, pid: the process.
+        progress: how far it is.
+        problem: what has ended it, when it failed.
+        share_before: the `share_done` that it found when it began; None while it has told of nothing.
+    """
+
+    state: IngestState
+    started_at: float
+    updated_at: float
+    host: str
+    pid: int
+    progress: IngestProgress
+    problem: str | None = None
+    share_before: float | None = None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the share of bytes that it has done itself; None before any is, and at the end."""
+        share, before = self.progress.share_done, self.share_before
+        if self.state != "running" or before is None or not before < share < 1:
+            return None
+        return (self.updated_at - self.started_at) * (1 - share) / (share - before)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs; on another host, whether it has written within a minute."""
+        if self.state != "running":
+            return False
+        if self.host != socket.gethostname():
+            return time.time() - self.updated_at < 60
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+
+def read_status(folder: Path) -> IngestStatus | None:
+    """The status that stands in a corpus's folder; None when there is none."""
+    try:
+        content = json.loads((folder / STATUS_NAME).read_text())
+    except FileNotFoundError:
+        return None
+    return IngestStatus(**{**content, "progress": IngestProgress(**content["progress"])})
+
+
+def write_begun(folder: Path, pid: int, now: float) -> IngestStatus:
+    """The status of an ingest that the process `pid` of this host begins now."""
+    status = IngestStatus("running", now, now, socket.gethostname(), pid, IngestProgress(0, 0, 0.0, 0, 0, 0, 0))
+    write_json(folder / STATUS_NAME, asdict(status))
+    return status
+
+
+@contextmanager
+def status_of(
+    folder: Path, on_progress: OnProgress, is_stopped: Callable[[], bool], now: Callable[[], float] = time.time
+) -> Iterator[OnProgress]:
+    """Keep the status of an ingest up to date; gives what to tell the progress to."""
+    status = write_begun(folder, os.getpid(), now())
+
+    def tell(progress: IngestProgress) -> None:
+        nonlocal status
+        is_due = now() - status.updated_at >= _SECONDS_BETWEEN or progress.generation != status.progress.generation
+        before = progress.share_done if status.share_before is None else status.share_before
+        updated_at = now() if is_due else status.updated_at
+        status = replace(status, progress=progress, updated_at=updated_at, share_before=before)
+        if is_due:
+            write_json(folder / STATUS_NAME, asdict(status))
+        on_progress(progress)
+
+    try:
+        yield tell
+    except BaseException as error:
+        problem = error.detail if isinstance(error, ReplayError) else f"{type(error).__name__}: {error}"
+        state: IngestState = "failed" if isinstance(error, Exception) else "stopped"
+        write_json(folder / STATUS_NAME, asdict(replace(status, state=state, updated_at=now(), problem=problem)))
+        raise
+    state = "stopped" if is_stopped() else "finished"
+    write_json(folder / STATUS_NAME, asdict(replace(status, state=state, updated_at=now())))

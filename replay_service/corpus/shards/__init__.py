@@ -1,0 +1,1 @@
+"""What a corpus is made from: shards of documents, in files of many formats."""

@@ -1,0 +1,279 @@
+"""Readers: the rows of a shard of each kind, in order, in bounded memory but for a plain text, which is one row.
+
+kind      a row is           its columns
+parquet   a table row        those that are asked for
+arrow     a table row        those that are asked for
+jsonl     a line             the members of the line's object
+text      the whole file     the text
+tar       a sample           the members of its `.json` member's object; the text is its `.txt` member if it has one
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from replay_service.corpus.shards.documents import (
+    NO_MEMBER,
+    NOT_JSON,
+    NOT_UTF8,
+    Columns,
+    Row,
+    SetAside,
+    decoded,
+    set_aside,
+)
+from replay_service.corpus.shards.filesystems import Place
+from replay_service.corpus.shards.tensors import is_list, tensors_of
+from replay_service.errors import UnusableSource
+
+Rows = Generator[Row | SetAside, None, None]
+
+MAX_LINE_BYTES = 256 << 20
+"""A longer line is a file of another kind, which must not fill the memory."""
+
+_HEAD_ROWS = 100
+_MOST_ROWS_AT_ONCE = 1024
+_BYTES_AT_ONCE = 4 << 20
+_PARQUET_BUFFER_BYTES = 8 << 20
+_COMPRESSIONS = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd"}
+_CHUNK_BYTES = 1 << 20
+_BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+
+
+def read_rows(kind: str, place: Place, columns: Columns, name: str) -> Rows:
+    """The rows of the shard of a `kind` at a `place`; `name` stands for it in messages.
+
+    Raises:
+        UnusableSource: when it lacks a column altogether.
+        OSError, EOFError, ValueError, pa.ArrowException, tarfile.TarError: when it is missing or damaged.
+    """
+    return _READERS[kind](place, columns, name)
+
+
+def check_head(kind: str, place: Place, columns: Columns, name: str) -> None:
+    """Read a few rows, so that what is plainly wrong shows; raises what `read_rows` raises."""
+    if kind == "text":
+        _require_plain(columns, name)
+        with place.open_stream(_compression(place)) as content:
+            content.read(1)
+        return None
+    first = None
+    with closing(read_rows(kind, place, columns, name)) as rows:
+        for row in islice(rows, _HEAD_ROWS):
+            if isinstance(row, Row):
+                return _require_columns(columns, list(row.fields), name)
+            first = first or row
+            if row.excerpt.startswith("["):
+                break  # one array of many lines, some of which could pass for rows
+    if first is not None:
+        raise UnusableSource(
+            f"{name} begins with nothing to read: row {first.row} is {first.reason}: {first.excerpt}; take it out"
+        )
+    return None
+
+
+def _require_plain(columns: Columns, name: str) -> None:
+    if any(each is not None for each in (columns.tokens, columns.group, columns.inputs, columns.label)):
+        raise UnusableSource(f"{name} is plain text, which has neither token ids nor groups nor labels; take it out")
+
+
+def _require_columns(columns: Columns, present: list[str], name: str) -> None:
+    for role, column in columns.roles().items():
+        if present.count(column) != 1:
+            lack = "has more than one" if column in present else "has no"
+            have = ", ".join(map(str, present)) or "none"
+            raise UnusableSource(f"{name} {lack} column {column!r} (its columns: {have}); name another {role} column")
+
+
+def _compression(place: Place) -> str | None:
+    return _COMPRESSIONS.get(PurePosixPath(place.name).suffix.lower())
+
+
+def _read_parquet(place: Place, columns: Columns, name: str) -> Rows:
+    with place.open_file() as content, pq.ParquetFile(content, buffer_size=_PARQUET_BUFFER_BYTES) as file:
+        _require_columns(columns, file.schema_arrow.names, name)
+        yield from _table_rows(_parquet_batches(file, list(dict.fromkeys(columns.roles().values()))), columns)
+
+
+def _parquet_batches(file: pq.ParquetFile, wanted: list[str]) -> Iterator[pa.RecordBatch]:
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        chunks = [group.column(i) for i in range(group.num_columns)]
+        num_bytes = sum(each.total_uncompressed_size for each in chunks if each.path_in_schema.split(".")[0] in wanted)
+        rows = _rows_at_once(num_bytes, group.num_rows)
+        yield from file.iter_batches(columns=wanted, batch_size=rows, row_groups=[number])
+
+
+def _read_arrow(place: Place, columns: Columns, name: str) -> Rows:
+    """Both IPC formats: a file begins with a magic word, a stream with the mark of a message."""
+    with place.open_file() as content:
+        magic = content.read(6)
+        if magic == b"ARROW1":
+            _require_columns(columns, pa.ipc.open_file(content).schema.names, name)
+            yield from _table_rows(_arrow_file_batches(content, columns), columns)
+            return
+    if magic[:4] == b"FEA1":
+        raise UnusableSource(f"{name} is of the first Feather version, which is long retired; write it anew")
+    if magic[:4] != b"\xff\xff\xff\xff":
+        raise UnusableSource(f"{name} is neither an Arrow file nor an Arrow stream; mend it or take it out")
+    with place.open_stream() as content, pa.ipc.open_stream(content) as stream:
+        _require_columns(columns, stream.schema.names, name)
+        yield from _table_rows(stream, columns)
+
+
+def _arrow_file_batches(content: pa.NativeFile, columns: Columns) -> Iterator[pa.RecordBatch]:
+    schema = pa.ipc.open_file(content).schema
+    wanted = sorted({schema.get_field_index(column) for column in columns.roles().values()})
+    file = pa.ipc.open_file(content, options=pa.ipc.IpcReadOptions(included_fields=wanted))
+    for number in range(file.num_record_batches):
+        yield file.get_batch(number)
+
+
+def _rows_at_once(num_bytes: int, num_rows: int) -> int:
+    """How many rows of a table to take out at once, of which `num_rows` take `num_bytes`."""
+    return min(_MOST_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE * num_rows // max(1, num_bytes)))
+
+
+def _table_rows(batches: Iterable[pa.RecordBatch], columns: Columns) -> Rows:
+    wanted = list(dict.fromkeys(columns.roles().values()))
+    number = 0
+    for batch in batches:
+        rows = _rows_at_once(sum(batch.column(each).nbytes for each in wanted), len(batch))
+        for first in range(0, len(batch), rows):
+            part = batch.slice(first, rows)
+            for values in zip(*(_values(part.column(each), each == columns.inputs) for each in wanted), strict=True):
+                yield Row(number, dict(zip(wanted, values, strict=True)))
+                number += 1
+
+
+def _values(column: pa.Array, are_tensors: bool = False) -> list[Any]:
+    """The values of a column: text as bytes, since it may not be UTF-8, and lists of integers as numpy arrays."""
+    column = _sound(column)
+    if are_tensors:
+        return tensors_of(column)
+    if is_list(column.type) and pa.types.is_integer(column.type.value_type):
+        return [_integers(scalar.values) for scalar in column]
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def _sound(column: pa.Array) -> pa.Array:
+    """The column without dictionaries, text as bytes, its offsets checked: damaged ones would reach past its memory."""
+    if pa.types.is_dictionary(column.type):
+        column = pa.DictionaryArray.from_arrays(column.indices, _sound(column.dictionary)).dictionary_decode()
+    elif column.type in _BYTES_OF:
+        column = column.view(_BYTES_OF[column.type])
+    column.validate(full=True)
+    return column
+
+
+def _integers(values: pa.Array | None) -> Any:
+    if values is None:
+        return None
+    return values.to_pylist() if values.null_count else values.to_numpy()
+
+
+def _read_jsonl(place: Place, columns: Columns, name: str) -> Rows:
+    with place.open_stream(_compression(place)) as content, io.BufferedReader(content, _CHUNK_BYTES) as lines:
+        number = 0
+        while line := lines.readline(MAX_LINE_BYTES + 1):
+            if len(line) > MAX_LINE_BYTES:
+                raise UnusableSource(f"{name} has a line of more than {MAX_LINE_BYTES} bytes; write one object a line")
+            if line.strip():
+                yield _json_row(number, line)
+            number += 1
+
+
+def _json_row(number: int, content: bytes) -> Row | SetAside:
+    text = decoded(content)
+    if text is None:
+        return set_aside(number, NOT_UTF8, content)
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        fields = None
+    return Row(number, fields) if isinstance(fields, dict) else set_aside(number, NOT_JSON, text)
+
+
+def _read_text(place: Place, columns: Columns, name: str) -> Rows:
+    _require_plain(columns, name)
+    with place.open_stream(_compression(place)) as content:
+        fields = {} if columns.domain is None else {columns.domain: None}
+        yield Row(0, fields | {columns.text: content.read()})
+
+
+def _read_tar(place: Place, columns: Columns, name: str) -> Rows:
+    """Samples of a WebDataset archive: neighbours whose paths are the same up to the first dot of the name."""
+    number, key, members = 0, None, dict[str, bytes]()
+    for path, content in _tar_members(place):
+        stem, _, ending = path.name.partition(".")
+        if key not in (None, path.with_name(stem)):
+            yield _sample(number, key, members, columns)
+            number, members = number + 1, {}
+        key = path.with_name(stem)
+        if ending.lower() in ("txt", "json"):
+            members[ending.lower()] = content()
+    if key is not None:
+        yield _sample(number, key, members, columns)
+
+
+def _tar_members(place: Place) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
+    """The path of each file in an archive, hidden ones passed over, and how to read it before the next one comes."""
+    with ExitStack() as stack:
+        content = stack.enter_context(place.open_stream(_compression(place)))
+        archive = stack.enter_context(tarfile.open(fileobj=content, mode="r|", tarinfo=_Member))
+        while (member := archive.next()) is not None:
+            path = PurePosixPath(member.name)
+            if member.isfile() and not path.name.startswith("."):
+                yield path, partial(_content, archive, member)
+            archive.members.clear()  # type: ignore[attr-defined] # it would keep every member of a stream
+        while content.read(_CHUNK_BYTES):
+            pass  # the end of what was compressed shows whether all of it was there
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    content = archive.extractfile(member)
+    return b"" if content is None else content.read()
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header must be sound: tarfile alone would take a damaged one for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(
+                f"the archive breaks off or is damaged at byte {archive.offset}: {error}"
+            ) from error
+
+
+def _sample(number: int, key: object, members: dict[str, bytes], columns: Columns) -> Row | SetAside:
+    needs_json = "txt" not in members or set(columns.roles()) != {"text"}
+    if not members:
+        return set_aside(number, NO_MEMBER, str(key))
+    row = _json_row(number, members["json"]) if needs_json and "json" in members else Row(number, {})
+    if isinstance(row, SetAside) or "txt" not in members:
+        return row
+    return Row(number, {**row.fields, columns.text: members["txt"]})
+
+
+_READERS: dict[str, Callable[[Place, Columns, str], Rows]] = {
+    "parquet": _read_parquet,
+    "jsonl": _read_jsonl,
+    "arrow": _read_arrow,
+    "text": _read_text,
+    "tar": _read_tar,
+}

@@ -1,0 +1,75 @@
+"""What protects a browser's user: names that the service answers to, and headers on its answers."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from replay_service.errors import HostNotAllowed
+from replay_service.gateway.middleware.access import OPEN_PATHS, header_in
+from replay_service.gateway.middleware.problems import SAFE_HEADERS, of_error
+from replay_service.settings import ServiceSettings, is_loopback
+
+_SAFE_RAW: Final = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]
+_SAFE_NAMES: Final = frozenset(name for name, _ in _SAFE_RAW)
+
+
+class SafeAnswers:
+    """Puts SAFE_HEADERS on every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_safe(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                mine = [each for each in message.get("headers", ()) if each[0] not in _SAFE_NAMES]
+                message["headers"] = mine + _SAFE_RAW
+            await send(message)
+
+        await self._app(scope, receive, send_safe)
+
+
+class HostCheck:
+    """Answers only what was sent to a name of the service's own.
+
+    A web page whose name was made to lead to 127.0.0.1 (DNS rebinding) reaches a service there with the page's name in
+    the Host header. Health is told under any name: whoever looks after the service asks by its address.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
+        self._app = app
+        self._allowed = settings.allowed_hosts
+        self._only_loopback = not settings.allowed_hosts and settings.listens_on_loopback
+        self._is_allowed = lru_cache(1024)(self._judge)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_checked = scope["type"] == "http" and scope["path"] not in OPEN_PATHS
+        if is_checked and not self._is_allowed(header_in(scope, b"host") or ""):
+            error = HostNotAllowed(
+                "the Host header is no name that this service answers to; its setting allowed_hosts lists them"
+            )
+            await of_error(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _judge(self, header: str) -> bool:
+        host = _name_in(header)
+        return is_loopback(host) if self._only_loopback else not self._allowed or _is_one_of(host, self._allowed)
+
+
+def _is_one_of(host: str, allowed: Sequence[str]) -> bool:
+    return any(
+        host == each.lower() or each == "*" or (each.startswith("*.") and host.endswith(each[1:].lower()))
+        for each in allowed
+    )
+
+
+def _name_in(header: str) -> str:
+    """The name in a Host header, without its port, in lower case; empty when there is none."""
+    try:
+        return "" if "@" in header else urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""

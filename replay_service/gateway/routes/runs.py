@@ -1,0 +1,126 @@
+"""Runs: creating and looking at them."""
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from replay_service.errors import InvalidRun
+from replay_service.gateway.middleware.access import READ, TRAIN, RequestAccess, RunName
+from replay_service.gateway.middleware.problems import responses
+from replay_service.gateway.models import (
+    AdoptRequest,
+    RewindRequest,
+    RunChange,
+    RunCreate,
+    RunInfo,
+    RunList,
+    RunSettings,
+    RunSummary,
+)
+from replay_service.gateway.service import ReplayService, Service
+from replay_service.ledger.journal import RunRecord
+from replay_service.ledger.owner import RunOwner
+from replay_service.sampling.run_state import RunState
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"])
+
+
+@router.post(
+    "",
+    operation_id="create_run",
+    status_code=201,
+    dependencies=TRAIN,
+    responses={200: {"model": RunInfo}, **responses(404, 409, 413, 422)},
+)
+def create_run(body: RunCreate, service: Service, access: RequestAccess, response: Response) -> RunInfo:
+    """Create a run. Asking again for the same run is fine (200); for another configuration it is not (409)."""
+    access.touch(body.run)
+    try:
+        config = RunSettings(**body.model_dump(exclude={"run", "corpus"})).to_config()
+    except ValueError as error:
+        raise InvalidRun(str(error)) from error
+    if not service.owners.create(body.run, body.corpus, config, service.now()):
+        response.status_code = 200
+    response.headers["Location"] = f"/v1/runs/{body.run}"
+    return _describe(service, body.run)
+
+
+@router.get("", operation_id="list_runs", dependencies=READ)
+def list_runs(service: Service, access: RequestAccess) -> RunList:
+    """All runs that the caller may touch, by name, as they were created."""
+    records = [each for each in service.journal.runs() if access.caller.may_touch(each.run)]
+    return RunList(runs=[RunSummary(**_summary(record)) for record in records])
+
+
+@router.get("/{run}", operation_id="get_run", dependencies=READ, responses=responses(404, 422))
+def get_run(run: RunName, service: Service) -> RunInfo:
+    """One run, its configuration and how far it is."""
+    return _describe(service, run)
+
+
+@router.patch("/{run}", operation_id="configure_run", dependencies=TRAIN, responses=responses(404, 413, 422))
+def configure_run(run: RunName, body: RunChange, service: Service) -> RunInfo:
+    """Change how a run samples, from its first step that has no plan yet. The policy gets a new version.
+
+    A change of the damage signal or of its bounds begins the damage estimate anew.
+    """
+    service.owners.get(run).configure(body.changes())
+    return _describe(service, run)
+
+
+@router.post("/{run}/adopt", operation_id="adopt_generation", dependencies=TRAIN, responses=responses(404, 413, 422))
+def adopt_generation(run: RunName, body: AdoptRequest, service: Service) -> RunInfo:
+    """See a later generation of the corpus from the first step that has no plan yet: by default, the latest one.
+
+    Within the epochs that are going on nothing repeats, and the new samples are as likely as those that are left.
+    """
+    service.owners.get(run).adopt(body.generation)
+    return _describe(service, run)
+
+
+@router.post("/{run}/rewind", operation_id="rewind_run", dependencies=TRAIN, responses=responses(404, 413, 422))
+def rewind_run(run: RunName, body: RewindRequest, service: Service) -> RunInfo:
+    """Go back to the state that the run had after a step, as a training job does that resumes from a checkpoint.
+
+    What was planned, reported and configured of later steps is forgotten, and planned anew when it is asked for. A new
+    attempt begins: reports of batches that were served before are stale, and counted as rejected.
+    """
+    service.owners.get(run).rewind(body.step)
+    return _describe(service, run)
+
+
+@router.post("/{run}/close", operation_id="close_run", dependencies=TRAIN, responses=responses(404, 422))
+def close_run(run: RunName, service: Service) -> RunInfo:
+    """Plan no further step (409). Plans that were made are still served, and reports of them still count."""
+    service.owners.get(run).close()
+    return _describe(service, run)
+
+
+def _describe(service: ReplayService, run: str) -> RunInfo:
+    owner = service.owners.get(run)
+    limits = service.settings
+    most_steps = min(limits.max_steps_per_request, limits.max_steps_ahead)
+    return owner.read(lambda state: _info(owner, state, most_steps))
+
+
+def _info(owner: RunOwner, state: RunState, most_steps: int) -> RunInfo:
+    now = {"config": RunSettings(**asdict(state.config)), "generation": state.generation}
+    return RunInfo(
+        **{**_summary(owner.record), **now},
+        next_step=state.next_step,
+        policy_version=state.policy_version,
+        attempt=owner.attempt,
+        closed=state.closed,
+        max_window_steps=min(most_steps, state.config.fence or most_steps),
+    )
+
+
+def _summary(record: RunRecord) -> dict[str, Any]:
+    return {
+        "run": record.run,
+        "corpus": record.corpus,
+        "generation": record.created.generation,
+        "created_at": record.created_at,
+        "config": RunSettings(**asdict(record.config)),
+    }

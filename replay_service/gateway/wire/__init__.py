@@ -1,0 +1,1 @@
+"""What travels: Arrow streams of batches and of loss reports, and plans between processes."""

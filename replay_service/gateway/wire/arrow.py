@@ -1,0 +1,345 @@
+"""The wire: batches and loss reports as Arrow IPC streams. The service and its clients share this module.
+
+A batch is one record batch with a row for each rehearsed sample, in step order, and a header in the schema's metadata.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic_core import to_json
+from zlib_ng.zlib_ng import crc32
+
+from replay_service.corpus.format.segments import Kind, binary_rows, list_rows
+from replay_service.gateway.wire.column_types import WIDE, is_ids, is_nested, is_tensor
+from replay_service.gateway.wire.ipc_messages import inflated_bytes
+from replay_service.sampling.events import LOSS_ROW
+
+ARROW_STREAM: Final = "application/vnd.apache.arrow.stream"
+WIRE_VERSION: Final = 1
+"""Raised when a release could not read what another one sends; `tests/gateway/wire/golden` holds a batch of each."""
+
+CHECKSUM_HEADER: Final = "Replay-Checksum"
+"""Header of a request or an answer: the `checksum` of its body."""
+
+MOST_INFLATED_BYTES: Final = 1 << 30
+"""What compressed buffers of an answer may have together: a server's kilobytes must not fill a trainer's memory."""
+
+Compression = Literal["none", "zstd"]
+_HEADER_KEY: Final = b"replay.header"
+
+LOSSES_SCHEMA: Final = pa.schema([(name, pa.from_numpy_dtype(LOSS_ROW[name])) for name in LOSS_ROW.names or ()])
+
+
+def checksum(body: bytes) -> str:
+    """The CRC-32 of a body as eight hexadecimal digits, as it stands in CHECKSUM_HEADER.
+
+    It is there for accidents, not for attacks: TCP's checksum of 16 bits, and proxies that put together anew what they
+    pass on, let damage through that neither HTTP nor Arrow would notice in the middle of the token ids.
+    """
+    return f"{crc32(body):08x}"
+
+
+@dataclass(frozen=True, slots=True)
+class StepHeader:
+    """What a batch says of one of its steps."""
+
+    step: int
+    num_rehearsed: int
+    """Samples that the whole job rehearses in the step, over all ranks."""
+    rehearsed_before: int
+    """Samples that the whole job rehearses in all the steps before."""
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchHeader:
+    """What a batch says of itself."""
+
+    run: str
+    attempt: int
+    corpus: str
+    generation: int
+    injection_ratio: str
+    rank: int
+    world_size: int
+    seq_len: int
+    separator_id: int
+    steps: list[StepHeader]
+    wire_version: int = WIRE_VERSION
+    kind: Kind = "language"
+    """Not written where it is `language`, so that who knows no other kind reads such batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The samples that one rank rehearses in a window of steps; every array has one row a sample.
+
+    Attributes:
+        step: int64 [n], ascending.
+        sample_id: int64 [n].
+        input_ids: [n, seq_len], the narrowest unsigned type; padding beyond `length` means nothing. [n, 0] where there
+            are `inputs`, which are no text; it does not travel then.
+        length: int32 [n], real tokens, or 1 where there are `inputs`; 0 for a sample that could not be read.
+        base_loss: float32 [n], nats per prediction.
+        base_correct: uint8 [n, ceil(seq_len / 8)], packed bits, least significant first: bit t says that the base
+            model's argmax predicted token t. With a label uint8 [n, 1]: bit 0 says that it predicted the label.
+        stratum: int32 [n].
+        probability: float64 [n], of a single draw of this sample.
+        times_drawn: int32 [n], this draw included.
+        topk_ids: [n, seq_len - 1, k], the narrowest unsigned type: the base model's k likeliest tokens for each
+            prediction. None unless asked for.
+        topk_logprobs: float16, the same shape: their log-probabilities, nats. None unless asked for.
+        inputs: [n, ...], numbers of any type, in a classification corpus that is no text.
+        label: int32 [n], the class of each sample, in a classification corpus.
+    """
+
+    header: BatchHeader
+    step: NDArray[np.int64]
+    sample_id: NDArray[np.int64]
+    input_ids: NDArray[np.unsignedinteger]
+    length: NDArray[np.int32]
+    base_loss: NDArray[np.float32]
+    base_correct: NDArray[np.uint8]
+    stratum: NDArray[np.int32]
+    probability: NDArray[np.float64]
+    times_drawn: NDArray[np.int32]
+    topk_ids: NDArray[np.unsignedinteger] | None = None
+    topk_logprobs: NDArray[np.float16] | None = None
+    inputs: NDArray[Any] | None = None
+    label: NDArray[np.int32] | None = None
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The arrays that travel, by name."""
+        left_out = "" if self.inputs is None else "input_ids"
+        return {name: each for name in _COLUMNS if (each := getattr(self, name)) is not None and name != left_out}
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    @property
+    def only_step(self) -> StepHeader:
+        """The header of the one step of this batch; `of_step` gives such batches."""
+        (header,) = self.header.steps
+        return header
+
+    def rows(self, rows: slice) -> "Batch":
+        """Some of its rows, as views; the header stays."""
+        taken: dict[str, Any] = {name: each[rows] for name, each in self.columns().items()}
+        return replace(self, **{"input_ids": self.input_ids[rows]} | taken)
+
+    def of_step(self, step: int) -> "Batch":
+        """The rows of one step, as views."""
+        first, last = np.searchsorted(self.step, [step, step + 1])
+        header = replace(self.header, steps=[each for each in self.header.steps if each.step == step])
+        return replace(self.rows(slice(first, last)), header=header)
+
+
+_LIKELIEST: Final = frozenset({"topk_ids", "topk_logprobs"})
+
+_COLUMNS: Final[dict[str, Callable[[pa.DataType], bool]]] = {
+    "step": pa.types.is_int64,
+    "sample_id": pa.types.is_int64,
+    "input_ids": is_ids,
+    "length": pa.types.is_int32,
+    "base_loss": pa.types.is_float32,
+    "base_correct": pa.types.is_fixed_size_binary,
+    "stratum": pa.types.is_int32,
+    "probability": pa.types.is_float64,
+    "times_drawn": pa.types.is_int32,
+    "topk_ids": lambda type_: is_nested(type_, pa.types.is_unsigned_integer),
+    "topk_logprobs": lambda type_: is_nested(type_, pa.types.is_float16),
+    "inputs": is_tensor,
+    "label": pa.types.is_int32,
+}
+"""The arrays of a batch, in the order of its fields, and whether an Arrow type is the right one."""
+
+
+def encode_batch(batch: Batch, compression: Compression = "none") -> pa.Buffer:
+    """A batch as an Arrow IPC stream, its buffers compressed one by one if that is wanted.
+
+    Without compression each array is copied once, to its place in the stream.
+    """
+    header = _header_json(batch.header)
+    columns = batch.columns()
+    if compression == "none":
+        types = tuple((name, each.dtype, each.shape[1:]) for name, each in columns.items())
+        return _stencil(len(batch), types).filled(header, list(columns.values()))
+    records = _records(columns).replace_schema_metadata({_HEADER_KEY: header})
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_stream(sink, records.schema, options=options) as writer:
+        writer.write_batch(records)
+    return sink.getvalue()
+
+
+def _header_json(header: BatchHeader) -> bytes:
+    """Without the kind where it is language, as releases that know no other kind read it."""
+    names = (name for name in BatchHeader.__slots__ if name != "kind" or header.kind != "language")
+    return to_json({name: getattr(header, name) for name in names})
+
+
+def _records(columns: Mapping[str, NDArray[Any]]) -> pa.RecordBatch:
+    return pa.record_batch({name: WIDE.get(name, pa.array)(array) for name, array in columns.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class _Stencil:
+    """What all streams of batches with as many rows of the same types have in common.
+
+    Attributes:
+        schema: without the header.
+        before: the bytes between the schema's message and the first array.
+        places: of each array, where in the record batch's body its numbers begin, and how many bytes they are.
+        num_bytes: how long the body is.
+    """
+
+    schema: pa.Schema
+    before: bytes
+    places: tuple[tuple[int, int], ...]
+    num_bytes: int
+
+    def filled(self, header: bytes, arrays: Sequence[NDArray[Any]]) -> pa.Buffer:
+        """The stream with this header and these arrays."""
+        head = self.schema.with_metadata({_HEADER_KEY: header}).serialize().to_pybytes() + self.before
+        stream = np.empty(len(head) + self.num_bytes + len(_END), dtype=np.uint8)
+        stream[: len(head)] = np.frombuffer(head, np.uint8)
+        body = stream[len(head) : len(head) + self.num_bytes]
+        end = 0
+        for (start, num_bytes), array in zip(self.places, arrays, strict=True):
+            body[end:start] = 0
+            end = start + num_bytes
+            body[start:end].view(array.dtype).reshape(array.shape)[...] = array
+        body[end:] = 0
+        stream[len(head) + self.num_bytes :] = np.frombuffer(_END, np.uint8)
+        return pa.py_buffer(stream)
+
+
+_END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+"""What ends an Arrow stream (Arrow columnar format, "IPC Streaming Format")."""
+
+
+@functools.lru_cache(256)
+def _stencil(num_rows: int, types: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]) -> _Stencil:
+    """Found by letting Arrow encode as many rows, and looking where it puts the numbers of each column."""
+    records = _records({name: np.zeros((num_rows, *shape), dtype) for name, dtype, shape in types})
+    message = pa.ipc.read_message(records.serialize())
+    begin = message.body.address
+    body = pa.ipc.read_record_batch(message, records.schema)
+    places = []
+    for column, (_, dtype, shape) in zip(body.columns, types, strict=True):
+        numbers = column.buffers()[-1]
+        num_bytes = num_rows * dtype.itemsize * math.prod(shape)
+        places.append((numbers.address - begin if num_bytes else 0, num_bytes))
+    num_bytes = len(message.body)
+    return _Stencil(records.schema, records.serialize().to_pybytes()[: -num_bytes or None], tuple(places), num_bytes)
+
+
+def decode_batch(body: bytes, most_inflated_bytes: int = MOST_INFLATED_BYTES) -> Batch:
+    """A batch from an Arrow IPC stream; arrays are views of `body`, or of what it inflates to.
+
+    Raises:
+        ValueError: when the body is no batch, or of another version of the wire, or its compressed buffers have more
+            than `most_inflated_bytes`.
+    """
+    records = _read(body, most_inflated_bytes)
+    try:
+        fields = json.loads((records.schema.metadata or {})[_HEADER_KEY])
+        steps = [StepHeader(**each) for each in fields["steps"]]
+        header = BatchHeader(**{**fields, "steps": steps})
+        there = _expected(header.kind, set(records.schema.names))
+        columns = {name: _array(records, name, fits) for name, fits in _COLUMNS.items() if name in there}
+        columns.setdefault("input_ids", np.empty((len(records), 0), dtype=np.uint8))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the Arrow stream is no rehearsal batch: {error!r}") from error
+    if header.wire_version != WIRE_VERSION:
+        raise ValueError(f"the batch is of wire version {header.wire_version}; this release reads {WIRE_VERSION}")
+    return Batch(header, **columns)
+
+
+def _expected(kind: Kind, found: set[str]) -> set[str]:
+    """The columns that a batch of this kind must have, or may have and does."""
+    if kind == "language":
+        return set(_COLUMNS) - {"inputs", "label"} - (_LIKELIEST - found)
+    if kind == "classification":
+        return set(_COLUMNS) - _LIKELIEST - {"input_ids" if "inputs" in found else "inputs"}
+    raise ValueError(f"samples of the kind {kind!r} are not known to this release")
+
+
+def encode_losses(rows: np.ndarray) -> pa.Buffer:
+    """Loss rows (LOSS_ROW [n]) as an Arrow IPC stream."""
+    records = pa.record_batch([np.ascontiguousarray(rows[name]) for name in LOSSES_SCHEMA.names], schema=LOSSES_SCHEMA)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, LOSSES_SCHEMA) as writer:
+        writer.write_batch(records)
+    return sink.getvalue()
+
+
+def decode_losses(body: bytes) -> np.ndarray:
+    """Loss rows (LOSS_ROW [n]) from an Arrow IPC stream.
+
+    Raises:
+        ValueError: when the body is damaged, or lacks a column, or a column has another type or a null.
+    """
+    records = _read(body, most_inflated_bytes=0)
+    columns = {field.name: _array(records, field.name, field.type.equals) for field in LOSSES_SCHEMA}
+    rows = np.empty(len(records), dtype=LOSS_ROW)
+    for name, column in columns.items():
+        rows[name] = column
+    return rows
+
+
+def _read(body: bytes, most_inflated_bytes: int) -> pa.RecordBatch:
+    if not body.endswith(_END):  # Arrow takes a stream cut between two messages for a whole one
+        raise ValueError("the body is no Arrow IPC stream that comes to its end")
+    try:
+        _check_inflated(body, most_inflated_bytes)
+        with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
+            table = reader.read_all()
+        table.validate(full=True)
+        batches = table.combine_chunks().to_batches()
+        if batches:
+            return batches[0]
+        return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in table.schema], schema=table.schema)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise ValueError(f"the body is no Arrow IPC stream: {error}") from error
+
+
+def _check_inflated(body: bytes, most_bytes: int) -> None:
+    """A limit on what a body decodes to, before it does: compressed zeros grow to thousands of times their bytes."""
+    inflated = 0
+    for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
+        if message.metadata_version != pa.ipc.MetadataVersion.V5:  # V4 could say elsewhere that it is compressed
+            raise ValueError("the Arrow stream is of a format before version 5; Arrow 1.0 and later send that")
+        if message.type == "dictionary":
+            raise ValueError("the Arrow stream has dictionary-encoded columns; send plain ones")
+        if message.type == "record batch":
+            inflated += inflated_bytes(message.metadata.to_pybytes(), memoryview(message.body))
+        if inflated > most_bytes:
+            raise ValueError(
+                f"the Arrow stream has compressed buffers of {inflated} bytes, and at most {most_bytes} are taken; "
+                "send them uncompressed, or less at once"
+            )
+
+
+def _array(records: pa.RecordBatch, name: str, fits: Callable[[pa.DataType], bool]) -> NDArray[Any]:
+    index = records.schema.get_field_index(name)
+    if index < 0:
+        raise ValueError(f"the Arrow stream must have one column {name!r}")
+    column = records.column(index)
+    if not fits(column.type):
+        raise ValueError(f"column {name!r} must not be of type {column.type}")
+    if column.null_count:
+        raise ValueError(f"column {name!r} has nulls")
+    if pa.types.is_fixed_size_list(column.type):
+        return list_rows(column)
+    if pa.types.is_fixed_size_binary(column.type):
+        return binary_rows(column)
+    array: NDArray[Any] = column.to_numpy()
+    return array

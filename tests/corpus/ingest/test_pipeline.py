@@ -1,0 +1,208 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from replay_service.corpus.format.segments import list_rows
+from replay_service.corpus.ingest.driver import pipeline
+from replay_service.corpus.ingest.pipeline import PipelineSettings, pack_shard
+from replay_service.corpus.ingest.staging import SET_ASIDE, Packed, read_packed
+from replay_service.corpus.shards.documents import BLANK, NO_GROUP, NOT_A_STRING, NOT_JSON
+from replay_service.corpus.shards.sources import Columns, Shard, find_shards
+from replay_service.errors import CorpusError, UnusableSource
+from replay_service.language.tokenizer import load_tokenizer, separator_id
+from tests.corpus.ingested import cut_by_hand
+from tests.corpus.shard_files import compressed, write
+from tests.corpus.worlds import sentences, write_jsonl
+
+SEQ_LEN = 16
+ROWS_A_PART = 16
+
+Row = tuple[str, str | None, tuple[int, ...]]
+
+labels = st.sampled_from(["web", "wiki", "law"])
+documents = st.lists(st.tuples(labels, labels, st.sampled_from([None, "", *sentences("some", 12)])), max_size=40)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def settings_for(model: Path, staging: Path, columns: Columns | None = None) -> PipelineSettings:
+    tokenizer = load_tokenizer(str(model))
+    return PipelineSettings(
+        model=str(model),
+        separator_id=separator_id(tokenizer),
+        vocab_size=len(tokenizer),
+        seq_len=SEQ_LEN,
+        columns=columns or Columns(),
+        precision="float32",
+        batch_size=1,
+        num_scorers=1,
+        gpus_per_scorer=1.0,
+        threads_per_scorer=1,
+        topk=0,
+        features=False,
+        staging=staging,
+    )
+
+
+def only_shard(source: Path) -> Shard:
+    (shard,) = find_shards(source)
+    return shard
+
+
+def rows_of(parts: Sequence[pa.Table]) -> list[Row]:
+    """Domain, group and real tokens of each row."""
+    return [
+        (domain, group, tuple(ids[:length].tolist()))
+        for part in parts
+        for domain, group, ids, length in zip(
+            part["domain"].to_pylist(),
+            part["group"].to_pylist(),
+            list_rows(part["input_ids"].combine_chunks()),
+            part["length"].to_pylist(),
+            strict=True,
+        )
+    ]
+
+
+def numbers_of(parts: Sequence[pa.Table]) -> list[int]:
+    return [number for part in parts for number in part["row"].to_pylist()]
+
+
+@given(lines=documents)
+@settings(max_examples=40, deadline=None)
+def test_documents_of_one_domain_and_group_are_laid_end_to_end_in_their_order(
+    tiny_model: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory, lines: list[tuple[str, str, str | None]]
+) -> None:
+    folder = tmp_path_factory.mktemp("packed")
+    rows_of_shard = [{"at": domain, "by": group, "text": text} for domain, group, text in lines]
+    shard = only_shard(write(folder / "a.jsonl", rows_of_shard))
+    wanted = settings_for(tiny_model, folder, Columns(domain="at", group="by"))
+    parts = list(pack_shard("key", shard, wanted))
+    rows = rows_of(parts)
+    assert numbers_of(parts) == list(range(len(rows)))
+    for label in {(domain, group) for domain, group, _ in lines}:
+        texts = [text for domain, group, text in lines if (domain, group) == label and text]
+        assert [ids for *of, ids in rows if tuple(of) == label] == list(cut_by_hand(texts, tokenizer, SEQ_LEN))
+    num_blank, num_none = (sum(text == each for *_, text in lines) for each in ("", None))
+    set_aside = {reason: num for reason, num in ((BLANK, num_blank), (NOT_A_STRING, num_none)) if num}
+    assert read_packed(folder, "key") == Packed(len(rows), len(lines) - num_blank - num_none, set_aside)
+
+
+@given(first_row=st.integers(0, 200))
+@settings(max_examples=30, deadline=None)
+def test_packing_from_a_row_on_gives_exactly_the_rest_in_the_same_parts(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, first_row: int
+) -> None:
+    folder = tmp_path_factory.mktemp("packed")
+    shard = only_shard(write_jsonl(folder / "a.jsonl", sentences("some", 40)))
+    wanted = settings_for(tiny_model, folder)
+    every, rest = (list(pack_shard("key", shard, wanted, first)) for first in (0, first_row))
+    assert 100 < len(rows_of(every)) < 200
+    assert rows_of(rest) == rows_of(every)[first_row:]
+    assert numbers_of(rest) == numbers_of(every)[first_row:]
+    bounds = {part["row"][-1].as_py() for part in every}
+    assert {part["row"][-1].as_py() for part in rest} == {each for each in bounds if each >= first_row}
+
+
+def test_a_part_begins_at_a_multiple_of_its_length_and_only_the_last_is_shorter(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    shard = only_shard(write_jsonl(tmp_path / "a.jsonl", sentences("some", 40)))
+    parts = list(pack_shard("key", shard, settings_for(tiny_model, tmp_path)))
+    assert [part["row"][0].as_py() for part in parts] == list(range(0, len(rows_of(parts)), ROWS_A_PART))
+    assert {len(part) for part in parts[:-1]} == {ROWS_A_PART}
+
+
+def test_what_a_shard_held_is_written_down_with_its_last_part_and_not_before(tiny_model: Path, tmp_path: Path) -> None:
+    shard = only_shard(write_jsonl(tmp_path / "a.jsonl", [None, *sentences("some", 40)]))
+    parts, known = [], []
+    for part in pack_shard("key", shard, settings_for(tiny_model, tmp_path)):
+        parts.append(part)
+        known.append((read_packed(tmp_path, "key") is not None, (tmp_path / "key" / SET_ASIDE).exists()))
+    assert known == [(False, False)] * (len(parts) - 1) + [(True, True)]
+    assert read_packed(tmp_path, "key") == Packed(len(rows_of(parts)), 40, {NOT_A_STRING: 1})
+
+
+def test_every_row_that_cannot_be_used_is_written_down_with_its_number_reason_and_excerpt(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    lines = ['{"text": "good", "by": "x"}', '{"text": 5, "by": "x"}', "no json", '{"text": "  ", "by": "x"}']
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.jsonl").write_text("\n".join([*lines, '{"text": "no group", "by": null}']))
+    (shard,) = find_shards(tmp_path)
+    assert list(pack_shard("key", shard, settings_for(tiny_model, tmp_path, Columns(group="by"))))
+    written = [json.loads(line) for line in (tmp_path / "key" / SET_ASIDE).read_text().splitlines()]
+    assert written == [
+        {"shard": "sub/a.jsonl", "row": 1, "reason": NOT_A_STRING, "excerpt": "5"},
+        {"shard": "sub/a.jsonl", "row": 2, "reason": NOT_JSON, "excerpt": r"no json\n"},
+        {"shard": "sub/a.jsonl", "row": 3, "reason": BLANK, "excerpt": "  "},
+        {"shard": "sub/a.jsonl", "row": 4, "reason": NO_GROUP, "excerpt": "None"},
+    ]
+
+
+def test_packing_a_shard_again_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    shard = only_shard(write_jsonl(tmp_path / "a.jsonl", [None, *sentences("some", 40)]))
+    wanted = settings_for(tiny_model, tmp_path)
+    unfinished = pack_shard("key", shard, wanted)
+    next(unfinished)
+    once, twice = ([list(pack_shard("key", shard, wanted)), read_packed(tmp_path, "key")] for _ in range(2))
+    assert once == twice
+    assert (tmp_path / "key" / SET_ASIDE).read_text().count("\n") == 1
+
+
+def test_a_shard_without_text_gives_no_part_and_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    shard = only_shard(write_jsonl(tmp_path / "a.jsonl", ["", " "]))
+    assert list(pack_shard("key", shard, settings_for(tiny_model, tmp_path))) == []
+    assert read_packed(tmp_path, "key") == Packed(0, 0, {BLANK: 2})
+
+
+def broken_off(path: Path, texts: list[str]) -> Shard:
+    """A shard that is read without complaint up to its end, which is not there."""
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    path.write_bytes(compressed(path, lines.encode())[:-10])
+    return only_shard(path)
+
+
+def test_the_first_parts_of_a_long_shard_come_before_it_is_read_to_its_end(tiny_model: Path, tmp_path: Path) -> None:
+    shard = broken_off(tmp_path / "a.jsonl.gz", [*sentences("some", 400), *[" " * 10_000] * 2000])
+    parts = pack_shard("key", shard, settings_for(tiny_model, tmp_path))
+    assert numbers_of([next(parts), next(parts)]) == list(range(2 * ROWS_A_PART))
+    with pytest.raises(UnusableSource, match=shard.name):
+        list(parts)
+    assert read_packed(tmp_path, "key") is None
+
+
+def test_few_long_documents_are_tokenized_at_once(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_CHARACTERS_AT_ONCE", 10_000)
+    shard = broken_off(tmp_path / "a.jsonl.gz", [" ".join(sentences(f"long {i}", 200)) for i in range(200)])
+    parts = pack_shard("key", shard, settings_for(tiny_model, tmp_path))
+    assert numbers_of([next(parts)]) == list(range(ROWS_A_PART))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.arrow"])
+def test_ready_made_tokens_are_packed_as_they_are(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    ids = [np.arange(1, 1 + n).tolist() for n in (5, 40, 1)]
+    shard = only_shard(write(tmp_path / name, [{"ids": each} for each in ids]))
+    rows = rows_of(list(pack_shard("key", shard, settings_for(tiny_model, tmp_path, Columns(tokens="ids")))))
+    line = [token for each in ids for token in [*each, 0]]
+    assert len(line) == 3 * SEQ_LEN + 1
+    assert [ids for *_, ids in rows] == [tuple(line[first : first + SEQ_LEN]) for first in (0, 16, 32)]
+
+
+def test_ready_made_tokens_of_another_tokenizer_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    shard = only_shard(write(tmp_path / "a.jsonl", [{"ids": [1, 2, 9999]}]))
+    with pytest.raises(CorpusError, match="9999"):
+        list(pack_shard("key", shard, settings_for(tiny_model, tmp_path, Columns(tokens="ids"))))

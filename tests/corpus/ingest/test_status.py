@@ -1,0 +1,179 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from replay_service.corpus.ingest.status import STATUS_NAME, IngestProgress, IngestStatus, read_status, status_of
+from replay_service.corpus.shards.sources import find_shards
+from replay_service.errors import EmptyCorpus, ReplayError
+
+NOTHING = IngestProgress(0, 4, 0.0, 0, 0, 0, 0)
+
+
+class Clock:
+    """A clock that stands still until it is put forward, seconds."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def written(folder: Path) -> IngestStatus:
+    status = read_status(folder)
+    assert status is not None
+    return status
+
+
+def test_there_is_no_status_before_the_first_ingest(tmp_path: Path) -> None:
+    assert read_status(tmp_path) is None
+    assert read_status(tmp_path / "nothing") is None
+
+
+def test_an_ingest_is_running_and_then_finished(tmp_path: Path) -> None:
+    clock, told = Clock(), list[IngestProgress]()
+    with status_of(tmp_path, told.append, lambda: False, clock) as tell:
+        status = written(tmp_path)
+        assert (status.state, status.started_at, status.updated_at) == ("running", 1000.0, 1000.0)
+        assert (status.host, status.pid, status.problem) == (socket.gethostname(), os.getpid(), None)
+        assert status.is_alive
+        clock.now = 1000.5
+        last = replace(NOTHING, shards_done=4, share_done=1.0)
+        tell(last)
+        clock.now = 1007.0
+    status = written(tmp_path)
+    assert (status.state, status.started_at, status.updated_at) == ("finished", 1000.0, 1007.0)
+    assert (status.progress, told) == (last, [last])
+    assert not status.is_alive
+
+
+def test_progress_is_told_always_but_written_once_a_second(tmp_path: Path) -> None:
+    clock, told = Clock(), list[IngestProgress]()
+    with status_of(tmp_path, told.append, lambda: False, clock) as tell:
+        seen = []
+        for num_rows in range(40):
+            clock.now += 0.125
+            tell(replace(NOTHING, num_rows=num_rows))
+            seen.append(written(tmp_path).progress.num_rows)
+    assert [each.num_rows for each in told] == list(range(40))
+    assert seen == [0] * 7 + [7] * 8 + [15] * 8 + [23] * 8 + [31] * 8 + [39]
+    assert written(tmp_path).progress.num_rows == 39
+
+
+def test_a_new_generation_is_written_at_once(tmp_path: Path) -> None:
+    clock = Clock()
+    with status_of(tmp_path, lambda _: None, lambda: False, clock) as tell:
+        for generation in (1, 1, 2):
+            tell(replace(NOTHING, num_rows=10 * generation, generation=generation))
+            assert written(tmp_path).progress.generation == generation
+        tell(replace(NOTHING, num_rows=99, generation=2))
+        assert written(tmp_path).progress.num_rows == 20
+
+
+def test_an_ingest_that_was_asked_to_stop_is_stopped(tmp_path: Path) -> None:
+    with status_of(tmp_path, lambda _: None, lambda: True, Clock()):
+        pass
+    assert (written(tmp_path).state, written(tmp_path).problem) == ("stopped", None)
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "problem"),
+    [
+        (EmptyCorpus("the shards hold no text"), "failed", "the shards hold no text"),
+        (RuntimeError("no space left"), "failed", "RuntimeError: no space left"),
+        (KeyboardInterrupt(), "stopped", "KeyboardInterrupt: "),
+    ],
+)
+def test_what_ended_an_ingest_is_written_down(tmp_path: Path, error: BaseException, state: str, problem: str) -> None:
+    clock = Clock()
+    with pytest.raises(type(error)), status_of(tmp_path, lambda _: None, lambda: False, clock) as tell:
+        tell(replace(NOTHING, num_rows=5))
+        clock.now = 1003.0
+        raise error
+    status = written(tmp_path)
+    assert (status.state, status.problem, status.updated_at) == (state, problem, 1003.0)
+    assert status.progress.num_rows == 5
+    assert not status.is_alive
+
+
+def test_a_source_that_fails_is_named_without_its_secrets(tmp_path: Path) -> None:
+    source = "nosuch://me:swordfish@host/data?token=swordfish"
+    with pytest.raises(ReplayError), status_of(tmp_path, lambda _: None, lambda: False, Clock()):
+        find_shards(source)
+    assert "nosuch://host/data" in str(written(tmp_path).problem)
+    assert "swordfish" not in (tmp_path / STATUS_NAME).read_text()
+
+
+def test_a_new_ingest_begins_a_new_status(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), status_of(tmp_path, lambda _: None, lambda: False, Clock()):
+        raise RuntimeError
+    with status_of(tmp_path, lambda _: None, lambda: False, Clock()):
+        assert (written(tmp_path).state, written(tmp_path).problem) == ("running", None)
+
+
+def running(**changes: object) -> IngestStatus:
+    status = IngestStatus("running", 1000.0, 1000.0, socket.gethostname(), os.getpid(), NOTHING)
+    return replace(status, **changes)  # type: ignore[arg-type]
+
+
+def test_a_process_that_is_gone_runs_no_ingest() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    assert running().is_alive
+    assert not running(pid=process.pid).is_alive
+
+
+def test_a_process_of_somebody_else_is_alive() -> None:
+    assert running(pid=1).is_alive
+
+
+def test_on_another_host_whoever_has_written_within_a_minute_is_alive() -> None:
+    assert running(host="elsewhere", pid=1, updated_at=time.time() - 5).is_alive
+    assert not running(host="elsewhere", pid=1, updated_at=time.time() - 90).is_alive
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped", "failed"])
+def test_an_ingest_that_has_ended_is_not_alive(state: str) -> None:
+    assert not running(state=state).is_alive
+    assert running(state=state, progress=replace(NOTHING, share_done=0.5), share_before=0.0).seconds_left is None
+
+
+@pytest.mark.parametrize(
+    ("before", "share_done", "seconds_left"),
+    [
+        (None, 0.5, None),
+        (0.0, 0.0, None),
+        (0.0, 0.25, 300.0),
+        (0.0, 1.0, None),
+        (0.8, 0.8, None),
+        (0.8, 0.9, 100.0),
+    ],
+)
+def test_the_time_left_follows_from_what_this_ingest_has_done_itself(
+    before: float | None, share_done: float, seconds_left: float | None
+) -> None:
+    progress = replace(NOTHING, share_done=share_done)
+    status = running(updated_at=1100.0, progress=progress, share_before=before)
+    assert status.seconds_left == pytest.approx(seconds_left)
+
+
+def test_what_an_earlier_ingest_has_done_is_not_taken_for_haste(tmp_path: Path) -> None:
+    clock = Clock()
+    with status_of(tmp_path, lambda _: None, lambda: False, clock) as tell:
+        tell(replace(NOTHING, share_done=0.9))
+        clock.now += 60.0
+        tell(replace(NOTHING, share_done=0.95))
+        assert written(tmp_path).seconds_left == pytest.approx(60.0)
+
+
+def test_a_reader_sees_a_whole_status_at_any_time(tmp_path: Path) -> None:
+    with status_of(tmp_path, lambda _: None, lambda: False, Clock()) as tell:
+        tell(replace(NOTHING, generation=1))
+        assert [path.name for path in tmp_path.iterdir()] == [STATUS_NAME]
+        assert json.loads((tmp_path / STATUS_NAME).read_text())["state"] == "running"

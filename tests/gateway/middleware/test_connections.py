@@ -1,0 +1,76 @@
+"""How answers leave: their heads and bodies together."""
+
+import asyncio
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+import httpx2
+
+from replay_service.gateway.middleware.connections import WholeAnswers
+from tests.support import make_corpus, running_service
+
+HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+class Recorded(asyncio.Transport):
+    """What reaches the system, call by call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.calls.append(bytes(data))
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self.calls.append(b"".join(list_of_data))
+
+    def close(self) -> None:
+        self.calls.append(b"closed")
+
+
+async def sent(*pieces: bytes | None) -> list[bytes]:
+    """What reaches the system of these pieces; None lets the event loop come round."""
+    recorded = Recorded()
+    transport = WholeAnswers(recorded, asyncio.get_running_loop())
+    for piece in pieces:
+        if piece is None:
+            await asyncio.sleep(0)
+        else:
+            transport.write(piece)
+    transport.close()
+    return recorded.calls
+
+
+def test_a_head_goes_out_with_the_first_part_of_its_body() -> None:
+    assert asyncio.run(sent(HEAD, b"one", b"two")) == [HEAD + b"one", b"two", b"closed"]
+
+
+def test_a_head_without_a_body_goes_out_at_the_next_turn_of_the_loop_or_before_the_end() -> None:
+    assert asyncio.run(sent(HEAD, None, b"late")) == [HEAD, b"late", b"closed"]
+    assert asyncio.run(sent(HEAD)) == [HEAD, b"closed"]
+
+
+def test_answers_of_one_connection_keep_their_order() -> None:
+    assert asyncio.run(sent(HEAD, b"one", HEAD, None, HEAD, b"three")) == [
+        HEAD + b"one",
+        HEAD,
+        HEAD + b"three",
+        b"closed",
+    ]
+
+
+def test_a_batch_comes_in_one_piece_with_its_head(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "corpora")
+    with running_service(tmp_path) as (url, _):
+        settings = {"run": "tune", "corpus": "wiki", "global_batch_size": 8, "injection_ratio": "0.5"}
+        httpx2.post(f"{url}/v1/runs", json=settings).raise_for_status()
+        body = b'{"step": 0}'
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as stream:
+            head = "POST /v1/runs/tune/batches HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            stream.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            first = stream.recv(1 << 16)
+    answer, _, arrow = first.partition(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert len(arrow) == int(answer.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])

@@ -1,0 +1,218 @@
+"""Corpora as a service: an ingest that is started, watched and stopped over HTTP."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from fastapi.testclient import TestClient
+
+from replay_service.corpus.ingest.settings import IngestJob, IngestSettings
+from replay_service.errors import IngestRunning, NoIngest, SourceForbidden
+from replay_service.gateway.ingests import Ingests
+from tests.corpus.worlds import sentences, write_jsonl
+from tests.gateway.worlds import assert_problem, client_on, create_run
+
+STUBBORN = """
+import json, signal, sys, time
+job = json.loads(sys.stdin.read())
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"kind": "classification", "model": "os:getcwd"}, "would run code in the service"),
+        ({"kind": "classification", "topk": 3}, "leave topk"),
+        ({"inputs_column": "image"}, "say kind classification"),
+        ({"kind": "speech"}, "classification"),
+    ],
+)
+def test_samples_to_classify_that_the_service_will_not_ingest_are_refused(
+    changes: dict[str, object], problem: str, tmp_path: Path
+) -> None:
+    asked = {"corpus": "digits", "source": str(tmp_path), "model": "a-model"} | changes
+    with client_on(tmp_path, ingest_from=(str(tmp_path),)) as client:
+        answer = client.post("/v1/corpora", json=asked)
+    assert answer.status_code == 422 and problem in answer.text
+    assert not (tmp_path / "corpora" / "digits").exists()
+
+
+def job_of(folder: Path, source: Path | str, name: str = "made") -> IngestJob:
+    return IngestJob(IngestSettings(source=str(source), folder=folder, name=name, model="none"), 30.0)
+
+
+def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    for _ in range(int(seconds / 0.05)):
+        if holds():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come about")
+
+
+@pytest.fixture
+def ingests(tmp_path: Path) -> Iterator[Ingests]:
+    """A program in the place of the job that only reads its orders, and does not stop when it is asked to."""
+    command = [sys.executable, "-c", STUBBORN]
+    ingests = Ingests(tmp_path / "corpora", [str(tmp_path / "shards")], stop_timeout_s=0.2, command=command)
+    (tmp_path / "shards").mkdir()
+    yield ingests
+    ingests.close()
+
+
+@pytest.mark.parametrize("source", ["shards", "shards/web", "shards/**/*.parquet", "shards/web/../books"])
+def test_shards_may_come_from_within_the_places_that_the_settings_name(
+    ingests: Ingests, tmp_path: Path, source: str
+) -> None:
+    ingests.start(job_of(tmp_path / "corpora", tmp_path / source))
+    assert ingests.is_alive("made")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["/etc", "shards/../secrets", "shardsmith", "shards/*/../../secrets", "s3://bucket/shards", "file:///etc"],
+)
+def test_shards_from_elsewhere_are_refused(ingests: Ingests, tmp_path: Path, source: str) -> None:
+    place = source if source.startswith(("/", "s3:", "file:")) else str(tmp_path / source)
+    with pytest.raises(SourceForbidden, match="ingest_from"):
+        ingests.start(job_of(tmp_path / "corpora", place))
+    assert not (tmp_path / "corpora" / "made").exists()
+
+
+def test_a_link_that_leads_out_of_a_place_is_elsewhere(ingests: Ingests, tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "shards" / "link").symlink_to(tmp_path / "secrets")
+    with pytest.raises(SourceForbidden):
+        ingests.start(job_of(tmp_path / "corpora", tmp_path / "shards" / "link"))
+
+
+@pytest.mark.parametrize(
+    ("source", "is_allowed"),
+    [
+        ("s3://bucket/web/a.parquet", True),
+        ("s3://bucket/web", True),
+        ("s3://bucket/website/a.parquet", False),
+        ("s3://bucket/web/../books", False),
+        ("s3://bucket", False),
+    ],
+)
+def test_urls_are_allowed_below_a_url(tmp_path: Path, source: str, is_allowed: bool) -> None:
+    ingests = Ingests(tmp_path, ["s3://bucket/web"], 0.2, [sys.executable, "-c", ""])
+    if is_allowed:
+        ingests.start(job_of(tmp_path, source))
+    else:
+        with pytest.raises(SourceForbidden):
+            ingests.start(job_of(tmp_path, source))
+    ingests.close()
+
+
+def test_a_refusal_does_not_tell_the_secrets_of_a_url(tmp_path: Path) -> None:
+    with pytest.raises(SourceForbidden) as refused:
+        Ingests(tmp_path, [], 0.2).start(job_of(tmp_path, "s3://key:secret@bucket/web"))
+    assert "secret" not in refused.value.detail
+
+
+def test_a_corpus_is_written_by_one_ingest_at_a_time(ingests: Ingests, tmp_path: Path) -> None:
+    ingests.start(job_of(tmp_path / "corpora", tmp_path / "shards"))
+    with pytest.raises(IngestRunning):
+        ingests.start(job_of(tmp_path / "corpora", tmp_path / "shards"))
+    ingests.start(job_of(tmp_path / "corpora", tmp_path / "shards", name="other"))
+    assert ingests.is_alive("other")
+
+
+def test_a_job_that_does_not_stop_is_killed(ingests: Ingests, tmp_path: Path) -> None:
+    ingests.start(job_of(tmp_path / "corpora", tmp_path / "shards"))
+    until(lambda: "ready" in (tmp_path / "corpora/made/ingest.log").read_text())
+    ingests.stop("made")
+    assert not ingests.is_alive("made")
+    with pytest.raises(NoIngest):
+        ingests.stop("made")
+
+
+def test_jobs_stop_with_the_service(ingests: Ingests, tmp_path: Path) -> None:
+    ingests.start(job_of(tmp_path / "corpora", tmp_path / "shards"))
+    ingests.close()
+    assert not ingests.is_alive("made")
+
+
+def test_a_job_reads_what_was_asked_for() -> None:
+    job = job_of(Path("/corpora"), "s3://key:secret@bucket/web")
+    assert IngestJob.from_json(job.to_json()) == job
+    assert "secret" not in repr(job)
+
+
+def test_without_a_place_to_take_shards_from_nothing_is_started(client: TestClient) -> None:
+    body = {"corpus": "made", "source": "/etc", "model": "none"}
+    assert "ingest_from" in assert_problem(client.post("/v1/corpora", json=body), 403, "source-forbidden")["detail"]
+    assert_problem(client.get("/v1/corpora/made"), 404, "unknown-corpus")
+
+
+@pytest.mark.parametrize(
+    ("body", "slug"),
+    [
+        ({"corpus": "../out"}, "invalid-request"),
+        ({"seq_len": 1}, "invalid-request"),
+        ({"num_clusters": 4, "group_column": "topic"}, "corpus-error"),
+        ({"unknown": 1}, "invalid-request"),
+    ],
+)
+def test_an_ingest_that_cannot_be_is_refused(root: Path, body: dict[str, Any], slug: str) -> None:
+    with client_on(root, ingest_from=(str(root),)) as client:
+        whole = {"corpus": "made", "source": str(root), "model": "none"} | body
+        assert_problem(client.post("/v1/corpora", json=whole), 422, slug)
+
+
+def test_nothing_is_stopped_where_nothing_runs(client: TestClient) -> None:
+    assert_problem(client.delete("/v1/corpora/wiki"), 404, "no-ingest")
+    assert_problem(client.delete("/v1/corpora/..%2f"), 404)
+
+
+def test_corpora_in_object_storage_are_not_written(root: Path) -> None:
+    with client_on(root, corpora_url="memory://corpora", ingest_from=(str(root),)) as client:
+        body = {"corpus": "made", "source": str(root), "model": "none"}
+        assert "upload" in assert_problem(client.post("/v1/corpora", json=body), 422, "invalid-request")["detail"]
+
+
+def test_a_status_of_a_process_that_is_gone_says_so(root: Path, client: TestClient) -> None:
+    progress = dict.fromkeys(("shards_done", "num_shards", "num_rows", "num_tokens", "num_set_aside", "generation"), 0)
+    status = {"state": "running", "started_at": 10.0, "updated_at": 20.0, "host": "elsewhere", "pid": 1}
+    content = {**status, "progress": {**progress, "share_done": 0.5, "num_rows": 30}, "problem": None}
+    (root / "corpora/wiki/status.json").write_text(json.dumps(content))
+    ingest = client.get("/v1/corpora/wiki").json()["ingest"]
+    assert (ingest["state"], ingest["rows_per_s"], ingest["seconds_left"]) == ("killed", 3.0, None)
+    assert ingest["started_at"] == "1970-01-01T00:00:10+00:00"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_corpus_is_made_grows_and_is_rehearsed_from_over_http(
+    root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    write_jsonl(root / "shards/en/0.jsonl", [*sentences("en", 60), ""])
+    body = {"corpus": "made", "source": str(root / "shards"), "model": str(tiny_model), "seq_len": 32}
+    with client_on(root, ingest_from=(str(root / "shards"),)) as client:
+        started = client.post(
+            "/v1/corpora", json=body | {"num_quantiles": 2, "rows_per_segment": 20, "follow_every_s": 0.5}
+        )
+        assert (started.status_code, started.headers["location"]) == (202, "/v1/corpora/made")
+        until(lambda: client.get("/v1/corpora/made").json().get("num_shards") == 1)
+        corpus = client.get("/v1/corpora/made").json()
+        assert (corpus["num_documents"], corpus["set_aside"]) == (60, {"the text is blank": 1})
+        assert create_run(client, corpus="made").json()["generation"] == corpus["generation"]
+        assert_problem(client.post("/v1/corpora", json=body), 409, "ingest-running")
+        write_jsonl(root / "shards/fr/1.jsonl", sentences("fr", 40))
+        until(lambda: client.get("/v1/corpora/made").json()["num_shards"] == 2)
+        grown = client.delete("/v1/corpora/made").json()
+        assert grown["ingest"]["state"] == "stopped"
+        assert grown["num_samples"] > corpus["num_samples"]
+        assert [each["name"] for each in grown["groups"]] == ["en", "fr"]
+        assert client.post("/v1/runs/tune/adopt", json={}).json()["generation"] == grown["generation"]
+        strata = client.get("/v1/runs/tune/strata").json()["strata"]
+        assert sum(each["num_samples"] for each in strata) == grown["num_samples"]
