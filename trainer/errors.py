@@ -2,6 +2,7 @@
 
 TrainerError
 ├── InvalidTraining        the configuration, or the text to train on, cannot be used
+├── NotFinite              training has broken down: no gradient is finite any more
 ├── CorpusMismatch         the model to tune does not fit the corpus to rehearse from
 └── ServiceError
     ├── ServiceUnavailable     no answer in time, however often it was tried
@@ -19,6 +20,10 @@ class TrainerError(Exception):
 
 
 class InvalidTraining(TrainerError):
+    pass
+
+
+class NotFinite(TrainerError):
     pass
 
 

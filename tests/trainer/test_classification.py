@@ -113,6 +113,17 @@ def test_a_sample_flips_when_the_base_model_was_right_and_the_model_is_wrong(cli
             np.testing.assert_allclose(rows["loss_nats"], cross_entropy(logits[4:], label, reduction="none"), rtol=1e-5)
 
 
+def test_a_sample_whose_loss_is_not_finite_is_reported_as_not_measured(client: ReplayClient) -> None:
+    with a_run(client, "broken").open(num_steps=1) as loop:
+        mixed = loop.mix(0, batch_of())
+    logits = torch.randn(8, NUM_CLASSES)
+    logits[5] = torch.nan
+    rows = mixed.loss_rows(mixed.losses(logits), 0)
+    assert rows["sample_id"].tolist() == mixed.rehearsed.sample_id.tolist()
+    assert (rows["num_tokens"] == 0).tolist() == [False, True, False, False]
+    assert (rows["loss_nats"][1], rows["num_flips"][1]) == (0, 0)
+
+
 @given(weight=st.floats(0, 4), num_parts=st.integers(1, 2))
 def test_weighing_gives_the_mean_with_rehearsed_samples_at_their_weight(
     client: ReplayClient, weight: float, num_parts: int

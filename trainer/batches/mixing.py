@@ -82,7 +82,7 @@ def loss_rows(batch: MixedBatch, losses: TokenLosses, step: int, rank: int) -> n
     """What to report of the rehearsed rows: LOSS_ROW [R].
 
     A row of length 0, which the service could not read, is reported with num_tokens 0: it could not be measured. So is
-    one whose loss is not finite, or beyond what a report may say: the run waits for it no longer, and learns nothing.
+    one whose loss is not finite (`unmeasured_where_beyond`).
 
     A flip is a token that the base model's argmax got right and the model's, in this forward pass, gets wrong: the
     collateral damage of mix-cd (Bai et al., 2024), counted by token.
@@ -103,6 +103,12 @@ def loss_rows(batch: MixedBatch, losses: TokenLosses, step: int, rank: int) -> n
     rows["loss_nats"] = losses.mean_nats()[first:].detach().cpu().numpy()
     rows["num_tokens"] = mask_RS.sum(axis=1)
     rows["num_flips"] = (base_correct_RT[:, 1:] & ~correct_RS & mask_RS).sum(axis=1)
+    return unmeasured_where_beyond(rows)
+
+
+def unmeasured_where_beyond(rows: np.ndarray) -> np.ndarray:
+    """LOSS_ROW [n] in which a loss that is not finite, or beyond what a report may say, counts as not measured: the run
+    waits for its sample no longer, and learns nothing."""
     # Also where the loss is no number at all.
     beyond = ~(np.abs(rows["loss_nats"]) <= MOST_NATS)
     for name in ("loss_nats", "num_tokens", "num_flips"):

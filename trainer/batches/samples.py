@@ -16,6 +16,7 @@ from replay_service.classification.scoring import model_inputs
 from replay_service.gateway.wire.arrow import Batch
 from replay_service.sampling.events import LOSS_ROW
 from trainer.batches.added import IGNORED, Added, Losses
+from trainer.batches.mixing import unmeasured_where_beyond
 from trainer.errors import InvalidTraining
 
 Prepare = Callable[[Tensor], Tensor]
@@ -64,7 +65,7 @@ class MixedSamples(Added):
             return loss / total.clamp(min=torch.finfo(total.dtype).tiny)
 
     def loss_rows(self, losses: Losses, rank: int) -> np.ndarray:
-        """What to report of the rehearsed samples: LOSS_ROW [R], less those whose loss is not finite.
+        """What to report of the rehearsed samples: LOSS_ROW [R]; not measured where a loss is not finite.
 
         A sample is one prediction, and it flips when the base model's argmax was the label and the model's is not:
         collateral damage as mix-cd defines it (Bai et al., Findings of NAACL 2025).
@@ -81,8 +82,7 @@ class MixedSamples(Added):
         rows["loss_nats"] = losses.nll_B.detach().cpu().numpy()
         rows["num_tokens"] = mask_R
         rows["num_flips"] = was_right_R & ~correct_R & mask_R
-        finite: np.ndarray = rows[np.isfinite(rows["loss_nats"])]
-        return finite
+        return unmeasured_where_beyond(rows)
 
 
 def add_samples(

@@ -10,7 +10,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import load_tokenizer
 from trainer.batches.mixing import loss_rows
 from trainer.config import LdifsConfig, TrainConfig
-from trainer.errors import InvalidTraining
+from trainer.errors import InvalidTraining, NotFinite
 from trainer.job.adapters import Adapters
 from trainer.job.evaluation import HeldOut
 from trainer.job.feed import Feed, load_heldout, open_feed
@@ -30,6 +30,9 @@ from trainer.job.objective import Counts, Objective
 from trainer.job.stopwatch import Stopwatch
 from trainer.job.tracking import open_trackers
 from trainer.methods.ldifs import LANGUAGE, FeatureDrift, frozen_copy
+
+MOST_SKIPPED: Final = 20
+"""Steps in a row; then training has broken down, and to go on would only cost."""
 
 
 class Worker(Protocol):
@@ -86,6 +89,35 @@ class Tuning:
     scheduler: Any
     adapters: Adapters | None = None
     """What alone learns, if there are any."""
+    num_skipped: int = 0
+    """The latest steps in a row that were skipped."""
+
+    def take_step(self, max_grad_norm: float) -> bool:
+        """Go down the gradient, clipped to this norm; or leave everything as it is where that is not finite.
+
+        A single row whose loss is not finite would otherwise leave no weight that is a number. Gradients are averaged,
+        so that all ranks decide alike.
+
+        Returns:
+            Whether the step was taken.
+
+        Raises:
+            NotFinite: when `MOST_SKIPPED` steps in a row could not be.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm)
+        is_finite = bool(norm.isfinite())
+        if is_finite:
+            self.optimizer.step()
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.num_skipped = 0 if is_finite else self.num_skipped + 1
+        if self.num_skipped == MOST_SKIPPED:
+            raise NotFinite(
+                f"the gradient was not finite in {MOST_SKIPPED} steps in a row, which were skipped; go on from a "
+                'checkpoint with a lower learning rate, or with precision = "float32", or look for rows of the '
+                "fine-tuning data whose loss is not finite: metrics.jsonl says in which steps there were any"
+            )
+        return is_finite
 
     def state_dict(self, step: int) -> dict[str, Any]:
         return {
@@ -216,11 +248,9 @@ def _train_step(job: _Job, tuning: Tuning, feed: Feed, step: int) -> dict[str, A
                 torch.autograd.backward(measured.loss)
         sums += torch.cat([measured.nats, measured.num_nonfinite_rows[None]])
     with watch("optimizer"):
-        torch.nn.utils.clip_grad_norm_(tuning.model.parameters(), config.max_grad_norm)
-        tuning.optimizer.step()
-        tuning.scheduler.step()
-        tuning.optimizer.zero_grad()
+        was_skipped = not tuning.take_step(config.max_grad_norm)
     values = _summary(of_job, worker.sum_over_ranks(sums), job.objective.drift is not None)
+    values["was_skipped"] = was_skipped
     values |= {"num_workers": worker.world_size, "waited_s": waited_s, "step_s": time.perf_counter() - began}
     return {**values, "seconds": watch.take()} if config.profile else values
 

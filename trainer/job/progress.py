@@ -34,7 +34,7 @@ class ProgressLine:
         self._console, self._title, self._num_steps, self._clock = console, title, num_steps, clock
         self._first_step, self._began = first_step, clock()
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)
-        self._num_nonfinite = 0
+        self._num_nonfinite = self._num_skipped = 0
         self._bar = progress_bar(console) if console.is_terminal else None
         self._task = (
             None if self._bar is None else self._bar.add_task(title, total=num_steps, completed=first_step, note="")
@@ -47,9 +47,10 @@ class ProgressLine:
             step: counted from 0.
             values: by name, None or missing where not measured; other names are left alone. `loss`, `target_loss` and
                 `forgetting` in nats per token, `injection_ratio` between 0 and 1, `waited_s` for data out of `step_s`;
-                `num_nonfinite_rows` adds up over the steps.
+                `num_nonfinite_rows` and `was_skipped` add up over the steps.
         """
         self._num_nonfinite += int(values.get("num_nonfinite_rows") or 0)
+        self._num_skipped += bool(values.get("was_skipped"))
         self._recent.append((values.get("waited_s") or 0.0, values.get("step_s") or 0.0))
         note = "  ".join([f"step {step + 1:,}/{self._num_steps:,}", *self._figures(values), *self._left(step)])
         if self._bar is not None and self._task is not None:
@@ -77,6 +78,7 @@ class ProgressLine:
             "rehearsal {:.1%}": values.get("injection_ratio"),
             "waiting {:.0%}": waited_s / step_s if step_s > 0 else None,
             "rows whose loss is not finite: {:,}": self._num_nonfinite or None,
+            "steps skipped for it: {:,}": self._num_skipped or None,
         }
         return [form.format(value) for form, value in shown.items() if value is not None]
 

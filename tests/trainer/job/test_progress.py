@@ -66,4 +66,6 @@ def test_a_terminal_gets_one_line_that_changes() -> None:
 
 def test_rows_without_a_finite_loss_add_up() -> None:
     assert lines_of(3, {"num_nonfinite_rows": 2}).splitlines()[-1].endswith("rows whose loss is not finite: 6")
-    assert "finite" not in lines_of(3, {"num_nonfinite_rows": 0})
+    assert "finite" not in lines_of(3, {"num_nonfinite_rows": 0, "was_skipped": False})
+    skipped = lines_of(3, {"num_nonfinite_rows": 1, "was_skipped": True}).splitlines()[-1]
+    assert skipped.endswith("rows whose loss is not finite: 3  steps skipped for it: 3")
