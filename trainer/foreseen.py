@@ -37,7 +37,7 @@ class Foreseen:
 
     def holds(self, step: int) -> bool:
         """Whether the step holds a row for the rank."""
-        return len(rank_positions(self._num_rehearsed(step), step, self.rank, self.world_size)) > 0
+        return len(rank_positions(self.counts(step)[0], step, self.rank, self.world_size)) > 0
 
     def window(self, steps: range) -> range:
         """These steps, of which there is one at least, up to the last that holds a row; none if the first is empty."""
@@ -52,13 +52,9 @@ class Foreseen:
         Its counts are those of its plan. Attempt, generation and policy version are those of `latest`: the plan itself
         may be of later ones, and nothing of it falls to this rank.
         """
-        header = StepHeader(
-            step,
-            self._num_rehearsed(step),
-            rehearsed_before(step, self.rows_a_step, 1),
-            latest.header.steps[-1].policy_version,
-        )
+        header = StepHeader(step, *self.counts(step), latest.header.steps[-1].policy_version)
         return replace(latest.rows(slice(0)), header=replace(latest.header, steps=[header]))
 
-    def _num_rehearsed(self, step: int) -> int:
-        return num_rehearsed(step, self.rows_a_step, 1)
+    def counts(self, step: int) -> tuple[int, int]:
+        """How many rows the whole job rehearses in the step, and in all the steps before."""
+        return num_rehearsed(step, self.rows_a_step, 1), rehearsed_before(step, self.rows_a_step, 1)

@@ -20,9 +20,7 @@ FEEDBACK_MODES: tuple[str, ...] = get_args(FeedbackMode)
 AUTO: Final = "auto"
 """The injection ratio of a run whose controller chooses it."""
 
-FIXED = frozenset(
-    {"global_batch_size", "injection_mode", "injection_fixed", "seed", "report_window_steps", "feedback"}
-)
+FIXED = frozenset({"global_batch_size", "injection_mode", "injection_fixed", "seed", "report_window_steps", "feedback"})
 """What stays as it was when the run was created."""
 
 INJECTION = frozenset({"injection_ratio", "schedule", "budget"})
