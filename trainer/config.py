@@ -110,6 +110,11 @@ class RehearsalConfig(Section):
     budget: dict[str, Any] = Field(
         default_factory=dict, description="auto: nats of forgetting to hold, least_ratio, most_ratio, every_steps, law."
     )
+    injection_fixed: bool = Field(
+        False,
+        description="Promise that a constant ratio never changes while the run lasts: workers then skip steps "
+        "that hold nothing for them, unasked. Off, so that operators can change the ratio.",
+    )
     half_life_steps: float = Field(500.0, gt=0, description="After how many steps a report counts half.")
     rehearsal_weight: float = Field(1.0, gt=0, description="What a rehearsed row weighs in the loss.")
     rehearsal_loss: Literal["cross_entropy", "distill", "mixed"] = Field(
@@ -143,7 +148,7 @@ class RehearsalConfig(Section):
     @model_validator(mode="after")
     def _can_be_held(self) -> "RehearsalConfig":
         """The service checks how much is rehearsed, too; here it is found before any worker starts."""
-        names = ("injection_ratio", "injection_mode", "schedule", "budget")
+        names = ("injection_ratio", "injection_mode", "schedule", "budget", "injection_fixed")
         try:
             RunConfig.from_dict({"global_batch_size": 1, **{name: getattr(self, name) for name in names}})
         except TypeError as error:  # a key that a schedule or a budget does not have
@@ -233,8 +238,8 @@ class TrainConfig(Section):
     def run_settings(self) -> dict[str, Any]:
         """The settings of the run at the service."""
         assert self.rehearsal is not None
-        names = {"injection_ratio", "injection_mode", "schedule", "budget", "half_life_steps"}
-        names |= {"policy", "sharpness", "floor", "signal", "adopt_every_steps"}
+        names = {"injection_ratio", "injection_mode", "schedule", "budget", "injection_fixed"}
+        names |= {"half_life_steps", "policy", "sharpness", "floor", "signal", "adopt_every_steps"}
         shared = self.rehearsal.model_dump(include=names)
         feedback = {"mode": self.rehearsal.feedback, "lag": self.rehearsal.feedback_lag}
         return {**shared, "feedback": feedback, "global_batch_size": self.global_batch_size, "seed": self.seed}

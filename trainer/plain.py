@@ -28,7 +28,8 @@ from trainer.batches.rows import add_rows
 from trainer.batches.samples import Prepare, add_samples
 from trainer.client import CorpusInfo, ReplayClient
 from trainer.errors import CorpusMismatch, InvalidTraining
-from trainer.rehearsal import LossReporter, RehearsalStream
+from trainer.rehearsal import RehearsalStream
+from trainer.reporting import LossReporter
 from trainer.windows import Auto
 
 

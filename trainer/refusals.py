@@ -17,6 +17,7 @@ from trainer.errors import (
 
 RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
 BODY_DAMAGED: Final = "body-damaged"
+STEP_OUT_OF_RANGE: Final = "step-out-of-range"
 ATTEMPT_SUPERSEDED: Final = "attempt-superseded"
 """The client's own: the service serves a later attempt of the run than the one that the job began with."""
 

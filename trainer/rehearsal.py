@@ -1,4 +1,4 @@
-"""The rehearsal stream: this rank's samples, step by step, fetched ahead; and the losses that go back."""
+"""The rehearsal stream: this rank's samples, step by step, fetched ahead."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-import numpy as np
-
 from replay_service.gateway.wire.arrow import Batch
 from trainer.client import ReplayClient
-from trainer.errors import InvalidTraining, NotReady, RunGone
-from trainer.refusals import ATTEMPT_SUPERSEDED
+from trainer.errors import InvalidTraining, NotReady, RunGone, ServiceRefused
+from trainer.foreseen import Foreseen
+from trainer.refusals import ATTEMPT_SUPERSEDED, STEP_OUT_OF_RANGE
 from trainer.windows import Auto, WindowRule
 
 STATE_VERSION = 1
@@ -24,12 +23,15 @@ class RehearsalStream:
 
     It ends after `num_steps` steps, and asks for none beyond: a plan that nobody trains on would await its reports.
 
-    One window of `window_steps` steps is fetched in the background while the one before is trained on, so a plan is
-    made at most 2 * window_steps - 1 steps before it is used: a longer window costs fewer requests, a shorter one acts
-    on fresher reports. By default the first window is one step, and tells how long the next may be (`WindowRule`).
+    A window of `window_steps` steps is asked for in the background as many steps before it begins, so a plan is made at
+    most 2 * window_steps - 1 steps before it is used: a longer window costs fewer requests, a shorter one acts on
+    fresher reports. By default the first window is one step, and tells how long the next may be (`WindowRule`).
 
-    Every step is asked for, also one that holds nothing for this rank: the injection ratio may be changed up to the
-    moment when a step is planned, so nobody but its plan can tell.
+    Where the run promises that its injection never changes (`injection_fixed`), steps that hold nothing for this rank
+    are known (`Foreseen`) and not asked for: a window begins and ends with a step that holds something, but for the
+    first one, and until it comes the batches are made here. So only the next window tells that the run was closed,
+    rewound or removed. Else every step is asked for: the injection may be changed up to the moment when a step is
+    planned, so nobody but its plan can tell.
 
     Raises, from `next`:
         RunGone: when the run is closed, unknown, or was rewound since this stream began or was loaded: what it has
@@ -47,9 +49,15 @@ class RehearsalStream:
     """Whether batches bring the base model's likeliest tokens, which distilled rehearsal learns from."""
     next_step: int = 0
     _rule: WindowRule | None = field(default=None, init=False, repr=False)
+    _foreseen: Foreseen | None = field(default=None, init=False, repr=False)
     _steps_ahead: int = field(default=1, init=False, repr=False)
     _attempt: int | None = field(default=None, init=False, repr=False)
-    _windows: deque[Future[Batch]] = field(default_factory=deque, init=False, repr=False)
+    _asked: deque[tuple[range, Future[Batch]]] = field(default_factory=deque, init=False, repr=False)
+    """The windows that have not begun, in order."""
+    _latest: tuple[range, Batch] | None = field(default=None, init=False, repr=False)
+    """The last window that began; it may have ended."""
+    _looked_until: int = field(default=0, init=False, repr=False)
+    """The steps from the next one up to here are asked for, or hold nothing."""
     _executor: ThreadPoolExecutor = field(init=False, repr=False)
     _closed: bool = field(default=False, init=False, repr=False)
 
@@ -64,20 +72,17 @@ class RehearsalStream:
         return self
 
     def __next__(self) -> Batch:
-        if not self._windows and not self._fetch(self.next_step):
+        step = self.next_step
+        if self.num_steps is not None and step >= self.num_steps:
             raise StopIteration
-        window = self._windows[0].result()
-        first, last = window.header.steps[0].step, window.header.steps[-1].step
-        if first == self.next_step:
-            self._check_attempt(window)
-        if len(self._windows) == 1:
-            if self._rule is not None:
-                self._steps_ahead = self._rule.steps_after(window)
-            self._fetch(last + 1)
-        assert first <= self.next_step <= last
-        batch = window.of_step(self.next_step)
-        if self.next_step == last:
-            self._windows.popleft()
+        if self._latest is None and not self._asked:
+            first = self._steps_from(step)
+            self._ask(first)
+            self._looked_until = first.stop
+        if self._asked and self._asked[0][0].start == step:
+            self._begin(*self._asked[0])
+        self._look_ahead()
+        batch = self._of_step(step)
         self.next_step += 1
         return batch
 
@@ -97,24 +102,53 @@ class RehearsalStream:
             )
         if state["run"] != self.run:
             raise InvalidTraining(f"the rehearsal state is of run {state['run']!r}, not of {self.run!r}")
-        self._windows.clear()
-        self._attempt = None
+        self._asked.clear()
+        self._latest = self._attempt = None
         self.next_step = state["next_step"]
 
     def close(self) -> None:
         self._closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _fetch(self, step: int) -> bool:
-        """Ask for the window that begins at `step`; False if the job ends before it."""
-        end = step + self._steps_ahead if self.num_steps is None else min(step + self._steps_ahead, self.num_steps)
-        if step >= end:
-            return False
-        self._windows.append(self._executor.submit(self._ask, step, end - step))
-        return True
+    def _steps_from(self, step: int) -> range:
+        """As many steps as a window may have; fewer, or none, where the job ends."""
+        end = step + self._steps_ahead
+        return range(step, end if self.num_steps is None else min(end, self.num_steps))
 
-    def _check_attempt(self, window: Batch) -> None:
-        attempt = window.header.attempt
+    def _ask(self, steps: range) -> None:
+        self._asked.append((steps, self._executor.submit(self._window, steps)))
+
+    def _begin(self, steps: range, asked: Future[Batch]) -> None:
+        window = asked.result()
+        self._check_attempt(window.header.attempt)
+        if self.window_steps == "auto":
+            assert self._rule is not None
+            self._steps_ahead = self._rule.steps_after(window)
+        self._latest = steps, window
+        self._asked.popleft()
+
+    def _look_ahead(self) -> None:
+        """Ask for what begins within the length of a window from the next step."""
+        while self._looked_until <= self.next_step + self._steps_ahead:
+            steps = self._steps_from(self._looked_until)
+            if not steps:
+                return
+            wanted = steps if self._foreseen is None else self._foreseen.window(steps)
+            if wanted:
+                self._ask(wanted)
+                self._looked_until = steps.stop
+            else:
+                self._looked_until += 1
+
+    def _of_step(self, step: int) -> Batch:
+        assert self._latest is not None
+        steps, window = self._latest
+        if step in steps:
+            return window.of_step(step)
+        assert self._foreseen is not None
+        return self._foreseen.empty(step, window)
+
+    def _check_attempt(self, attempt: int) -> None:
         if self._attempt is None:
             self._attempt = attempt
         elif attempt != self._attempt:
@@ -125,15 +159,35 @@ class RehearsalStream:
                 HTTPStatus.OK,
             )
 
-    def _ask(self, step: int, num_steps: int) -> Batch:
-        if self.window_steps == "auto" and self._rule is None:
-            self._rule = WindowRule.of_run(self.client.run(self.run), self.world_size, self.num_steps)
+    def _window(self, steps: range) -> Batch:
+        """The batch of these steps, from the service."""
+        if self._rule is None:
+            run = self.client.run(self.run)
+            self._foreseen = Foreseen.of_run(run, self.rank, self.world_size)
+            self._rule = WindowRule.of_run(run, self.world_size, self.num_steps)
+        try:
+            return self._patiently(steps)
+        except ServiceRefused as error:
+            if self._foreseen is None or error.slug != STEP_OUT_OF_RANGE:
+                raise
+        self._catch_up(steps.start)
+        return self._patiently(steps)
+
+    def _catch_up(self, step: int) -> None:
+        """Have the steps before this one planned bit by bit, where all ranks skipped more than is planned at once."""
+        while (run := self.client.run(self.run))["next_step"] < step:
+            if self._attempt is not None:
+                self._check_attempt(run["attempt"])
+            last = min(run["next_step"] + run["max_window_steps"], step) - 1
+            self._patiently(range(last, last + 1))
+
+    def _patiently(self, steps: range) -> Batch:
         while True:
             try:
                 return self.client.batch(
                     self.run,
-                    step,
-                    num_steps=num_steps,
+                    steps.start,
+                    num_steps=len(steps),
                     rank=self.rank,
                     world_size=self.world_size,
                     topk=self.topk,
@@ -142,43 +196,3 @@ class RehearsalStream:
                 # The job is slower than the client is patient; the service seals what it has waited for too long.
                 if self._closed:
                     raise
-
-
-@dataclass(slots=True)
-class LossReporter:
-    """Sends losses in the background, in order; an error comes up at the next `send` or at `flush`."""
-
-    client: ReplayClient
-    run: str
-    num_accepted: int = 0
-    num_duplicate: int = 0
-    num_rejected: int = 0
-    num_unmeasured: int = 0
-    """Rows sent that could not be measured: the service could not read them, or their loss was not finite."""
-    _sent: deque[Future[None]] = field(default_factory=deque, init=False, repr=False)
-    _executor: ThreadPoolExecutor = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="losses")
-
-    def send(self, rows: np.ndarray) -> None:
-        """Report losses (LOSS_ROW [n]) without waiting for the answer."""
-        while self._sent and self._sent[0].done():
-            self._sent.popleft().result()
-        self.num_unmeasured += int((rows["num_tokens"] == 0).sum())
-        if len(rows):
-            self._sent.append(self._executor.submit(self._report, rows))
-
-    def flush(self) -> None:
-        """Wait until all that was sent is durable."""
-        while self._sent:
-            self._sent.popleft().result()
-
-    def close(self) -> None:
-        self._executor.shutdown(cancel_futures=True)
-
-    def _report(self, rows: np.ndarray) -> None:
-        result = self.client.report(self.run, rows)
-        self.num_accepted += result.accepted
-        self.num_duplicate += result.duplicate
-        self.num_rejected += result.rejected

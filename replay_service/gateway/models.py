@@ -107,6 +107,11 @@ class RunSettings(Model):
     )
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Of a written ratio.")
     budget: BudgetSettings = Field(default_factory=BudgetSettings, description="Of an auto ratio.")
+    injection_fixed: Annotated[bool, Strict()] = Field(
+        False,
+        description="Promise that a constant injection ratio never changes, so that clients do not ask for steps that "
+        "hold nothing for them. Changes of the ratio, its schedule and budget are refused then.",
+    )
     seed: Int = Field(0, ge=0, le=MAX_INT64, description="Every draw of the run is keyed by it.")
     policy: PolicyName = Field("mix_cd", description="How the strata's probabilities follow from the statistics.")
     sharpness: Float = Field(1.0, ge=0, le=16, description="mix_cd: exponent of the damage rate.")

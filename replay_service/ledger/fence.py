@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from replay_service.errors import AwaitingReports, StepOutOfRange
 from replay_service.ledger.reports import NUM_NAMED
-from replay_service.sampling.run_state import RunState
+from replay_service.sampling.run_state import RunState, whole_rows
 
 
 class Fence:
@@ -22,10 +22,11 @@ class Fence:
         The time of a step counts from the first plan that waits for it.
 
         Raises:
-            StepOutOfRange: when more steps are to be planned at once than reports may lag behind.
+            StepOutOfRange: when more steps are to be planned at once than reports may lag behind, and those that the
+                last plan may know are not all empty.
         """
         fence, next_step = state.config.fence, state.next_step
-        if fence is not None and last_step - fence >= next_step:
+        if fence is not None and _rehearses(state, range(next_step, last_step - fence + 1)):
             raise StepOutOfRange(
                 f"steps {next_step} to {last_step} of run {self._run!r} cannot be planned at once: its "
                 f"reports lag {fence} steps behind its plans; ask for at most {fence} steps at once",
@@ -44,3 +45,8 @@ class Fence:
                 f"{len(awaited)} earlier steps; they are sealed without them after {self._seal_after_s:g} s",
                 awaited_steps=awaited[:NUM_NAMED],
             )
+
+
+def _rehearses(state: RunState, steps: range) -> bool:
+    """Whether one of these steps, from the first unplanned one on, may hold rows; empty ones await no report."""
+    return len(steps) > 0 and (state.config.is_auto or any(whole_rows(state, steps, state.carry)[0]))

@@ -20,8 +20,11 @@ FEEDBACK_MODES: tuple[str, ...] = get_args(FeedbackMode)
 AUTO: Final = "auto"
 """The injection ratio of a run whose controller chooses it."""
 
-FIXED = frozenset({"global_batch_size", "injection_mode", "seed", "report_window_steps", "feedback"})
+FIXED = frozenset({"global_batch_size", "injection_mode", "injection_fixed", "seed", "report_window_steps", "feedback"})
 """What stays as it was when the run was created."""
+
+INJECTION = frozenset({"injection_ratio", "schedule", "budget"})
+"""What stays likewise where `injection_fixed` promises it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class RunConfig:
         injection_mode: `replace` or `add`.
         schedule: how a written ratio runs over the steps.
         budget: what an `auto` ratio holds.
+        injection_fixed: a promise that a constant ratio never changes, so that clients know without asking how many
+            rows each step rehearses.
         seed: every draw of the run is keyed by it; 0 to 2**63 - 1.
         policy: `uniform` or `mix_cd`.
         sharpness: exponent of the damage rate in `mix_cd`.
@@ -78,6 +83,7 @@ class RunConfig:
     injection_mode: InjectionMode = "replace"
     schedule: Schedule = field(default_factory=Schedule)
     budget: ForgettingBudget = field(default_factory=ForgettingBudget)
+    injection_fixed: bool = False
     seed: int = 0
     policy: PolicyName = "mix_cd"
     sharpness: float = 1.0
@@ -96,6 +102,11 @@ class RunConfig:
         _require(0 <= self.ratio <= 1, "injection_ratio", self.injection_ratio, "in [0, 1]")
         if self.is_auto and self.schedule.curve != "constant":
             raise ValueError("an auto injection_ratio follows its budget; leave the schedule out")
+        if self.injection_fixed and (self.is_auto or self.schedule.curve != "constant"):
+            raise ValueError(
+                "injection_fixed promises the same injection ratio in all steps; write injection_ratio as a number and "
+                "leave the schedule out, or leave injection_fixed out"
+            )
         if self.injection_mode == "add" and self.most_ratio() == 1:
             raise ValueError("injection_mode add goes with injection ratios below 1; with 1 there is nothing to add to")
         _require(self.global_batch_size >= 1, "global_batch_size", self.global_batch_size, "at least 1")
@@ -163,6 +174,11 @@ class RunConfig:
         for name in changes:
             if name in FIXED or name not in RunConfig.__dataclass_fields__:
                 raise ValueError(f"{name} cannot be changed while a run goes on")
+            if self.injection_fixed and name in INJECTION:
+                raise ValueError(
+                    f"{name} cannot be changed: the run was created with injection_fixed, and its clients rely on it; "
+                    "to rehearse more or less, create a run without it"
+                )
         return RunConfig.from_dict({**asdict(self), **changes})
 
     def to_json(self) -> str:

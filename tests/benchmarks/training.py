@@ -31,7 +31,8 @@ from trainer.job.objective import Counts, Objective
 from trainer.job.stopwatch import Stopwatch
 from trainer.methods.flow import FlowWeights
 from trainer.methods.ldifs import FeatureDrift, frozen_copy
-from trainer.rehearsal import LossReporter, RehearsalStream
+from trainer.rehearsal import RehearsalStream
+from trainer.reporting import LossReporter
 
 CPU: Final = torch.device("cpu")
 RATIO: Final = "0.125"

@@ -100,6 +100,25 @@ def test_a_window_that_would_wait_for_itself_is_refused(journal: Journal, corpus
         owner.plan(0, LAG + 1, 100)
 
 
+def test_steps_that_rehearse_nothing_are_planned_at_once_however_many_they_are(
+    journal: Journal, corpus: Corpus, clock: Clock
+) -> None:
+    """Every tenth step holds a row, from the ninth on."""
+    journal.create_run(
+        record_of("seldom", injection_ratio="0.1", global_batch_size=1, feedback={"mode": "fenced", "lag": LAG})
+    )
+    owner = RunOwner(journal, journal.run("seldom"), lambda: corpus)
+    assert [len(plan.rows) for plan in owner.plan(8, LAG + 1, 100)] == [0, 1, 0, 0]
+    with pytest.raises(AwaitingReports):
+        owner.plan(19, 1, 100)
+    (_, plan, *_) = owner.plan(8, LAG + 1, 100)
+    owner.report(losses_of(9, ids_of(plan)))
+    with pytest.raises(StepOutOfRange, match="at most 3 steps at once"):
+        owner.plan(22, 1, 100)
+    assert len(owner.plan(21, 1, 100)[0].rows) == 0
+    assert audit.verify(journal, owner.record).holds
+
+
 def test_a_report_that_never_comes_is_sealed_after_a_while(journal: Journal, corpus: Corpus, clock: Clock) -> None:
     owner = fenced(journal, corpus, clock)
     first, *_ = owner.plan(0, LAG, 100)

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -22,6 +23,7 @@ configs = st.builds(
     half_life_steps=st.floats(0.01, 1e9) | st.just(math.inf),
     report_window_steps=st.integers(1, 10**6),
     adopt_every_steps=st.integers(0, 2**62 - 1),
+    injection_fixed=st.booleans(),
 )
 
 
@@ -92,3 +94,35 @@ def test_a_fenced_run_adopts_no_generation_of_itself() -> None:
         RunConfig.from_dict({**values, "adopt_every_steps": 10})
     with pytest.raises(ValueError, match="adopt_every_steps"):
         RunConfig.from_dict(values).changed(adopt_every_steps=10)
+
+
+def test_a_promise_of_fixed_injection_holds_for_the_life_of_the_run() -> None:
+    config = RunConfig(global_batch_size=8, injection_ratio="0.1", injection_fixed=True)
+    for name in ("injection_ratio", "schedule", "budget"):
+        with pytest.raises(ValueError, match=f"{name} cannot be changed: .* injection_fixed"):
+            config.changed(**{name: getattr(config, name)})
+    for each in (config, RunConfig(8, "0.1")):
+        with pytest.raises(ValueError, match="injection_fixed cannot be changed"):
+            each.changed(injection_fixed=not each.injection_fixed)
+    assert config.changed(floor=0.5).injection_fixed
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"injection_ratio": "auto"},
+        {"schedule": {"curve": "warmup", "num_steps": 3}},
+        {"schedule": {"curve": "steps", "points": [[3, "0.2"]]}},
+    ],
+)
+def test_only_a_constant_ratio_can_be_promised(values: dict[str, object]) -> None:
+    whole = {"global_batch_size": 8, "injection_ratio": "0.1", **values}
+    assert not RunConfig.from_dict(whole).injection_fixed
+    with pytest.raises(ValueError, match="injection_fixed promises the same injection ratio in all steps"):
+        RunConfig.from_dict({**whole, "injection_fixed": True})
+
+
+def test_a_configuration_of_before_there_was_the_promise_makes_none() -> None:
+    values = json.loads(RunConfig(8, "0.1").to_json())
+    del values["injection_fixed"]
+    assert RunConfig.from_dict(values) == RunConfig(8, "0.1")

@@ -57,6 +57,8 @@ def test_the_run_gets_what_the_file_says(tmp_path: Path) -> None:
         ('run = "a-run"', 'run = "../a"', "rehearsal.run"),
         ('"0.05"', '"1.5"', "injection_ratio"),
         ('"0.05"', '"much"', "injection_ratio"),
+        ('"0.05"', '"auto"\ninjection_fixed = true', "injection_fixed promises"),
+        ('"0.05"', '"0.05"\ninjection_fixed = "yes, indeed"', "injection_fixed"),
         ("num_steps = 5", "num_steps = 5\nnum_workers = 9", "is less than num_workers 9"),
         ("num_steps = 5", "num_steps = 5\nmin_workers = 2", "min_workers 2 is more than num_workers 1"),
         ("[data]", "[daten]", "daten"),

@@ -104,6 +104,21 @@ def test_without_rehearsal_it_trains_as_the_plain_trainer_does(
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
+def test_a_trainer_does_the_same_with_the_promise_that_the_injection_is_fixed(
+    client: ReplayClient, tiny_model: Path, tmp_path: Path
+) -> None:
+    trainers = []
+    for promised in (False, True):
+        rehearsal = a_run(client, f"promise-{int(promised)}", injection_ratio="0.1", injection_fixed=promised)
+        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        trainer = Watched(rehearsal=rehearsal, model=model, args=arguments(tmp_path), train_dataset=dataset())
+        trainer.train()
+        trainers.append(trainer)
+    assert trainers[0].samples == trainers[1].samples
+    assert sorted(map(len, trainers[0].samples.values())) == [0, 0, 0, 0, 1, 1]
+    assert losses_of(trainers[0]) == losses_of(trainers[1])
+
+
 def test_each_step_holds_its_plan_and_reports_it_once(client: ReplayClient, model: nn.Module, tmp_path: Path) -> None:
     trainer = Watched(rehearsal=a_run(client, "plan"), model=model, args=arguments(tmp_path), train_dataset=dataset())
     trainer.train()

@@ -142,6 +142,21 @@ def test_ranks_share_a_step_and_report_all_of_it_once(client: ReplayClient) -> N
     assert (stats["num_reported"], stats["num_pending"]) == (13, 0)
 
 
+def test_a_loop_does_the_same_with_the_promise_that_the_injection_is_fixed(client: ReplayClient) -> None:
+    mixed = []
+    for promised in (False, True):
+        run = a_run(client, f"promise-{int(promised)}", injection_ratio="0.05", injection_fixed=promised)
+        with run.open(num_steps=20) as loop:
+            batches = [loop.mix(step, rows()) for step in range(20)]
+            for batch in batches:
+                loop.report(batch, batch.losses(logits_for(batch)))
+        mixed.append(batches)
+        assert loop.reporter.num_accepted == 4
+    for one, other in zip(*mixed, strict=True):
+        assert ids_of([one]) == ids_of([other])
+        assert all(torch.equal(other.inputs[name], each) for name, each in one.inputs.items())
+
+
 def test_a_weight_that_no_gradient_would_feel_is_refused(client: ReplayClient) -> None:
     a_run(client, "frozen")
     with Rehearsal(client, "frozen", rehearsal_weight=0.5).open(num_steps=1) as loop:

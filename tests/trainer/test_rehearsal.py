@@ -7,8 +7,9 @@ import pytest
 from replay_service.testing import ServiceUnderTest, replay_service
 from tests.trainer.test_client import losses_of
 from trainer.client import ReplayClient
-from trainer.errors import InvalidTraining, RunGone, ServiceRefused
-from trainer.rehearsal import LossReporter, RehearsalStream
+from trainer.errors import InvalidTraining, RunGone
+from trainer.rehearsal import RehearsalStream
+from trainer.reporting import LossReporter
 
 SETTINGS = {"global_batch_size": 8, "injection_ratio": "0.3", "policy": "uniform"}
 
@@ -143,20 +144,3 @@ def test_a_state_of_another_run_or_version_is_refused(client: ReplayClient, run:
         stream.load_state_dict({"version": 9})
     with pytest.raises(InvalidTraining, match="window_steps"):
         RehearsalStream(client, run, 0, 1, window_steps=0)
-
-
-def test_reports_are_durable_after_a_flush_and_counted(client: ReplayClient, run: str) -> None:
-    batch = client.batch(run, 0, num_steps=4)
-    reporter = LossReporter(client, run)
-    for step in range(4):
-        reporter.send(losses_of(step, batch.of_step(step).sample_id))
-    reporter.flush()
-    assert (reporter.num_accepted, reporter.num_duplicate) == (9, 0)
-    assert client.stats(run)["num_reported"] == 9
-
-
-def test_a_refused_report_comes_up_at_the_flush(client: ReplayClient, run: str) -> None:
-    reporter = LossReporter(client, run)
-    reporter.send(losses_of(50, np.array([1])))
-    with pytest.raises(ServiceRefused, match="no plan yet"):
-        reporter.flush()

@@ -16,7 +16,8 @@ from trainer.client import ReplayClient
 from trainer.config import DataConfig, TrainConfig
 from trainer.errors import InvalidTraining
 from trainer.job.evaluation import TARGET, HeldOut
-from trainer.rehearsal import LossReporter, RehearsalStream
+from trainer.rehearsal import RehearsalStream
+from trainer.reporting import LossReporter
 
 
 @dataclass(slots=True)

@@ -63,7 +63,8 @@ def get_run(run: RunName, service: Service) -> RunInfo:
 def configure_run(run: RunName, body: RunChange, service: Service) -> RunInfo:
     """Change how a run samples, from its first step that has no plan yet. The policy gets a new version.
 
-    A change of the damage signal or of its bounds begins the damage estimate anew.
+    A change of the damage signal or of its bounds begins the damage estimate anew. Of a run that was created with
+    `injection_fixed`, the injection ratio, its schedule and budget cannot be changed.
     """
     service.owners.get(run).configure(body.changes())
     return _describe(service, run)

@@ -3,11 +3,12 @@
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -22,40 +23,66 @@ from tests.benchmarks.peers.turns import ROWS, SEQ_LEN, VOCAB_SIZE, Way, answers
 from tests.ledger.worlds import open_journal, owner_of
 from tests.support import make_corpus, running_service
 from trainer.client import ReplayClient
+from trainer.rehearsal import RehearsalStream
+from trainer.reporting import LossReporter
 
 WINDOW_STEPS: Final = 8
 _SETTINGS: Final = {"injection_ratio": "1", "policy": "mix_cd"}
 
 
 @dataclass(slots=True)
-class Rank:
-    """A client that is one rank of a job: it takes its rows of new steps in order, and reports each step."""
+class AskingRank:
+    """A client that is one rank of a job: it takes its rows of each step, and reports them."""
 
     client: ReplayClient
     run: str
     rank: int
     world_size: int
-    window_steps: int
     _next_step: int = 0
-    _window: Batch | None = None
+    _batch: Batch | None = None
 
     def take(self) -> int:
-        self._window = self.client.batch(
-            self.run, self._next_step, num_steps=self.window_steps, rank=self.rank, world_size=self.world_size
-        )
-        self._next_step += self.window_steps
-        return len(self._window)
+        self._batch = self.client.batch(self.run, self._next_step, rank=self.rank, world_size=self.world_size)
+        self._next_step += 1
+        return len(self._batch)
 
     def report(self) -> None:
-        assert self._window is not None
-        for header in self._window.header.steps:
-            batch = self._window.of_step(header.step)
-            losses = losses_of(header.step, batch.sample_id, batch.stratum, self.rank)
-            result = self.client.report(self.run, losses)
-            assert not result.rejected, result
+        assert self._batch is not None
+        result = self.client.report(self.run, losses_of_batch(self._batch))
+        assert not result.rejected, result
 
     def close(self) -> None:
         self.client.close()
+
+
+class StreamingRank:
+    """A rank that takes and reports as the trainer does: windows of steps come ahead, reports go while others wait."""
+
+    def __init__(self, client: ReplayClient, run: str, rank: int, world_size: int) -> None:
+        self._client = client
+        self._stream = RehearsalStream(client, run, rank, world_size, window_steps=WINDOW_STEPS)
+        self._reporter = LossReporter(client, run)
+        self._batches: list[Batch] = []
+
+    def take(self) -> int:
+        self._batches = list(islice(self._stream, WINDOW_STEPS))
+        return sum(map(len, self._batches))
+
+    def report(self) -> None:
+        for each in self._batches:
+            self._reporter.send(losses_of_batch(each))
+        self._reporter.flush()
+        assert not self._reporter.num_rejected, self._reporter
+
+    def close(self) -> None:
+        self._stream.close()
+        self._reporter.close()
+        self._client.close()
+
+
+def losses_of_batch(batch: Batch) -> np.ndarray:
+    """A report of a batch of one step."""
+    return losses_of(batch.only_step.step, batch.sample_id, batch.stratum, batch.header.rank)
 
 
 def losses_of(step: int, sample_ids: np.ndarray, strata: np.ndarray, rank: int = 0) -> np.ndarray:
@@ -66,12 +93,14 @@ def losses_of(step: int, sample_ids: np.ndarray, strata: np.ndarray, rank: int =
     return rows
 
 
-def ranks_of_new_run(url: str, window_steps: int, num_clients: int) -> list[Rank]:
+def ranks_of_new_run(
+    url: str, rank: Callable[[ReplayClient, str, int, int], AskingRank | StreamingRank], num_clients: int
+) -> list[AskingRank | StreamingRank]:
     """The ranks of a job whose every step rehearses 64 rows for each of them."""
     clients = [ReplayClient(url) for _ in range(num_clients)]
     run = f"run-{time.time_ns()}"
     clients[0].ensure_run(run, "wiki", {"global_batch_size": ROWS * num_clients, **_SETTINGS})
-    return [Rank(each, run, rank, num_clients, window_steps) for rank, each in enumerate(clients)]
+    return [rank(each, run, number, num_clients) for number, each in enumerate(clients)]
 
 
 @dataclass(slots=True)
@@ -120,8 +149,8 @@ def main() -> None:
         with running_service(root, options=["--log-level", "warning"]) as (url, process), owned_run(root) as run:
             cpu_seconds = partial(cpu_seconds_of, process.pid)
             ways = {
-                "one step a request": Way(partial(ranks_of_new_run, url, 1), cpu_seconds),
-                "8 steps a request": Way(partial(ranks_of_new_run, url, WINDOW_STEPS), cpu_seconds),
+                "one step a request": Way(partial(ranks_of_new_run, url, AskingRank), cpu_seconds),
+                "8 steps a request": Way(partial(ranks_of_new_run, url, StreamingRank), cpu_seconds),
                 "in process": Way(lambda _: [run], time.process_time),
             }
             serve_turns(ways, [f"replay-service {version('replay-service')}"], told)

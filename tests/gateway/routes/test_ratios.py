@@ -45,6 +45,33 @@ def test_rows_can_be_added_instead_of_replaced(root: Path) -> None:
         assert_problem(client.patch("/v1/runs/tune", json={"injection_ratio": "1"}), 422, "invalid-run")
 
 
+def test_a_promise_of_fixed_injection_is_kept(root: Path) -> None:
+    with client_on(root) as client:
+        assert create_run(client, injection_fixed=True).json()["config"]["injection_fixed"] is True
+        for change in ({"injection_ratio": "0.5"}, {"schedule": {"curve": "constant"}}, {"budget": {"nats": 0.1}}):
+            problem = assert_problem(client.patch("/v1/runs/tune", json=change), 422, "invalid-run")
+            assert f"{next(iter(change))} cannot be changed" in problem["detail"]
+            assert "create a run without it" in problem["detail"]
+        assert_problem(client.patch("/v1/runs/tune", json={"injection_mode": "add"}), 422, "invalid-request")
+        assert_problem(client.patch("/v1/runs/tune", json={"injection_fixed": False}), 422, "invalid-request")
+        assert client.patch("/v1/runs/tune", json={"floor": 0.5}).status_code == 200
+        assert_problem(create_run(client), 409, "run-exists")
+    with client_on(root) as client:
+        assert client.get("/v1/runs/tune").json()["config"]["injection_fixed"] is True
+
+
+@pytest.mark.parametrize("value", ["true", 1, None])
+def test_a_promise_is_true_or_false_and_nothing_else(root: Path, value: object) -> None:
+    with client_on(root) as client:
+        assert_problem(create_run(client, injection_fixed=value), 422, "invalid-request")
+
+
+def test_a_run_makes_no_promise_unless_it_is_told_to(root: Path) -> None:
+    with client_on(root) as client:
+        assert create_run(client).json()["config"]["injection_fixed"] is False
+        assert client.patch("/v1/runs/tune", json={"injection_ratio": "0.5"}).status_code == 200
+
+
 def test_the_service_holds_a_budget_of_forgetting(root: Path) -> None:
     budget = {"nats": 0.05, "first_ratio": "0.2", "most_ratio": 0.5, "every_steps": 2}
     with client_on(root) as client:
@@ -80,6 +107,8 @@ def test_the_forgetting_law_says_where_to_begin(root: Path) -> None:
         {"schedule": {"curve": "steps", "points": [[3, "2"]]}},
         {"injection_ratio": "auto", "budget": {"first_ratio": "0.9"}},
         {"injection_ratio": "automatic"},
+        {"injection_ratio": "auto", "injection_fixed": True},
+        {"injection_fixed": True, "schedule": {"curve": "linear", "num_steps": 9}},
     ],
 )
 def test_what_makes_no_sense_is_refused(root: Path, settings: dict[str, Any]) -> None:

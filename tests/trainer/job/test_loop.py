@@ -129,6 +129,24 @@ def test_a_fenced_job_is_bitwise_the_same_however_its_requests_were_timed(
     assert losses[0] == losses[1]
 
 
+def test_a_job_is_bitwise_the_same_with_the_promise_that_its_injection_is_fixed(
+    tmp_path: Path, tiny_model: Path, service_url: str
+) -> None:
+    def trained(name: str, promised: bool, state: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        rehearsal = {"feedback": "fenced", "feedback_lag": 5, "injection_fixed": promised}
+        settings = {"policy": "mix_cd", "injection_ratio": "0.08", "num_steps": 14, "checkpoint_every": 8}
+        run = f"promise-{int(promised)}"
+        job = a_job(tmp_path / name, tiny_model, service_url, run=run, rehearsal=rehearsal, **settings)
+        return train_together(job, preflight(job), 2, state)
+
+    trained("asking", promised=False)
+    state = trained("skipping", promised=True)
+    assert losses_of(tmp_path / "skipping") == losses_of(tmp_path / "asking")
+    assert state is not None and state["step"] == 8
+    trained("resumed", promised=True, state=state)
+    assert losses_of(tmp_path / "resumed") == losses_of(tmp_path / "asking")[8:]
+
+
 def test_a_resumed_fenced_job_learns_what_it_learned(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
     changes: dict[str, Any] = {"num_steps": 20, "checkpoint_every": 8, "policy": "mix_cd"}
     changes["rehearsal"] = {"feedback": "fenced", "feedback_lag": 4}

@@ -1,0 +1,110 @@
+import threading
+from collections.abc import Iterator
+
+import httpx2
+import numpy as np
+import pytest
+
+from replay_service.testing import replay_service
+from tests.trainer.test_client import losses_of
+from trainer import reporting
+from trainer.client import ReplayClient
+from trainer.errors import ServiceRefused
+from trainer.reporting import LossReporter
+
+RUN = "reported"
+SETTINGS = {"global_batch_size": 8, "injection_ratio": "0.3", "policy": "uniform"}
+
+
+class Held(httpx2.BaseTransport):
+    """Passes requests on, but holds reports until `go` is set."""
+
+    def __init__(self, inner: httpx2.BaseTransport) -> None:
+        self._inner = inner
+        self.go = threading.Event()
+        self.num_reports = 0
+        self.begun = threading.Event()
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.url.path.endswith("/losses"):
+            self.num_reports += 1
+            self.begun.set()
+            assert self.go.wait(30)
+        return self._inner.handle_request(request)
+
+
+@pytest.fixture
+def client() -> Iterator[ReplayClient]:
+    with replay_service(corpus="wiki") as service, service.client() as client:
+        client.ensure_run(RUN, "wiki", SETTINGS)
+        yield client
+
+
+@pytest.fixture
+def held(client: ReplayClient) -> Iterator[tuple[ReplayClient, Held]]:
+    assert client.transport is not None
+    transport = Held(client.transport)
+    with ReplayClient(client.base_url, transport=transport) as held:
+        yield held, transport
+
+
+def reports_of(client: ReplayClient, num_steps: int) -> list[np.ndarray]:
+    batch = client.batch(RUN, 0, num_steps=num_steps)
+    return [losses_of(step, batch.of_step(step).sample_id) for step in range(num_steps)]
+
+
+def test_reports_are_durable_after_a_flush_and_counted(client: ReplayClient) -> None:
+    reporter = LossReporter(client, RUN)
+    for rows in reports_of(client, 4):
+        reporter.send(rows)
+    reporter.flush()
+    assert (reporter.num_accepted, reporter.num_duplicate) == (9, 0)
+    assert client.stats(RUN)["num_reported"] == 9
+
+
+def test_what_comes_while_a_report_is_on_its_way_goes_with_the_next_one(held: tuple[ReplayClient, Held]) -> None:
+    client, transport = held
+    reporter = LossReporter(client, RUN)
+    first, *others = reports_of(client, 10)
+    reporter.send(first)
+    assert transport.begun.wait(30)
+    for rows in others:
+        reporter.send(rows)
+    transport.go.set()
+    reporter.flush()
+    assert transport.num_reports == 2
+    assert reporter.num_accepted == client.stats(RUN)["num_reported"] == len(first) + sum(map(len, others))
+
+
+def test_no_request_grows_without_bound(held: tuple[ReplayClient, Held], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "MOST_ROWS_AT_ONCE", 5)
+    client, transport = held
+    reporter, reports = LossReporter(client, RUN), reports_of(client, 10)
+    reporter.send(reports[0])
+    assert transport.begun.wait(30)
+    for rows in reports[1:]:
+        reporter.send(rows)
+    transport.go.set()
+    reporter.flush()
+    assert [len(each) for each in reports] == [2, 2, 3, 2, 3, 2, 2, 3, 2, 3]
+    assert (transport.num_reports, reporter.num_accepted) == (5, 24)
+
+
+def test_a_step_that_holds_nothing_is_not_reported(held: tuple[ReplayClient, Held]) -> None:
+    client, transport = held
+    reporter = LossReporter(client, RUN)
+    reporter.send(reports_of(client, 1)[0][:0])
+    reporter.flush()
+    assert transport.num_reports == 0
+
+
+def test_a_refused_report_comes_up_at_the_flush_or_at_the_next_report(client: ReplayClient) -> None:
+    reporter = LossReporter(client, RUN)
+    reporter.send(losses_of(50, np.array([1])))
+    with pytest.raises(ServiceRefused, match="no plan yet"):
+        reporter.flush()
+    reporter.send(losses_of(50, np.array([1])))
+    while not reporter._sent[0].done():
+        threading.Event().wait(0.001)
+    with pytest.raises(ServiceRefused, match="no plan yet"):
+        reporter.send(losses_of(50, np.array([1])))
