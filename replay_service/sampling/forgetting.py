@@ -34,7 +34,7 @@ class FirstVisits(NamedTuple):
     report.
     """
 
-    count: Float64Array
+    weight: Float64Array
     """Sum of w: how many were reported (decayed, so not whole)."""
     excess: Float64Array
     """Sum of w * e."""
@@ -49,12 +49,12 @@ class FirstVisits(NamedTuple):
 
     def moved(self, slope: float, ahead: float) -> "FirstVisits":
         """As if each report had been made `ahead` steps after the latest one: e grows by slope * (a + ahead)."""
-        age = self.age + ahead * self.count
+        age = self.age + ahead * self.weight
         aged_excess = self.aged_excess + ahead * self.excess
         age_squares = self.age_squares + ahead * (self.age + age)
         excess = self.excess + slope * age
         squares = self.squares + slope * (2.0 * aged_excess + slope * age_squares)
-        return FirstVisits(self.count, excess, squares, age, age_squares, aged_excess + slope * age_squares)
+        return FirstVisits(self.weight, excess, squares, age, age_squares, aged_excess + slope * age_squares)
 
 
 class Trend(NamedTuple):
@@ -88,7 +88,7 @@ def estimate(sizes: Int64Array, visits: FirstVisits, prior_weight: float, ahead:
     weight one, which have twice the variance of what was decayed: it is rather too large. Two of them hold the
     truth at least nine times in ten.
     """
-    num_reports = float(visits.count.sum())
+    num_reports = float(visits.weight.sum())
     if num_reports < LEAST_REPORTS:
         return None
     slope, variance_of_slope, mean_age = trend(visits, prior_weight)
