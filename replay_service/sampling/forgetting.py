@@ -84,9 +84,10 @@ def estimate(sizes: Int64Array, visits: FirstVisits, prior_weight: float, ahead:
 
     The standard error adds what is uncertain of the strata, of the prior that they lean on, and of the trend, with v
     the variance of single moved reports around the prior: `sqrt(sum_k (N_k / N)**2 * v / (m + n_k) + (sum_k N_k / N *
-    m / (m + n_k))**2 * v / n + (mean age + ahead)**2 * var(b))`. It takes a decayed count for so many reports of
-    weight one, which have twice the variance of what was decayed: it is rather too large. Two of them hold the
-    truth at least nine times in ten.
+    m / (m + n_k))**2 * v / n + (mean age + ahead)**2 * var(b))`. Two of them hold the truth nearly nine times in ten
+    where all reports are of one step and strata differ in ways that the prior does not see. They hold it more often
+    where reports are of many steps: a sum of decayed weights n is taken for n whole reports, and its mean is
+    less noisy than theirs.
     """
     num_reports = float(visits.weight.sum())
     if num_reports < LEAST_REPORTS:
@@ -111,14 +112,14 @@ def estimate(sizes: Int64Array, visits: FirstVisits, prior_weight: float, ahead:
 def trend(visits: FirstVisits, prior_weight: float) -> Trend:
     """The slope that all strata have in common, by weighted regression of the excess loss on the age.
 
-    Report i of stratum k: e_i = u + u_k - b * a_i + noise of variance v, with the stratum's own u_k of variance v / m,
-    as in `estimate`. Generalised least squares take this from each sum of products x * y of a stratum:
-    (sum of x) * (sum of y) / (m + n_k), and then fit the line u - b * a to all strata together. Where m is small that
-    is the slope within strata, so a change of which strata are rehearsed is not taken for a trend.
+    The model: report i of stratum k is e_i = u + u_k - b * a_i + noise of variance v, and strata differ by u_k of
+    variance v / m, as in `estimate`. Its generalised least squares take (sum of x) * (sum of y) / (m + n_k) from the sum
+    of each product x * y over a stratum, and then fit the line u - b * a to what is left of all strata. So a stratum's
+    own level weighs little: a shift of what is rehearsed to other strata is hardly taken for a trend.
 
-    That slope has the variance v / S, with S the spread of the ages. It is shrunk by the factor
-    max(0, 1 - var(b) / b**2), James and Stein's for a single number: by next to nothing where forgetting changes
-    clearly, and to zero where the change could be noise.
+    That slope b has the variance v / S, with S what is left of the sum of a * a. It is shrunk by the factor
+    max(0, 1 - var(b) / b**2), as James and Stein shrink: by next to nothing where forgetting changes clearly, and to
+    zero where the change could be noise.
     """
     n, e, ee, a, aa, ae = visits
     own, kept = 1.0 / (prior_weight + n), prior_weight / (prior_weight + n)
