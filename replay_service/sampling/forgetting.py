@@ -113,9 +113,9 @@ def trend(visits: FirstVisits, prior_weight: float) -> Trend:
     """The slope that all strata have in common, by weighted regression of the excess loss on the age.
 
     The model: report i of stratum k is e_i = u + u_k - b * a_i + noise of variance v, and strata differ by u_k of
-    variance v / m, as in `estimate`. Its generalised least squares take (sum of x) * (sum of y) / (m + n_k) from the sum
-    of each product x * y over a stratum, and then fit the line u - b * a to what is left of all strata. So a stratum's
-    own level weighs little: a shift of what is rehearsed to other strata is hardly taken for a trend.
+    variance v / m, as in `estimate`. Its generalised least squares take (sum of x) * (sum of y) / (m + n_k) from the
+    sum of each product x * y over a stratum, and then fit the line u - b * a to what is left of all strata. So a
+    stratum's own level weighs little: a shift of what is rehearsed to other strata is hardly taken for a trend.
 
     That slope b has the variance v / S, with S what is left of the sum of a * a. It is shrunk by the factor
     max(0, 1 - var(b) / b**2), as James and Stein shrink: by next to nothing where forgetting changes clearly, and to
