@@ -15,9 +15,12 @@ from replay_service.sampling.injection import as_decimal, exact_ratio
 _GRAIN: Final = 10**6
 """Ratios that the controller sets are whole millionths."""
 
-_FASTEST_RISE: Final = 1.5
+_GAIN: Final = 1.5
+"""A change of the ratio by the excess to this power takes all of the excess away where forgetting falls like
+ratio ** -(2 / 3), and three fifths of it where it falls like ratio ** -0.4."""
+_FASTEST_RISE: Final = 2.0
 _FASTEST_FALL: Final = 0.8
-_SLACK: Final = 0.8
+_SLACK: Final = 0.95
 """Between this share of the budget and the whole of it, the ratio stays."""
 
 
@@ -66,8 +69,7 @@ class ForgettingBudget:
     Attributes:
         nats: the most forgetting of the whole corpus, nats per token.
         first_ratio, least_ratio, most_ratio: where it begins, and its bounds, as decimal strings.
-        every_steps: steps between two decisions; 0 takes the run's half-life, over which the estimate is averaged too.
-            Deciding oftener than that makes the ratio swing.
+        every_steps: steps between two decisions; 0 takes the run's half-life. Decisions that come oftener change less.
         law: where the ratio begins, instead of `first_ratio`.
 
     Raises:
@@ -121,31 +123,38 @@ class Decision(NamedTuple):
 
 
 def decide(
-    budget: ForgettingBudget, ratio: Fraction, forgetting: Forgetting | None, seeing_ratio: float
+    budget: ForgettingBudget, ratio: Fraction, forecast: Forgetting | None, seeing_ratio: float, pace: float = 1.0
 ) -> Decision | None:
     """The controller's decision, or None when the ratio stays as it is.
 
-    The ratio rises when forgetting is above the budget by more than its standard error, by a factor that goes with the
-    excess, 1.5 at most; it falls when forgetting is as surely below four fifths of the budget, to four fifths at least,
-    and not below `seeing_ratio`, at which there are reports enough for an estimate. Where there is none it rises to
-    that.
+    Args:
+        budget: what is to be held.
+        ratio: the injection ratio until now.
+        forecast: what forgetting will be in a half-life if its trend goes on. So the ratio rises early while forgetting
+            grows, and stops rising while it already comes down.
+        seeing_ratio: the ratio at which there are reports enough for an estimate. Where there is none the ratio rises
+            to it, and it does not fall below.
+        pace: half-lives since the decision before, 1 at most.
+
+    In a half-life the ratio changes by the factor (forecast / budget) ** 1.5, within [0.8, 2]: it rises when the
+    forecast is above the budget, and falls when it is below 0.95 of it by more than its standard error. Doubt
+    rehearses: a rise need not be sure, a fall must be.
     """
-    if forgetting is None:
+    if forecast is None:
         chosen = budget.bounded(seeing_ratio)
         too_few = "too few samples were rehearsed of late to tell what is forgotten"
         return Decision(chosen, too_few) if exact_ratio(chosen) > ratio else None
-    nats, error = forgetting
-    if nats - error > budget.nats:
-        factor = 1.0 + (_FASTEST_RISE - 1.0) * min(1.0, nats / budget.nats - 1.0)
-        why = "above"
-    elif nats + error < _SLACK * budget.nats:
-        factor = 1.0 - (1.0 - _FASTEST_FALL) * min(1.0, 1.0 - nats / budget.nats)
-        why = "below"
-    else:
+    nats, error = forecast
+    rises, falls = nats > budget.nats, nats + error < _SLACK * budget.nats
+    if not (rises or falls):
         return None
-    chosen = budget.bounded(float(ratio) * factor, 0.0 if factor > 1.0 else min(seeing_ratio, float(ratio)))
-    if exact_ratio(chosen) == ratio or (exact_ratio(chosen) > ratio) != (factor > 1.0):
+    excess = min(_FASTEST_RISE, max(0.0, nats / budget.nats))
+    factor = min(_FASTEST_RISE, max(_FASTEST_FALL, excess**_GAIN))
+    chosen = budget.bounded(float(ratio) * factor**pace, 0.0 if rises else min(seeing_ratio, float(ratio)))
+    if exact_ratio(chosen) == ratio or (exact_ratio(chosen) > ratio) != rises:
         return None
     return Decision(
-        chosen, f"forgetting {nats:.4f} (standard error {error:.4f}) is {why} the budget of {budget.nats:g} nats"
+        chosen,
+        f"forgetting will be {nats:.4f} (standard error {error:.4f}) in a half-life if its trend goes on, "
+        f"{'above' if rises else 'surely below'} the budget of {budget.nats:g} nats",
     )

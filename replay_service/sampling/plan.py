@@ -31,7 +31,9 @@ def adjustment_due(state: RunState) -> Adjusted | None:
         return None
     learned = state.what_plans_learn_from()
     pass_fence(learned, step)
-    decision = decide(config.budget, state.ratio, learned.forgetting(), config.seeing_ratio)
+    forecast = learned.forgetting(ahead=config.half_life_steps)
+    pace = min(1.0, config.decision_steps / config.half_life_steps)
+    decision = decide(config.budget, state.ratio, forecast, config.seeing_ratio, pace)
     return None if decision is None else Adjusted(step - 1, decision.injection_ratio, decision.reason)
 
 

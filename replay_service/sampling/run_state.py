@@ -22,7 +22,7 @@ from replay_service.sampling.events import (
     Sealed,
     stacked,
 )
-from replay_service.sampling.forgetting import Forgetting, estimate
+from replay_service.sampling.forgetting import FirstVisits, Forgetting, estimate
 from replay_service.sampling.injection import as_decimal, exact_ratio, rows_due
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, DecayedSums, Totals
@@ -138,12 +138,15 @@ class RunState:
             return self.config.injection_ratio
         return as_decimal(self.config.schedule.at(self.next_step, self.ratio))
 
-    def forgetting(self) -> Forgetting | None:
-        """How much of the corpus the model has forgotten, as far as plans know; None while too little is known."""
+    def forgetting(self, ahead: float = 0.0) -> Forgetting | None:
+        """How much of the corpus the model has forgotten, as far as plans know; None while too little is known.
+
+        It is that of the latest report, or of `ahead` steps after it if the trend goes on.
+        """
         shape = (-1, self.num_quantiles)
-        excess, squares = (each.reshape(shape) for each in self.recent.excess)
-        count = self.recent.count[FIRST_VISITS].reshape(shape)
-        return estimate(self.walk.sizes.reshape(shape), count, excess, squares, self.config.prior_weight)
+        sums = (self.recent.count[FIRST_VISITS], *self.recent.excess, *self.recent.age)
+        visits = FirstVisits(*(each.reshape(shape) for each in sums))
+        return estimate(self.walk.sizes.reshape(shape), visits, self.config.prior_weight, ahead)
 
     def awaited_before(self, step: int) -> list[int]:
         """The steps whose reports the plan of `step` must wait for; none unless the run is fenced."""

@@ -20,7 +20,7 @@ from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.run_state import HELD_ROW, Pending, RunState, in_canonical_order
 from replay_service.sampling.walk import BORN_ROW
 
-STATE_VERSION: Final = 3
+STATE_VERSION: Final = 4
 _MAGIC: Final = b"replayst"
 _COUNTERS: Final = (
     "generation",
@@ -104,4 +104,4 @@ def _arrays(state: RunState) -> Iterator[np.ndarray]:
     totals = state.totals
     yield from (state.walk.num_draws, state.walk.epoch, state.walk.block_size, state.walk.block_drawn)
     yield from (totals.samples, totals.tokens, totals.flips, totals.loss_nats, totals.excess_nats)
-    yield from (state.recent.count, state.recent.damage, state.recent.excess)
+    yield state.recent.sums

@@ -1,6 +1,6 @@
 """What was reported of each stratum: since the run began, and lately."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -52,28 +52,41 @@ class DecayedSums:
     First visits and later ones are kept apart: a later visit tells of a sample that the run has trained on.
     """
 
-    count: Float64Array
-    """float64 [2, num_strata]: first visits, later visits."""
-    damage: Float64Array
-    """float64 [2, num_strata]."""
-    excess: Float64Array
-    """float64 [2, num_strata]: of first visits, the sum of loss minus base loss, and of its square."""
+    sums: Float64Array
+    """float64 [9, num_strata]: all of the below, so that they fade at once."""
     origin: int = 0
     """The latest step reported; the sums are as seen from there."""
 
     @classmethod
     def zeros(cls, num_strata: int) -> "DecayedSums":
-        shape = (2, num_strata)
-        return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape))
+        return cls(np.zeros((9, num_strata)))
+
+    @property
+    def count(self) -> Float64Array:
+        """float64 [2, num_strata]: first visits, later visits."""
+        return self.sums[:2]
+
+    @property
+    def damage(self) -> Float64Array:
+        """float64 [2, num_strata]."""
+        return self.sums[2:4]
+
+    @property
+    def excess(self) -> Float64Array:
+        """float64 [2, num_strata]: of first visits, the sum of loss minus base loss, and of its square."""
+        return self.sums[4:6]
+
+    @property
+    def age(self) -> Float64Array:
+        """float64 [3, num_strata]: of first visits, sums of age (origin - s), age squared, and age times excess."""
+        return self.sums[6:]
 
     def grow(self, num_strata: int) -> None:
         """Strata that stand at the end are new; nothing was reported of them."""
-        more = num_strata - self.count.shape[1]
-        padded = (np.pad(each, ((0, 0), (0, more))) for each in (self.count, self.damage, self.excess))
-        self.count, self.damage, self.excess = padded
+        self.sums = np.pad(self.sums, ((0, 0), (0, num_strata - self.sums.shape[1])))
 
     def copy(self) -> "DecayedSums":
-        return replace(self, count=self.count.copy(), damage=self.damage.copy(), excess=self.excess.copy())
+        return DecayedSums(self.sums.copy(), self.origin)
 
     def add(
         self,
@@ -86,16 +99,28 @@ class DecayedSums:
     ) -> None:
         """Count n samples of one step; arrays [n], damage in the unit of the signal, excess in nats per token."""
         if step > self.origin:
-            fade = 0.5 ** ((step - self.origin) / half_life)
-            self.count *= fade
-            self.damage *= fade
-            self.excess *= fade
-            self.origin = step
-        weight = 0.5 ** ((self.origin - step) / half_life)
-        cell = visit * self.count.shape[1] + stratum
+            self._see_from(step, half_life)
+        age = float(self.origin - step)
+        weight = 0.5 ** (age / half_life)
+        cell = visit * self.sums.shape[1] + stratum
         np.add.at(self.count.reshape(-1), cell, weight)
         np.add.at(self.damage.reshape(-1), cell, weight * damage)
         # Later visits weigh nothing here.
         excess = np.where(visit == FIRST_VISITS, excess, 0.0)
         np.add.at(self.excess[0], stratum, weight * excess)
         np.add.at(self.excess[1], stratum, weight * excess * excess)
+        if age:
+            aged = np.where(visit == FIRST_VISITS, weight * age, 0.0)
+            np.add.at(self.age[0], stratum, aged)
+            np.add.at(self.age[1], stratum, aged * age)
+            np.add.at(self.age[2], stratum, aged * excess)
+
+    def _see_from(self, step: int, half_life: float) -> None:
+        """Every report grows older by the same d: a becomes a + d, a**2 becomes a**2 + d * (2 * a + d)."""
+        passed = float(step - self.origin)
+        count, (age, squares, aged_excess) = self.count[FIRST_VISITS], self.age
+        squares += passed * (2.0 * age + passed * count)
+        age += passed * count
+        aged_excess += passed * self.excess[0]
+        self.sums *= 0.5 ** (passed / half_life)
+        self.origin = step

@@ -78,9 +78,7 @@ def image(state: RunState) -> dict[str, object]:
     arrays = {
         **{name: getattr(state.walk, name) for name in ("num_draws", "epoch", "block_size", "block_drawn", "born")},
         **{name: getattr(state.totals, name) for name in ("samples", "tokens", "flips", "loss_nats", "excess_nats")},
-        "recent count": state.recent.count,
-        "recent damage": state.recent.damage,
-        "recent excess": state.recent.excess,
+        "recent sums": state.recent.sums,
     }
     return {
         "origin": state.recent.origin,
