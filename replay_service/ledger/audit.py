@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from replay_service.ledger.journal import Entry, Journal, RunRecord
 from replay_service.sampling.events import Created, Event, JournalEvent, Planned, Reported, Rewound, surviving
 from replay_service.sampling.run_state import RunState, fold
-from replay_service.sampling.state_bytes import to_bytes
+from replay_service.sampling.state_bytes import STATE_VERSION, to_bytes, version_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class Verdict:
 
     num_events: int
     num_snapshots: int
+    """Those of this release's version of the state; others cannot be compared."""
     wrong_snapshots: list[int]
     """The event numbers of snapshots that differ from the fold."""
     missing_events: list[int]
@@ -30,11 +31,11 @@ class Verdict:
 
 
 def verify(journal: Journal, record: RunRecord) -> Verdict:
-    """Fold all events of a run from the first one, and compare with every snapshot, byte for byte.
+    """Fold all events of a run from the first one, and compare with every snapshot of this version, byte for byte.
 
     After a missing event there is nothing to compare with: from there on events are only counted.
     """
-    snapshots = {snapshot.seq: snapshot for snapshot in journal.snapshots(record.run)}
+    snapshots = {each.seq: each for each in journal.snapshots(record.run) if _is_comparable(each.state)}
     state, standing = RunState.initial(record.created), list[Event]()
     wrong: list[int] = []
     missing: list[int] = []
@@ -54,6 +55,14 @@ def verify(journal: Journal, record: RunRecord) -> Verdict:
         if snapshot is not None and snapshot.state != to_bytes(state):
             wrong.append(snapshot.seq)
     return Verdict(expected, len(snapshots), wrong, missing)
+
+
+def _is_comparable(state: bytes) -> bool:
+    """Whether a snapshot must equal the fold: also one that is no state at all."""
+    try:
+        return version_of(state) == STATE_VERSION
+    except ValueError:
+        return True
 
 
 def _folded(events: list[Event], record: RunRecord) -> RunState:

@@ -175,9 +175,12 @@ class Journal:
                 samples.merge(connection, run, reports, partition, first_seq + len(entries))
             more = len(entries) == CATCH_UP_EVENTS
 
-    def entries(self, run: str, first_seq: int = 0, most: int | None = None) -> Iterator[Entry]:
-        """The events of a run from number `first_seq` on, oldest first, read in a stream."""
-        return self._entries(select(events).where(events.c.run == run, events.c.seq >= first_seq).limit(most))
+    def entries(
+        self, run: str, first_seq: int = 0, most: int | None = None, kind: str | None = None
+    ) -> Iterator[Entry]:
+        """The events of a run from number `first_seq` on, all or of one kind, oldest first, read in a stream."""
+        query = select(events).where(events.c.run == run, events.c.seq >= first_seq).limit(most)
+        return self._entries(query if kind is None else query.where(events.c.kind == kind))
 
     def _entries(self, query: Select[tuple[object, ...]]) -> Iterator[Entry]:
         query = query.order_by(events.c.seq)

@@ -1,11 +1,18 @@
 """States of a run as its journal tells them: a snapshot, and the events after it."""
 
+import itertools
+import math
 from dataclasses import dataclass
+from functools import partial
+
+import structlog
 
 from replay_service.ledger.journal import Journal, RunRecord, Snapshot
-from replay_service.sampling.events import Created, Rewound, surviving
+from replay_service.sampling.events import Created, Rewound
 from replay_service.sampling.run_state import RunState, fold
-from replay_service.sampling.state_bytes import from_bytes
+from replay_service.sampling.state_bytes import STATE_VERSION, from_bytes, version_of
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,27 +34,36 @@ class Restored:
 
 def latest(journal: Journal, record: RunRecord) -> Restored:
     """The state after all events of a run."""
-    held = _held(journal.latest_snapshot(record.run), record.created)
-    num_events = held.num_events
-    for entry in journal.entries(record.run, num_events):
-        # A rewind leaves a snapshot, so there is none among the events after the latest one.
-        assert not isinstance(entry.event, Rewound | Created)
-        fold(held.state, entry.event)
-        num_events += 1
-    return Restored(held.state, num_events, held.attempt, held.snapshot_seq)
+    return _folded(journal, record, _held(journal.latest_snapshot(record.run), record))
 
 
 def after_step(journal: Journal, record: RunRecord, step: int) -> RunState:
     """The fold of all events of steps up to `step`, from the latest snapshot that holds no later one."""
-    held = _held(journal.latest_snapshot(record.run, most_next_step=step + 1), record.created)
-    entries = (entry.event for entry in journal.entries(record.run, held.num_events))
-    for event in surviving((event for event in entries if not isinstance(event, Rewound | Created)), step):
-        fold(held.state, event)
-    return held.state
+    held = _held(journal.latest_snapshot(record.run, most_next_step=step + 1), record)
+    return _folded(journal, record, held, step).state
 
 
-def _held(snapshot: Snapshot | None, created: Created) -> Restored:
-    """The state in a snapshot; without one, that of a new run."""
-    if snapshot is None:
-        return Restored(RunState.initial(created), 1, 1, 1)
-    return Restored(from_bytes(snapshot.state), snapshot.seq, snapshot.attempt, snapshot.seq)
+def _held(snapshot: Snapshot | None, record: RunRecord) -> Restored:
+    """The state in a snapshot; without one, or where another release wrote it, that of a new run."""
+    if snapshot is not None:
+        version = version_of(snapshot.state)
+        if version == STATE_VERSION:
+            return Restored(from_bytes(snapshot.state), snapshot.seq, snapshot.attempt, snapshot.seq)
+        _log.info("folding a journal from its first event", run=record.run, snapshot_version=version)
+    return Restored(RunState.initial(record.created), 1, 1, 1)
+
+
+def _folded(journal: Journal, record: RunRecord, held: Restored, most_step: float = math.inf) -> Restored:
+    """The fold of the events after those in `held`, of steps up to `most_step`, that no later rewind has forgotten."""
+    events = partial(journal.entries, record.run, held.num_events)
+    rewinds = [entry.event.step for entry in events(kind="rewound")]
+    # The last step that counts: before the first rewind, between it and the next one, and so on; from the last.
+    bounds = list(itertools.accumulate([most_step, *reversed(rewinds)], min))
+    num_events = held.num_events
+    for entry in events():
+        if isinstance(entry.event, Rewound):
+            bounds.pop()
+        elif not isinstance(entry.event, Created) and entry.event.step <= bounds[-1]:
+            fold(held.state, entry.event)
+        num_events += 1
+    return Restored(held.state, num_events, held.attempt + len(rewinds), held.snapshot_seq)

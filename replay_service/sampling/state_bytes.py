@@ -56,15 +56,22 @@ def to_bytes(state: RunState) -> bytes:
     return b"".join([_PREFIX.pack(_MAGIC, STATE_VERSION, len(text)), text, *arrays, *rows])
 
 
+def version_of(data: bytes) -> int:
+    """The STATE_VERSION of the release that wrote these bytes; raises ValueError when they are no state."""
+    if len(data) < _PREFIX.size or not data.startswith(_MAGIC):
+        raise ValueError("these bytes are not the state of a run")
+    version: int = _PREFIX.unpack_from(data)[1]
+    return version
+
+
 def from_bytes(data: bytes) -> RunState:
     """The state that `to_bytes` wrote.
 
     Raises:
         ValueError: when the bytes are no state, or are of another version.
     """
-    if len(data) < _PREFIX.size or not data.startswith(_MAGIC):
-        raise ValueError("these bytes are not the state of a run")
-    _, version, length = _PREFIX.unpack_from(data)
+    version = version_of(data)
+    _, _, length = _PREFIX.unpack_from(data)
     if version != STATE_VERSION:
         raise ValueError(f"the state is of version {version}; this release reads version {STATE_VERSION}")
     head = json.loads(data[_PREFIX.size : _PREFIX.size + length])

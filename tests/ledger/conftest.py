@@ -1,9 +1,11 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from replay_service.corpus.reading.reader import Corpus
-from tests.ledger.worlds import made_corpus
+from replay_service.ledger.journal import Journal
+from tests.ledger.worlds import made_corpus, open_journal, record_of
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -19,3 +21,11 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """A corpus of random rows, two domains of two quantiles; nothing writes to it."""
     return made_corpus(tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture
+def journal_of_a_run(database_url: str) -> Iterator[Journal]:
+    """A journal with the run `tuning`, just created."""
+    with open_journal(database_url) as journal:
+        journal.create_run(record_of())
+        yield journal

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,14 +9,12 @@ from replay_service.ledger import audit
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import OwnerLimits, RunOwner
 from replay_service.sampling.events import Adopted, Closed
-from tests.ledger.worlds import ids_of, losses_of, open_journal, record_of, write
+from tests.ledger.worlds import ids_of, losses_of, record_of, write
 
 
 @pytest.fixture
-def journal(database_url: str) -> Iterator[Journal]:
-    with open_journal(database_url) as journal:
-        journal.create_run(record_of())
-        yield journal
+def journal(journal_of_a_run: Journal) -> Journal:
+    return journal_of_a_run
 
 
 def a_long_run(journal: Journal, corpus: Corpus) -> RunOwner:

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +11,8 @@ from tests.sampling.worlds import plan_by_hand, report_of, same_plan
 
 
 @pytest.fixture
-def journal(database_url: str) -> Iterator[Journal]:
-    with open_journal(database_url) as journal:
-        journal.create_run(record_of())
-        yield journal
+def journal(journal_of_a_run: Journal) -> Journal:
+    return journal_of_a_run
 
 
 def test_a_run_is_read_back_as_it_was_created(journal: Journal) -> None:
