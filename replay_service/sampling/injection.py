@@ -6,6 +6,7 @@ the rows trained on, whatever the world size, and nothing has to be remembered t
 """
 
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final, Literal, get_args
 
 _MOST_DIGITS: Final = 400
@@ -43,6 +44,7 @@ InjectionMode = Literal["replace", "add"]
 INJECTION_MODES: tuple[str, ...] = get_args(InjectionMode)
 
 
+@lru_cache(256)
 def rows_due(ratio: Fraction, mode: InjectionMode, global_batch_size: int) -> Fraction:
     """How many rows a step rehearses on average.
 

@@ -234,9 +234,9 @@ def whole_rows(state: RunState, steps: range, carry: Fraction) -> tuple[list[int
         return numbers, carry
     due = state.rows_due(steps.start)
     unit = math.lcm(due.denominator, carry.denominator)
-    grains, rest = int(due * unit), int(carry * unit)
-    ends = [(rest + grains * i) // unit for i in range(len(steps) + 1)]
-    return [end - begin for begin, end in itertools.pairwise(ends)], (carry + due * len(steps)) % 1
+    grains, rest = (each.numerator * (unit // each.denominator) for each in (due, carry))
+    ends = [rest + grains * i for i in range(len(steps) + 1)]
+    return [end // unit - begin // unit for begin, end in itertools.pairwise(ends)], Fraction(ends[-1] % unit, unit)
 
 
 def _fold_configured(state: RunState, config: RunConfig) -> None:

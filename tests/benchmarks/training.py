@@ -4,10 +4,9 @@ README.md in this folder says what is counted.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -71,13 +70,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 for one a core")
+    parser.add_argument("--ways", nargs="*", default=[], help="parts of the names of the ways to train; all by default")
     wanted = parser.parse_args()
     torch.manual_seed(0)
+    if wanted.threads:
+        torch.set_num_threads(wanted.threads)
     folder, precision = fetch_model(), faster_precision()
     with tempfile.TemporaryDirectory() as root:
         write_corpus(Path(root), wanted.seq_len, load_model(str(folder)).config.vocab_size)
         with running_service(Path(root)) as (url, _), ReplayClient(url) as client:
-            compare(client, str(folder), precision, wanted.rows, wanted.seq_len, wanted.steps)
+            compare(client, str(folder), precision, wanted)
 
 
 def write_corpus(root: Path, seq_len: int, vocab_size: int) -> None:
@@ -85,18 +88,36 @@ def write_corpus(root: Path, seq_len: int, vocab_size: int) -> None:
     made.write(root / "corpora" / "pretraining", vocab_size=vocab_size, topk=8)
 
 
-def compare(client: ReplayClient, folder: str, precision: Precision, rows: int, seq_len: int, steps: int) -> None:
+def compare(client: ReplayClient, folder: str, precision: Precision, wanted: argparse.Namespace) -> None:
     model = load_model(folder).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    ways = list(all_ways(client, model, precision, rows, seq_len, WARM_UP + steps))
-    seconds = [[way.step(optimizer, number) for way in ways] for number in range(WARM_UP + steps)][WARM_UP:]
-    columns = [list(each) for each in zip(*seconds, strict=True)]
+    num_steps = WARM_UP + wanted.steps
+    every = all_ways(client, model, precision, wanted.rows, wanted.seq_len, num_steps)
+    ways = [each for each in every if not wanted.ways or any(part in each.name for part in wanted.ways)]
+    rounds = [one_round(ways, optimizer, number) for number in range(num_steps)][WARM_UP:]
+    columns = [list(each) for each in zip(*rounds, strict=True)]
     table = []
     for way, own in zip(ways, columns, strict=True):
-        waiting = way.waited_s / (sum(own) * (WARM_UP + steps) / steps)
-        table.append([way.name, *measured(own, columns[0], "ms"), f"{waiting:.2%}"])
-    print(f"{rows} rows of {seq_len} tokens, {precision}, {steps} steps, median {statistics.median(columns[0]):.2f} s")
-    print(as_table(["a step with", "time", "ratio", "waiting for data"], table))
+        waiting = way.waited_s / (sum(own) * num_steps / wanted.steps)
+        table.append([way.name, *measured(own, columns[0], "ms"), within(own, columns[0]), f"{waiting:.2%}"])
+    threads = torch.get_num_threads()
+    print(f"{wanted.rows} rows of {wanted.seq_len} tokens, {precision}, {wanted.steps} steps, {threads} threads")
+    print(as_table(["a step with", "time", "ratio", "95 % interval of its median", "waiting for data"], table))
+
+
+def one_round(ways: Sequence[Stepper], optimizer: torch.optim.Optimizer, number: int) -> list[float]:
+    """A step of each way, seconds; every other round the other way round, so that none always follows the same one."""
+    order = list(range(len(ways)))[:: -1 if number % 2 else 1]
+    seconds = {place: ways[place].step(optimizer, number) for place in order}
+    return [seconds[place] for place in range(len(ways))]
+
+
+def within(own: Sequence[float], base: Sequence[float]) -> str:
+    """Where the median of the ratios lies in 95 of 100 resamplings of the rounds."""
+    ratios = np.array(own) / np.array(base)
+    medians = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return f"{low:.3f}-{high:.3f}"
 
 
 def all_ways(
