@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from replay_service.corpus.format.segments import list_rows
-from replay_service.corpus.ingest.driver import pipeline
+from replay_service.corpus.ingest import pipeline
 from replay_service.corpus.ingest.pipeline import PipelineSettings, pack_shard
 from replay_service.corpus.ingest.staging import SET_ASIDE, Packed, read_packed
 from replay_service.corpus.shards.documents import BLANK, NO_GROUP, NOT_A_STRING, NOT_JSON
