@@ -15,7 +15,7 @@ from tests.ledger.test_audit import a_long_run
 from tests.ledger.worlds import ids_of, losses_of, record_of
 
 
-def rewrite_snapshots(database_url: str, journal: Journal, state_of: dict[int, bytes]) -> None:
+def rewrite_snapshots(database_url: str, state_of: dict[int, bytes]) -> None:
     engine = create_engine(database_url)
     with engine.begin() as connection:
         for seq, state in state_of.items():
@@ -49,7 +49,7 @@ def left(journal: Journal, corpus: Corpus, database_url: str) -> tuple[RunOwner,
     before = image(a_long_run(journal, corpus))
     snapshots = {each.seq: of_version(STATE_VERSION - 1, each.state) for each in journal.snapshots("tuning")}
     assert len(snapshots) > 3
-    rewrite_snapshots(database_url, journal, snapshots)
+    rewrite_snapshots(database_url, snapshots)
     return RunOwner(journal, journal.run("tuning"), lambda: corpus), before
 
 
@@ -87,5 +87,5 @@ def test_what_cannot_be_compared_is_left_out_of_the_audit(
 def test_a_snapshot_that_is_no_state_does_not_verify(journal: Journal, corpus: Corpus, database_url: str) -> None:
     a_long_run(journal, corpus)
     seq = journal.snapshots("tuning")[2].seq
-    rewrite_snapshots(database_url, journal, {seq: b"no state"})
+    rewrite_snapshots(database_url, {seq: b"no state"})
     assert audit.verify(journal, record_of()).wrong_snapshots == [seq]
