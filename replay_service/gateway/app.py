@@ -14,7 +14,7 @@ from replay_service.gateway.middleware.access import Authentication
 from replay_service.gateway.middleware.audit import Audit
 from replay_service.gateway.middleware.checksums import Checksums
 from replay_service.gateway.middleware.direct import Direct
-from replay_service.gateway.middleware.overload import Overload
+from replay_service.gateway.middleware.overload import InProgress, Overload
 from replay_service.gateway.middleware.problems import BodyLimit, install_problem_handlers, responses
 from replay_service.gateway.middleware.protection import HostCheck, SafeAnswers
 from replay_service.gateway.planning import OwnersPlan
@@ -43,8 +43,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         journal = Journal(open_database(settings.journal_url, settings.durability))
         owners = Owners(journal, store.get, OwnerLimits(settings.snapshot_every, settings.seal_after_s))
         ingests = Ingests(settings.corpora.absolute(), settings.ingest_from, settings.drain_timeout_s)
-        planner = OwnersPlan(owners, journal, settings.max_steps_ahead)
-        app.state.batches = BatchSource(planner, store, settings.max_steps_per_request)
+        app.state.plan = OwnersPlan(owners, journal, settings.max_steps_ahead)
+        app.state.batches = BatchSource(app.state.plan, store, settings.max_steps_per_request)
         app.state.service = ReplayService(settings, store, journal, owners, ingests, _now)
         try:
             yield
@@ -60,6 +60,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.is_stopping = False
+    app.state.in_progress = InProgress(settings.max_concurrent_requests)
     install_problem_handlers(app)
     app.include_router(health.router, responses=responses(400, 408, 413))
     for module in (runs, batches, losses, statistics, samples, corpora):
@@ -77,7 +78,7 @@ def _add_middleware(app: FastAPI, settings: ServiceSettings) -> None:
     app.add_middleware(Authentication)
     app.add_middleware(Audit, templates=templates)
     app.add_middleware(HostCheck, settings=settings)
-    app.add_middleware(Overload, most=settings.max_concurrent_requests)
+    app.add_middleware(Overload, in_progress=app.state.in_progress)
     app.add_middleware(SafeAnswers)
 
 

@@ -41,14 +41,17 @@ class OwnersPlan:
     max_steps_ahead: int
 
     async def window(self, run: str, first_step: int, num_steps: int) -> Window:
-        # Where a look into the journal takes no longer than to wake up a thread, plans at hand need none.
-        owner = self.owners.at_hand(run) if self.journal.is_embedded else None
-        window = None if owner is None else owner.window_at_hand(first_step, num_steps)
-        if window is None:
-            window = await run_in_threadpool(self._window, run, first_step, num_steps)
-        return window
+        window = self.at_hand(run, first_step, num_steps)
+        return await run_in_threadpool(self.made, run, first_step, num_steps) if window is None else window
 
-    def _window(self, run: str, first_step: int, num_steps: int) -> Window:
+    def at_hand(self, run: str, first_step: int, num_steps: int) -> Window | None:
+        """The plans of a window of steps, if all of them were made and a look at them is a matter of microseconds."""
+        # A look into a journal that is elsewhere takes longer than to wake up a thread.
+        owner = self.owners.at_hand(run) if self.journal.is_embedded else None
+        return None if owner is None else owner.window_at_hand(first_step, num_steps)
+
+    def made(self, run: str, first_step: int, num_steps: int) -> Window:
+        """As `window`, on this thread."""
         return self.owners.get(run).window(first_step, num_steps, self.max_steps_ahead)
 
     async def planned(self, run: str, first_step: int, num_steps: int) -> Sequence[Planned]:

@@ -19,7 +19,9 @@ from uvicorn.config import STARTUP_FAILURE
 
 from replay_service.errors import ReplayError
 from replay_service.gateway.app import create_app
+from replay_service.gateway.express import Express
 from replay_service.gateway.logs import configure_logs
+from replay_service.gateway.middleware.beside import Beside
 from replay_service.gateway.middleware.connections import ConnectionLimits, guarded_by
 from replay_service.gateway.processes.supervisor import supervise
 from replay_service.settings import ServiceSettings
@@ -56,7 +58,9 @@ def run_server(settings: ServiceSettings) -> None:
     if settings.gateways > 1:
         sys.exit(supervise(settings))
     app = create_app(settings)
-    serve_application(app, settings, stopping(app), host=settings.host, port=settings.port, **options)
+    serve_application(
+        app, settings, stopping(app), Express(app, settings), host=settings.host, port=settings.port, **options
+    )
 
 
 def stopping(app: Starlette) -> Callable[[], None]:
@@ -68,6 +72,7 @@ def serve_application(
     app: ASGIApp,
     settings: ServiceSettings,
     on_stop: Callable[[], None] = lambda: None,
+    beside: Beside | None = None,
     sockets: list[socket.socket] | None = None,
     **options: Any,
 ) -> None:
@@ -76,6 +81,7 @@ def serve_application(
     uvicorn raises the signal again once it has drained; a process that was asked to stop and did has not failed.
 
     Args:
+        beside: answers plain requests beside the application, if anything does.
         on_stop: called as soon as the process is told to stop.
         options: further ones of uvicorn, or others than the service's own.
     """
@@ -85,7 +91,7 @@ def serve_application(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     own: dict[str, Any] = {
         "loop": "uvloop",
-        "http": guarded_by(ConnectionLimits(settings.max_connections, settings.io_timeout_s)),
+        "http": guarded_by(ConnectionLimits(settings.max_connections, settings.io_timeout_s), beside),
         "ws": "none",
         "log_config": None,
         "access_log": settings.log_level == "debug",

@@ -83,7 +83,7 @@ class Authentication:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             in_force: TokensInForce | None = scope["app"].state.tokens
             try:
-                caller = ANONYMOUS if in_force is None else _caller(scope, in_force, datetime.now(UTC))
+                caller = ANONYMOUS if in_force is None else caller_of(scope, in_force, datetime.now(UTC))
             except AccessError as error:
                 await of_error(error)(scope, receive, send)
                 return
@@ -109,7 +109,7 @@ def access_in(scope: Scope) -> Access | None:
     return access
 
 
-def _caller(scope: Scope, in_force: TokensInForce, now: datetime) -> Caller:
+def caller_of(scope: Scope, in_force: TokensInForce, now: datetime) -> Caller:
     given = [value for name, value in scope["headers"] if name == b"authorization"]
     if not given:
         raise MissingToken(

@@ -10,7 +10,7 @@ import structlog
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from replay_service.gateway.middleware.access import ANONYMOUS, Access, access_in
+from replay_service.gateway.middleware.access import ANONYMOUS, Access, Caller, access_in
 from replay_service.names import is_name
 
 _REFUSED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
@@ -51,15 +51,8 @@ class Audit:
         route, names = self._route(scope["path"])
         if access is not None:
             names = names | {"run": access.run or names.get("run"), "corpus": access.corpus or names.get("corpus")}
-        _log.info(
-            "audit",
-            who=(ANONYMOUS if access is None else access.caller).name,
-            client=(scope["client"] or ("unknown",))[0],
-            method=scope["method"],
-            route=route,
-            **{name: value for name, value in names.items() if value is not None},
-            status=int(status),
-        )
+        named = {name: value for name, value in names.items() if value is not None}
+        write_line(scope, ANONYMOUS if access is None else access.caller, status, route, **named)
 
     def _find_route(self, path: str) -> tuple[str | None, dict[str, str | None]]:
         """The template of a path, and the runs and corpora that it names."""
@@ -68,3 +61,9 @@ class Audit:
                 parts = found.groupdict()
                 return template, {name: parts[name] for name in ("run", "corpus") if is_name(parts.get(name, ""))}
         return None, {}
+
+
+def write_line(scope: Scope, caller: Caller, status: int, route: str | None, **named: str) -> None:
+    """Write down who has asked for what; `named` are the runs and corpora that it was about."""
+    client = (scope["client"] or ("unknown",))[0]
+    _log.info("audit", who=caller.name, client=client, method=scope["method"], route=route, **named, status=int(status))

@@ -10,7 +10,7 @@ from replay_service.gateway.middleware.access import header_in
 from replay_service.gateway.middleware.problems import of_error
 from replay_service.gateway.wire.arrow import CHECKSUM_HEADER, checksum
 
-_HEADER: Final = CHECKSUM_HEADER.lower().encode()
+CHECKSUM_FIELD: Final = CHECKSUM_HEADER.lower().encode()
 
 
 class Checksums:
@@ -27,7 +27,7 @@ class Checksums:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        promised = header_in(scope, _HEADER)
+        promised = header_in(scope, CHECKSUM_FIELD)
         if promised is not None:
             messages = await _whole(receive)
             body = b"".join(each.get("body", b"") for each in messages)
@@ -72,7 +72,7 @@ def _with_checksum(send: Send) -> Send:
         if held:
             start = held.pop()
             if message["type"] == "http.response.body" and not message.get("more_body", False):
-                start["headers"] = [*start["headers"], (_HEADER, checksum(message.get("body", b"")).encode())]
+                start["headers"] = [*start["headers"], (CHECKSUM_FIELD, checksum(message.get("body", b"")).encode())]
             await send(start)
         await send(message)
 

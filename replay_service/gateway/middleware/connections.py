@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Final
 import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from replay_service.errors import Overloaded, RequestTooSlow
 from replay_service.gateway.middleware.access import OPEN_PATHS
+from replay_service.gateway.middleware.beside import Beside, BesideConnection
 from replay_service.gateway.middleware.problems import SAFE_HEADERS, of_error
 
 _log = structlog.get_logger()
@@ -71,7 +72,7 @@ class WholeAnswers:
 _BEGINS: Final = b"HTTP/1."
 
 
-class GuardedConnection(HttpToolsProtocol):
+class GuardedConnection(BesideConnection):
     """One connection, cut off when it is too slow. Subclasses have the limits: see `guarded_by`."""
 
     limits: ClassVar[ConnectionLimits]
@@ -85,7 +86,7 @@ class GuardedConnection(HttpToolsProtocol):
         super().connection_made(WholeAnswers(transport, self.loop))  # type: ignore[arg-type]
         self._await_request()
         if len(self.connections) > self.limits.most:
-            self.app = self._refuse
+            self.app, self.beside = self._refuse, None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._request_came()
@@ -158,9 +159,9 @@ class GuardedConnection(HttpToolsProtocol):
         await response(scope, receive, send)
 
 
-def guarded_by(limits: ConnectionLimits) -> type[GuardedConnection]:
-    """The connections of a server with these limits."""
-    return type("LimitedConnection", (GuardedConnection,), {"limits": limits})
+def guarded_by(limits: ConnectionLimits, beside: Beside | None) -> type[GuardedConnection]:
+    """The connections of a server with these limits, and what answers beside its application."""
+    return type("LimitedConnection", (GuardedConnection,), {"limits": limits, "beside": beside})
 
 
 def _raw(response: Response) -> bytes:

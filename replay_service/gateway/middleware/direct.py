@@ -6,6 +6,7 @@ here, in the same words; Authentication stands before both.
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from pydantic import ValidationError
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from replay_service.errors import InvalidRequest, ReplayError
 from replay_service.gateway.middleware.access import access_in, named_run
-from replay_service.gateway.middleware.problems import invalid, of_database_error, of_error
+from replay_service.gateway.middleware.problems import of_exception
 
 Answer = Callable[[str, Scope, Receive, Send], Awaitable[None]]
 """Answers a request about the run that is named, which its caller may train on.
@@ -46,13 +47,8 @@ class Direct:
             access.need("train")
             named_run(run, access)
             await answer(run, scope, receive, send)
-        except ValidationError as error:
-            details = error.errors(include_url=False)
-            await invalid([{**each, "loc": ("body", *each["loc"])} for each in details])(scope, receive, send)
-        except ReplayError as error:
-            await of_error(error)(scope, receive, send)
-        except SQLAlchemyError as error:
-            await of_database_error(error, scope)(scope, receive, send)
+        except (ValidationError, ReplayError, SQLAlchemyError) as error:
+            await of_exception(error, scope)(scope, receive, send)
 
     def find(self, scope: Scope) -> tuple[str, Answer] | None:
         """The run in the path of a request that is answered here, and how; None for any other request."""
@@ -65,7 +61,12 @@ class Direct:
 
 def media_type(headers: Mapping[bytes, bytes]) -> str:
     """What the body of a request is, without parameters; empty when its headers do not say."""
-    return headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
+    return _without_parameters(headers.get(b"content-type", b""))
+
+
+@lru_cache(64)
+def _without_parameters(media_type: bytes) -> str:
+    return media_type.split(b";")[0].strip().lower().decode("latin-1")
 
 
 async def whole_body(receive: Receive) -> bytes:

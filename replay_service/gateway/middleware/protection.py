@@ -12,8 +12,8 @@ from replay_service.gateway.middleware.access import OPEN_PATHS, header_in
 from replay_service.gateway.middleware.problems import SAFE_HEADERS, of_error
 from replay_service.settings import ServiceSettings, is_loopback
 
-_SAFE_RAW: Final = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]
-_SAFE_NAMES: Final = frozenset(name for name, _ in _SAFE_RAW)
+SAFE_FIELDS: Final = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]
+_SAFE_NAMES: Final = frozenset(name for name, _ in SAFE_FIELDS)
 
 
 class SafeAnswers:
@@ -26,7 +26,7 @@ class SafeAnswers:
         async def send_safe(message: Message) -> None:
             if message["type"] == "http.response.start":
                 mine = [each for each in message.get("headers", ()) if each[0] not in _SAFE_NAMES]
-                message["headers"] = mine + _SAFE_RAW
+                message["headers"] = mine + SAFE_FIELDS
             await send(message)
 
         await self._app(scope, receive, send_safe)
@@ -41,19 +41,26 @@ class HostCheck:
 
     def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
         self._app = app
-        self._allowed = settings.allowed_hosts
-        self._only_loopback = not settings.allowed_hosts and settings.listens_on_loopback
-        self._is_allowed = lru_cache(1024)(self._judge)
+        self._rule = HostRule(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_checked = scope["type"] == "http" and scope["path"] not in OPEN_PATHS
-        if is_checked and not self._is_allowed(header_in(scope, b"host") or ""):
+        if is_checked and not self._rule.allows(header_in(scope, b"host") or ""):
             error = HostNotAllowed(
                 "the Host header is no name that this service answers to; its setting allowed_hosts lists them"
             )
             await of_error(error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+
+class HostRule:
+    """Which Host headers name the service."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._allowed = settings.allowed_hosts
+        self._only_loopback = not settings.allowed_hosts and settings.listens_on_loopback
+        self.allows = lru_cache(1024)(self._judge)
 
     def _judge(self, header: str) -> bool:
         host = _name_in(header)

@@ -18,7 +18,7 @@ from replay_service.gateway.middleware.access import Authentication
 from replay_service.gateway.middleware.audit import Audit
 from replay_service.gateway.middleware.checksums import Checksums
 from replay_service.gateway.middleware.direct import Direct
-from replay_service.gateway.middleware.overload import Overload
+from replay_service.gateway.middleware.overload import InProgress, Overload
 from replay_service.gateway.middleware.problems import BodyLimit, of_error, of_unforeseen
 from replay_service.gateway.middleware.protection import HostCheck, SafeAnswers
 from replay_service.gateway.processes.owner_link import OwnerLink, body_of
@@ -50,9 +50,10 @@ def create_gateway(settings: ServiceSettings, owner: Path) -> Starlette:
 
     app = Starlette(lifespan=lifespan, exception_handlers={Exception: of_unforeseen})
     app.state.is_stopping = False
+    app.state.in_progress = InProgress(settings.max_concurrent_requests)
     app.add_middleware(Divide, settings=settings)
     app.add_middleware(HostCheck, settings=settings)
-    app.add_middleware(Overload, most=settings.max_concurrent_requests)
+    app.add_middleware(Overload, in_progress=app.state.in_progress)
     app.add_middleware(SafeAnswers)
     return app
 

@@ -7,7 +7,7 @@ that into the socket's buffer. In between, views are passed on.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +23,7 @@ from replay_service.gateway.middleware.access import TRAIN, RunName, changes_not
 from replay_service.gateway.middleware.direct import media_type, whole_body
 from replay_service.gateway.middleware.problems import responses
 from replay_service.gateway.models import MAX_INT64, BatchRequest
-from replay_service.gateway.planning import Planner
+from replay_service.gateway.planning import OwnersPlan, Planner
 from replay_service.gateway.wire.arrow import ARROW_STREAM, Batch, BatchHeader, Compression, StepHeader, encode_batch
 from replay_service.ledger.windows import Window
 from replay_service.sampling.events import Planned, stacked
@@ -34,6 +34,8 @@ router = APIRouter(prefix="/v1/runs/{run}", tags=["batches"])
 MOST_BYTES_AT_ONCE: Final = 4 << 20
 """Larger batches are read in a thread. To wake one up costs as much as to gather a megabyte, and the socket takes so
 many bytes in one go too: nobody waits for either much longer than a millisecond."""
+
+_ARROW: Final = ARROW_STREAM.encode()
 
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {
@@ -75,7 +77,7 @@ async def answer_batches(run: str, scope: Scope, receive: Receive, send: Send) -
     """Answer a request for batches; the application's state has its BatchSource, `batches`."""
     headers = dict(scope["headers"])
     asked = BatchRequest.model_validate_json(await _json_body(headers, receive))
-    as_json = _wants_json(headers)
+    as_json = wants_json(headers)
     source: BatchSource = scope["app"].state.batches
     _check(asked, source.max_steps_per_request)
     if asked.text and not as_json:
@@ -89,7 +91,7 @@ async def answer_batches(run: str, scope: Scope, receive: Receive, send: Send) -
         await response(scope, receive, send)
         return
     body = await _encoded(batch, asked.compression)
-    head = {"type": "http.response.start", "status": 200, "headers": _headers(batch, len(body))}
+    head = {"type": "http.response.start", "status": 200, "headers": fields_of(batch, len(body))}
     await send(head)
     await send({"type": "http.response.body", "body": body})
 
@@ -110,11 +112,7 @@ async def _read(source: BatchSource, window: Window, asked: BatchRequest) -> Bat
         corpus = await run_in_threadpool(source.corpora.at, window.corpus, window.generation)
     else:
         corpus = source.corpora.at(window.corpus, window.generation)
-    if asked.topk and not corpus.manifest.topk:
-        raise InvalidRequest(
-            f"corpus {window.corpus!r} does not store the base model's likeliest tokens; ingest it with `--store-topk "
-            "8`, or ask without topk"
-        )
+    _check_topk(corpus, asked)
     try:
         samples = await _rows(corpus, mine.rows["sample_id"])
     except IndexError:
@@ -123,6 +121,32 @@ async def _read(source: BatchSource, window: Window, asked: BatchRequest) -> Bat
     if is_remote:
         await _read_ahead(source.planner, corpus, window, asked)
     return batch_of(window, asked, corpus, mine, samples)
+
+
+def batch_at_hand(source: BatchSource, plan: OwnersPlan, run: str, asked: BatchRequest) -> Batch | None:
+    """A batch, if it is small, its plans were made, and its samples were read before; what `batch_made` refuses is
+    refused there."""
+    if asked.num_steps > source.max_steps_per_request or asked.rank >= asked.world_size:
+        return None
+    window = plan.at_hand(run, asked.step, asked.num_steps)
+    if window is None:
+        return None
+    mine = RankRows.of(window, asked)
+    corpus = source.corpora.at(window.corpus, window.generation)
+    if len(mine.rows) * corpus.record_bytes > MOST_BYTES_AT_ONCE or (asked.topk and not corpus.manifest.topk):
+        return None
+    samples = corpus.rows_at_hand(mine.rows["sample_id"])
+    return None if samples is None else batch_of(window, asked, corpus, mine, samples)
+
+
+def batch_made(source: BatchSource, plan: OwnersPlan, run: str, asked: BatchRequest) -> tuple[Batch, bool]:
+    """A batch, and whether plans were made for it, on this thread from beginning to end."""
+    _check(asked, source.max_steps_per_request)
+    window = plan.made(run, asked.step, asked.num_steps)
+    mine = RankRows.of(window, asked)
+    corpus = source.corpora.at(window.corpus, window.generation)
+    _check_topk(corpus, asked)
+    return batch_of(window, asked, corpus, mine, corpus.rows(mine.rows["sample_id"])), window.is_new
 
 
 async def _rows(corpus: Corpus, sample_ids: Int64Array) -> SampleRows:
@@ -135,8 +159,8 @@ async def _rows(corpus: Corpus, sample_ids: Int64Array) -> SampleRows:
 async def _encoded(batch: Batch, compression: Compression) -> memoryview:
     is_small = sum(each.nbytes for each in batch.columns().values()) <= MOST_BYTES_AT_ONCE
     if compression == "none" and is_small:
-        return memoryview(encode_batch(batch))
-    return memoryview(await run_in_threadpool(encode_batch, batch, compression))
+        return encode_batch(batch)
+    return await run_in_threadpool(encode_batch, batch, compression)
 
 
 async def _read_ahead(planner: Planner, corpus: Corpus, window: Window, asked: BatchRequest) -> None:
@@ -147,28 +171,31 @@ async def _read_ahead(planner: Planner, corpus: Corpus, window: Window, asked: B
         await run_in_threadpool(partial(corpus.read_ahead, sample_ids))
 
 
-def _headers(batch: Batch, num_bytes: int) -> list[tuple[bytes, bytes]]:
+def fields_of(batch: Batch, num_bytes: int) -> list[tuple[bytes, bytes]]:
     """What the schema's metadata says, for those who do not look into the body."""
     header = batch.header
-    named = {
-        "content-type": ARROW_STREAM,
-        "content-length": num_bytes,
-        "replay-wire-version": header.wire_version,
-        "replay-run": header.run,
-        "replay-attempt": header.attempt,
-        "replay-corpus": header.corpus,
-        "replay-generation": header.generation,
-        "replay-injection-ratio": header.injection_ratio,
-        "replay-policy-version": header.steps[-1].policy_version,
-        "replay-num-samples": len(batch),
-    }
-    return [(name.encode(), str(value).encode("latin-1")) for name, value in named.items()]
+    return [
+        (b"content-type", _ARROW),
+        (b"content-length", b"%d" % num_bytes),
+        (b"replay-wire-version", b"%d" % header.wire_version),
+        (b"replay-run", header.run.encode()),
+        (b"replay-attempt", b"%d" % header.attempt),
+        (b"replay-corpus", header.corpus.encode()),
+        (b"replay-generation", b"%d" % header.generation),
+        (b"replay-injection-ratio", header.injection_ratio.encode()),
+        (b"replay-policy-version", b"%d" % header.steps[-1].policy_version),
+        (b"replay-num-samples", b"%d" % len(batch)),
+    ]
 
 
-def _wants_json(headers: Mapping[bytes, bytes]) -> bool:
+def wants_json(headers: Mapping[bytes, bytes]) -> bool:
     """Whether JSON is asked for rather than Arrow; the type that stands first wins."""
-    accept = headers.get(b"accept", b"*/*").decode("latin-1").lower()
-    accepted = [part.split(";")[0].strip() for part in accept.split(",")]
+    return _prefers_json(headers.get(b"accept", b"*/*"))
+
+
+@lru_cache(64)
+def _prefers_json(accept: bytes) -> bool:
+    accepted = [part.split(";")[0].strip() for part in accept.decode("latin-1").lower().split(",")]
     for wanted in accepted:
         if wanted in (ARROW_STREAM, "application/*", "*/*"):
             return False
@@ -188,6 +215,14 @@ def _check(asked: BatchRequest, most_steps: int) -> None:
         )
     if asked.step > MAX_INT64 - asked.num_steps:
         raise StepOutOfRange(f"step {asked.step} is beyond the last step there can be")
+
+
+def _check_topk(corpus: Corpus, asked: BatchRequest) -> None:
+    if asked.topk and not corpus.manifest.topk:
+        raise InvalidRequest(
+            f"corpus {corpus.manifest.name!r} does not store the base model's likeliest tokens; ingest it with "
+            "`--store-topk 8`, or ask without topk"
+        )
 
 
 @dataclass(frozen=True, slots=True)

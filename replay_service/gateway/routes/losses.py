@@ -1,9 +1,11 @@
 """Losses: what trainers measured of the samples they rehearsed."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
+from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -14,7 +16,6 @@ from replay_service.gateway.middleware.direct import media_type, whole_body
 from replay_service.gateway.middleware.problems import responses
 from replay_service.gateway.models import LossReport, ReportResult
 from replay_service.gateway.wire.arrow import ARROW_STREAM, LOSSES_SCHEMA, decode_losses
-from replay_service.ledger.intake import ReportOutcome
 from replay_service.ledger.owners import Owners
 from replay_service.sampling.events import LOSS_ROW
 
@@ -55,14 +56,15 @@ async def answer_losses(run: str, scope: Scope, receive: Receive, send: Send) ->
     body, found = await whole_body(receive), media_type(dict(scope["headers"]))
     owners: Owners = scope["app"].state.service.owners
 
-    def take_in() -> ReportOutcome:
-        rows = _decode(found, body)
-        return owners.get(run).report(rows)
-
     # A large body takes long to decode, and other requests need not wait for that.
-    outcome = await run_in_threadpool(take_in)
-    result = ReportResult(accepted=outcome.accepted, duplicate=outcome.duplicate, rejected=outcome.rejected)
-    await Response(result.model_dump_json(), media_type="application/json")(scope, receive, send)
+    content = await run_in_threadpool(take_in, owners, run, found, body)
+    await Response(content, media_type="application/json")(scope, receive, send)
+
+
+def take_in(owners: Owners, run: str, content_type: str, body: bytes) -> bytes:
+    """Take in what is reported of a run; a ReportResult as JSON."""
+    outcome = owners.get(run).report(_decode(content_type, body))
+    return to_json(asdict(outcome))
 
 
 def _decode(content_type: str, body: bytes) -> np.ndarray:

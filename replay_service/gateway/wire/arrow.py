@@ -6,7 +6,7 @@ A batch is one record batch with a row for each rehearsed sample, in step order,
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -37,7 +37,7 @@ _HEADER_KEY: Final = b"replay.header"
 LOSSES_SCHEMA: Final = pa.schema([(name, pa.from_numpy_dtype(LOSS_ROW[name])) for name in LOSS_ROW.names or ()])
 
 
-def checksum(body: bytes) -> str:
+def checksum(body: bytes | bytearray | memoryview) -> str:
     """The CRC-32 of a body as eight hexadecimal digits, as it stands in CHECKSUM_HEADER.
 
     It is there for accidents, not for attacks: TCP's checksum of 16 bits, and proxies that put together anew what they
@@ -161,7 +161,7 @@ _COLUMNS: Final[dict[str, Callable[[pa.DataType], bool]]] = {
 """The arrays of a batch, in the order of its fields, and whether an Arrow type is the right one."""
 
 
-def encode_batch(batch: Batch, compression: Compression = "none") -> pa.Buffer:
+def encode_batch(batch: Batch, compression: Compression = "none") -> memoryview:
     """A batch as an Arrow IPC stream, its buffers compressed one by one if that is wanted.
 
     Without compression each array is copied once, to its place in the stream.
@@ -169,14 +169,14 @@ def encode_batch(batch: Batch, compression: Compression = "none") -> pa.Buffer:
     header = _header_json(batch.header)
     columns = batch.columns()
     if compression == "none":
-        types = tuple((name, each.dtype, each.shape[1:]) for name, each in columns.items())
-        return _stencil(len(batch), types).filled(header, list(columns.values()))
+        types = tuple([(name, each.dtype.char, each.shape) for name, each in columns.items()])
+        return _stencil(types, len(header)).filled(header, columns.values())
     records = _records(columns).replace_schema_metadata({_HEADER_KEY: header})
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=compression)
     with pa.ipc.new_stream(sink, records.schema, options=options) as writer:
         writer.write_batch(records)
-    return sink.getvalue()
+    return memoryview(sink.getvalue())
 
 
 def _header_json(header: BatchHeader) -> bytes:
@@ -191,54 +191,63 @@ def _records(columns: Mapping[str, NDArray[Any]]) -> pa.RecordBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Stencil:
-    """What all streams of batches with as many rows of the same types have in common.
+    """What all streams of batches have in common that have arrays of the same types and shapes, and headers of the same
+    length.
 
     Attributes:
-        schema: without the header.
-        before: the bytes between the schema's message and the first array.
-        places: of each array, where in the record batch's body its numbers begin, and how many bytes they are.
-        num_bytes: how long the body is.
+        fixed: bytes that never change, and where each stretch of them begins.
+        header_at: where the header begins.
+        arrays: shape, type and beginning of each array.
+        num_bytes: how long the stream is.
     """
 
-    schema: pa.Schema
-    before: bytes
-    places: tuple[tuple[int, int], ...]
+    fixed: tuple[tuple[int, bytes], ...]
+    header_at: int
+    arrays: tuple[tuple[tuple[int, ...], str, int], ...]
     num_bytes: int
 
-    def filled(self, header: bytes, arrays: Sequence[NDArray[Any]]) -> pa.Buffer:
+    def filled(self, header: bytes, arrays: Iterable[NDArray[Any]]) -> memoryview:
         """The stream with this header and these arrays."""
-        head = self.schema.with_metadata({_HEADER_KEY: header}).serialize().to_pybytes() + self.before
-        stream = np.empty(len(head) + self.num_bytes + len(_END), dtype=np.uint8)
-        stream[: len(head)] = np.frombuffer(head, np.uint8)
-        body = stream[len(head) : len(head) + self.num_bytes]
-        end = 0
-        for (start, num_bytes), array in zip(self.places, arrays, strict=True):
-            body[end:start] = 0
-            end = start + num_bytes
-            body[start:end].view(array.dtype).reshape(array.shape)[...] = array
-        body[end:] = 0
-        stream[len(head) + self.num_bytes :] = np.frombuffer(_END, np.uint8)
-        return pa.py_buffer(stream)
+        stream = np.empty(self.num_bytes, dtype=np.uint8).data
+        for begin, content in self.fixed:
+            stream[begin : begin + len(content)] = content
+        stream[self.header_at : self.header_at + len(header)] = header
+        for (shape, type_, begin), array in zip(self.arrays, arrays, strict=True):
+            np.ndarray(shape, type_, stream, begin)[...] = array
+        return stream
 
 
 _END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """What ends an Arrow stream (Arrow columnar format, "IPC Streaming Format")."""
 
 
-@functools.lru_cache(256)
-def _stencil(num_rows: int, types: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]) -> _Stencil:
-    """Found by letting Arrow encode as many rows, and looking where it puts the numbers of each column."""
-    records = _records({name: np.zeros((num_rows, *shape), dtype) for name, dtype, shape in types})
-    message = pa.ipc.read_message(records.serialize())
-    begin = message.body.address
+@functools.lru_cache(1024)
+def _stencil(types: tuple[tuple[str, str, tuple[int, ...]], ...], header_length: int) -> _Stencil:
+    """Found by letting Arrow encode as many rows, and looking where it puts the header and the numbers of each column.
+
+    Args:
+        types: name, type and shape of each array.
+        header_length: bytes.
+    """
+    records = _records({name: np.zeros(shape, type_) for name, type_, shape in types})
+    header = b"?" * header_length
+    head = records.schema.with_metadata({_HEADER_KEY: header}).serialize().to_pybytes()
+    serialized = records.serialize().to_pybytes()
+    message = pa.ipc.read_message(serialized)
     body = pa.ipc.read_record_batch(message, records.schema)
-    places = []
-    for column, (_, dtype, shape) in zip(body.columns, types, strict=True):
-        numbers = column.buffers()[-1]
-        num_bytes = num_rows * dtype.itemsize * math.prod(shape)
-        places.append((numbers.address - begin if num_bytes else 0, num_bytes))
-    num_bytes = len(message.body)
-    return _Stencil(records.schema, records.serialize().to_pybytes()[: -num_bytes or None], tuple(places), num_bytes)
+    end_of_body = len(head) + len(serialized)
+    first, address = end_of_body - len(message.body), message.body.address
+    places, end, header_at = [], first, head.index(header)
+    fixed = [(0, head[:header_at]), (header_at + header_length, head[header_at + header_length :])]
+    fixed.append((len(head), serialized[: first - len(head)]))
+    for column, (_, type_, shape) in zip(body.columns, types, strict=True):
+        num_bytes = np.dtype(type_).itemsize * math.prod(shape)
+        begin = first + column.buffers()[-1].address - address if num_bytes else end
+        fixed.append((end, bytes(begin - end)))
+        places.append((shape, type_, begin))
+        end = begin + num_bytes
+    fixed.append((end, bytes(end_of_body - end) + _END))
+    return _Stencil(tuple(each for each in fixed if each[1]), header_at, tuple(places), end_of_body + len(_END))
 
 
 def decode_batch(body: bytes, most_inflated_bytes: int = MOST_INFLATED_BYTES) -> Batch:

@@ -327,7 +327,7 @@ def test_a_batch_is_encoded_as_arrow_itself_encodes_it(num_rows: int, seq_len: i
         input_ids=rng.integers(0, 200, (num_rows, seq_len)).astype(dtype),
         base_correct=rng.integers(0, 256, (num_rows, -(-seq_len // 8))).astype(np.uint8),
     )
-    encoded = encode_batch(batch).to_pybytes()
+    encoded = bytes(encode_batch(batch))
     with pa.ipc.open_stream(encoded) as reader:
         schema, records = reader.schema, list(reader)
     sink = pa.BufferOutputStream()

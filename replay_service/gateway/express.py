@@ -1,0 +1,152 @@
+"""What trainers ask in every step, answered beside the application.
+
+Middlewares, a task, and threads that are waited for cost several times what it takes to read a batch or to take in a
+report. So a connection asks here first: plain requests are admitted by the same rules, and answered at once where all
+is at hand, or else by a thread from beginning to end. Whatever is not plain goes on to the application, above all what
+is refused before that: it says why.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from http import HTTPStatus
+from typing import Final
+
+from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+from starlette.types import Scope
+
+from replay_service.errors import ReplayError
+from replay_service.gateway.middleware.access import ANONYMOUS, Access, caller_of, named_run
+from replay_service.gateway.middleware.audit import write_line
+from replay_service.gateway.middleware.beside import Reply, Work
+from replay_service.gateway.middleware.checksums import CHECKSUM_FIELD
+from replay_service.gateway.middleware.direct import media_type
+from replay_service.gateway.middleware.problems import of_exception
+from replay_service.gateway.middleware.protection import SAFE_FIELDS, HostRule
+from replay_service.gateway.models import BatchRequest
+from replay_service.gateway.routes.batches import batch_at_hand, batch_made, fields_of, wants_json
+from replay_service.gateway.routes.losses import take_in
+from replay_service.gateway.wire.arrow import Batch, checksum, encode_batch
+from replay_service.settings import ServiceSettings
+
+MOST_BODY_BYTES: Final = 1 << 20
+"""Of a plain request: the reports of some thirty thousand samples."""
+
+_SPECIAL: Final = frozenset([b"transfer-encoding", b"x-forwarded-for", b"x-forwarded-proto"])
+"""Headers of requests that are not plain: uvicorn has proxies that it trusts say who the caller is."""
+
+_PATH: Final = re.compile("/v1/runs/([^/]+)/(batches|losses)")
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request whose caller may train on the run."""
+
+    run: str
+    kind: str
+    """The last part of its path."""
+    headers: dict[bytes, bytes]
+    scope: Scope
+    access: Access
+
+
+class Express:
+    """Answers requests to an application that is served in this process."""
+
+    def __init__(self, app: Starlette, settings: ServiceSettings) -> None:
+        self._state = app.state
+        self._hosts = HostRule(settings)
+        self._most_body_bytes = min(MOST_BODY_BYTES, settings.max_body_bytes)
+
+    def admit(self, scope: Scope) -> Admitted | None:
+        """A request whose head has come, if it is plain so far."""
+        found = _PATH.fullmatch(scope["path"]) if scope["method"] == "POST" else None
+        if found is None:
+            return None
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        is_plain = len(headers) == len(scope["headers"]) and length.isdigit() and not headers.keys() & _SPECIAL
+        if not is_plain or int(length) > self._most_body_bytes:
+            return None
+        if not self._hosts.allows(headers.get(b"host", b"").decode("latin-1")):
+            return None
+        try:
+            tokens = self._state.tokens
+            access = Access(ANONYMOUS if tokens is None else caller_of(scope, tokens, datetime.now(UTC)))
+            access.need("train")
+            named_run(found[1], access)
+        except ReplayError:
+            return None
+        return Admitted(found[1], found[2], headers, scope, access)
+
+    def answer(self, request: Admitted, body: bytes | bytearray) -> Reply | Work | None:
+        """The answer to a request whose body has come: at once, by work for a thread, or by the application."""
+        promised = request.headers.get(CHECKSUM_FIELD)
+        if promised is not None and promised.decode("latin-1").lower() != checksum(body):
+            return None
+        if request.kind == "losses":
+            return self._in_thread(request, partial(self._losses, request, bytes(body)))
+        try:
+            asked = BatchRequest.model_validate_json(body)
+            if not self._is_plain(request, asked):
+                return None
+            batch = batch_at_hand(self._state.batches, self._state.plan, request.run, asked)
+        except (ValidationError, ReplayError, SQLAlchemyError):
+            return None
+        if batch is None:
+            return self._in_thread(request, partial(self._batch, request, asked))
+        return _reply_of(batch)
+
+    def _is_plain(self, request: Admitted, asked: BatchRequest) -> bool:
+        is_json = media_type(request.headers) == "application/json"
+        is_usual = asked.compression == "none" and not asked.text and not wants_json(request.headers)
+        return is_json and is_usual and not self._state.batches.corpora.is_remote
+
+    def _in_thread(self, request: Admitted, make: Callable[[], Reply]) -> Work | None:
+        in_progress = self._state.in_progress
+        if not in_progress.begin():
+            return None
+
+        def work() -> Reply:
+            try:
+                return make()
+            except Exception as error:
+                response = of_exception(error, request.scope)
+                return _reply(response.status_code, response.raw_headers, response.body)
+            finally:
+                in_progress.end()
+
+        return work
+
+    def _batch(self, request: Admitted, asked: BatchRequest) -> Reply:
+        batch, is_change = batch_made(self._state.batches, self._state.plan, request.run, asked)
+        reply = _reply_of(batch)
+        if is_change:
+            _audit(request)
+        return reply
+
+    def _losses(self, request: Admitted, body: bytes) -> Reply:
+        content = take_in(self._state.service.owners, request.run, media_type(request.headers), body)
+        _audit(request)
+        return _reply(
+            HTTPStatus.OK, [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json")], content
+        )
+
+
+def _audit(request: Admitted) -> None:
+    route = f"/v1/runs/{{run}}/{request.kind}"
+    write_line(request.scope, request.access.caller, HTTPStatus.OK, route, run=request.run)
+
+
+def _reply_of(batch: Batch) -> Reply:
+    body = encode_batch(batch)
+    return _reply(HTTPStatus.OK, fields_of(batch, len(body)), body)
+
+
+def _reply(status: int, fields: list[tuple[bytes, bytes]], body: memoryview | bytes) -> Reply:
+    every = [*fields, (CHECKSUM_FIELD, checksum(body).encode()), *SAFE_FIELDS]
+    return Reply(status, b"".join([b"%b: %b\r\n" % each for each in every]), body)
