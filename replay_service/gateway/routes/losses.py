@@ -63,8 +63,8 @@ async def answer_losses(run: str, scope: Scope, receive: Receive, send: Send) ->
 
 def take_in(owners: Owners, run: str, content_type: str, body: bytes) -> bytes:
     """Take in what is reported of a run; a ReportResult as JSON."""
-    outcome = owners.get(run).report(_decode(content_type, body))
-    return to_json(asdict(outcome))
+    rows = _decode(content_type, body)
+    return to_json(asdict(owners.get(run).report(rows)))
 
 
 def _decode(content_type: str, body: bytes) -> np.ndarray:
