@@ -66,7 +66,9 @@ class BesideConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """What uvicorn does with a request whose head has come, or whose turn has come in its queue."""
-        is_plain = self._is_head and cycle.keep_alive and not cycle.waiting_for_100_continue and not self.access_log
+        is_plain = (
+            self._is_head and cycle.keep_alive and not cycle.waiting_for_100_continue and not self.config.access_log
+        )
         admitted = self.beside.admit(cast(Scope, cycle.scope)) if self.beside is not None and is_plain else None
         if admitted is None:
             super()._start_asgi_task(cycle, app)
