@@ -30,7 +30,7 @@ from replay_service.gateway.middleware.protection import SAFE_FIELDS, HostRule
 from replay_service.gateway.models import BatchRequest
 from replay_service.gateway.routes.batches import batch_at_hand, batch_made, fields_of, wants_json
 from replay_service.gateway.routes.losses import take_in
-from replay_service.gateway.wire.arrow import Batch, checksum, encode_batch
+from replay_service.gateway.wire.arrow import Batch, checksum, encode_parts
 from replay_service.settings import ServiceSettings
 
 MOST_BODY_BYTES: Final = 1 << 20
@@ -143,10 +143,10 @@ def _audit(request: Admitted) -> None:
 
 
 def _reply_of(batch: Batch) -> Reply:
-    body = encode_batch(batch)
-    return _reply(HTTPStatus.OK, fields_of(batch, len(body)), body)
+    parts = encode_parts(batch)
+    return _reply(HTTPStatus.OK, fields_of(batch, sum(map(len, parts))), *parts)
 
 
-def _reply(status: int, fields: list[tuple[bytes, bytes]], body: memoryview | bytes) -> Reply:
-    every = [*fields, (CHECKSUM_FIELD, checksum(body).encode()), *SAFE_FIELDS]
-    return Reply(status, b"".join([b"%b: %b\r\n" % each for each in every]), body)
+def _reply(status: int, fields: list[tuple[bytes, bytes]], *parts: memoryview | bytes) -> Reply:
+    every = [*fields, (CHECKSUM_FIELD, checksum(*parts).encode()), *SAFE_FIELDS]
+    return Reply(status, b"".join([b"%b: %b\r\n" % each for each in every]), parts)

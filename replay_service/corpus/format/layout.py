@@ -20,6 +20,9 @@ from replay_service.sampling.partition import ROW_BITS
 
 Int64Array = NDArray[np.int64]
 
+_WIDE_BYTES: Final = 64
+"""Of a field: to gather its rows by themselves then costs less than to copy them out of whole records."""
+
 _NEEDED: Final = {"length", "base_loss", "base_correct", "stratum"}
 _CONTENT: Final = ({"input_ids"}, {"inputs", "label"})
 
@@ -36,6 +39,8 @@ class Layout:
         self.record = _common_record(segments)
         """What a row holds."""
         self.base_loss = _field(self.record, "base_loss")
+        self.stretches = _stretches(self.record)
+        """Parts of a row, each as its offset and type: a wide field, or neighbouring narrow ones as a record."""
         self.first_block = np.cumsum([0, *(_num_used_blocks(segment, self.record) for segment in segments)])
         """int64 [S + 1]: where each segment begins, and the end of the line."""
         first_ids = np.arange(len(segments)) << ROW_BITS
@@ -90,6 +95,31 @@ def _field(record: np.dtype[Any], name: str) -> tuple[int, np.dtype[Any]]:
     assert record.fields is not None
     type_, offset = record.fields[name][:2]
     return offset, type_
+
+
+def _stretches(record: np.dtype[Any]) -> list[tuple[int, np.dtype[Any]]]:
+    stretches: list[tuple[int, np.dtype[Any]]] = []
+    narrow: list[str] = []
+    for name in (*(record.names or ()), None):
+        is_wide = name is not None and record[name].itemsize >= _WIDE_BYTES
+        if name is not None and not is_wide:
+            narrow.append(name)
+            continue
+        if narrow:
+            stretches.append(_joined(record, narrow))
+            narrow = []
+        if name is not None:
+            stretches.append(_joined(record, [name]))
+    return stretches
+
+
+def _joined(record: np.dtype[Any], names: list[str]) -> tuple[int, np.dtype[Any]]:
+    """Neighbouring fields of a record as a record of their own, and where it begins."""
+    places = [_field(record, name) for name in names]
+    begin, (last, last_type) = places[0][0], places[-1]
+    offsets, types = [offset - begin for offset, _ in places], [type_ for _, type_ in places]
+    itemsize = last + last_type.itemsize - begin
+    return begin, np.dtype({"names": names, "formats": types, "offsets": offsets, "itemsize": itemsize})
 
 
 def _num_used_blocks(segment: Segment, record: np.dtype[Any]) -> int:

@@ -1,5 +1,6 @@
 """Rows of samples in memory, one fixed-width record each, and as Arrow columns of one width."""
 
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -140,6 +141,22 @@ class SampleRows:
 
     def _kept(self, name: str) -> NDArray[Any] | None:
         return self.records[name] if name in (self.records.dtype.names or ()) else None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleColumns:
+    """Samples of a corpus, a column each, of the same shapes and types as the properties of SampleRows. Columns of wide
+    rows are contiguous."""
+
+    length: NDArray[np.int32]
+    base_loss: NDArray[np.float32]
+    base_correct: NDArray[np.uint8]
+    stratum: NDArray[np.int32]
+    input_ids: NDArray[np.unsignedinteger]
+    topk_ids: NDArray[np.unsignedinteger] | None = None
+    topk_logprobs: NDArray[np.float16] | None = None
+    inputs: NDArray[Any] | None = None
+    label: NDArray[np.int32] | None = None
 
 
 def record_type(columns: dict[str, NDArray[Any]]) -> np.dtype[np.void]:

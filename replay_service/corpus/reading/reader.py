@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from replay_service.corpus.format.layout import Layout
 from replay_service.corpus.format.manifest import Manifest
-from replay_service.corpus.format.segments import SampleRows
+from replay_service.corpus.format.segments import SampleColumns, SampleRows
 from replay_service.corpus.format.texts import Texts, no_tokenizer
 from replay_service.corpus.reading.blocks import Blocks
 from replay_service.corpus.reading.damage import SegmentDamage
@@ -102,15 +102,20 @@ class Corpus:
         records, _ = self._read(self._layout.positions(sample_ids), self._layout.record)
         return SampleRows.of_records(records)
 
-    def rows_at_hand(self, sample_ids: Int64Array) -> SampleRows | None:
-        """As `rows`, if all that they lie in was found intact before and nothing must be fetched; None otherwise."""
+    def columns_at_hand(self, sample_ids: Int64Array) -> SampleColumns | None:
+        """What `rows` gives, if all that they lie in was found intact before and nothing must be fetched; else None."""
         positions = self._layout.positions(sample_ids)
         held = self._blocks.all_intact()
         if held is None:
             held = self._blocks.found_intact(self._layout.blocks(positions, self._layout.record.itemsize))
         if held is None:
             return None
-        return SampleRows.of_records(held.take(positions, self._layout.record.itemsize).view(self._layout.record))
+        columns: dict[str, NDArray[Any]] = {}
+        for offset, type_ in self._layout.stretches:
+            taken = held.take(positions + offset, type_.itemsize).view(type_)
+            columns |= {name: taken[name] for name in type_.names or ()}
+        columns.setdefault("input_ids", np.empty((len(positions), 0), dtype=np.uint8))
+        return SampleColumns(**columns)
 
     def base_losses(self, sample_ids: Int64Array) -> NDArray[np.float64]:
         """Base losses of the samples at the given addresses, float64 [n], nats per token; NaN where damaged."""

@@ -1,6 +1,6 @@
 """Answers beside the application: a connection whose plain requests somebody else answers than a task of uvicorn's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ MOST_THREADS: Final = 40
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer: its status, the fields of its head, each a line of its own, and its body."""
+    """An answer: its status, the fields of its head, each a line of its own, and the parts of its body."""
 
     status: int
     fields: bytes
-    body: bytes | memoryview
+    body: Sequence[bytes | memoryview]
 
 
 Work = Callable[[], Reply]
@@ -113,7 +113,7 @@ class BesideConnection(HttpToolsProtocol):
         if not cycle.keep_alive:
             fields.append(b"connection: close\r\n")
         head = b"".join([STATUS_LINE[reply.status], *fields, reply.fields, b"\r\n"])
-        self.transport.writelines([head, reply.body])
+        self.transport.writelines([head, *reply.body])
         if not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()

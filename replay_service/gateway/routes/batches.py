@@ -1,8 +1,8 @@
 """Batches: the samples that a rank rehearses in a window of steps.
 
-A batch's bytes are copied three times on their way from the page cache to the socket: whole records are gathered from
-the mapped segments, their fields are put into the columns of the Arrow stream (`wire.arrow`), and the system copies
-that into the socket's buffer. In between, views are passed on.
+The bytes of a large batch are copied twice on their way from the page cache to the socket: columns are gathered from the
+mapped segments, and the system copies them into the socket's buffer. Narrow columns, and those of a small batch, are
+copied to their places in the Arrow stream in between (`wire.arrow`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from replay_service.corpus.format.segments import SampleRows
+from replay_service.corpus.format.segments import SampleColumns, SampleRows
 from replay_service.corpus.reading.reader import Corpus, CorpusStore, Int64Array
 from replay_service.errors import CorpusError, InvalidRequest, NotAcceptable, StepOutOfRange
 from replay_service.gateway.middleware.access import TRAIN, RunName, changes_nothing
@@ -62,6 +62,9 @@ async def get_batches(run: RunName, body: BatchRequest) -> Response:
     gives the same samples, whatever happened in between. Arrow by default, JSON for people.
     """
     raise AssertionError("`Direct` stands before the routes, and answers; this route describes it")
+
+
+Samples = SampleRows | SampleColumns
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ def batch_at_hand(source: BatchSource, plan: OwnersPlan, run: str, asked: BatchR
     corpus = source.corpora.at(window.corpus, window.generation)
     if len(mine.rows) * corpus.record_bytes > MOST_BYTES_AT_ONCE or (asked.topk and not corpus.manifest.topk):
         return None
-    samples = corpus.rows_at_hand(mine.rows["sample_id"])
+    samples = corpus.columns_at_hand(mine.rows["sample_id"])
     return None if samples is None else batch_of(window, asked, corpus, mine, samples)
 
 
@@ -146,13 +149,14 @@ def batch_made(source: BatchSource, plan: OwnersPlan, run: str, asked: BatchRequ
     mine = RankRows.of(window, asked)
     corpus = source.corpora.at(window.corpus, window.generation)
     _check_topk(corpus, asked)
-    return batch_of(window, asked, corpus, mine, corpus.rows(mine.rows["sample_id"])), window.is_new
+    samples = corpus.columns_at_hand(mine.rows["sample_id"]) or corpus.rows(mine.rows["sample_id"])
+    return batch_of(window, asked, corpus, mine, samples), window.is_new
 
 
-async def _rows(corpus: Corpus, sample_ids: Int64Array) -> SampleRows:
+async def _rows(corpus: Corpus, sample_ids: Int64Array) -> Samples:
     """Samples, read in a thread unless that is a matter of microseconds."""
     is_small = len(sample_ids) * corpus.record_bytes <= MOST_BYTES_AT_ONCE
-    at_hand = corpus.rows_at_hand(sample_ids) if is_small else None
+    at_hand = corpus.columns_at_hand(sample_ids) if is_small else None
     return await run_in_threadpool(corpus.rows, sample_ids) if at_hand is None else at_hand
 
 
@@ -243,7 +247,7 @@ class RankRows:
         return cls(stacked(parts), [len(each) for each in parts])
 
 
-def batch_of(window: Window, asked: BatchRequest, corpus: Corpus, mine: RankRows, samples: SampleRows) -> Batch:
+def batch_of(window: Window, asked: BatchRequest, corpus: Corpus, mine: RankRows, samples: Samples) -> Batch:
     """The batch of a rank's rows and the samples that they name."""
     return Batch(
         header=BatchHeader(

@@ -32,18 +32,23 @@ MOST_INFLATED_BYTES: Final = 1 << 30
 """What compressed buffers of an answer may have together: a server's kilobytes must not fill a trainer's memory."""
 
 Compression = Literal["none", "zstd"]
+_PART_BYTES: Final = 1 << 16
+"""Of an array that is sent from where it is; to send a smaller one by itself saves less than it costs."""
 _HEADER_KEY: Final = b"replay.header"
 
 LOSSES_SCHEMA: Final = pa.schema([(name, pa.from_numpy_dtype(LOSS_ROW[name])) for name in LOSS_ROW.names or ()])
 
 
-def checksum(body: bytes | bytearray | memoryview) -> str:
-    """The CRC-32 of a body as eight hexadecimal digits, as it stands in CHECKSUM_HEADER.
+def checksum(*parts: bytes | bytearray | memoryview) -> str:
+    """The CRC-32 of a body, of which these are the parts, as eight hexadecimal digits, as it stands in CHECKSUM_HEADER.
 
     It is there for accidents, not for attacks: TCP's checksum of 16 bits, and proxies that put together anew what they
     pass on, let damage through that neither HTTP nor Arrow would notice in the middle of the token ids.
     """
-    return f"{crc32(body):08x}"
+    value = 0
+    for each in parts:
+        value = crc32(each, value)
+    return f"{value:08x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,21 +167,29 @@ _COLUMNS: Final[dict[str, Callable[[pa.DataType], bool]]] = {
 
 
 def encode_batch(batch: Batch, compression: Compression = "none") -> memoryview:
-    """A batch as an Arrow IPC stream, its buffers compressed one by one if that is wanted.
-
-    Without compression each array is copied once, to its place in the stream.
-    """
-    header = _header_json(batch.header)
-    columns = batch.columns()
+    """A batch as an Arrow IPC stream, its buffers compressed one by one if that is wanted."""
     if compression == "none":
-        types = tuple([(name, each.dtype.char, each.shape) for name, each in columns.items()])
-        return _stencil(types, len(header)).filled(header, columns.values())
-    records = _records(columns).replace_schema_metadata({_HEADER_KEY: header})
+        return memoryview(b"".join(encode_parts(batch)))
+    records = _records(batch.columns()).replace_schema_metadata({_HEADER_KEY: _header_json(batch.header)})
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=compression)
     with pa.ipc.new_stream(sink, records.schema, options=options) as writer:
         writer.write_batch(records)
     return memoryview(sink.getvalue())
+
+
+def encode_parts(batch: Batch) -> list[memoryview]:
+    """A batch as an Arrow IPC stream, in parts that follow one another.
+
+    A large array that is contiguous is a part as it stands; all others are copied once, to their places.
+    """
+    header, columns = _header_json(batch.header), batch.columns()
+    types = [(name, array.dtype.char, array.shape, _is_part(array)) for name, array in columns.items()]
+    return _stencil(tuple(types), len(header)).filled(header, columns.values())
+
+
+def _is_part(array: NDArray[Any]) -> bool:
+    return array.nbytes >= _PART_BYTES and array.flags.c_contiguous
 
 
 def _header_json(header: BatchHeader) -> bytes:
@@ -197,24 +210,29 @@ class _Stencil:
     Attributes:
         fixed: bytes that never change, and where each stretch of them begins.
         header_at: where the header begins.
-        arrays: shape, type and beginning of each array.
-        num_bytes: how long the stream is.
+        arrays: shape, type and beginning of each array; that of a part is where it comes in between.
+        num_bytes: how long the stream is without those.
     """
 
     fixed: tuple[tuple[int, bytes], ...]
     header_at: int
-    arrays: tuple[tuple[tuple[int, ...], str, int], ...]
+    arrays: tuple[tuple[tuple[int, ...], str, int, bool], ...]
     num_bytes: int
 
-    def filled(self, header: bytes, arrays: Iterable[NDArray[Any]]) -> memoryview:
+    def filled(self, header: bytes, arrays: Iterable[NDArray[Any]]) -> list[memoryview]:
         """The stream with this header and these arrays."""
         stream = np.empty(self.num_bytes, dtype=np.uint8).data
         for begin, content in self.fixed:
             stream[begin : begin + len(content)] = content
         stream[self.header_at : self.header_at + len(header)] = header
-        for (shape, type_, begin), array in zip(self.arrays, arrays, strict=True):
-            np.ndarray(shape, type_, stream, begin)[...] = array
-        return stream
+        parts, end = [], 0
+        for (shape, type_, begin, is_part), array in zip(self.arrays, arrays, strict=True):
+            if is_part:
+                parts += [stream[end:begin], array.reshape(-1).view(np.uint8).data]
+                end = begin
+            else:
+                np.ndarray(shape, type_, stream, begin)[...] = array
+        return [*parts, stream[end:]]
 
 
 _END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
@@ -222,32 +240,33 @@ _END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 @functools.lru_cache(1024)
-def _stencil(types: tuple[tuple[str, str, tuple[int, ...]], ...], header_length: int) -> _Stencil:
+def _stencil(types: tuple[tuple[str, str, tuple[int, ...], bool], ...], header_length: int) -> _Stencil:
     """Found by letting Arrow encode as many rows, and looking where it puts the header and the numbers of each column.
 
     Args:
-        types: name, type and shape of each array.
+        types: name, type and shape of each array, and whether it is a part.
         header_length: bytes.
     """
-    records = _records({name: np.zeros(shape, type_) for name, type_, shape in types})
+    records = _records({name: np.zeros(shape, type_) for name, type_, shape, _ in types})
     header = b"?" * header_length
     head = records.schema.with_metadata({_HEADER_KEY: header}).serialize().to_pybytes()
     serialized = records.serialize().to_pybytes()
     message = pa.ipc.read_message(serialized)
     body = pa.ipc.read_record_batch(message, records.schema)
-    end_of_body = len(head) + len(serialized)
-    first, address = end_of_body - len(message.body), message.body.address
-    places, end, header_at = [], first, head.index(header)
+    first, header_at = len(head) + len(serialized) - len(message.body), head.index(header)
     fixed = [(0, head[:header_at]), (header_at + header_length, head[header_at + header_length :])]
     fixed.append((len(head), serialized[: first - len(head)]))
-    for column, (_, type_, shape) in zip(body.columns, types, strict=True):
+    arrays, end, apart = [], first, 0  # the end of what was placed, with the parts; and how many bytes they are
+    for column, (_, type_, shape, is_part) in zip(body.columns, types, strict=True):
         num_bytes = np.dtype(type_).itemsize * math.prod(shape)
-        begin = first + column.buffers()[-1].address - address if num_bytes else end
-        fixed.append((end, bytes(begin - end)))
-        places.append((shape, type_, begin))
-        end = begin + num_bytes
-    fixed.append((end, bytes(end_of_body - end) + _END))
-    return _Stencil(tuple(each for each in fixed if each[1]), header_at, tuple(places), end_of_body + len(_END))
+        begin = first + column.buffers()[-1].address - message.body.address if num_bytes else end
+        fixed.append((end - apart, bytes(begin - end)))
+        arrays.append((shape, type_, begin - apart, is_part))
+        end, apart = begin + num_bytes, apart + num_bytes * is_part
+    whole = len(head) + len(serialized)
+    fixed.append((end - apart, bytes(whole - end) + _END))
+    stretches = tuple(each for each in fixed if each[1])
+    return _Stencil(stretches, header_at, tuple(arrays), whole - apart + len(_END))
 
 
 def decode_batch(body: bytes, most_inflated_bytes: int = MOST_INFLATED_BYTES) -> Batch:

@@ -29,7 +29,7 @@ class Echo:
         return None if scope["path"] == "/application" else scope["path"]
 
     def answer(self, admitted: Any, body: bytes | bytearray) -> Reply | Work | None:
-        reply = Reply(200, b"content-length: %d\r\n" % len(body), bytes(body))
+        reply = Reply(200, b"content-length: %d\r\n" % len(body), [bytes(body)])
         if admitted == "/now":
             return reply
         return None if admitted == "/other" else lambda: self._wait(reply)
