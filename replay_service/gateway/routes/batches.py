@@ -1,8 +1,8 @@
 """Batches: the samples that a rank rehearses in a window of steps.
 
-The bytes of a large batch are copied twice on their way from the page cache to the socket: columns are gathered from the
-mapped segments, and the system copies them into the socket's buffer. Narrow columns, and those of a small batch, are
-copied to their places in the Arrow stream in between (`wire.arrow`).
+The bytes of a large batch are copied twice on their way from the page cache to the socket: columns are gathered from
+the mapped segments, and the system copies them into the socket's buffer. Narrow columns, and those of a small batch,
+are copied to their places in the Arrow stream in between (`wire.arrow`).
 """
 
 from collections.abc import Mapping, Sequence
