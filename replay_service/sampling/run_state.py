@@ -105,8 +105,8 @@ class RunState:
         return [] if fence is None else sorted(each for each in self.pending if each <= step - fence)
 
     def what_plans_learn_from(self) -> "RunState":
-        """A state that `pass_fence` may change while this one stays as it is."""
-        return replace(self, recent=self.recent.copy(), held=dict(self.held))
+        """A state that `pass_fence` may change while this one stays as it is; this one, if that changes nothing."""
+        return self if self.config.fence is None else replace(self, recent=self.recent.copy(), held=dict(self.held))
 
     def damage_rates(self) -> Float64Array:
         """alpha of each stratum, float64 [num_strata]."""
