@@ -145,6 +145,8 @@ class Intake:
 
 def _outcomes(fate: Int64Array, lengths: Sequence[int]) -> list[ReportOutcome]:
     """What became of each report's rows, which stand one report after the other."""
+    if not np.count_nonzero(fate != _ACCEPTED):
+        return [ReportOutcome(length, 0, 0) for length in lengths]
     report = np.repeat(np.arange(len(lengths)), lengths)
     counts = np.bincount(report * 3 + fate, minlength=3 * len(lengths)).reshape(-1, 3)
     return [ReportOutcome(*each) for each in counts.tolist()]

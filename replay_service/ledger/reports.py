@@ -34,14 +34,17 @@ def in_order_of_steps(step: Int64Array, places: Int64Array) -> Int64Array:
 
 
 def by_step_and_rank(rows: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int, int, int]]]:
-    """Rows, at least one, in the order of steps and ranks; and of each group its step, its rank and where it stands.
+    """Rows in the order of steps and ranks; and of each group its step, its rank and its place, from first to end.
 
-    Each group keeps its order; it stands from a first place on to the one before another.
+    Takes rows, at least one, in the order of their steps; each group keeps its order.
     """
     step, rank = (np.ascontiguousarray(rows[name]) for name in ("step", "rank"))
-    order = np.lexsort((rank, step))
-    rows, step, rank = rows.take(order), step[order], rank[order]
-    begin = [0, *(((step[1:] != step[:-1]) | (rank[1:] != rank[:-1])).nonzero()[0] + 1).tolist()]
+    is_same = step[1:] == step[:-1]
+    if np.count_nonzero(is_same & (rank[1:] < rank[:-1])):
+        order = np.lexsort((rank, step))
+        rows, rank = rows.take(order), rank[order]
+    is_same &= rank[1:] == rank[:-1]
+    begin = [0, *((~is_same).nonzero()[0] + 1).tolist()]
     return rows, list(zip(step[begin].tolist(), rank[begin].tolist(), begin, [*begin[1:], len(rows)], strict=True))
 
 

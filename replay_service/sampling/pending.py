@@ -14,7 +14,7 @@ from replay_service.sampling.sums import Run, runs_of
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-_PLANNED_BYTES: Final = np.dtype(f"V{PLANNED_ROW.itemsize}")
+_PLANNED_BYTES: Final = np.dtype((np.void, PLANNED_ROW.itemsize))
 """Arrays of them are laid end to end in less time than records, whose fields numpy would compare first."""
 
 
@@ -71,15 +71,13 @@ class Awaited:
         self._pending = pending
         self._of_step = {step: pending[step] for step, _, _ in runs if step in pending}
         parts = [*self._of_step.values(), _NOTHING]
-        ends = accumulate((len(each.sample_id) for each in parts), initial=0)
-        self._begin = dict(zip(self._of_step, ends, strict=False))
-        self._place = np.full(len(sample_id), -1)
+        *firsts, last = accumulate((len(each.sample_id) for each in parts[:-1]), initial=0)
+        self._begin = dict(zip(self._of_step, firsts, strict=True))
+        self._place = np.empty(len(sample_id), dtype=np.int64)
         for step, begin, end in runs:
-            each = self._of_step.get(step)
-            if each is not None:
-                # What would stand after the last sample is compared with the last one, and is not found.
-                place = each.sample_id[:-1].searchsorted(sample_id[begin:end])
-                np.add(place, self._begin[step], out=self._place[begin:end])
+            # What would stand after the last sample is compared with the last one, and is not found.
+            own = self._of_step.get(step, _NOTHING).sample_id[:-1]
+            self._place[begin:end] = own.searchsorted(sample_id[begin:end]) + self._begin.get(step, last)
         self._awaited = np.concatenate([each.awaited for each in parts])
         is_found = np.concatenate([each.sample_id for each in parts])[self._place] == sample_id
         is_found &= self._awaited[self._place]

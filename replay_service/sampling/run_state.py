@@ -230,9 +230,12 @@ def _fold_reported(state: RunState, reports: Sequence[Reported]) -> None:
 def _runs_of(reports: Sequence[Reported]) -> list[Run]:
     """The runs of steps in the rows of reports."""
     runs, begin = list[Run](), 0
-    for step, neighbours in groupby(reports, lambda report: report.step):
-        end = begin + sum(len(each.rows) for each in neighbours)
-        runs.append(Run(step, begin, end))
+    for each in reports:
+        end = begin + len(each.rows)
+        if runs and runs[-1].step == each.step:
+            runs[-1] = Run(each.step, runs[-1].begin, end)
+        else:
+            runs.append(Run(each.step, begin, end))
         begin = end
     return runs
 
