@@ -65,6 +65,8 @@ class RunState:
     generation_since: int = 0
     """The step from which the run has seen its generation."""
     closed: bool = False
+    _probabilities: tuple[int, Float64Array] | None = field(default=None, init=False)
+    """Of a version of the policy; follows from the rest."""
 
     @classmethod
     def initial(cls, created: Created) -> "RunState":
@@ -110,14 +112,20 @@ class RunState:
 
     def damage_rates(self) -> Float64Array:
         """alpha of each stratum, float64 [num_strata]."""
-        damage, count = (
-            sums.sum(axis=0).reshape(-1, self.num_quantiles) for sums in (self.recent.damage, self.recent.count)
-        )
+        seen = self.recent.seen
+        count, damage = ((seen[i] + seen[i + 1]).reshape(-1, self.num_quantiles) for i in (0, 2))
         return damage_rates(damage, count, self.config.prior_weight).ravel()
 
     def probabilities(self) -> Float64Array:
-        """The probability of each stratum under the run's policy, float64 [num_strata], summing to one."""
-        return self.config.make_policy().probabilities(self.walk.sizes, self.damage_rates())
+        """The probability of each stratum under the run's policy, float64 [num_strata], summing to one; not to change.
+
+        They are computed once for each version of the policy.
+        """
+        if self._probabilities is None or self._probabilities[0] != self.policy_version:
+            probabilities = self.config.make_policy().probabilities(self.walk.sizes, self.damage_rates())
+            probabilities.flags.writeable = False
+            self._probabilities = self.policy_version, probabilities
+        return self._probabilities[1]
 
 
 def fold(state: RunState, event: Event) -> None:
