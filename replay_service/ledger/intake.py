@@ -14,7 +14,7 @@ from replay_service.ledger.sampled_corpus import SampledCorpus
 from replay_service.sampling.events import REPORTED_ROW, Reported, stacked
 from replay_service.sampling.pending import Awaited
 from replay_service.sampling.run_state import RunState
-from replay_service.sampling.sums import runs_of
+from replay_service.sampling.runs import runs_of
 
 Int64Array = NDArray[np.int64]
 

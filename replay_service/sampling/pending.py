@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.sampling.events import PLANNED_ROW, stacked
-from replay_service.sampling.sums import Run, runs_of
+from replay_service.sampling.runs import Run, order_in_steps, runs_of
 
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -37,10 +37,10 @@ class Pending:
 
     @classmethod
     def of_steps(cls, plans: Mapping[int, np.ndarray]) -> "dict[int, Pending]":
-        """All samples of the plan of each step (PLANNED_ROW [n]), in one pass; steps without any are left out."""
+        """All samples of the plans (PLANNED_ROW [n]) of ascending steps; steps without any are left out."""
         rows, step = stacked([*plans.values()]), np.repeat([*plans], [len(each) for each in plans.values()])
         sample_id = np.ascontiguousarray(rows["sample_id"])
-        order = np.lexsort((sample_id, step)) if len(plans) > 1 else np.argsort(sample_id, kind="stable")
+        order = order_in_steps(step, sample_id)
         sample_id = sample_id[order]
         is_again = (sample_id[1:] == sample_id[:-1]) & (step[1:] == step[:-1])
         if np.count_nonzero(is_again):

@@ -13,6 +13,7 @@ from replay_service.sampling.partition import Partition
 from replay_service.sampling.permutation import keys, uniforms
 from replay_service.sampling.policies import systematic
 from replay_service.sampling.run_state import RunState, pass_fence, whole_rows
+from replay_service.sampling.runs import order_in_steps
 from replay_service.sampling.walk import Walk
 
 Float64Array = NDArray[np.float64]
@@ -109,4 +110,4 @@ def _shuffled(seed: int, step: Int64Array) -> Int64Array:
     Neighbours in a plan fall to different ranks; without this, a rank would rehearse neighbouring strata.
     """
     within = np.arange(len(step)) - step.searchsorted(step)
-    return np.lexsort((keys(seed, _SHUFFLE, step, within), step))
+    return order_in_steps(step, keys(seed, _SHUFFLE, step, within))

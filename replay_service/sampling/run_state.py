@@ -26,7 +26,8 @@ from replay_service.sampling.forgetting import FirstVisits, Forgetting, estimate
 from replay_service.sampling.injection import as_decimal, exact_ratio, rows_due
 from replay_service.sampling.pending import Awaited, Pending
 from replay_service.sampling.run_config import RunConfig
-from replay_service.sampling.sums import DecayedSums, Run, Totals, runs_of
+from replay_service.sampling.runs import Run, runs_of
+from replay_service.sampling.sums import DecayedSums, Totals
 from replay_service.sampling.walk import Walk
 
 Float64Array = NDArray[np.float64]

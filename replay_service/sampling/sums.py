@@ -5,33 +5,18 @@ Samples are added in their order, whether all at once or one after the other, so
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from replay_service.sampling.runs import Run
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 
 FIRST_VISITS: Final = 0
 LATER_VISITS: Final = 1
-
-
-class Run(NamedTuple):
-    """A stretch of rows of one step, which is a part of a whole."""
-
-    step: int
-    begin: int
-    end: int
-    """The place after its last row."""
-
-
-def runs_of(step: Int64Array) -> list[Run]:
-    """The stretches of equal neighbours in int64 [n]."""
-    if not len(step):
-        return []
-    begin = [0, *((step[1:] != step[:-1]).nonzero()[0] + 1).tolist()]
-    return list(map(Run, step[begin].tolist(), begin, [*begin[1:], len(step)]))
 
 
 @dataclass(slots=True, eq=False)

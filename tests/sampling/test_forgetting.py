@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from replay_service.sampling.forgetting import LEAST_REPORTS, FirstVisits, Forgetting, estimate, trend
 from replay_service.sampling.run_state import fold
-from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, DecayedSums, Run
+from replay_service.sampling.runs import Run
+from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, DecayedSums
 from tests.sampling.worlds import initial_state, planned, report_of
 
 HALF_LIFE = 32.0

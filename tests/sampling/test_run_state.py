@@ -11,8 +11,9 @@ from replay_service.sampling.events import Adopted, Closed, Configured, Event
 from replay_service.sampling.pending import Awaited
 from replay_service.sampling.run_config import Feedback
 from replay_service.sampling.run_state import RunState, fold, fold_all
+from replay_service.sampling.runs import Run
 from replay_service.sampling.state_bytes import to_bytes
-from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, Run
+from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS
 from tests.sampling.worlds import image, initial_state, plan_by_hand, planned, plans_of, report_of
 
 
@@ -77,16 +78,16 @@ def test_folding_reports_at_once_gives_the_bytes_of_folding_one_after_the_other(
 
 
 def drawn_reports(data: st.DataObject, state: RunState) -> list[Event]:
-    """Reports of some pending samples: steps in any order, and perhaps in parts, among which stand other steps."""
+    """Reports of some pending samples: of steps in any order, and of ranks."""
     waiting = [(step, sample) for step, each in state.pending.items() for sample in each.rows["sample_id"].tolist()]
     chosen = data.draw(st.lists(st.sampled_from(waiting), max_size=12, unique=True), label="step and sample")
     reports: list[Event] = []
-    for step, neighbours in groupby(chosen, lambda each: each[0]):
+    for (step, rank), neighbours in groupby(chosen, lambda each: (each[0], each[1] % 2)):
         ids = [sample for _, sample in neighbours]
         losses = data.draw(st.lists(st.floats(0, 9), min_size=len(ids), max_size=len(ids)), label="losses")
         tokens = data.draw(st.lists(st.sampled_from([0, 3]), min_size=len(ids), max_size=len(ids)), label="tokens")
         flips = [each // 3 for each in tokens]
-        reports.append(report_of(step, ids, loss=losses, num_tokens=tokens, num_flips=flips))
+        reports.append(report_of(step, ids, rank=rank, loss=losses, num_tokens=tokens, num_flips=flips))
     return reports
 
 
@@ -117,6 +118,20 @@ def test_reading_the_probabilities_changes_nothing(data: st.DataObject) -> None:
     before = image(copy.deepcopy(state))
     assert state.probabilities().sum() == pytest.approx(1.0)
     assert image(state) == before
+
+
+def test_probabilities_are_those_of_the_policy_as_it_is_and_of_nobody_to_change() -> None:
+    state = initial_state([50, 50])
+    fold(state, plan_by_hand(0, [1, 2], [0, 1]))
+    seen = [state.probabilities()]
+    report = report_of(0, [1, 2], num_flips=[8, 1])
+    for event in (report, Configured(0, state.config.changed(floor=0.9)), Adopted(0, 2, (50, 80))):
+        fold(state, event)
+        seen.append(state.probabilities())
+    assert state.probabilities() is seen[-1]
+    assert len({each.tobytes() for each in seen}) == 4
+    with pytest.raises(ValueError, match="read-only"):
+        seen[-1][0] = 1.0
 
 
 def test_before_any_report_every_sample_is_equally_likely() -> None:

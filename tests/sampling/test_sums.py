@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, DecayedSums, Run, runs_of
+from replay_service.sampling.runs import runs_of
+from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, DecayedSums
 
 NUM_STRATA = 3
 
@@ -91,8 +92,3 @@ def test_reports_of_ages_past_are_worth_nothing_and_do_no_harm() -> None:
     add(sums, [(2**40, FIRST_VISITS, 0, 1.0, 1.0), (3, FIRST_VISITS, 0, 1.0, 1.0), (2**62, LATER_VISITS, 1, 1.0, 1.0)])
     assert np.isfinite(sums.sums).all()
     assert sums.count.tolist() == [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
-
-
-def test_runs_of_steps() -> None:
-    assert runs_of(np.array([4, 4, 2, 4])) == [Run(4, 0, 2), Run(2, 2, 3), Run(4, 3, 4)]
-    assert runs_of(np.array([], dtype=np.int64)) == []
