@@ -128,7 +128,7 @@ class DirectStatement:
         return found[0][0] if found else None
 
     def _values(self, row: Row) -> Any:
-        return row if self._order is None else tuple(row[name] for name in self._order)
+        return row if self._order is None else tuple(map(row.__getitem__, self._order))
 
 
 class QuickLook:

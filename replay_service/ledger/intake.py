@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 from replay_service.errors import InvalidReport
 from replay_service.ledger.journal import Journal
-from replay_service.ledger.reports import NUM_NAMED, by_step, by_step_and_rank, is_current
+from replay_service.ledger.reports import NUM_NAMED, by_step_and_rank, in_order_of_steps, is_current
 from replay_service.ledger.sampled_corpus import SampledCorpus
 from replay_service.sampling.events import REPORTED_ROW, Reported, stacked
+from replay_service.sampling.pending import Awaited
 from replay_service.sampling.run_state import RunState
+from replay_service.sampling.runs import runs_of
 
 Int64Array = NDArray[np.int64]
 
@@ -80,26 +82,24 @@ class Intake:
         """
         rows = stacked(reports)
         fate = np.where(is_current(rows, attempt), _DUPLICATE, _REJECTED)
-        step = np.ascontiguousarray(rows["step"])
-        for each, places in by_step(step, np.flatnonzero(fate == _DUPLICATE)):
-            fate[places] = self._fates(state, each, np.ascontiguousarray(rows["sample_id"][places]))
-        outcomes = _outcomes(fate, [len(each) for each in reports])
-        accepted = fate == _ACCEPTED
-        return self._events(rows if accepted.all() else rows[accepted]), outcomes
+        step, sample_id = (np.ascontiguousarray(rows[name]) for name in ("step", "sample_id"))
+        places = in_order_of_steps(step, np.flatnonzero(fate == _DUPLICATE))
+        fates = fate[places] = self._fates(state, step[places], sample_id[places])
+        accepted = rows.take(places[fates == _ACCEPTED])
+        return self._events(accepted), _outcomes(fate, [len(each) for each in reports])
 
-    def _fates(self, state: RunState, step: int, sample_id: Int64Array) -> Int64Array:
-        """What becomes of a step's rows, int64 [n]."""
-        if not 0 <= step < state.next_step:
-            raise InvalidReport(
-                f"step {step} of run {self._run!r} has no plan yet (its next step is {state.next_step}); "
-                "report the losses of batches that the service has served"
-            )
-        pending = state.pending.get(step)
-        awaited = np.zeros(len(sample_id), dtype=bool) if pending is None else pending.is_awaited(sample_id)
-        if awaited.all():
-            return np.full(len(sample_id), _ACCEPTED)
-        self._check_planned(step, sample_id[~awaited])
-        return np.where(awaited, _ACCEPTED, _REJECTED if self._is_over(state, step) else _DUPLICATE)
+    def _fates(self, state: RunState, step: Int64Array, sample_id: Int64Array) -> Int64Array:
+        """What becomes of rows in the order of their steps, int64 [n]."""
+        runs = runs_of(step)
+        are_first = Awaited(state.pending, runs, sample_id).are_first()
+        fates = np.where(are_first, _ACCEPTED, _DUPLICATE)
+        if np.count_nonzero(are_first) < len(step):
+            for each, begin, end in runs:
+                others = begin + np.flatnonzero(~are_first[begin:end])
+                if len(others):
+                    self._check_planned(state, each, sample_id[others])
+                    fates[others] = _REJECTED if self._is_over(state, each) else _DUPLICATE
+        return fates
 
     def _is_over(self, state: RunState, step: int) -> bool:
         """Whether the run stopped waiting for the reports of a step."""
@@ -107,8 +107,13 @@ class Intake:
             return True
         return state.config.fence is not None and self._journal.is_sealed(self._run, step)
 
-    def _check_planned(self, step: int, sample_ids: Int64Array) -> None:
+    def _check_planned(self, state: RunState, step: int, sample_ids: Int64Array) -> None:
         """A sample that awaits no report was reported before, or was never planned."""
+        if not 0 <= step < state.next_step:
+            raise InvalidReport(
+                f"step {step} of run {self._run!r} has no plan yet (its next step is {state.next_step}); "
+                "report the losses of batches that the service has served"
+            )
         (plan,) = self._journal.planned(self._run, step, 1)
         strangers = np.setdiff1d(sample_ids, plan.rows["sample_id"])
         if len(strangers):
@@ -118,17 +123,12 @@ class Intake:
             )
 
     def _events(self, rows: np.ndarray) -> list[Reported]:
-        """One event a step and rank, of rows that await a report."""
+        """One event a step and rank, of rows that await a report, in the order of their steps."""
         if not len(rows):
             return []
-        groups = by_step_and_rank(rows)
-        reported = self._reported(stacked(groups) if len(groups) > 1 else rows)
-        events, first = [], 0
-        for group in groups:
-            end = first + len(group)
-            events.append(Reported(int(group["step"][0]), int(group["rank"][0]), reported[first:end]))
-            first = end
-        return events
+        rows, groups = by_step_and_rank(rows)
+        reported = self._reported(rows)
+        return [Reported(step, rank, reported[first:end]) for step, rank, first, end in groups]
 
     def _reported(self, rows: np.ndarray) -> np.ndarray:
         reported = np.empty(len(rows), dtype=REPORTED_ROW)
@@ -145,6 +145,8 @@ class Intake:
 
 def _outcomes(fate: Int64Array, lengths: Sequence[int]) -> list[ReportOutcome]:
     """What became of each report's rows, which stand one report after the other."""
+    if not np.count_nonzero(fate != _ACCEPTED):
+        return [ReportOutcome(length, 0, 0) for length in lengths]
     report = np.repeat(np.arange(len(lengths)), lengths)
     counts = np.bincount(report * 3 + fate, minlength=3 * len(lengths)).reshape(-1, 3)
     return [ReportOutcome(*each) for each in counts.tolist()]

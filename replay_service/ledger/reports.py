@@ -27,26 +27,25 @@ def is_current(rows: np.ndarray, attempt: int) -> NDArray[np.bool_]:
     return current
 
 
-def by_step(step: Int64Array, places: Int64Array) -> list[tuple[int, Int64Array]]:
-    """The places of each step, steps in order; each keeps the order of its places."""
+def in_order_of_steps(step: Int64Array, places: Int64Array) -> Int64Array:
+    """The places in the order of their steps; those of one step keep their order."""
     of_places = step[places]
-    if not len(places):
-        return []
-    if (of_places == of_places[0]).all():
-        return [(int(of_places[0]), places)]
-    order = np.argsort(of_places, kind="stable")
-    ends = np.flatnonzero(np.diff(of_places[order])) + 1
-    return [(int(step[each[0]]), each) for each in np.split(places[order], ends)]
+    return places[np.argsort(of_places, kind="stable")]
 
 
-def by_step_and_rank(rows: np.ndarray) -> list[np.ndarray]:
-    """The rows of each step and rank, in the order of both; each group keeps its order, and none is empty."""
-    step, rank = rows["step"], rows["rank"]
-    if (step == step[0]).all() and (rank == rank[0]).all():
-        return [rows]
-    rows = rows[np.lexsort((rank, step))]
-    changes = (np.diff(rows["step"]) != 0) | (np.diff(rows["rank"]) != 0)
-    return np.split(rows, np.flatnonzero(changes) + 1)
+def by_step_and_rank(rows: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int, int, int]]]:
+    """Rows in the order of steps and ranks; and of each group its step, its rank and its place, from first to end.
+
+    Takes rows, at least one, in the order of their steps; each group keeps its order.
+    """
+    step, rank = (np.ascontiguousarray(rows[name]) for name in ("step", "rank"))
+    is_same = step[1:] == step[:-1]
+    if np.count_nonzero(is_same & (rank[1:] < rank[:-1])):
+        order = np.lexsort((rank, step))
+        rows, rank = rows.take(order), rank[order]
+    is_same &= rank[1:] == rank[:-1]
+    begin = [0, *((~is_same).nonzero()[0] + 1).tolist()]
+    return rows, list(zip(step[begin].tolist(), rank[begin].tolist(), begin, [*begin[1:], len(rows)], strict=True))
 
 
 def check_values(rows: np.ndarray) -> None:

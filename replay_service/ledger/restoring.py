@@ -2,17 +2,22 @@
 
 import itertools
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 import structlog
 
-from replay_service.ledger.journal import Journal, RunRecord, Snapshot
-from replay_service.sampling.events import Created, Rewound
-from replay_service.sampling.run_state import RunState, fold
+from replay_service.ledger.journal import Entry, Journal, RunRecord, Snapshot
+from replay_service.sampling.events import Created, Event, Rewound
+from replay_service.sampling.run_state import RunState, fold_all
 from replay_service.sampling.state_bytes import STATE_VERSION, from_bytes, version_of
 
 _log = structlog.get_logger()
+
+_EVENTS_AT_ONCE: Final = 1000
+"""Many are folded in less time than one after the other, but they are held in memory for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +64,17 @@ def _folded(journal: Journal, record: RunRecord, held: Restored, most_step: floa
     rewinds = [entry.event.step for entry in events(kind="rewound")]
     # The last step that counts: before the first rewind, between it and the next one, and so on; from the last.
     bounds = list(itertools.accumulate([most_step, *reversed(rewinds)], min))
-    num_events = held.num_events
-    for entry in events():
+    entries, num_events = events(), held.num_events
+    while batch := list(itertools.islice(entries, _EVENTS_AT_ONCE)):
+        fold_all(held.state, _standing(batch, bounds))
+        num_events += len(batch)
+    return Restored(held.state, num_events, held.attempt + len(rewinds), held.snapshot_seq)
+
+
+def _standing(entries: Iterable[Entry], bounds: list[float]) -> Iterator[Event]:
+    """The events of steps up to the last of `bounds`, which a rewind takes away."""
+    for entry in entries:
         if isinstance(entry.event, Rewound):
             bounds.pop()
         elif not isinstance(entry.event, Created) and entry.event.step <= bounds[-1]:
-            fold(held.state, entry.event)
-        num_events += 1
-    return Restored(held.state, num_events, held.attempt + len(rewinds), held.snapshot_seq)
+            yield entry.event

@@ -47,10 +47,11 @@ def stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
 
     As bytes: numpy would compare the fields of each part first, which takes longer than to copy them.
     """
-    record = parts[0].dtype
     if len(parts) == 1:
         return parts[0]
-    return np.concatenate([part.view(f"V{record.itemsize}") for part in parts]).view(record)
+    record = parts[0].dtype
+    as_bytes = np.dtype((np.void, record.itemsize))
+    return np.concatenate([part.view(as_bytes) for part in parts]).view(record)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ class Forgetting(NamedTuple):
 class FirstVisits(NamedTuple):
     """Decayed sums over the first visits of each stratum: float64 [num_groups, num_quantiles] each.
 
-    With w the weight of a report, e its loss minus base loss in nats per token, and a its age: steps before the latest
-    report.
+    With w the weight of a report, e its loss minus base loss in nats per token, and a its age: steps before some step,
+    the same for all of them; of later steps it is negative.
     """
 
     weight: Float64Array
@@ -48,7 +48,7 @@ class FirstVisits(NamedTuple):
     """Sum of w * a * e."""
 
     def moved(self, slope: float, ahead: float) -> "FirstVisits":
-        """As if each report had been made `ahead` steps after the latest one: e grows by slope * (a + ahead)."""
+        """As if each report had been made `ahead` steps after age 0: e grows by slope * (a + ahead)."""
         age = self.age + ahead * self.weight
         aged_excess = self.aged_excess + ahead * self.excess
         age_squares = self.age_squares + ahead * (self.age + age)
@@ -75,7 +75,7 @@ def estimate(sizes: Int64Array, visits: FirstVisits, prior_weight: float, ahead:
         sizes: int64 [num_groups, num_quantiles], samples of each stratum.
         visits: what was reported of them.
         prior_weight: how many reported samples the prior of a stratum is worth (m).
-        ahead: for how many steps after the latest report; the trend is taken to go on until then.
+        ahead: for how many steps after age 0; the trend is taken to go on until then.
 
     Each report is first moved along the `trend` to the step that is asked for: its excess loss grows by
     b * (age + ahead). Of n_k reports that were so moved, with the sum E_k, it is `sum_k N_k / N * mean_k`, where

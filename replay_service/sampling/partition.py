@@ -57,7 +57,7 @@ class Partition:
     def locate(self, stratum: Int64Array, place: Int64Array) -> Int64Array:
         """The sample ids, int64 [n], that stand at `place` (int64 [n], in [0, size)) of their strata (int64 [n])."""
         on_line = self._stratum_starts[stratum] + place
-        index = np.searchsorted(self._extent_starts, on_line, side="right") - 1
+        index = self._extent_starts.searchsorted(on_line, side="right") - 1
         return sample_ids(self._columns[index, 1], self._columns[index, 2] + on_line - self._extent_starts[index])
 
     def stratum_of(self, sample_id: Int64Array) -> Int64Array:

@@ -12,13 +12,17 @@ _GOLDEN: Final = 0x9E3779B97F4A7C15
 _WORD: Final = (1 << 64) - 1
 _FACTORS: Final = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS: Final = (30, 27, 31)
-_FACTORS_64: Final = tuple(np.uint64(factor) for factor in _FACTORS)
-_SHIFTS_64: Final = tuple(np.uint64(shift) for shift in _SHIFTS)
-_ROOM: Final = np.uint64(1)
+
+# Arrays without a dimension: numpy takes a number of another kind apart at every call, which for a few dozen words
+# costs as much as the arithmetic.
+_FACTORS_64: Final = tuple(np.array(factor, dtype=np.uint64) for factor in _FACTORS)
+_SHIFTS_64: Final = tuple(np.array(shift, dtype=np.uint64) for shift in _SHIFTS)
+_GOLDEN_64: Final = np.array(_GOLDEN, dtype=np.uint64)
+_ROOM: Final = np.array(1, dtype=np.uint64)
 """Bits that a random word gives up, so that a sum with it does not leave the 64."""
 
 _NUM_ROUNDS: Final = 10
-_ROUND_KEYS: Final = tuple(np.uint64(_GOLDEN * (index + 1) & _WORD) for index in range(_NUM_ROUNDS))
+_ROUND_KEYS: Final = np.array([_GOLDEN * (index + 1) & _WORD for index in range(_NUM_ROUNDS)], dtype=np.uint64)[:, None]
 _MOST_RANKED: Final = 16
 """Positions of so few are ranked by random words: a Feistel network evens out the orders of a handful of places only
 after many more rounds."""
@@ -36,12 +40,14 @@ def mix64(words: UInt64Array) -> UInt64Array:
 
 def _mix_in_place(words: UInt64Array, scratch: UInt64Array) -> None:
     """`mix64` without new arrays, which for a few dozen words would cost more than the arithmetic."""
-    for shift, factor in zip(_SHIFTS_64, _FACTORS_64, strict=False):
-        np.right_shift(words, shift, out=scratch)
-        np.bitwise_xor(words, scratch, out=words)
-        np.multiply(words, factor, out=words)
-    np.right_shift(words, _SHIFTS_64[-1], out=scratch)
-    np.bitwise_xor(words, scratch, out=words)
+    np.right_shift(words, _SHIFTS_64[0], scratch)
+    np.bitwise_xor(words, scratch, words)
+    np.multiply(words, _FACTORS_64[0], words)
+    np.right_shift(words, _SHIFTS_64[1], scratch)
+    np.bitwise_xor(words, scratch, words)
+    np.multiply(words, _FACTORS_64[1], words)
+    np.right_shift(words, _SHIFTS_64[2], scratch)
+    np.bitwise_xor(words, scratch, words)
 
 
 def _mix_one(word: int) -> int:
@@ -68,7 +74,8 @@ def keys(*words: ArrayLike) -> UInt64Array:
         first.append(word)
     key = np.array([key_of(*first)], dtype=np.uint64)
     for word in words[len(first) :]:
-        key = (key ^ np.asarray(word, dtype=np.int64).astype(np.uint64)) + np.uint64(_GOLDEN)
+        key = key ^ np.asarray(word, dtype=np.int64).view(np.uint64)
+        np.add(key, _GOLDEN_64, key)
         _mix_in_place(key, np.empty_like(key))
     return key
 
@@ -134,13 +141,12 @@ def _walked(key: UInt64Array, size: Int64Array, position: Int64Array) -> Int64Ar
 def _feistel(key: UInt64Array, num_low: UInt64Array, num_high: UInt64Array, value: UInt64Array) -> UInt64Array:
     """A bijection of [0, num_low * num_high), element by element."""
     high, low = np.divmod(value, num_low)
-    words, scratch = np.empty_like(value), np.empty_like(value)
-    for index, round_key in enumerate(_ROUND_KEYS):
+    words, scratch = key + _ROUND_KEYS, np.empty_like(value)
+    for index, word in enumerate(words):
         half, other, num = (high, low, num_low) if index % 2 == 0 else (low, high, num_high)
-        np.add(key, round_key, out=words)
-        np.bitwise_xor(words, half, out=words)
-        _mix_in_place(words, scratch)
-        np.right_shift(words, _ROOM, out=words)
-        np.add(other, words, out=other)
-        np.remainder(other, num, out=other)
+        np.bitwise_xor(word, half, word)
+        _mix_in_place(word, scratch)
+        np.right_shift(word, _ROOM, word)
+        np.add(other, word, other)
+        np.remainder(other, num, other)
     return high * num_low + low

@@ -1,6 +1,7 @@
 """The planner: which samples the whole job rehearses in a step."""
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Final
 
 import numpy as np
@@ -12,6 +13,7 @@ from replay_service.sampling.partition import Partition
 from replay_service.sampling.permutation import keys, uniforms
 from replay_service.sampling.policies import systematic
 from replay_service.sampling.run_state import RunState, pass_fence, whole_rows
+from replay_service.sampling.runs import order_in_steps
 from replay_service.sampling.walk import Walk
 
 Float64Array = NDArray[np.float64]
@@ -62,9 +64,10 @@ def plan_steps(state: RunState, partition: Partition, last_step: int) -> list[Pl
         steps = range(first, _last_before_news(learned, last_step) + 1)
         num_draws, carry = whole_rows(state, steps, carry)
         rows = _draw(partition, probabilities, walk, state.config.seed, steps, num_draws)
-        for step, each in zip(steps, np.split(rows, np.cumsum(num_draws)[:-1]), strict=True):
-            plans.append(Planned(step, learned.policy_version, before, each))
-            before += len(each)
+        ends = list(accumulate(num_draws, initial=0))
+        for step, (begin, end) in zip(steps, pairwise(ends), strict=True):
+            plans.append(Planned(step, learned.policy_version, before + begin, rows[begin:end]))
+        before += ends[-1]
         first = steps.stop
     return plans
 
@@ -82,12 +85,13 @@ def _draw(
 
     What is drawn of a stratum does not depend on what is drawn of others, so it is all drawn at once.
     """
-    step = np.repeat(steps, num_draws)
+    every, num_each = np.arange(steps.start, steps.stop), np.array(num_draws)
+    step = every.repeat(num_each)
     rows = np.empty(len(step), dtype=PLANNED_ROW)
     if not len(rows):
         return rows
-    offsets = uniforms(keys(seed, _PICK_STRATA, np.asarray(steps)))
-    stratum = systematic(probabilities, np.asarray(num_draws), offsets)
+    offsets = uniforms(keys(seed, _PICK_STRATA, every))
+    stratum = systematic(probabilities, num_each, offsets)
     by_stratum = np.argsort(stratum, kind="stable")
     back = np.empty_like(by_stratum)
     back[by_stratum] = np.arange(len(back))
@@ -97,7 +101,7 @@ def _draw(
     rows["stratum"] = stratum
     rows["times_drawn"] = drawn.times_drawn
     rows["probability"] = probabilities[stratum] / walk.sizes[stratum]
-    return rows[back[_shuffled(seed, step)]]
+    return rows.take(back[_shuffled(seed, step)])
 
 
 def _shuffled(seed: int, step: Int64Array) -> Int64Array:
@@ -105,5 +109,5 @@ def _shuffled(seed: int, step: Int64Array) -> Int64Array:
 
     Neighbours in a plan fall to different ranks; without this, a rank would rehearse neighbouring strata.
     """
-    within = np.arange(len(step)) - np.searchsorted(step, step)
-    return np.lexsort((keys(seed, _SHUFFLE, step, within), step))
+    within = np.arange(len(step)) - step.searchsorted(step)
+    return order_in_steps(step, keys(seed, _SHUFFLE, step, within))

@@ -63,9 +63,10 @@ def systematic(probabilities: Float64Array, num_draws: Int64Array, offset: Float
     num_draws * P(k) times, rounded up or down (Kitagawa, "Monte Carlo filter and smoother", 1996). A stratum of
     probability zero is never drawn.
     """
-    cumulated = np.cumsum(probabilities)
-    draw = np.arange(num_draws.sum()) - np.repeat(np.cumsum(num_draws) - num_draws, num_draws)
-    points = (np.repeat(offset, num_draws) + draw) / np.repeat(num_draws, num_draws) * cumulated[-1]
-    last = int(np.flatnonzero(probabilities)[-1])
-    strata: Int64Array = np.minimum(np.searchsorted(cumulated, points, side="right"), last)
+    cumulated = probabilities.cumsum()
+    step = np.arange(len(num_draws)).repeat(num_draws)
+    draw = np.arange(len(step)) - (num_draws.cumsum() - num_draws)[step]
+    points = (offset[step] + draw) / num_draws[step] * cumulated[-1]
+    last = int(probabilities.nonzero()[0][-1])
+    strata: Int64Array = np.minimum(cumulated.searchsorted(points, side="right"), last)
     return strata

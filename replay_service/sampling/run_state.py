@@ -24,8 +24,10 @@ from replay_service.sampling.events import (
 )
 from replay_service.sampling.forgetting import FirstVisits, Forgetting, estimate
 from replay_service.sampling.injection import as_decimal, exact_ratio, rows_due
+from replay_service.sampling.pending import Awaited, Pending
 from replay_service.sampling.run_config import RunConfig
-from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, DecayedSums, Totals
+from replay_service.sampling.runs import Run, runs_of
+from replay_service.sampling.sums import DecayedSums, Totals
 from replay_service.sampling.walk import Walk
 
 Float64Array = NDArray[np.float64]
@@ -35,56 +37,6 @@ HELD_ROW = np.dtype(
     [("sample_id", "<i8"), ("stratum", "<i4"), ("visit", "<i4"), ("damage", "<f8"), ("excess_nats", "<f8")]
 )
 """What a report says of a sample: damage in the unit of the run's signal, and loss minus base loss."""
-
-
-@dataclass(slots=True, eq=False)
-class Pending:
-    """The samples of one planned step that still await a report."""
-
-    _planned: np.ndarray
-    """PLANNED_ROW, sorted by sample_id. A sample drawn twice in one step stands once: it is measured once."""
-    _sample_id: Int64Array
-    _awaited: NDArray[np.bool_]
-    num_awaited: int
-
-    @classmethod
-    def of(cls, rows: np.ndarray) -> "Pending":
-        """All samples of a plan (PLANNED_ROW [n])."""
-        order = np.argsort(rows["sample_id"], kind="stable")
-        sample_id = rows["sample_id"][order]
-        is_first = np.append(True, sample_id[1:] != sample_id[:-1])
-        if not is_first.all():
-            order, sample_id = order[is_first], sample_id[is_first]
-        return cls(rows[order], sample_id, np.ones(len(order), dtype=bool), len(order))
-
-    @property
-    def rows(self) -> np.ndarray:
-        """PLANNED_ROW [num_awaited], by sample_id."""
-        return self._planned[self._awaited]
-
-    def find(self, sample_id: Int64Array) -> Int64Array:
-        """A handle of each sample id (int64 [n]) for `take`, or -1 where it does not await a report."""
-        handle = self._sample_id.searchsorted(sample_id)
-        # What would stand after the last sample is compared with the last one, and is not found.
-        found = self._sample_id.take(handle, mode="clip") == sample_id
-        found &= self._awaited.take(handle, mode="clip")
-        handle[~found] = -1
-        return handle
-
-    def is_awaited(self, sample_id: Int64Array) -> NDArray[np.bool_]:
-        """Which of these samples await a report, bool [n]; of equal ones the first."""
-        handle, place = self.find(sample_id), np.arange(len(sample_id))
-        # The last slot is that of handle -1. Of values for one slot the last one stays.
-        first = np.empty(len(self._sample_id) + 1, dtype=np.int64)
-        first[handle[::-1]] = place[::-1]
-        awaited: NDArray[np.bool_] = (handle >= 0) & (first[handle] == place)
-        return awaited
-
-    def take(self, handle: Int64Array) -> np.ndarray:
-        """The samples at these handles, PLANNED_ROW [n]; from now on they do not await a report."""
-        self._awaited[handle] = False
-        self.num_awaited -= len(handle)
-        return self._planned[handle]
 
 
 @dataclass(slots=True, eq=False)
@@ -114,11 +66,13 @@ class RunState:
     generation_since: int = 0
     """The step from which the run has seen its generation."""
     closed: bool = False
+    _probabilities: tuple[int, Float64Array] | None = field(default=None, init=False)
+    """Of a version of the policy; follows from the rest."""
 
     @classmethod
     def initial(cls, created: Created) -> "RunState":
         num, walk = len(created.sizes), Walk.over(np.array(created.sizes, dtype=np.int64))
-        totals, recent = Totals.zeros(num), DecayedSums.zeros(num)
+        totals, recent = Totals.zeros(num), DecayedSums.zeros(num, created.config.half_life_steps)
         state = cls(created.config, created.generation, created.num_quantiles, walk, totals, recent)
         state.ratio = created.config.ratio
         return state
@@ -144,9 +98,9 @@ class RunState:
         It is that of the latest report, or of `ahead` steps after it if the trend goes on.
         """
         shape = (-1, self.num_quantiles)
-        sums = (self.recent.count[FIRST_VISITS], *self.recent.excess, *self.recent.age)
-        visits = FirstVisits(*(each.reshape(shape) for each in sums))
-        return estimate(self.walk.sizes.reshape(shape), visits, self.config.prior_weight, ahead)
+        count, _, _, _, *others = self.recent.seen
+        visits = FirstVisits(*(each.reshape(shape) for each in (count, *others)))
+        return estimate(self.walk.sizes.reshape(shape), visits, self.config.prior_weight, self.recent.passed + ahead)
 
     def awaited_before(self, step: int) -> list[int]:
         """The steps whose reports the plan of `step` must wait for; none unless the run is fenced."""
@@ -154,19 +108,25 @@ class RunState:
         return [] if fence is None else sorted(each for each in self.pending if each <= step - fence)
 
     def what_plans_learn_from(self) -> "RunState":
-        """A state that `pass_fence` may change while this one stays as it is."""
-        return replace(self, recent=self.recent.copy(), held=dict(self.held))
+        """A state that `pass_fence` may change while this one stays as it is; this one, if that changes nothing."""
+        return self if self.config.fence is None else replace(self, recent=self.recent.copy(), held=dict(self.held))
 
     def damage_rates(self) -> Float64Array:
         """alpha of each stratum, float64 [num_strata]."""
-        damage, count = (
-            sums.sum(axis=0).reshape(-1, self.num_quantiles) for sums in (self.recent.damage, self.recent.count)
-        )
+        seen = self.recent.seen
+        count, damage = ((seen[i] + seen[i + 1]).reshape(-1, self.num_quantiles) for i in (0, 2))
         return damage_rates(damage, count, self.config.prior_weight).ravel()
 
     def probabilities(self) -> Float64Array:
-        """The probability of each stratum under the run's policy, float64 [num_strata], summing to one."""
-        return self.config.make_policy().probabilities(self.walk.sizes, self.damage_rates())
+        """The probability of each stratum under the run's policy, float64 [num_strata], summing to one; not to change.
+
+        They are computed once for each version of the policy.
+        """
+        if self._probabilities is None or self._probabilities[0] != self.policy_version:
+            probabilities = self.config.make_policy().probabilities(self.walk.sizes, self.damage_rates())
+            probabilities.flags.writeable = False
+            self._probabilities = self.policy_version, probabilities
+        return self._probabilities[1]
 
 
 def fold(state: RunState, event: Event) -> None:
@@ -177,7 +137,7 @@ def fold(state: RunState, event: Event) -> None:
     if isinstance(event, Planned):
         _fold_planned(state, [event])
     elif isinstance(event, Reported):
-        _fold_reported(state, event.step, [event.rows])
+        _fold_reported(state, [event])
     elif isinstance(event, Configured):
         _fold_configured(state, event.config)
     elif isinstance(event, Adopted):
@@ -193,21 +153,17 @@ def fold(state: RunState, event: Event) -> None:
 def fold_all(state: RunState, events: Iterable[Event]) -> None:
     """Fold events one after the other.
 
-    Neighbouring plans are folded at once, and so are neighbouring reports of one step, which comes to the same.
+    Neighbouring plans are folded at once, and so are neighbouring reports, which comes to the same.
     """
-    for (kind, step), neighbours in groupby(events, lambda event: (type(event), _reported_step(event))):
+    for kind, neighbours in groupby(events, type):
         alike = list(neighbours)
         if kind is Planned:
             _fold_planned(state, [event for event in alike if isinstance(event, Planned)])
-        elif step is not None:
-            _fold_reported(state, step, [event.rows for event in alike if isinstance(event, Reported)])
+        elif kind is Reported:
+            _fold_reported(state, [event for event in alike if isinstance(event, Reported)])
         else:
             for event in alike:
                 fold(state, event)
-
-
-def _reported_step(event: Event) -> int | None:
-    return event.step if isinstance(event, Reported) else None
 
 
 def _fold_planned(state: RunState, plans: Sequence[Planned]) -> None:
@@ -216,11 +172,10 @@ def _fold_planned(state: RunState, plans: Sequence[Planned]) -> None:
     _, state.carry = whole_rows(state, steps, state.carry)
     stratum = np.concatenate([plan.rows["stratum"] for plan in plans])
     state.walk.advance(state.config.seed, np.sort(stratum).astype(np.int64))
-    for plan in plans:
-        pass_fence(state, plan.step)
-        state.pending.pop(plan.step - state.config.report_window_steps, None)
-        if len(plan.rows):
-            state.pending[plan.step] = Pending.of(plan.rows)
+    state.pending.update(Pending.of_steps({plan.step: plan.rows for plan in plans}))
+    for step in steps:
+        pass_fence(state, step)
+        state.pending.pop(step - state.config.report_window_steps, None)
     state.next_step = steps.stop
 
 
@@ -243,8 +198,10 @@ def _fold_configured(state: RunState, config: RunConfig) -> None:
     if (config.injection_ratio, config.budget.start()) != (state.config.injection_ratio, state.config.budget.start()):
         state.ratio, state.ratio_since = config.ratio, state.next_step
     if _damage_unit(config) != _damage_unit(state.config):
-        state.recent = DecayedSums.zeros(state.num_strata)
+        state.recent = DecayedSums.zeros(state.num_strata, config.half_life_steps)
         state.held.clear()
+    elif config.half_life_steps != state.config.half_life_steps:
+        state.recent.change_half_life(config.half_life_steps)
     state.config = config
     state.policy_version += 1
 
@@ -262,54 +219,71 @@ def _damage_unit(config: RunConfig) -> tuple[str, float, float]:
     return config.signal, config.learnable_nats, config.delta_nats
 
 
-def _fold_reported(state: RunState, step: int, reports: Sequence[np.ndarray]) -> None:
-    """Reports (REPORTED_ROW) of one step: the additions of folding one after the other, in their order."""
-    rows = stacked(reports)
-    pending = state.pending[step]
-    handle = pending.find(np.ascontiguousarray(rows["sample_id"]))
-    assert (handle >= 0).all(), f"a report of step {step} names a sample that awaits none"
-    plan = pending.take(handle)
-    if not pending.num_awaited:
-        del state.pending[step]
-    was_measured = rows["num_tokens"] > 0
-    if not was_measured.all():
+def _fold_reported(state: RunState, reports: Sequence[Reported]) -> None:
+    """Reports, one or more: the additions of folding one after the other, in their order."""
+    rows, runs = stacked([each.rows for each in reports]), _runs_of(reports)
+    plan = Awaited(state.pending, runs, np.ascontiguousarray(rows["sample_id"])).take()
+    was_measured, num_reports = rows["num_tokens"] > 0, len(reports)
+    if np.count_nonzero(was_measured) < len(rows):
+        step, report = (
+            np.repeat(each, [len(every.rows) for every in reports])[was_measured]
+            for each in ([each.step for each in reports], np.arange(num_reports))
+        )
+        runs, num_reports = runs_of(step), int(np.count_nonzero(np.bincount(report)))
         plan, rows = plan[was_measured], rows[was_measured]
-    if len(rows):
-        num_reports = sum(bool(each["num_tokens"].any()) for each in reports)
-        _fold_measured(state, step, plan, rows, num_reports)
+    _fold_measured(state, runs, plan, rows)
+    if state.config.fence is None:
+        state.policy_version += num_reports
 
 
-def _fold_measured(state: RunState, step: int, plan: np.ndarray, rows: np.ndarray, num_reports: int) -> None:
+def _runs_of(reports: Sequence[Reported]) -> list[Run]:
+    """The runs of steps in the rows of reports."""
+    runs, begin = list[Run](), 0
+    for each in reports:
+        end = begin + len(each.rows)
+        if runs and runs[-1].step == each.step:
+            runs[-1] = Run(each.step, runs[-1].begin, end)
+        else:
+            runs.append(Run(each.step, begin, end))
+        begin = end
+    return runs
+
+
+def _fold_measured(state: RunState, runs: Sequence[Run], plan: np.ndarray, rows: np.ndarray) -> None:
     """Losses of the samples in `plan` (PLANNED_ROW), row by row."""
     stratum, visit = plan["stratum"].astype(np.int64), _visit_of(plan)
-    state.totals.add(stratum, rows)
     excess = rows["loss_nats"] - rows["base_loss_nats"]
     damage = DAMAGE_OF[state.config.signal](rows, state.config.learnable_nats, state.config.delta_nats)
+    state.totals.add(stratum, rows, excess)
     if state.config.fence is None:
-        state.recent.add(step, state.config.half_life_steps, visit, stratum, damage, excess)
-        state.policy_version += num_reports
-    else:
-        measured = np.empty(len(rows), dtype=HELD_ROW)
-        measured["sample_id"], measured["stratum"] = plan["sample_id"], stratum
-        measured["visit"], measured["damage"], measured["excess_nats"] = visit, damage, excess
-        state.held[step] = stacked([state.held.get(step, measured[:0]), measured])
+        state.recent.add(runs, visit, stratum, damage, excess)
+        return
+    measured = np.empty(len(rows), dtype=HELD_ROW)
+    measured["sample_id"], measured["stratum"] = plan["sample_id"], stratum
+    measured["visit"], measured["damage"], measured["excess_nats"] = visit, damage, excess
+    for step, begin, end in runs:
+        state.held[step] = stacked([state.held.get(step, measured[:0]), measured[begin:end]])
 
 
 def _visit_of(plan: np.ndarray) -> Int64Array:
-    return np.where(plan["times_drawn"] == 1, FIRST_VISITS, LATER_VISITS)
+    visit: Int64Array = (plan["times_drawn"] != 1).astype(np.int64)
+    return visit
 
 
 def pass_fence(state: RunState, step: int) -> None:
     """In fenced mode, learn what the plan of `step` may know: the reports of the steps up to the lag before it."""
-    if state.config.fence is not None:
-        for each in sorted(held for held in state.held if held <= step - state.config.fence):
-            measured = in_canonical_order(state.held.pop(each))
-            visit, stratum = measured["visit"].astype(np.int64), measured["stratum"].astype(np.int64)
-            damage, excess = (np.ascontiguousarray(measured[name]) for name in ("damage", "excess_nats"))
-            state.recent.add(each, state.config.half_life_steps, visit, stratum, damage, excess)
-            state.policy_version += 1
+    if state.config.fence is None:
+        return
+    passing = sorted(held for held in state.held if held <= step - state.config.fence)
+    if passing:
+        parts = [in_canonical_order(state.held.pop(each)) for each in passing]
+        measured, ends = stacked(parts), [*itertools.accumulate(map(len, parts))]
+        visit, stratum = measured["visit"].astype(np.int64), measured["stratum"].astype(np.int64)
+        runs = list(map(Run, passing, [0, *ends], ends))
+        state.recent.add(runs, visit, stratum, measured["damage"], measured["excess_nats"])
+        state.policy_version += len(passing)
 
 
 def in_canonical_order(measured: np.ndarray) -> np.ndarray:
     """HELD_ROW in an order that does not depend on who reported first."""
-    return measured[np.argsort(measured["sample_id"], kind="stable")]
+    return measured.take(np.argsort(measured["sample_id"], kind="stable"))

@@ -16,11 +16,12 @@ from typing import Any, Final
 import numpy as np
 
 from replay_service.sampling.events import PLANNED_ROW, Created
+from replay_service.sampling.pending import Pending
 from replay_service.sampling.run_config import RunConfig
-from replay_service.sampling.run_state import HELD_ROW, Pending, RunState, in_canonical_order
+from replay_service.sampling.run_state import HELD_ROW, RunState, in_canonical_order
 from replay_service.sampling.walk import BORN_ROW
 
-STATE_VERSION: Final = 4
+STATE_VERSION: Final = 5
 _MAGIC: Final = b"replayst"
 _COUNTERS: Final = (
     "generation",
@@ -43,6 +44,7 @@ def to_bytes(state: RunState) -> bytes:
         **{name: getattr(state, name) for name in _COUNTERS},
         **{name: str(getattr(state, name)) for name in _FRACTIONS},
         "origin": state.recent.origin,
+        "reference": state.recent.reference,
         "num_strata": state.num_strata,
         "num_blocks": state.walk.block_size.shape[1],
         "num_born": len(state.walk.born),
@@ -80,7 +82,7 @@ def from_bytes(data: bytes) -> RunState:
         setattr(state, name, head[name])
     for name in _FRACTIONS:
         setattr(state, name, Fraction(head[name]))
-    state.recent.origin = head["origin"]
+    state.recent.origin, state.recent.reference = head["origin"], head["reference"]
     place = _PREFIX.size + length
     for array in _arrays(state):
         array[...] = np.frombuffer(data, array.dtype.newbyteorder("<"), array.size, place).reshape(array.shape)
@@ -110,5 +112,4 @@ def _empty(head: dict[str, Any]) -> RunState:
 def _arrays(state: RunState) -> Iterator[np.ndarray]:
     totals = state.totals
     yield from (state.walk.num_draws, state.walk.epoch, state.walk.block_size, state.walk.block_drawn)
-    yield from (totals.samples, totals.tokens, totals.flips, totals.loss_nats, totals.excess_nats)
-    yield state.recent.sums
+    yield from (totals.counts, totals.nats, state.recent.sums)

@@ -1,10 +1,16 @@
-"""What was reported of each stratum: since the run began, and lately."""
+"""What was reported of each stratum: since the run began, and lately.
 
-from dataclasses import dataclass, fields
+Samples are added in their order, whether all at once or one after the other, so the sums are the same to the last bit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from replay_service.sampling.runs import Run
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
@@ -15,34 +21,48 @@ LATER_VISITS: Final = 1
 
 @dataclass(slots=True, eq=False)
 class Totals:
-    """What was reported of each stratum since the run began; arrays [num_strata]."""
+    """What was reported of each stratum since the run began."""
 
-    samples: Int64Array
-    tokens: Int64Array
-    flips: Int64Array
-    loss_nats: Float64Array
-    excess_nats: Float64Array
+    counts: Int64Array
+    """int64 [3, num_strata]: samples, tokens, flips."""
+    nats: Float64Array
+    """float64 [2, num_strata]: losses, and losses minus base losses."""
 
     @classmethod
     def zeros(cls, num_strata: int) -> "Totals":
-        def counts() -> Int64Array:
-            return np.zeros(num_strata, dtype=np.int64)
+        return cls(np.zeros((3, num_strata), dtype=np.int64), np.zeros((2, num_strata)))
 
-        return cls(counts(), counts(), counts(), np.zeros(num_strata), np.zeros(num_strata))
+    @property
+    def samples(self) -> Int64Array:
+        return _row(self.counts, 0)
 
-    def add(self, stratum: Int64Array, rows: np.ndarray) -> None:
-        # numpy adds contiguous arrays of the sums' own type ten times as fast as fields of records.
-        np.add.at(self.samples, stratum, 1)
-        np.add.at(self.tokens, stratum, rows["num_tokens"].astype(np.int64))
-        np.add.at(self.flips, stratum, rows["num_flips"].astype(np.int64))
-        np.add.at(self.loss_nats, stratum, np.ascontiguousarray(rows["loss_nats"]))
-        np.add.at(self.excess_nats, stratum, rows["loss_nats"] - rows["base_loss_nats"])
+    @property
+    def tokens(self) -> Int64Array:
+        return _row(self.counts, 1)
+
+    @property
+    def flips(self) -> Int64Array:
+        return _row(self.counts, 2)
+
+    @property
+    def loss_nats(self) -> Float64Array:
+        return _row(self.nats, 0)
+
+    @property
+    def excess_nats(self) -> Float64Array:
+        return _row(self.nats, 1)
+
+    def add(self, stratum: Int64Array, rows: np.ndarray, excess: Float64Array) -> None:
+        """Count n samples: their strata, REPORTED_ROW [n], and losses minus base losses in nats per token."""
+        counts, nats = np.ones((3, len(rows)), dtype=np.int64), np.empty((2, len(rows)))
+        counts[1], counts[2], nats[0], nats[1] = rows["num_tokens"], rows["num_flips"], rows["loss_nats"], excess
+        cells = _ROWS * self.counts.shape[1] + stratum
+        _add(self.counts, cells, counts)
+        _add(self.nats, cells[:2], nats)
 
     def grow(self, num_strata: int) -> None:
         """Strata that stand at the end are new; nothing was reported of them."""
-        for each in fields(self):
-            array = getattr(self, each.name)
-            setattr(self, each.name, np.pad(array, (0, num_strata - len(array))))
+        self.counts, self.nats = _wider(self.counts, num_strata), _wider(self.nats, num_strata)
 
 
 @dataclass(slots=True, eq=False)
@@ -50,77 +70,119 @@ class DecayedSums:
     """Recent damage of each stratum. A report of step s weighs 0.5 ** ((origin - s) / half_life).
 
     First visits and later ones are kept apart: a later visit tells of a sample that the run has trained on.
+
+    The sums are kept as seen from a reference step, so that they need not fade whenever a report of a later step comes:
+    it weighs more than one instead. The first report of a half-life after the reference moves it to its own step. When
+    that happens follows from the order of the reports alone, and what comes between two moves can be added at once.
     """
 
     sums: Float64Array
-    """float64 [9, num_strata]: all of the below, so that they fade at once."""
+    """float64 [9, num_strata], as seen from the reference: the count of first visits and of later ones, the damage of
+    both likewise, and of first visits the sums of e, e**2, a, a**2 and a * e. Of a report e is the loss minus the base
+    loss, and a the age at the reference, `reference - s`: negative for later steps."""
+    half_life: float
+    reference: int = 0
     origin: int = 0
-    """The latest step reported; the sums are as seen from there."""
+    """The latest step reported; the reference is no later one."""
 
     @classmethod
-    def zeros(cls, num_strata: int) -> "DecayedSums":
-        return cls(np.zeros((9, num_strata)))
+    def zeros(cls, num_strata: int, half_life: float) -> "DecayedSums":
+        return cls(np.zeros((9, num_strata)), half_life)
+
+    @property
+    def passed(self) -> int:
+        """By how many steps the latest report lies after the reference."""
+        return self.origin - self.reference
+
+    @property
+    def seen(self) -> Float64Array:
+        """float64 [9, num_strata]: the sums by weights as seen from the origin; ages are those at the reference."""
+        return self.sums * self._weight(self.passed)
 
     @property
     def count(self) -> Float64Array:
-        """float64 [2, num_strata]: first visits, later visits."""
-        return self.sums[:2]
+        """float64 [2, num_strata], as seen from the origin: first visits, later visits."""
+        return self.seen[:2]
 
     @property
     def damage(self) -> Float64Array:
-        """float64 [2, num_strata]."""
-        return self.sums[2:4]
-
-    @property
-    def excess(self) -> Float64Array:
-        """float64 [2, num_strata]: of first visits, the sum of loss minus base loss, and of its square."""
-        return self.sums[4:6]
-
-    @property
-    def age(self) -> Float64Array:
-        """float64 [3, num_strata]: of first visits, sums of age (origin - s), age squared, and age times excess."""
-        return self.sums[6:]
+        """float64 [2, num_strata], likewise."""
+        return self.seen[2:4]
 
     def grow(self, num_strata: int) -> None:
         """Strata that stand at the end are new; nothing was reported of them."""
-        self.sums = np.pad(self.sums, ((0, 0), (0, num_strata - self.sums.shape[1])))
+        self.sums = _wider(self.sums, num_strata)
 
     def copy(self) -> "DecayedSums":
-        return DecayedSums(self.sums.copy(), self.origin)
+        return DecayedSums(self.sums.copy(), self.half_life, self.reference, self.origin)
+
+    def change_half_life(self, half_life: float) -> None:
+        """Reports keep the weight that they have now, and fade by another half-life from now on."""
+        self._see_from(self.origin)
+        self.half_life = half_life
 
     def add(
-        self,
-        step: int,
-        half_life: float,
-        visit: Int64Array,
-        stratum: Int64Array,
-        damage: Float64Array,
-        excess: Float64Array,
+        self, runs: Sequence[Run], visit: Int64Array, stratum: Int64Array, damage: Float64Array, excess: Float64Array
     ) -> None:
-        """Count n samples of one step; arrays [n], damage in the unit of the signal, excess in nats per token."""
-        if step > self.origin:
-            self._see_from(step, half_life)
-        age = float(self.origin - step)
-        weight = 0.5 ** (age / half_life)
-        cell = visit * self.sums.shape[1] + stratum
-        np.add.at(self.count.reshape(-1), cell, weight)
-        np.add.at(self.damage.reshape(-1), cell, weight * damage)
-        # Later visits weigh nothing here.
-        excess = np.where(visit == FIRST_VISITS, excess, 0.0)
-        np.add.at(self.excess[0], stratum, weight * excess)
-        np.add.at(self.excess[1], stratum, weight * excess * excess)
-        if age:
-            aged = np.where(visit == FIRST_VISITS, weight * age, 0.0)
-            np.add.at(self.age[0], stratum, aged)
-            np.add.at(self.age[1], stratum, aged * age)
-            np.add.at(self.age[2], stratum, aged * excess)
+        """Count the n samples of some steps; arrays [n], damage in the unit of the signal, excess in nats per token."""
+        age, weight, moves = self._weighed(runs, len(visit))
+        of_first = np.where(visit == FIRST_VISITS, weight, 0.0)
+        cells, terms = _ROWS_OF_FIRST * self.sums.shape[1] + stratum, np.empty((7, len(visit)))
+        cells[:2] += visit * self.sums.shape[1]
+        terms[0], terms[1] = weight, weight * damage
+        terms[2], terms[4] = of_first * excess, of_first * age
+        terms[3], terms[5], terms[6] = terms[2] * excess, terms[4] * age, terms[4] * excess
+        begin = 0
+        for end, reference in moves:
+            _add(self.sums, cells[:, begin:end], terms[:, begin:end])
+            self._see_from(reference)
+            begin = end
+        _add(self.sums, cells[:, begin:], terms[:, begin:])
 
-    def _see_from(self, step: int, half_life: float) -> None:
+    def _weighed(self, runs: Sequence[Run], num: int) -> tuple[Float64Array, Float64Array, list[tuple[int, int]]]:
+        """The age and the weight of each sample at the reference that it meets; where that moves, and to which step."""
+        age, weight = np.empty(num), np.empty(num)
+        reference, moves = self.reference, []
+        for step, begin, end in runs:
+            if step - reference >= self.half_life:
+                reference = step
+                moves.append((begin, step))
+            # One power a step: of an array the last bit of each may depend on its place.
+            age[begin:end], weight[begin:end] = reference - step, self._weight(reference - step)
+            self.origin = max(self.origin, step)
+        return age, weight, moves
+
+    def _weight(self, age: int) -> float:
+        weight: float = 0.5 ** (age / self.half_life)
+        return weight
+
+    def _see_from(self, reference: int) -> None:
         """Every report grows older by the same d: a becomes a + d, a**2 becomes a**2 + d * (2 * a + d)."""
-        passed = float(step - self.origin)
-        count, (age, squares, aged_excess) = self.count[FIRST_VISITS], self.age
+        passed = float(reference - self.reference)
+        count, excess, (age, squares, aged_excess) = self.sums[0], self.sums[4], self.sums[6:]
         squares += passed * (2.0 * age + passed * count)
         age += passed * count
-        aged_excess += passed * self.excess[0]
-        self.sums *= 0.5 ** (passed / half_life)
-        self.origin = step
+        aged_excess += passed * excess
+        self.sums *= self._weight(reference - self.reference)
+        self.reference = reference
+
+
+_ROWS: Final = np.arange(3)[:, None]
+_ROWS_OF_FIRST: Final = np.array([0, 2, 4, 5, 6, 7, 8])[:, None]
+"""Where in `DecayedSums.sums` a first visit counts. A later one counts a row further in the first two of these, and
+weighs nothing in the others."""
+
+
+def _row(array: np.ndarray, index: int) -> np.ndarray:
+    row: np.ndarray = array[index]
+    return row
+
+
+def _add(sums: np.ndarray, cells: Int64Array, terms: np.ndarray) -> None:
+    """Add `terms` [m, n] to `sums`, where `cells` [m, n] says."""
+    # In one dimension numpy adds many times as fast.
+    np.add.at(sums.reshape(-1), cells.reshape(-1), terms.reshape(-1))
+
+
+def _wider(array: np.ndarray, num_strata: int) -> np.ndarray:
+    return np.pad(array, ((0, 0), (0, num_strata - array.shape[1])))

@@ -76,7 +76,8 @@ class Walk:
     @property
     def sizes(self) -> Int64Array:
         """int64 [K]: how many rows each stratum has."""
-        sizes: Int64Array = self.block_size.sum(axis=1)
+        is_one_block = self.block_size.shape[1] == 1
+        sizes: Int64Array = self.block_size[:, 0] if is_one_block else self.block_size.sum(axis=1)
         return sizes
 
     def draw(self, seed: int, stratum: Int64Array) -> Draws:
@@ -183,4 +184,4 @@ class Walk:
 
 def _occurrence(stratum: Int64Array) -> Int64Array:
     """How often each value of the sorted `stratum` stood before it: 0, 1, 2, ... in every run of equal values."""
-    return np.arange(len(stratum)) - np.searchsorted(stratum, stratum, side="left")
+    return np.arange(len(stratum)) - stratum.searchsorted(stratum)

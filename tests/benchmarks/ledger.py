@@ -33,10 +33,11 @@ from tests.support import make_corpus
 MOST_ROWS: Final = 2**31
 """Of one segment."""
 
-TABLES: Final = ("planning", "reporting", "restoring")
+TABLES: Final = ("planning", "reporting", "covering", "restoring")
 
 ROWS_A_REPORT: Final = 64
 NUM_RANKS: Final = 8
+STEPS_A_REPORT: Final = (1, 4, 16)
 
 
 def main() -> None:
@@ -52,6 +53,7 @@ def main() -> None:
         make = {
             "planning": lambda: planning(wanted.repeats),
             "reporting": lambda: reporting(root, corpus, wanted.repeats),
+            "covering": lambda: covering(root, corpus, wanted.repeats),
             "restoring": lambda: restoring(root, corpus, wanted.repeats, wanted.events),
         }
         for name in wanted.tables:
@@ -130,7 +132,7 @@ def owner_rate(path: Path, corpus: Corpus, num_reports: int, num_threads: int) -
         journal.create_run(record_on(corpus, global_batch_size=4 * NUM_RANKS * ROWS_A_REPORT))
         owner = owner_of(journal, corpus)
         steps = owner.plan(0, num_reports // NUM_RANKS, 1 << 20)
-        of_ranks = [[losses_of_rank(plan, rank) for plan in steps] for rank in range(NUM_RANKS)]
+        of_ranks = [[losses_of(plan, rank, NUM_RANKS) for plan in steps] for rank in range(NUM_RANKS)]
         shares = [[rows for rank in of_ranks[i::num_threads] for rows in rank] for i in range(num_threads)]
         with ThreadPoolExecutor(num_threads) as threads:
             begin = time.perf_counter()
@@ -143,8 +145,9 @@ def record_on(corpus: Corpus, run: str = "tuning", **config: object) -> RunRecor
     return record_of(run, sizes, num_quantiles=corpus.partition.num_quantiles, **config)
 
 
-def losses_of_rank(plan: Planned, rank: int) -> np.ndarray:
-    ids = plan.rows["sample_id"][rank::NUM_RANKS]
+def losses_of(plan: Planned, rank: int = 0, num_ranks: int = 1) -> np.ndarray:
+    """What a rank, one of `num_ranks`, reports of a plan: LOSS_ROW [n]."""
+    ids = plan.rows["sample_id"][rank::num_ranks]
     rows = np.zeros(len(ids), dtype=LOSS_ROW)
     rows["step"], rows["rank"], rows["sample_id"] = plan.step, rank, ids
     rows["loss_nats"], rows["num_tokens"], rows["num_flips"] = 2.5, 11, ids % 5
@@ -171,6 +174,35 @@ def bare_rate(path: Path, num_reports: int) -> float:
         return num_reports * ROWS_A_REPORT / (time.perf_counter() - begin)
 
 
+# Covering several steps
+
+
+def covering(root: Path, corpus: Corpus, repeats: int, num_steps: int = 480) -> str:
+    """A row of a report that covers several steps of 64 rows, made durable, against one of a report of one step."""
+    numbers = count()
+    ways = [
+        lambda at_once=at_once: seconds_a_row(root / f"covering-{next(numbers)}", corpus, num_steps, at_once)
+        for at_once in STEPS_A_REPORT
+    ]
+    seconds = repeated(repeats, ways)
+    rows = [
+        [str(at_once), f"{at_once * ROWS_A_REPORT:,}", *measured(own, seconds[0], "ms")]
+        for at_once, own in zip(STEPS_A_REPORT, seconds, strict=True)
+    ]
+    return as_table(["steps of a report", "rows", "a row", "ratio"], rows)
+
+
+def seconds_a_row(path: Path, corpus: Corpus, num_steps: int, at_once: int) -> float:
+    with open_journal(path) as journal:
+        journal.create_run(record_on(corpus, global_batch_size=4 * ROWS_A_REPORT))
+        owner = owner_of(journal, corpus)
+        losses = [losses_of(plan) for plan in owner.plan(0, num_steps, 1 << 20)]
+        reports = [np.concatenate(losses[first : first + at_once]) for first in range(0, num_steps, at_once)]
+        begin = time.perf_counter()
+        accepted = report_all(owner, reports)
+        return (time.perf_counter() - begin) / accepted
+
+
 # Restoring
 
 
@@ -195,13 +227,7 @@ def write_history(owner: RunOwner, journal: Journal, num_events: int, at_once: i
     """Plans and reports in turn, each request of `at_once` steps, so that few commits write many events."""
     for first in range(0, num_events // 2, at_once):
         plans = owner.plan(first, at_once, 1 << 20)
-        reports = []
-        for plan in plans:
-            rows = np.zeros(len(plan.rows), dtype=LOSS_ROW)
-            rows["step"], rows["sample_id"] = plan.step, plan.rows["sample_id"]
-            rows["loss_nats"], rows["num_tokens"], rows["num_flips"] = 2.5, 11, rows["sample_id"] % 5
-            reports.append(rows)
-        owner.report(np.concatenate(reports))
+        owner.report(np.concatenate([losses_of(plan) for plan in plans]))
     assert journal.num_events(owner.record.run) == num_events + 1
 
 

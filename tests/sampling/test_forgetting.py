@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from replay_service.sampling.forgetting import LEAST_REPORTS, FirstVisits, Forgetting, estimate, trend
 from replay_service.sampling.run_state import fold
-from replay_service.sampling.sums import DecayedSums
+from replay_service.sampling.runs import Run
+from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, DecayedSums
 from tests.sampling.worlds import initial_state, planned, report_of
 
 HALF_LIFE = 32.0
@@ -16,7 +17,15 @@ PRIOR_WEIGHT = 8.0
 
 
 def first_visits(sums: DecayedSums, shape: tuple[int, int] = SHAPE) -> FirstVisits:
-    return FirstVisits(*(each.reshape(shape) for each in (sums.count[0], *sums.excess, *sums.age)))
+    """What the sums tell of first visits, with ages counted from the latest report."""
+    count, _, _, _, *others = sums.seen
+    return FirstVisits(*(each.reshape(shape) for each in (count, *others))).moved(0.0, sums.passed)
+
+
+def add(sums: DecayedSums, step: int, stratum: np.ndarray, excess: np.ndarray, visit: int = FIRST_VISITS) -> None:
+    """Count reports of one step that tell of no damage."""
+    num = len(stratum)
+    sums.add([Run(step, 0, num)], np.full(num, visit), stratum, np.zeros(num), excess)
 
 
 def one_step(seed: int, num_reports: int, biased: bool = False) -> tuple[float, Forgetting]:
@@ -26,9 +35,9 @@ def one_step(seed: int, num_reports: int, biased: bool = False) -> tuple[float, 
     truth = 0.4 * random.random((6, 1)) + 0.3 * random.random((1, 4)) + 0.05 * random.standard_normal(SHAPE)
     share = (sizes * np.exp(4 * truth) if biased else sizes.astype(float)).ravel()
     drawn = random.choice(24, num_reports, p=share / share.sum())
-    sums, nothing = DecayedSums.zeros(24), np.zeros(num_reports)
+    sums = DecayedSums.zeros(24, HALF_LIFE)
     excess = truth.ravel()[drawn] + 0.3 * random.standard_normal(num_reports)
-    sums.add(1, HALF_LIFE, nothing.astype(np.int64), drawn, nothing, excess)
+    add(sums, 1, drawn, excess)
     found = estimate(sizes, first_visits(sums), PRIOR_WEIGHT)
     assert found is not None
     return float((truth * sizes).sum() / sizes.sum()), found
@@ -65,12 +74,11 @@ def over_time(
     share = (sizes / sizes.sum()).ravel()
     apart = (0.1 * random.standard_normal((6, 1)) + 0.1 * random.standard_normal((1, 4))).ravel()
     apart -= share @ apart
-    sums = DecayedSums.zeros(24)
+    sums = DecayedSums.zeros(24, HALF_LIFE)
     for step in range(num_steps):
         drawn = random.choice(24, int(rate * (step + 1)) - int(rate * step), p=share)
-        nothing = np.zeros(len(drawn))
         excess = curve(step) + apart[drawn] + 0.3 * random.standard_normal(len(drawn))
-        sums.add(step, HALF_LIFE, nothing.astype(np.int64), drawn, nothing, excess)
+        add(sums, step, drawn, excess)
     return first_visits(sums), sizes
 
 
@@ -114,12 +122,12 @@ def test_where_nothing_changes_it_is_hardly_noisier_than_a_mean(rate: float) -> 
 
 def test_a_shift_to_strata_that_are_damaged_more_is_no_trend() -> None:
     """Each stratum's own forgetting stays; the later, the more of the damaged one is rehearsed."""
-    sums = DecayedSums.zeros(2)
+    sums = DecayedSums.zeros(2, HALF_LIFE)
     random = np.random.default_rng(0)
     for step in range(100):
         stratum = (random.random(20) < step / 100).astype(np.int64)
         excess = 0.2 + 0.6 * stratum + 0.1 * random.standard_normal(20)
-        sums.add(step, HALF_LIFE, np.zeros(20, dtype=np.int64), stratum, excess, excess)
+        add(sums, step, stratum, excess)
     visits = first_visits(sums, (2, 1))
     found = estimate(np.array([[500], [500]]), visits, PRIOR_WEIGHT)
     assert found is not None
@@ -140,10 +148,9 @@ def test_moving_the_sums_is_moving_each_report(
     reports: list[tuple[int, int, float]], slope: float, ahead: float
 ) -> None:
     """Whatever order the steps come in: decayed sums are those of the reports themselves."""
-    told, moved = DecayedSums.zeros(4), np.zeros((3, 4))
+    told, moved = DecayedSums.zeros(4, HALF_LIFE), np.zeros((3, 4))
     for step, stratum, excess in reports:
-        one = (np.array([stratum]), np.zeros(1), np.array([excess]))
-        told.add(step, HALF_LIFE, np.zeros(1, dtype=np.int64), *one)
+        add(told, step, np.array([stratum]), np.array([excess]))
     for step, stratum, excess in reports:
         age = told.origin - step
         now = excess + slope * (age + ahead)
@@ -159,9 +166,9 @@ def test_of_too_few_reports_nothing_is_said() -> None:
 
 
 def test_reports_of_one_step_have_no_trend_however_old_they_are() -> None:
-    sums, nothing = DecayedSums.zeros(1), np.zeros(64, dtype=np.int64)
-    sums.add(3, HALF_LIFE, nothing, nothing, np.zeros(64), np.linspace(0.0, 1.0, 64))
-    sums.add(10, HALF_LIFE, nothing[:1] + 1, nothing[:1], np.zeros(1), np.zeros(1))
+    sums, nothing = DecayedSums.zeros(1, HALF_LIFE), np.zeros(64, dtype=np.int64)
+    add(sums, 3, nothing, np.linspace(0.0, 1.0, 64))
+    add(sums, 10, nothing[:1], np.zeros(1), visit=LATER_VISITS)
     assert trend(first_visits(sums, (1, 1)), PRIOR_WEIGHT)[:2] == (0.0, 0.0)
 
 

@@ -1,4 +1,5 @@
 import copy
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -6,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_service.sampling.events import Adopted, Closed, Event
+from replay_service.sampling.events import Adopted, Closed, Configured, Event
+from replay_service.sampling.pending import Awaited
 from replay_service.sampling.run_config import Feedback
 from replay_service.sampling.run_state import RunState, fold, fold_all
+from replay_service.sampling.runs import Run
+from replay_service.sampling.state_bytes import to_bytes
 from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS
 from tests.sampling.worlds import image, initial_state, plan_by_hand, planned, plans_of, report_of
 
@@ -50,30 +54,41 @@ def test_folding_a_journal_again_gives_the_same_state(data: st.DataObject) -> No
     assert again.probabilities().tobytes() == state.probabilities().tobytes()
 
 
-@given(st.data(), st.sampled_from(["latest", "fenced"]))
-@settings(max_examples=100, deadline=None)
+@given(st.data(), st.sampled_from(["latest", "fenced"]), st.sampled_from([0.3, 1.0, 2.5, 500.0]))
+@settings(max_examples=150, deadline=None)
 def test_folding_reports_at_once_gives_the_bytes_of_folding_one_after_the_other(
-    data: st.DataObject, mode: Literal["latest", "fenced"]
+    data: st.DataObject, mode: Literal["latest", "fenced"], half_life: float
 ) -> None:
-    states = [initial_state([5, 9, 3, 8], num_quantiles=2, feedback=Feedback(mode, 4)) for _ in range(2)]
-    for plan in plans_of(states[0], 3):
-        for state in states:
-            fold(state, plan)
+    settings: dict[str, object] = {"feedback": Feedback(mode, 4), "half_life_steps": half_life}
+    states = [initial_state([5, 2, 3, 4], num_quantiles=2, **settings) for _ in range(2)]
+    for _ in range(2):
+        for plan in plans_of(states[0], states[0].next_step + 3):
+            for state in states:
+                fold(state, plan)
+        events = drawn_reports(data, states[0])
+        events.insert(data.draw(st.integers(0, len(events)), label="a change of course"), Closed(3))
+        longer = states[0].config.changed(half_life_steps=2 * half_life)
+        events.insert(data.draw(st.integers(0, len(events)), label="another half-life"), Configured(3, longer))
+        fold_all(states[0], events)
+        for event in events:
+            fold(states[1], event)
+        assert to_bytes(states[0]) == to_bytes(states[1])
+        assert image(states[0]) == image(states[1])
+        assert states[0].probabilities().tobytes() == states[1].probabilities().tobytes()
+
+
+def drawn_reports(data: st.DataObject, state: RunState) -> list[Event]:
+    """Reports of some pending samples: of steps in any order, and of ranks."""
+    waiting = [(step, sample) for step, each in state.pending.items() for sample in each.rows["sample_id"].tolist()]
+    chosen = data.draw(st.lists(st.sampled_from(waiting), max_size=12, unique=True), label="step and sample")
     reports: list[Event] = []
-    for step in data.draw(st.lists(st.integers(0, 3), max_size=3, unique=True), label="steps"):
-        waiting = states[0].pending[step].rows["sample_id"].tolist()
-        ranks = data.draw(st.lists(st.integers(0, 2), min_size=len(waiting), max_size=len(waiting)), label="ranks")
-        for rank in sorted(set(ranks)):
-            ids = [each for each, its_rank in zip(waiting, ranks, strict=True) if its_rank == rank]
-            losses = data.draw(st.lists(st.floats(0, 9), min_size=len(ids), max_size=len(ids)), label="losses")
-            tokens = data.draw(st.lists(st.sampled_from([0, 3]), min_size=len(ids), max_size=len(ids)), label="tokens")
-            flips = [each // 3 for each in tokens]
-            reports.append(report_of(step, ids, rank=rank, loss=losses, num_tokens=tokens, num_flips=flips))
-    reports.insert(data.draw(st.integers(0, len(reports)), label="a change of course"), Closed(3))
-    fold_all(states[0], reports)
-    for report in reports:
-        fold(states[1], report)
-    assert image(states[0]) == image(states[1])
+    for (step, rank), neighbours in groupby(chosen, lambda each: (each[0], each[1] % 2)):
+        ids = [sample for _, sample in neighbours]
+        losses = data.draw(st.lists(st.floats(0, 9), min_size=len(ids), max_size=len(ids)), label="losses")
+        tokens = data.draw(st.lists(st.sampled_from([0, 3]), min_size=len(ids), max_size=len(ids)), label="tokens")
+        flips = [each // 3 for each in tokens]
+        reports.append(report_of(step, ids, rank=rank, loss=losses, num_tokens=tokens, num_flips=flips))
+    return reports
 
 
 @given(st.lists(st.integers(-1, 9)))
@@ -81,8 +96,19 @@ def test_of_equal_samples_the_first_awaits_the_report(ids: list[int]) -> None:
     state = initial_state([50])
     fold(state, plan_by_hand(0, [2, 3, 5, 7], [0, 0, 0, 0]))
     fold(state, report_of(0, [5]))
-    awaited = state.pending[0].is_awaited(np.array(ids, dtype=np.int64))
+    awaited = Awaited(state.pending, [Run(0, 0, len(ids))], np.array(ids, dtype=np.int64)).are_first()
     assert awaited.tolist() == [each in {2, 3, 7} and each not in ids[:i] for i, each in enumerate(ids)]
+
+
+def test_of_each_step_its_own_samples_await_reports() -> None:
+    state = initial_state([50])
+    for step, ids in enumerate([[2, 3], [3, 5], [2, 9]]):
+        fold(state, plan_by_hand(step, ids, [0, 0]))
+    fold(state, report_of(1, [3, 5]))
+    runs = [Run(2, 0, 3), Run(1, 3, 5), Run(7, 5, 6), Run(0, 6, 9), Run(2, 9, 10)]
+    ids = np.array([9, 3, 3, 3, 5, 2, 3, 5, 2, 2], dtype=np.int64)
+    awaited = Awaited(state.pending, runs, ids).are_first()
+    assert awaited.tolist() == [True, False, False, False, False, False, True, False, True, True]
 
 
 @given(st.data())
@@ -92,6 +118,20 @@ def test_reading_the_probabilities_changes_nothing(data: st.DataObject) -> None:
     before = image(copy.deepcopy(state))
     assert state.probabilities().sum() == pytest.approx(1.0)
     assert image(state) == before
+
+
+def test_probabilities_are_those_of_the_policy_as_it_is_and_of_nobody_to_change() -> None:
+    state = initial_state([50, 50])
+    fold(state, plan_by_hand(0, [1, 2], [0, 1]))
+    seen = [state.probabilities()]
+    report = report_of(0, [1, 2], num_flips=[8, 1])
+    for event in (report, Configured(0, state.config.changed(floor=0.9)), Adopted(0, 2, (50, 80))):
+        fold(state, event)
+        seen.append(state.probabilities())
+    assert state.probabilities() is seen[-1]
+    assert len({each.tobytes() for each in seen}) == 4
+    with pytest.raises(ValueError, match="read-only"):
+        seen[-1][0] = 1.0
 
 
 def test_before_any_report_every_sample_is_equally_likely() -> None:

@@ -81,7 +81,7 @@ def image(state: RunState) -> dict[str, object]:
         "recent sums": state.recent.sums,
     }
     return {
-        "origin": state.recent.origin,
+        "origin": (state.recent.origin, state.recent.reference, state.recent.half_life),
         "next_step": state.next_step,
         "policy_version": state.policy_version,
         "ratio": (state.ratio, state.ratio_since, state.carry),
