@@ -68,7 +68,7 @@ def test_a_fault_of_the_network_goes_unnoticed(service: str, kind: Kind, towards
         # A damaged head may turn a request into another one, which the service then rightly refuses.
         place = 500 if kind == "damage" and after < 500 else after
         if kind == "damage" and towards == "server":
-            place = 330
+            place = 300
         with (
             proxied(service, at_first(Fault(kind, towards, place))) as proxy,
             ReplayClient(proxy.base_url, retry=PATIENT, timeout_s=ATTEMPT_S) as client,

@@ -77,7 +77,8 @@ class Stream:
         """The wanted columns, [n, ...] each: views of the body, or of what it inflates to."""
         layout = self._layout(wanted)
         if layout is None:
-            return _arrays(self._records(), wanted)
+            self._check_inflated()
+            return _arrays(_records(self._buffer), wanted)
         begin = self._messages[0].body.address - self._buffer.address
         return {name: np.ndarray(shape, dtype, self.body, begin + place) for name, shape, dtype, place in layout.places}
 
@@ -90,27 +91,17 @@ class Stream:
             return None
         key = (message.metadata.to_pybytes(), message.body.size, wanted)
         layout = _layouts.get(key)
-        if layout is None or not layout.schema.equals(self.schema):
-            layout = _new_layout(self.schema.remove_metadata(), *key)
-            if layout is not None:
-                if len(_layouts) >= _MOST_LAYOUTS:
-                    _layouts.clear()
-                _layouts[key] = layout
+        if layout is not None and layout.schema.equals(self.schema):
+            return layout
+        schema = self.schema.remove_metadata()
+        if not schema.equals(self.schema):  # it forgets that the numbers have another order of bytes than here
+            return None
+        layout = _new_layout(schema, *key)
+        if layout is not None:
+            if len(_layouts) >= _MOST_LAYOUTS:
+                _layouts.clear()
+            _layouts[key] = layout
         return layout
-
-    def _records(self) -> pa.RecordBatch:
-        """All record batches as one."""
-        self._check_inflated()
-        try:
-            batches = [pa.ipc.read_record_batch(each, self.schema) for each in self._messages]
-            table = pa.Table.from_batches(batches, self.schema)
-            table.validate(full=True)
-            batches = table.combine_chunks().to_batches()
-        except (pa.ArrowException, OSError, EOFError) as error:
-            raise ValueError(f"the body is no Arrow IPC stream: {error}") from error
-        if batches:
-            return batches[0]
-        return pa.RecordBatch.from_arrays([pa.array([], each.type) for each in self.schema], schema=self.schema)
 
     def _check_inflated(self) -> None:
         """A limit on what a body decodes to, before it does: zeros compress to a thousandth of their bytes."""
@@ -137,27 +128,40 @@ def _new_layout(schema: pa.Schema, message: bytes, num_bytes: int, wanted: Wante
 
     None where zeros are refused, where Arrow puts the numbers anywhere else, or where it is not worth the memory.
     """
-    if schema.serialize().size > _MOST_KEPT_BYTES:
+    head = schema.serialize().to_pybytes() + _CONTINUATION + len(message).to_bytes(4, "little") + message
+    if len(head) > 2 * _MOST_KEPT_BYTES:
         return None
-    head = _CONTINUATION + len(message).to_bytes(4, "little") + message
-    stream = np.zeros(len(head) + num_bytes, dtype=np.uint8)
+    stream = np.zeros(len(head) + num_bytes + len(END), dtype=np.uint8)
     stream[: len(head)] = np.frombuffer(head, dtype=np.uint8)
-    try:
-        found = pa.ipc.read_message(pa.py_buffer(stream))
-        if inflated_bytes(message, memoryview(found.body)):
-            return None
-        records = pa.ipc.read_record_batch(found, schema)
-        records.validate(full=True)
-        arrays = _arrays(records, wanted)
-    except (pa.ArrowException, OSError, EOFError, ValueError):
+    stream[-len(END) :] = np.frombuffer(END, dtype=np.uint8)
+    if inflated_bytes(message, stream[len(head) :].data):
         return None
+    try:
+        arrays = _arrays(_records(pa.py_buffer(stream)), wanted)
+    except ValueError:
+        return None
+    begin = stream.ctypes.data + len(head)
     places = []
     for name, array in arrays.items():
-        place = array.ctypes.data - found.body.address if array.size else 0
+        place = array.ctypes.data - begin if array.size else 0
         if not (0 <= place <= num_bytes - array.nbytes and array.flags.c_contiguous):
             return None
         places.append((name, array.shape, array.dtype, place))
     return _Layout(schema, tuple(places))
+
+
+def _records(stream: pa.Buffer) -> pa.RecordBatch:
+    """All record batches of a stream as one."""
+    try:
+        with pa.ipc.open_stream(stream) as reader:
+            table = reader.read_all()
+        table.validate(full=True)
+        batches = table.combine_chunks().to_batches()
+        if batches:
+            return batches[0]
+        return pa.RecordBatch.from_arrays([pa.array([], each.type) for each in table.schema], schema=table.schema)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise ValueError(f"the body is no Arrow IPC stream: {error}") from error
 
 
 def _arrays(records: pa.RecordBatch, wanted: Wanted) -> dict[str, NDArray[Any]]:
