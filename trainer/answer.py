@@ -12,7 +12,7 @@ class Answer:
     Attributes:
         url: what was asked, without whatever the URL says of a user.
         status: of HTTP.
-        headers: by their names, which are found in small letters.
+        headers: those that a client looks at, by their names in small letters.
         content: the body as it came.
     """
 

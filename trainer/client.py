@@ -233,16 +233,15 @@ class ReplayClient:
         if body:
             headers = {**headers, CHECKSUM_HEADER: checksum(body)}
         ends_at = time.monotonic() + self.retry.give_up_after_s
+
+        def attempt() -> T:
+            return read(self._answer(method, path, headers, body, ends_at))
+
         try:
-            for attempt in stamina.retry_context(
-                on=self._wait_for,
-                attempts=None,
-                timeout=self.retry.give_up_after_s,
-                wait_initial=self.retry.first_wait_s,
-                wait_max=self.retry.longest_wait_s,
-            ):
-                with attempt:
-                    return read(self._answer(method, path, headers, body, ends_at))
+            try:
+                return attempt()
+            except (StatusError, httpx2.TransportError) as error:
+                return self._again(attempt, error)
         except StatusError as error:
             raise refusal(error.answer) from error
         except httpx2.TransportError as error:
@@ -255,6 +254,21 @@ class ReplayClient:
                 f"the service at {self.base_url} did not answer for {self.retry.give_up_after_s:.0f} s: {error!r}; "
                 "check that it runs and can be reached from here"
             ) from error
+
+    def _again(self, attempt: Callable[[], T], error: Exception) -> T:
+        """What comes of further attempts, where the first ended with `error`."""
+        failures = [error]
+        for each in stamina.retry_context(
+            on=self._wait_for,
+            attempts=None,
+            timeout=self.retry.give_up_after_s,
+            wait_initial=self.retry.first_wait_s,
+            wait_max=self.retry.longest_wait_s,
+        ):
+            with each:
+                if failures:
+                    raise failures.pop()
+                return attempt()
         raise AssertionError("a retry loop ends with an answer or an error")
 
     def _answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes, ends_at: float) -> Answer:

@@ -18,6 +18,7 @@ import httptools
 import httpx2
 import numpy as np
 
+from replay_service.gateway.wire.arrow import CHECKSUM_HEADER
 from trainer.answer import Answer
 from trainer.errors import ServiceError
 
@@ -29,6 +30,11 @@ MOST_ANSWER_BYTES: Final = 4 << 30
 _MOST_HEAD_BYTES: Final = 64 << 10
 _READ_AT_ONCE: Final = 4 << 10
 """So that hardly more than the head is copied to the place of the body."""
+_HEARD: Final = {
+    name.encode("ascii"): name
+    for name in ("content-length", "transfer-encoding", "retry-after", CHECKSUM_HEADER.lower())
+}
+"""Headers of answers that anything follows from."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -229,7 +235,9 @@ class _Received:
             raise ConnectionError("more came than the answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        heard = _HEARD.get(name.lower())
+        if heard is not None:
+            self.headers[heard] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         self.status = self.parser.get_status_code()

@@ -133,15 +133,20 @@ class Batch:
 
     def rows(self, rows: slice) -> "Batch":
         """Some of its rows, as views; the header stays."""
-        taken: dict[str, Any] = {name: each[rows] for name, each in self.columns().items()}
-        return replace(self, **{"input_ids": self.input_ids[rows]} | taken)
+        return self._of(self.header, rows)
 
     def of_step(self, step: int) -> "Batch":
         """The rows of one step, as views."""
-        first, last = np.searchsorted(self.step, [step, step + 1])
-        header = replace(self.header, steps=[each for each in self.header.steps if each.step == step])
-        return replace(self.rows(slice(first, last)), header=header)
+        first, last = self.step.searchsorted((step, step + 1))
+        steps = [each for each in self.header.steps if each.step == step]
+        return self._of(replace(self.header, steps=steps), slice(first, last))
 
+    def _of(self, header: BatchHeader, rows: slice) -> "Batch":
+        arrays: list[Any] = [getattr(self, name) for name in _ARRAYS]
+        return Batch(header, *[None if each is None else each[rows] for each in arrays])
+
+
+_ARRAYS: Final = Batch.__slots__[1:]
 
 _LIKELIEST: Final = frozenset({"topk_ids", "topk_logprobs"})
 
@@ -274,11 +279,30 @@ def _wanted(kind: Kind, found: frozenset[str]) -> Wanted:
 
 def encode_losses(rows: np.ndarray) -> pa.Buffer:
     """Loss rows (LOSS_ROW [n]) as an Arrow IPC stream."""
-    records = pa.record_batch([np.ascontiguousarray(rows[name]) for name in LOSSES_SCHEMA.names], schema=LOSSES_SCHEMA)
+    head, places, num_bytes = _losses_layout(len(rows))
+    stream = np.zeros(num_bytes, dtype=np.uint8)
+    stream[: len(head)] = np.frombuffer(head, dtype=np.uint8)
+    stream[-len(_END) :] = np.frombuffer(_END, dtype=np.uint8)
+    for name, place in places:
+        np.ndarray(len(rows), LOSS_ROW[name], stream.data, place)[...] = rows[name]
+    return pa.py_buffer(stream)
+
+
+@functools.lru_cache(256)
+def _losses_layout(num_rows: int) -> tuple[bytes, tuple[tuple[str, int], ...], int]:
+    """What comes before the first column of such a stream, where each column begins, and how many bytes it has.
+
+    Found by letting Arrow encode as many rows, and looking where it puts the numbers.
+    """
+    zeros = [np.zeros(num_rows, LOSS_ROW[name]) for name in LOSSES_SCHEMA.names]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, LOSSES_SCHEMA) as writer:
-        writer.write_batch(records)
-    return sink.getvalue()
+        writer.write_batch(pa.record_batch(zeros, schema=LOSSES_SCHEMA))
+    body = sink.getvalue()
+    columns = pa.ipc.open_stream(body).read_next_batch().columns
+    last = body.size - len(_END)
+    starts = [each.buffers()[1].address - body.address if num_rows else last for each in columns]
+    return body.to_pybytes()[: min(starts)], tuple(zip(LOSSES_SCHEMA.names, starts, strict=True)), body.size
 
 
 def decode_losses(body: bytes) -> np.ndarray:

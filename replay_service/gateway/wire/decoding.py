@@ -64,9 +64,9 @@ class Stream:
             raise ValueError("the body is no Arrow IPC stream that comes to its end")
         buffer = pa.py_buffer(self.body)
         try:
-            schema = pa.ipc.read_schema(buffer)
             messages = list(pa.ipc.MessageReader.open_stream(buffer))
             _check_messages(messages)
+            schema = pa.ipc.read_schema(messages[0])
         except (pa.ArrowException, OSError, EOFError) as error:
             raise ValueError(f"the body is no Arrow IPC stream: {error}") from error
         object.__setattr__(self, "schema", schema)
@@ -116,6 +116,8 @@ class Stream:
 
 
 def _check_messages(messages: list[pa.ipc.Message]) -> None:
+    if not messages or messages[0].type != "schema":  # Arrow would take any other message for one, and crash
+        raise ValueError("the Arrow stream does not begin with a schema")
     for each in messages:
         if each.metadata_version != pa.ipc.MetadataVersion.V5:  # V4 could say elsewhere that it is compressed
             raise ValueError("the Arrow stream is of a format before version 5; Arrow 1.0 and later send that")
