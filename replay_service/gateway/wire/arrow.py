@@ -142,8 +142,8 @@ class Batch:
         return self._of(replace(self.header, steps=steps), slice(first, last))
 
     def _of(self, header: BatchHeader, rows: slice) -> "Batch":
-        arrays: list[Any] = [getattr(self, name) for name in _ARRAYS]
-        return Batch(header, *[None if each is None else each[rows] for each in arrays])
+        arrays: list[Any] = [None if each is None else each[rows] for each in map(self.__getattribute__, _ARRAYS)]
+        return Batch(header, *arrays)
 
 
 _ARRAYS: Final = Batch.__slots__[1:]
