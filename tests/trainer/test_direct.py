@@ -227,14 +227,14 @@ def test_threads_share_the_connections_and_each_gets_its_answer(echo_url: str) -
     with way_to(echo_url) as way:
 
         def go(number: int) -> None:
-            found[number] = [bytes(ask(way, body=b"%d:%d" % (number, i)).content) for i in range(50)]
+            found[number] = [bytes(ask(way, body=b"%d:%d" % (number, i)).content) for i in range(10)]
 
         threads = [threading.Thread(target=go, args=(number,)) for number in range(8)]
         for each in threads:
             each.start()
         for each in threads:
             each.join()
-    assert found == {number: [b"%d:%d" % (number, i) for i in range(50)] for number in range(8)}
+    assert found == {number: [b"%d:%d" % (number, i) for i in range(10)] for number in range(8)}
 
 
 @pytest.fixture
