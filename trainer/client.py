@@ -1,8 +1,9 @@
 """The client of the service: typed, synchronous, and patient. It needs neither torch nor Ray."""
 
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,14 +22,21 @@ from replay_service.gateway.wire.arrow import (
     decode_batch,
     encode_losses,
 )
+from trainer.answer import Answer, Way
+from trainer.direct import Direct
 from trainer.errors import ServiceError, ServiceRefused, ServiceUnavailable
-from trainer.refusals import may_pass, refusal
-from trainer.transport import CA_FILE_VARIABLE, DeadlineTransport, is_distrust
+from trainer.refusals import StatusError, json_of, may_pass, refusal
+from trainer.transport import CA_FILE_VARIABLE, ByTransport, DeadlineTransport, is_distrust, proxy_to, trusted_by
 
 TOKEN_VARIABLE = "REPLAY_TOKEN"
 
+_CHECKSUM_NAME: Final = CHECKSUM_HEADER.lower()
 _LEAST_S: Final = 1.0
 """What an attempt is given at least, seconds, however little time is left."""
+
+_JSON: Final = {"Accept": "*/*", "Content-Type": "application/json"}
+_BATCH: Final = {"Accept": ARROW_STREAM, "Content-Type": "application/json"}
+_LOSSES: Final = {"Accept": "*/*", "Content-Type": ARROW_STREAM}
 
 T = TypeVar("T")
 
@@ -85,7 +93,7 @@ class ReplayClient:
         ca_file: PEM file of the authority that vouches for the service's certificate; by default the environment
             variable REPLAY_CA_FILE, else the authorities that this machine trusts.
         timeout_s: how long one attempt may take, from the connection to the last byte of the answer.
-        transport: the seam for tests; None opens sockets.
+        transport: the seam for tests; None opens sockets, or asks by way of the proxy that the environment names.
 
     Raises, from every method:
         ServiceUnavailable: when there was no answer in time; NotReady when a fenced plan still waits for reports.
@@ -100,16 +108,25 @@ class ReplayClient:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout_s: float = 60.0
     transport: httpx2.BaseTransport | None = None
-    _http: httpx2.Client = field(init=False, repr=False)
+    _way: Way = field(init=False, repr=False)
+    _is_closed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self, token: str | None) -> None:
-        self._http = httpx2.Client(
-            base_url=self.base_url,
-            timeout=self.timeout_s,
-            transport=self.transport
-            or DeadlineTransport(self.base_url, self.ca_file or os.environ.get(CA_FILE_VARIABLE)),
-            headers={"Accept-Encoding": "identity", **_authorization(token or os.environ.get(TOKEN_VARIABLE, ""))},
-        )
+        headers = {
+            "User-Agent": "replay-trainer",
+            "Accept-Encoding": "identity",
+            **_authorization(token or os.environ.get(TOKEN_VARIABLE, "")),
+        }
+        self._way = self._make_way(headers)
+
+    def _make_way(self, headers: Mapping[str, str]) -> Way:
+        if self.transport is not None:
+            return ByTransport(self.base_url, headers, self.transport, self.timeout_s)
+        trusted = trusted_by(self.ca_file or os.environ.get(CA_FILE_VARIABLE))
+        proxy = proxy_to(self.base_url)
+        if proxy is not None:
+            return ByTransport(self.base_url, headers, DeadlineTransport(trusted, proxy), self.timeout_s)
+        return Direct(self.base_url, headers, trusted)
 
     def __enter__(self) -> "ReplayClient":
         return self
@@ -120,7 +137,8 @@ class ReplayClient:
         self.close()
 
     def close(self) -> None:
-        self._http.close()
+        self._is_closed = True
+        self._way.close()
 
     def corpus(self, corpus: str) -> CorpusInfo:
         """A corpus by name."""
@@ -133,7 +151,7 @@ class ReplayClient:
 
     def ensure_run(self, run: str, corpus: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Create a run, or find it if it is there with the same settings."""
-        return self._json("POST", "/v1/runs", json={"run": run, "corpus": corpus, **settings})
+        return self._json("POST", "/v1/runs", {"run": run, "corpus": corpus, **settings})
 
     def run(self, run: str) -> dict[str, Any]:
         """A run, its configuration and how far it is, as GET /v1/runs/{run} gives it."""
@@ -141,11 +159,11 @@ class ReplayClient:
 
     def configure(self, run: str, **changes: Any) -> dict[str, Any]:
         """Change how a run samples, from its first step that has no plan yet."""
-        return self._json("PATCH", f"/v1/runs/{run}", json=changes)
+        return self._json("PATCH", f"/v1/runs/{run}", changes)
 
     def rewind(self, run: str, step: int) -> dict[str, Any]:
         """Go back to the state that a run had after `step`; -1 is the beginning. A new attempt begins."""
-        return self._json("POST", f"/v1/runs/{run}/rewind", json={"step": step})
+        return self._json("POST", f"/v1/runs/{run}/rewind", {"step": step})
 
     def close_run(self, run: str) -> dict[str, Any]:
         """Plan no further step of a run."""
@@ -176,9 +194,9 @@ class ReplayClient:
             **({"topk": True} if topk else {}),
         }
 
-        def read(response: httpx2.Response) -> Batch:
+        def read(answer: Answer) -> Batch:
             try:
-                batch = decode_batch(response.content)
+                batch = decode_batch(answer.content)
             except ValueError as error:
                 raise ServiceError(f"the service at {self.base_url} sent no batch: {error}") from error
             header = batch.header
@@ -188,13 +206,12 @@ class ReplayClient:
             return batch
 
         asked = range(step, step + num_steps)
-        return self._request("POST", f"/v1/runs/{run}/batches", read, json=window, headers={"Accept": ARROW_STREAM})
+        return self._request("POST", f"/v1/runs/{run}/batches", read, _BATCH, _json_bytes(window))
 
     def report(self, run: str, rows: np.ndarray) -> ReportResult:
         """Report losses (LOSS_ROW [n]); when this returns they are durable. A row sent twice counts once."""
-        headers = {"Content-Type": ARROW_STREAM}
         body = encode_losses(rows).to_pybytes()
-        answer = self._json("POST", f"/v1/runs/{run}/losses", content=body, headers=headers)
+        answer = self._request("POST", f"/v1/runs/{run}/losses", _object_of, _LOSSES, body)
         return ReportResult(**{name: answer[name] for name in ReportResult.__dataclass_fields__})
 
     def stats(self, run: str) -> dict[str, Any]:
@@ -206,24 +223,27 @@ class ReplayClient:
         strata: list[dict[str, Any]] = self._json("GET", f"/v1/runs/{run}/strata")["strata"]
         return strata
 
-    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        return self._request(method, path, _json_of, **options)
+    def _json(self, method: str, path: str, asked: dict[str, Any] | None = None) -> dict[str, Any]:
+        return self._request(method, path, _object_of, _JSON, b"" if asked is None else _json_bytes(asked))
 
-    def _request(self, method: str, path: str, read: Callable[[httpx2.Response], T], **options: Any) -> T:
+    def _request(
+        self, method: str, path: str, read: Callable[[Answer], T], headers: Mapping[str, str], body: bytes
+    ) -> T:
         """What `read` makes of the answer, which has come whole."""
+        if body:
+            headers = {**headers, CHECKSUM_HEADER: checksum(body)}
         ends_at = time.monotonic() + self.retry.give_up_after_s
+
+        def attempt() -> T:
+            return read(self._answer(method, path, headers, body, ends_at))
+
         try:
-            for attempt in stamina.retry_context(
-                on=self._wait_for,
-                attempts=None,
-                timeout=self.retry.give_up_after_s,
-                wait_initial=self.retry.first_wait_s,
-                wait_max=self.retry.longest_wait_s,
-            ):
-                with attempt:
-                    return read(self._answer(method, path, ends_at, options))
-        except httpx2.HTTPStatusError as error:
-            raise refusal(error.response) from error
+            try:
+                return attempt()
+            except (StatusError, httpx2.TransportError) as error:
+                return self._again(attempt, error)
+        except StatusError as error:
+            raise refusal(error.answer) from error
         except httpx2.TransportError as error:
             if is_distrust(error):
                 raise ServiceError(
@@ -234,36 +254,48 @@ class ReplayClient:
                 f"the service at {self.base_url} did not answer for {self.retry.give_up_after_s:.0f} s: {error!r}; "
                 "check that it runs and can be reached from here"
             ) from error
+
+    def _again(self, attempt: Callable[[], T], error: Exception) -> T:
+        """What comes of further attempts, where the first ended with `error`."""
+        failures = [error]
+        for each in stamina.retry_context(
+            on=self._wait_for,
+            attempts=None,
+            timeout=self.retry.give_up_after_s,
+            wait_initial=self.retry.first_wait_s,
+            wait_max=self.retry.longest_wait_s,
+        ):
+            with each:
+                if failures:
+                    raise failures.pop()
+                return attempt()
         raise AssertionError("a retry loop ends with an answer or an error")
 
-    def _answer(self, method: str, path: str, ends_at: float, options: dict[str, Any]) -> httpx2.Response:
+    def _answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes, ends_at: float) -> Answer:
         """One attempt: an answer that is right, and as it was sent."""
-        if self._http.is_closed:
+        if self._is_closed:
             raise ServiceError("the client was closed")
         now = time.monotonic()
         deadline = now + min(self.timeout_s, max(ends_at - now, _LEAST_S))
-        request = self._http.build_request(method, path, extensions={"deadline": deadline}, **options)
-        body = request.read()
-        if body:
-            request.headers[CHECKSUM_HEADER] = checksum(body)
-        response = self._http.send(request)
-        promised = response.headers.get(CHECKSUM_HEADER)
-        if promised is not None and checksum(response.content) != promised:
-            raise _Damaged(f"{len(response.content)} bytes of which not all are right")
-        response.raise_for_status()
+        answer = self._way.ask(method, path, headers, body, deadline)
+        promised = answer.headers.get(_CHECKSUM_NAME)
+        if promised is not None and checksum(answer.content) != promised:
+            raise _Damaged(f"{len(answer.content)} bytes of which not all are right")
+        if not 200 <= answer.status < 300:
+            raise StatusError(answer)
         if promised is None:
-            raise ServiceError(f"{response.url} answered without a checksum; is it a replay service of this release?")
-        return response
+            raise ServiceError(f"{answer.url} answered without a checksum; is it a replay service of this release?")
+        return answer
 
     def _wait_for(self, error: Exception) -> bool | float:
         """Whether to try again after `error`, or after how many seconds."""
-        if self._http.is_closed:
+        if self._is_closed:
             return False
         if isinstance(error, httpx2.TransportError):
             return not is_distrust(error)
-        if not isinstance(error, httpx2.HTTPStatusError) or not may_pass(error.response):
+        if not isinstance(error, StatusError) or not may_pass(error.answer):
             return False
-        after = error.response.headers.get("Retry-After", "")
+        after = error.answer.headers.get("retry-after", "")
         return min(float(after), self.retry.longest_wait_s) if after.isdigit() and int(after) else True
 
 
@@ -271,14 +303,18 @@ class _Damaged(httpx2.TransportError):
     """An answer came that is not what was sent, or not to what was asked."""
 
 
-def _json_of(response: httpx2.Response) -> dict[str, Any]:
+def _object_of(answer: Answer) -> dict[str, Any]:
     try:
-        answer = response.json()
+        found = json_of(answer)
     except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise ServiceError(f"{response.url} answered with no JSON object; is it a replay service?")
-    return answer
+        found = None
+    if not isinstance(found, dict):
+        raise ServiceError(f"{answer.url} answered with no JSON object; is it a replay service?")
+    return found
+
+
+def _json_bytes(asked: dict[str, Any]) -> bytes:
+    return json.dumps(asked, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _authorization(token: str) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """What an answer says that is not the one that was hoped for, as an error of ours."""
 
-from typing import Final
+import json
+from typing import Any, Final
 
-import httpx2
-
+from trainer.answer import Answer
 from trainer.errors import (
     NotAllowed,
     NotReady,
@@ -30,34 +30,51 @@ _KINDS: Final[dict[str, type[ServiceRefused]]] = {
 _KINDS_OF_STATUS: Final[dict[int, type[ServiceRefused]]] = {401: TokenRefused, 403: NotAllowed}
 
 
-def may_pass(response: httpx2.Response) -> bool:
+class StatusError(Exception):
+    """An answer whose status is not that of success."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(f"{answer.url} answered HTTP {answer.status}")
+        self.answer = answer
+
+
+def may_pass(answer: Answer) -> bool:
     """Whether the same request may be answered otherwise later."""
-    return response.status_code in RETRIED_STATUSES or slug_of(response) == BODY_DAMAGED
+    return answer.status in RETRIED_STATUSES or slug_of(answer) == BODY_DAMAGED
 
 
-def refusal(response: httpx2.Response) -> ServiceError:
-    """The error that an answer with a status from 400 on stands for."""
-    slug = slug_of(response)
+def refusal(answer: Answer) -> ServiceError:
+    """The error that an answer stands for which is not one of success."""
+    slug = slug_of(answer)
     if slug == "awaiting-reports":
-        return NotReady(_detail(response))
-    if may_pass(response):
-        return ServiceUnavailable(f"the service at {response.url} kept failing: HTTP {response.status_code}")
+        return NotReady(_detail(answer))
+    if may_pass(answer):
+        return ServiceUnavailable(f"the service at {answer.url} kept failing: HTTP {answer.status}")
     if slug is None:
-        slug, detail = "unknown-answer", f"{response.url} answered with no problem document; is it a replay service?"
+        slug, detail = "unknown-answer", f"{answer.url} answered with no problem document; is it a replay service?"
     else:
-        detail = _detail(response)
-    kind = _KINDS.get(slug) or _KINDS_OF_STATUS.get(response.status_code, ServiceRefused)
-    return kind(slug, detail, response.status_code)
+        detail = _detail(answer)
+    kind = _KINDS.get(slug) or _KINDS_OF_STATUS.get(answer.status, ServiceRefused)
+    return kind(slug, detail, answer.status)
 
 
-def slug_of(response: httpx2.Response) -> str | None:
+def slug_of(answer: Answer) -> str | None:
     """The stable name of a problem; None if the answer is no problem document."""
     try:
-        content = response.json()
+        content = json_of(answer)
         return str(content["type"]).rpartition(":")[2] if "detail" in content else None
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _detail(response: httpx2.Response) -> str:
-    return str(response.json()["detail"])
+def json_of(answer: Answer) -> Any:
+    """What an answer says in JSON.
+
+    Raises:
+        ValueError: when it is no JSON.
+    """
+    return json.loads(bytes(answer.content))
+
+
+def _detail(answer: Answer) -> str:
+    return str(json_of(answer)["detail"])

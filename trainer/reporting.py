@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from replay_service.sampling.events import LOSS_ROW
 from trainer.client import ReplayClient
 
 MOST_ROWS_AT_ONCE: Final = 1 << 14
@@ -30,7 +31,7 @@ class LossReporter:
     """Rows sent that could not be measured: the service could not read them, or their loss was not finite."""
     _waiting: deque[np.ndarray] = field(default_factory=deque, init=False, repr=False)
     _sent: deque[Future[None]] = field(default_factory=deque, init=False, repr=False)
-    """One for each of what was sent; the first to run takes all that waits."""
+    """Each sends all that waits when it runs, so that one that has not begun yet is enough."""
     _executor: ThreadPoolExecutor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -40,10 +41,11 @@ class LossReporter:
         """Report losses (LOSS_ROW [n]) without waiting for the answer."""
         while self._sent and self._sent[0].done():
             self._sent.popleft().result()
-        self.num_unmeasured += int((rows["num_tokens"] == 0).sum())
+        self.num_unmeasured += len(rows) - int(np.count_nonzero(rows["num_tokens"]))
         if len(rows):
             self._waiting.append(rows)
-            self._sent.append(self._executor.submit(self._report_waiting))
+            if not self._sent or self._sent[-1].running() or self._sent[-1].done():
+                self._send_waiting()
 
     def flush(self) -> None:
         """Wait until all that was sent is durable."""
@@ -53,12 +55,25 @@ class LossReporter:
     def close(self) -> None:
         self._executor.shutdown(cancel_futures=True)
 
+    def _send_waiting(self) -> None:
+        self._sent.append(self._executor.submit(self._report_waiting))
+
     def _report_waiting(self) -> None:
-        rows: list[np.ndarray] = []
-        while self._waiting and sum(map(len, rows)) < MOST_ROWS_AT_ONCE:
-            rows.append(self._waiting.popleft())
-        if rows:
-            result = self.client.report(self.run, np.concatenate(rows))
+        while self._waiting:
+            rows: list[np.ndarray] = []
+            while self._waiting and sum(map(len, rows)) < MOST_ROWS_AT_ONCE:
+                rows.append(self._waiting.popleft())
+            try:
+                result = self.client.report(self.run, _joined(rows))
+            except BaseException:
+                if self._waiting:  # what is behind a report that failed goes nevertheless
+                    self._send_waiting()
+                raise
             self.num_accepted += result.accepted
             self.num_duplicate += result.duplicate
             self.num_rejected += result.rejected
+
+
+def _joined(rows: list[np.ndarray]) -> np.ndarray:
+    """One behind the other, as bytes: numpy copies structures field by field."""
+    return np.frombuffer(b"".join(each.astype(LOSS_ROW, copy=False).tobytes() for each in rows), LOSS_ROW)

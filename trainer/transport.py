@@ -1,28 +1,47 @@
-"""The way to the service: HTTP over sockets, every request with a deadline of its own."""
+"""The way to the service through a transport of httpx: what a test brings, or HTTP by way of a proxy."""
 
 import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import httpcore2
 import httpx2
 
+from trainer.answer import Answer
+from trainer.direct import IDLE_S
 from trainer.errors import ServiceError
 
 CA_FILE_VARIABLE = "REPLAY_CA_FILE"
 
 _WRITTEN_AT_ONCE: Final = 16 << 10
 _MOST_CONNECTIONS: Final = 100
-_IDLE_S: Final = 4.0
-"""uvicorn closes a connection that has been idle for five seconds."""
 
 _deadline: ContextVar[float] = ContextVar("deadline", default=float("inf"))
+
+
+class ByTransport:
+    """Hands requests to a transport; each has its deadline as the extension `deadline`."""
+
+    def __init__(
+        self, base_url: str, headers: Mapping[str, str], transport: httpx2.BaseTransport, timeout_s: float
+    ) -> None:
+        self._http = httpx2.Client(base_url=base_url, headers=dict(headers), transport=transport, timeout=timeout_s)
+
+    def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: float) -> Answer:
+        request = self._http.build_request(
+            method, quote(path), headers=dict(headers), content=body, extensions={"deadline": deadline}
+        )
+        answer = self._http.send(request)
+        return Answer(str(answer.url), answer.status_code, answer.headers, answer.content)
+
+    def close(self) -> None:
+        self._http.close()
 
 
 class DeadlineTransport(httpx2.BaseTransport):
@@ -36,12 +55,12 @@ class DeadlineTransport(httpx2.BaseTransport):
         httpx2.TransportError: when the connection failed, or the deadline has passed.
     """
 
-    def __init__(self, base_url: str, ca_file: Path | str | None) -> None:
+    def __init__(self, trusted: ssl.SSLContext, proxy: httpcore2.Proxy | None = None) -> None:
         self._pool = httpcore2.ConnectionPool(
-            ssl_context=_trusted(ca_file),
-            proxy=_proxy_to(base_url),
+            ssl_context=trusted,
+            proxy=proxy,
             max_connections=_MOST_CONNECTIONS,
-            keepalive_expiry=_IDLE_S,
+            keepalive_expiry=IDLE_S,
             network_backend=_Backend(),
         )
 
@@ -151,7 +170,7 @@ class _Stream(httpcore2.NetworkStream):
         return self._stream.get_extra_info(info)
 
 
-def _trusted(ca_file: Path | str | None) -> ssl.SSLContext:
+def trusted_by(ca_file: Path | str | None) -> ssl.SSLContext:
     """Whose certificates are trusted: those of one authority, or those that the machine trusts."""
     if not ca_file:
         return httpx2.create_ssl_context()
@@ -161,7 +180,7 @@ def _trusted(ca_file: Path | str | None) -> ssl.SSLContext:
         raise ServiceError(f"the CA file {ca_file} is no PEM file of certificates: {error}") from error
 
 
-def _proxy_to(base_url: str) -> httpcore2.Proxy | None:
+def proxy_to(base_url: str) -> httpcore2.Proxy | None:
     """The proxy that the environment names for a URL, if it names one."""
     url = urlsplit(base_url)
     proxies = getproxies()

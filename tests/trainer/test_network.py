@@ -68,7 +68,7 @@ def test_a_fault_of_the_network_goes_unnoticed(service: str, kind: Kind, towards
         # A damaged head may turn a request into another one, which the service then rightly refuses.
         place = 500 if kind == "damage" and after < 500 else after
         if kind == "damage" and towards == "server":
-            place = 330
+            place = 300
         with (
             proxied(service, at_first(Fault(kind, towards, place))) as proxy,
             ReplayClient(proxy.base_url, retry=PATIENT, timeout_s=ATTEMPT_S) as client,
@@ -77,6 +77,25 @@ def test_a_fault_of_the_network_goes_unnoticed(service: str, kind: Kind, towards
             assert client.report(run, measured(batch)).rejected == 0
         assert content_of(batch) == content_of(direct.batch(run, 0, num_steps=4))
         assert direct.stats(run)["num_reported"] == len(np.unique(batch.sample_id)) == 32
+
+
+@pytest.mark.parametrize("after", [0, 1500])
+@pytest.mark.parametrize("towards", ["client", "server"])
+@pytest.mark.parametrize("kind", ["none", "delay", "cut", "reset", "silence", "trickle"])
+def test_a_fault_on_the_way_by_a_proxy_goes_unnoticed(
+    service: str, kind: Kind, towards: Any, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = f"by-proxy-{kind}-{towards}-{after}"
+    with ReplayClient(service) as direct:
+        direct.ensure_run(run, "wiki", SETTINGS)
+        with proxied(service, at_first(Fault(kind, towards, after))) as proxy:
+            monkeypatch.setenv("http_proxy", proxy.base_url)
+            with ReplayClient(service, retry=PATIENT, timeout_s=ATTEMPT_S) as client:
+                batch = client.batch(run, 0, num_steps=4)
+                assert client.report(run, measured(batch)).rejected == 0
+            assert proxy.faults
+        assert content_of(batch) == content_of(direct.batch(run, 0, num_steps=4))
+        assert direct.stats(run)["num_reported"] == 32
 
 
 @pytest.mark.parametrize("towards", ["client", "server"])

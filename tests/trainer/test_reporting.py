@@ -108,3 +108,23 @@ def test_a_refused_report_comes_up_at_the_flush_or_at_the_next_report(client: Re
         threading.Event().wait(0.001)
     with pytest.raises(ServiceRefused, match="no plan yet"):
         reporter.send(losses_of(50, np.array([1])))
+
+
+def test_what_is_behind_a_refused_report_goes_nevertheless(
+    held: tuple[ReplayClient, Held], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "MOST_ROWS_AT_ONCE", 1)
+    client, transport = held
+    reporter, reports = LossReporter(client, RUN), reports_of(client, 4)
+    reporter.send(losses_of(50, np.array([1])))
+    assert transport.begun.wait(30)
+    for rows in reports:
+        reporter.send(rows)
+    reporter.send(losses_of(51, np.array([1])))
+    reporter.send(reports[0])
+    transport.go.set()
+    for _ in range(2):
+        with pytest.raises(ServiceRefused, match="no plan yet"):
+            reporter.flush()
+    reporter.flush()
+    assert (reporter.num_accepted, reporter.num_duplicate) == (sum(map(len, reports)), len(reports[0]))

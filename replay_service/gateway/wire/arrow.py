@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 from zlib_ng.zlib_ng import crc32
 
-from replay_service.corpus.format.segments import Kind, binary_rows, list_rows
+from replay_service.corpus.format.segments import Kind
 from replay_service.gateway.wire.column_types import WIDE, is_ids, is_nested, is_tensor
-from replay_service.gateway.wire.ipc_messages import inflated_bytes
+from replay_service.gateway.wire.decoding import END as _END
+from replay_service.gateway.wire.decoding import Stream, Wanted
 from replay_service.sampling.events import LOSS_ROW
 
 ARROW_STREAM: Final = "application/vnd.apache.arrow.stream"
@@ -37,6 +38,7 @@ _PART_BYTES: Final = 1 << 16
 _HEADER_KEY: Final = b"replay.header"
 
 LOSSES_SCHEMA: Final = pa.schema([(name, pa.from_numpy_dtype(LOSS_ROW[name])) for name in LOSS_ROW.names or ()])
+_LOSSES: Final[Wanted] = tuple((each.name, each.type.equals) for each in LOSSES_SCHEMA)
 
 
 def checksum(*parts: bytes | bytearray | memoryview) -> str:
@@ -136,15 +138,20 @@ class Batch:
 
     def rows(self, rows: slice) -> "Batch":
         """Some of its rows, as views; the header stays."""
-        taken: dict[str, Any] = {name: each[rows] for name, each in self.columns().items()}
-        return replace(self, **{"input_ids": self.input_ids[rows]} | taken)
+        return self._of(self.header, rows)
 
     def of_step(self, step: int) -> "Batch":
         """The rows of one step, as views."""
-        first, last = np.searchsorted(self.step, [step, step + 1])
-        header = replace(self.header, steps=[each for each in self.header.steps if each.step == step])
-        return replace(self.rows(slice(first, last)), header=header)
+        first, last = self.step.searchsorted((step, step + 1))
+        steps = [each for each in self.header.steps if each.step == step]
+        return self._of(replace(self.header, steps=steps), slice(first, last))
 
+    def _of(self, header: BatchHeader, rows: slice) -> "Batch":
+        arrays: list[Any] = [None if each is None else each[rows] for each in map(self.__getattribute__, _ARRAYS)]
+        return Batch(header, *arrays)
+
+
+_ARRAYS: Final = Batch.__slots__[1:]
 
 _LIKELIEST: Final = frozenset({"topk_ids", "topk_logprobs"})
 
@@ -235,10 +242,6 @@ class _Stencil:
         return [*parts, stream[end:]]
 
 
-_END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
-"""What ends an Arrow stream (Arrow columnar format, "IPC Streaming Format")."""
-
-
 @functools.lru_cache(1024)
 def _stencil(types: tuple[tuple[str, str, tuple[int, ...], bool], ...], header_length: int) -> _Stencil:
     """Found by letting Arrow encode as many rows, and looking where it puts the header and the numbers of each column.
@@ -269,21 +272,20 @@ def _stencil(types: tuple[tuple[str, str, tuple[int, ...], bool], ...], header_l
     return _Stencil(stretches, header_at, tuple(arrays), whole - apart + len(_END))
 
 
-def decode_batch(body: bytes, most_inflated_bytes: int = MOST_INFLATED_BYTES) -> Batch:
+def decode_batch(body: bytes | memoryview, most_inflated_bytes: int = MOST_INFLATED_BYTES) -> Batch:
     """A batch from an Arrow IPC stream; arrays are views of `body`, or of what it inflates to.
 
     Raises:
         ValueError: when the body is no batch, or of another version of the wire, or its compressed buffers have more
             than `most_inflated_bytes`.
     """
-    records = _read(body, most_inflated_bytes)
+    stream = Stream(body, most_inflated_bytes)
     try:
-        fields = json.loads((records.schema.metadata or {})[_HEADER_KEY])
+        fields = json.loads((stream.schema.metadata or {})[_HEADER_KEY])
         steps = [StepHeader(**each) for each in fields["steps"]]
         header = BatchHeader(**{**fields, "steps": steps})
-        there = _expected(header.kind, set(records.schema.names))
-        columns = {name: _array(records, name, fits) for name, fits in _COLUMNS.items() if name in there}
-        columns.setdefault("input_ids", np.empty((len(records), 0), dtype=np.uint8))
+        columns = stream.columns(_wanted(header.kind, frozenset(stream.schema.names)))
+        columns.setdefault("input_ids", np.empty((len(columns["step"]), 0), dtype=np.uint8))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the Arrow stream is no rehearsal batch: {error!r}") from error
     if header.wire_version != WIRE_VERSION:
@@ -291,22 +293,44 @@ def decode_batch(body: bytes, most_inflated_bytes: int = MOST_INFLATED_BYTES) ->
     return Batch(header, **columns)
 
 
-def _expected(kind: Kind, found: set[str]) -> set[str]:
+@functools.lru_cache(256)
+def _wanted(kind: Kind, found: frozenset[str]) -> Wanted:
     """The columns that a batch of this kind must have, or may have and does."""
     if kind == "language":
-        return set(_COLUMNS) - {"inputs", "label"} - (_LIKELIEST - found)
-    if kind == "classification":
-        return set(_COLUMNS) - _LIKELIEST - {"input_ids" if "inputs" in found else "inputs"}
-    raise ValueError(f"samples of the kind {kind!r} are not known to this release")
+        names = set(_COLUMNS) - {"inputs", "label"} - (_LIKELIEST - found)
+    elif kind == "classification":
+        names = set(_COLUMNS) - _LIKELIEST - {"input_ids" if "inputs" in found else "inputs"}
+    else:
+        raise ValueError(f"samples of the kind {kind!r} are not known to this release")
+    return tuple((name, fits) for name, fits in _COLUMNS.items() if name in names)
 
 
 def encode_losses(rows: np.ndarray) -> pa.Buffer:
     """Loss rows (LOSS_ROW [n]) as an Arrow IPC stream."""
-    records = pa.record_batch([np.ascontiguousarray(rows[name]) for name in LOSSES_SCHEMA.names], schema=LOSSES_SCHEMA)
+    head, places, num_bytes = _losses_layout(len(rows))
+    stream = np.zeros(num_bytes, dtype=np.uint8)
+    stream[: len(head)] = np.frombuffer(head, dtype=np.uint8)
+    stream[-len(_END) :] = np.frombuffer(_END, dtype=np.uint8)
+    for name, place in places:
+        np.ndarray(len(rows), LOSS_ROW[name], stream.data, place)[...] = rows[name]
+    return pa.py_buffer(stream)
+
+
+@functools.lru_cache(256)
+def _losses_layout(num_rows: int) -> tuple[bytes, tuple[tuple[str, int], ...], int]:
+    """What comes before the first column of such a stream, where each column begins, and how many bytes it has.
+
+    Found by letting Arrow encode as many rows, and looking where it puts the numbers.
+    """
+    zeros = [np.zeros(num_rows, LOSS_ROW[name]) for name in LOSSES_SCHEMA.names]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, LOSSES_SCHEMA) as writer:
-        writer.write_batch(records)
-    return sink.getvalue()
+        writer.write_batch(pa.record_batch(zeros, schema=LOSSES_SCHEMA))
+    body = sink.getvalue()
+    columns = pa.ipc.open_stream(body).read_next_batch().columns
+    last = body.size - len(_END)
+    starts = [each.buffers()[1].address - body.address if num_rows else last for each in columns]
+    return body.to_pybytes()[: min(starts)], tuple(zip(LOSSES_SCHEMA.names, starts, strict=True)), body.size
 
 
 def decode_losses(body: bytes) -> np.ndarray:
@@ -315,59 +339,8 @@ def decode_losses(body: bytes) -> np.ndarray:
     Raises:
         ValueError: when the body is damaged, or lacks a column, or a column has another type or a null.
     """
-    records = _read(body, most_inflated_bytes=0)
-    columns = {field.name: _array(records, field.name, field.type.equals) for field in LOSSES_SCHEMA}
-    rows = np.empty(len(records), dtype=LOSS_ROW)
+    columns = Stream(body, most_inflated_bytes=0).columns(_LOSSES)
+    rows = np.empty(len(columns["step"]), dtype=LOSS_ROW)
     for name, column in columns.items():
         rows[name] = column
     return rows
-
-
-def _read(body: bytes, most_inflated_bytes: int) -> pa.RecordBatch:
-    if not body.endswith(_END):  # Arrow takes a stream cut between two messages for a whole one
-        raise ValueError("the body is no Arrow IPC stream that comes to its end")
-    try:
-        _check_inflated(body, most_inflated_bytes)
-        with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
-            table = reader.read_all()
-        table.validate(full=True)
-        batches = table.combine_chunks().to_batches()
-        if batches:
-            return batches[0]
-        return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in table.schema], schema=table.schema)
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise ValueError(f"the body is no Arrow IPC stream: {error}") from error
-
-
-def _check_inflated(body: bytes, most_bytes: int) -> None:
-    """A limit on what a body decodes to, before it does: compressed zeros grow to thousands of times their bytes."""
-    inflated = 0
-    for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
-        if message.metadata_version != pa.ipc.MetadataVersion.V5:  # V4 could say elsewhere that it is compressed
-            raise ValueError("the Arrow stream is of a format before version 5; Arrow 1.0 and later send that")
-        if message.type == "dictionary":
-            raise ValueError("the Arrow stream has dictionary-encoded columns; send plain ones")
-        if message.type == "record batch":
-            inflated += inflated_bytes(message.metadata.to_pybytes(), memoryview(message.body))
-        if inflated > most_bytes:
-            raise ValueError(
-                f"the Arrow stream has compressed buffers of {inflated} bytes, and at most {most_bytes} are taken; "
-                "send them uncompressed, or less at once"
-            )
-
-
-def _array(records: pa.RecordBatch, name: str, fits: Callable[[pa.DataType], bool]) -> NDArray[Any]:
-    index = records.schema.get_field_index(name)
-    if index < 0:
-        raise ValueError(f"the Arrow stream must have one column {name!r}")
-    column = records.column(index)
-    if not fits(column.type):
-        raise ValueError(f"column {name!r} must not be of type {column.type}")
-    if column.null_count:
-        raise ValueError(f"column {name!r} has nulls")
-    if pa.types.is_fixed_size_list(column.type):
-        return list_rows(column)
-    if pa.types.is_fixed_size_binary(column.type):
-        return binary_rows(column)
-    array: NDArray[Any] = column.to_numpy()
-    return array

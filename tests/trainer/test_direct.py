@@ -1,0 +1,269 @@
+"""The shortest way to the service, and other sides that answer as no service does."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx2
+import numpy as np
+import pytest
+
+from replay_service.gateway.wire.arrow import CHECKSUM_HEADER
+from trainer import direct
+from trainer.direct import Direct
+from trainer.errors import ServiceError
+from trainer.transport import trusted_by
+
+OK = b"HTTP/1.1 200 OK\r\n"
+LONG_S = 20.0
+
+
+@dataclass(slots=True)
+class Peer:
+    """Takes connections one by one, reads a request of each line of its script, and answers with its pieces."""
+
+    url: str
+    requests: list[bytes] = field(default_factory=list)
+    num_connections: int = 0
+
+
+@contextmanager
+def peer(*script: list[list[bytes]], stays_s: float = 0.0) -> Iterator[Peer]:
+    """A peer whose script has, of each connection, of each request, the pieces of the answer.
+
+    It closes a connection after the last answer, but not before `stays_s` have passed or the test is over.
+    """
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        found = Peer(f"http://127.0.0.1:{listener.getsockname()[1]}")
+
+        def serve() -> None:
+            for answers in script:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    found.num_connections += 1
+                    for pieces in answers:
+                        found.requests.append(request_from(connection))
+                        with suppress(OSError):
+                            for piece in pieces:
+                                connection.sendall(piece)
+                                over.wait(0.001)
+                    over.wait(stays_s)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield found
+        over.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(LONG_S)
+
+
+def request_from(connection: socket.socket) -> bytes:
+    request = b""
+    while b"\r\n\r\n" not in request:
+        data = connection.recv(1 << 16)
+        if not data:
+            break
+        request += data
+    return request
+
+
+def ask(way: Direct, path: str = "/v1/runs", body: bytes = b"", limit_s: float = LONG_S) -> direct.Answer:
+    return way.ask("POST", path, {}, body, time.monotonic() + limit_s)
+
+
+def way_to(url: str, headers: dict[str, str] | None = None) -> closing[Direct]:
+    return closing(Direct(url, headers or {}, trusted_by(None)))
+
+
+def sized(body: bytes, status: bytes = OK) -> bytes:
+    return status + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+BODY = np.random.default_rng(0).bytes(20_000)
+WHOLE = sized(BODY)
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n4e20\r\n" + BODY + b"\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("cut", [1, 16, 40, 41, 42, 300, 4096, 9000, len(WHOLE) - 1])
+@pytest.mark.parametrize("answer", [WHOLE, CHUNKED, OK + b"\r\n" + BODY, b"HTTP/1.1 100 Continue\r\n\r\n" + WHOLE])
+def test_an_answer_comes_whole_however_it_is_framed_and_cut(answer: bytes, cut: int) -> None:
+    with peer([[answer[:cut], answer[cut:]]]) as other, way_to(other.url) as way:
+        received = ask(way)
+    assert received.status == 200
+    assert bytes(received.content) == BODY
+
+
+def test_what_has_come_cannot_be_written_to() -> None:
+    with peer([[WHOLE]]) as other, way_to(other.url) as way:
+        content = ask(way).content
+    assert memoryview(content).readonly
+    assert not np.frombuffer(content, dtype=np.uint8).flags.writeable
+
+
+@pytest.mark.parametrize("status", [b"HTTP/1.1 204 No Content\r\n\r\n", sized(b"")])
+def test_an_answer_may_have_no_body(status: bytes) -> None:
+    with peer([[status]]) as other, way_to(other.url) as way:
+        assert ask(way).content == b""
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"", "closed before the end"),
+        (WHOLE[:30], "closed before the end"),
+        (WHOLE[:-1], "closed within an answer"),
+        (CHUNKED[:-1], "closed before the end"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "HttpParserError"),
+        (OK + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", "Content-Length"),
+        (OK + b"Content-Length: -3\r\n\r\n", "Content-Length"),
+        (OK + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc", "Content-Length"),
+        (OK + b"Content-Length: %d\r\n\r\n" % (1 << 50), "more than"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", "HttpParserError"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "Upgrade"),
+        (OK + b"X: " + b"a" * (1 << 17), "the head of an answer"),
+        (sized(b"abc") + WHOLE, "Error"),
+    ],
+)
+def test_what_is_no_answer_is_an_error_of_the_network(answer: bytes, said: str) -> None:
+    with peer([[answer]]) as other, way_to(other.url) as way, pytest.raises(httpx2.TransportError, match=said):
+        ask(way)
+
+
+def test_an_answer_without_a_stated_length_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "MOST_ANSWER_BYTES", 10_000)
+    for answer in (WHOLE, CHUNKED, OK + b"\r\n" + BODY):
+        with (
+            peer([[answer]]) as other,
+            way_to(other.url) as way,
+            pytest.raises(httpx2.TransportError, match="more than 10000 bytes"),
+        ):
+            ask(way)
+
+
+def test_a_connection_serves_one_request_after_the_other() -> None:
+    with peer([[sized(b"one")], [sized(b"two")], [CHUNKED]]) as other, way_to(other.url) as way:
+        assert [bytes(ask(way).content) for _ in range(3)] == [b"one", b"two", BODY]
+        assert other.num_connections == 1
+
+
+def closes(_: pytest.MonkeyPatch) -> bytes:
+    return sized(b"one", OK + b"Connection: close\r\n")
+
+
+def closes_without_a_word(_: pytest.MonkeyPatch) -> bytes:
+    return sized(b"one")
+
+
+def says_more(_: pytest.MonkeyPatch) -> bytes:
+    return sized(b"one" * 2000) + b"more"
+
+
+def is_left_idle(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    monkeypatch.setattr(direct, "IDLE_S", -1.0)
+    return sized(b"one")
+
+
+@pytest.mark.parametrize("first", [closes, closes_without_a_word, says_more, is_left_idle])
+def test_a_connection_that_is_over_is_not_used_again(
+    first: Callable[[pytest.MonkeyPatch], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with peer([[first(monkeypatch)]], [[sized(b"two")]]) as other, way_to(other.url) as way:
+        assert bytes(ask(way).content).startswith(b"one")
+        time.sleep(0.05)
+        assert ask(way).content == b"two"
+        assert other.num_connections == 2
+
+
+def test_a_request_says_where_it_goes_and_for_whom() -> None:
+    with peer([[sized(b"")]]) as other:
+        host = other.url.partition("://")[2]
+        with way_to(f"http://some%40body:sec%3Aret@{host}/replay/", {"User-Agent": "tests"}) as way:
+            answer = way.ask("POST", "/v1/runs/a b?\r\nX: y", {"Accept": "*/*"}, b"body", time.monotonic() + LONG_S)
+    line, *lines = other.requests[0].partition(b"\r\n\r\n")[0].decode().split("\r\n")
+    assert line == "POST /replay/v1/runs/a%20b%3F%0D%0AX%3A%20y HTTP/1.1"
+    assert sorted(lines) == [
+        "Accept: */*",
+        "Authorization: Basic c29tZUBib2R5OnNlYzpyZXQ=",
+        "Content-Length: 4",
+        f"Host: {host}",
+        "User-Agent: tests",
+    ]
+    assert other.requests[0].endswith(b"\r\n\r\nbody")
+    assert "sec" not in answer.url
+
+
+@pytest.mark.parametrize("url", ["localhost:8400", "ftp://localhost", "http://", "127.0.0.1"])
+def test_a_url_that_is_of_no_service_is_refused(url: str) -> None:
+    with pytest.raises(ServiceError, match="no URL of a service"):
+        way_to(url)
+
+
+@pytest.mark.parametrize("pieces", [[], [OK], [WHOLE[:-1]], [CHUNKED[:-1]], [bytes([byte]) for byte in WHOLE]])
+def test_a_request_is_over_at_its_deadline(pieces: list[bytes]) -> None:
+    with peer([pieces], stays_s=LONG_S) as other, way_to(other.url) as way:
+        began = time.monotonic()
+        with pytest.raises(httpx2.TransportError, match=r"timed out|deadline"):
+            ask(way, limit_s=0.2)
+        assert time.monotonic() - began < LONG_S / 2
+
+
+def test_a_peer_that_reads_nothing_keeps_no_request() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with way_to(url) as way, pytest.raises(httpx2.TransportError, match=r"timed out|deadline"):
+            ask(way, body=bytes(64 << 20), limit_s=0.3)
+
+
+def test_threads_share_the_connections_and_each_gets_its_answer(echo_url: str) -> None:
+    found = dict[int, list[bytes]]()
+    with way_to(echo_url) as way:
+
+        def go(number: int) -> None:
+            found[number] = [bytes(ask(way, body=b"%d:%d" % (number, i)).content) for i in range(10)]
+
+        threads = [threading.Thread(target=go, args=(number,)) for number in range(8)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    assert found == {number: [b"%d:%d" % (number, i) for i in range(10)] for number in range(8)}
+
+
+@pytest.fixture
+def echo_url() -> Iterator[str]:
+    """A server that answers with the body of the request."""
+
+    class Echo(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_headers_that_matter_are_found_however_they_are_written() -> None:
+    head = OK + f"{CHECKSUM_HEADER.upper()}: 12\r\nRETRY-AFTER: 3\r\nServer: x\r\nContent-length: 0\r\n\r\n".encode()
+    with peer([[head]]) as other, way_to(other.url) as way:
+        headers = ask(way).headers
+    assert (headers[CHECKSUM_HEADER.lower()], headers["retry-after"]) == ("12", "3")
