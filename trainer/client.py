@@ -151,7 +151,7 @@ class ReplayClient:
 
     def ensure_run(self, run: str, corpus: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Create a run, or find it if it is there with the same settings."""
-        return self._json("POST", "/v1/runs", {"run": run, "corpus": corpus, **settings})
+        return self._json("POST", "/v1/runs", json={"run": run, "corpus": corpus, **settings})
 
     def run(self, run: str) -> dict[str, Any]:
         """A run, its configuration and how far it is, as GET /v1/runs/{run} gives it."""
@@ -159,11 +159,11 @@ class ReplayClient:
 
     def configure(self, run: str, **changes: Any) -> dict[str, Any]:
         """Change how a run samples, from its first step that has no plan yet."""
-        return self._json("PATCH", f"/v1/runs/{run}", changes)
+        return self._json("PATCH", f"/v1/runs/{run}", json=changes)
 
     def rewind(self, run: str, step: int) -> dict[str, Any]:
         """Go back to the state that a run had after `step`; -1 is the beginning. A new attempt begins."""
-        return self._json("POST", f"/v1/runs/{run}/rewind", {"step": step})
+        return self._json("POST", f"/v1/runs/{run}/rewind", json={"step": step})
 
     def close_run(self, run: str) -> dict[str, Any]:
         """Plan no further step of a run."""
@@ -223,8 +223,11 @@ class ReplayClient:
         strata: list[dict[str, Any]] = self._json("GET", f"/v1/runs/{run}/strata")["strata"]
         return strata
 
-    def _json(self, method: str, path: str, asked: dict[str, Any] | None = None) -> dict[str, Any]:
-        return self._request(method, path, _object_of, _JSON, b"" if asked is None else _json_bytes(asked))
+    def _json(
+        self, method: str, path: str, json: dict[str, Any] | None = None, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        body = b"" if json is None else _json_bytes(json)
+        return self._request(method, path, _object_of, {**_JSON, **(headers or {})}, body)
 
     def _request(
         self, method: str, path: str, read: Callable[[Answer], T], headers: Mapping[str, str], body: bytes

@@ -4,7 +4,6 @@ A batch is one record batch with a row for each rehearsed sample, in step order,
 """
 
 import functools
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 from zlib_ng.zlib_ng import crc32
 
 from replay_service.corpus.format.segments import Kind
@@ -279,12 +278,12 @@ def decode_batch(body: bytes | memoryview, most_inflated_bytes: int = MOST_INFLA
         ValueError: when the body is no batch, or of another version of the wire, or its compressed buffers have more
             than `most_inflated_bytes`.
     """
-    stream = Stream(body, most_inflated_bytes)
+    stream = Stream(body, most_inflated_bytes, _HEADER_KEY)
     try:
-        fields = json.loads((stream.schema.metadata or {})[_HEADER_KEY])
-        steps = [StepHeader(**each) for each in fields["steps"]]
-        header = BatchHeader(**{**fields, "steps": steps})
-        columns = stream.columns(_wanted(header.kind, frozenset(stream.schema.names)))
+        fields = from_json(stream.header or b"null")
+        fields["steps"] = [StepHeader(**each) for each in fields["steps"]]
+        header = BatchHeader(**fields)
+        columns = stream.columns(_wanted(header.kind, stream.names))
         columns.setdefault("input_ids", np.empty((len(columns["step"]), 0), dtype=np.uint8))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the Arrow stream is no rehearsal batch: {error!r}") from error

@@ -1,11 +1,12 @@
 """Columns of numbers from Arrow IPC streams that anyone may have sent.
 
-Where Arrow finds the numbers follows from the schema and from the record batch's message alone, and most streams bear a
-message that came before. So where they stand is remembered by the message, and Arrow is asked about new ones only.
+A stream is a head, which says of what types the columns are and where their numbers stand, and the numbers. Most
+streams have a head that came before, but for the text of a header in it. So heads are remembered, byte by byte, with
+what Arrow made of them, and Arrow is asked about new ones only.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -18,101 +19,129 @@ from replay_service.gateway.wire.ipc_messages import inflated_bytes
 END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """What ends an Arrow stream (Arrow columnar format, "IPC Streaming Format")."""
 
-_CONTINUATION: Final = END[:4]
-_MOST_LAYOUTS: Final = 256
-_MOST_KEPT_BYTES: Final = 8 << 10
-"""Of a message, and of a schema, that is remembered."""
+_MOST_HEADS: Final = 256
+_MOST_HEADS_ALIKE: Final = 4
+"""Of streams of one length."""
+_MOST_HEAD_BYTES: Final = 8 << 10
+"""Of a head that is remembered, without its header."""
 
 Wanted = tuple[tuple[str, Callable[[pa.DataType], bool]], ...]
 """Names of columns, each with whether an Arrow type is the right one."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
-    """Where the numbers of a record batch stand.
+class _Head:
+    """The head of a stream whose columns are nothing but the wanted numbers, in a single record batch.
 
     Attributes:
-        schema: that the message goes with; its metadata do not matter.
-        places: of each wanted column the name, shape, type, and where in the message's body it begins, bytes.
+        before: its bytes before the text of the header.
+        header_bytes: how long that is; 0 where the stream has none.
+        after: its bytes behind it.
+        names: of the columns.
+        wanted: the columns.
+        places: of each of them the name, shape, type, and where in the stream it begins.
     """
 
-    schema: pa.Schema
+    before: bytes
+    header_bytes: int
+    after: bytes
+    names: frozenset[str]
+    wanted: Wanted
     places: tuple[tuple[str, tuple[int, ...], np.dtype[Any], int], ...]
 
+    def begins(self, body: bytes | memoryview) -> bool:
+        """Whether this is the head of a stream, but for its header."""
+        end = len(self.before) + self.header_bytes
+        return bytes(body[: len(self.before)]) == self.before and bytes(body[end : end + len(self.after)]) == self.after
 
-_layouts: Final[dict[tuple[bytes, int, Wanted], _Layout]] = {}
+
+_heads: Final[dict[tuple[bytes, int], tuple[_Head, ...]]] = {}
+"""By the header's key and the length of the stream."""
 
 
-@dataclass(frozen=True, slots=True)
 class Stream:
-    """An Arrow IPC stream, of which Arrow has found the messages.
+    """An Arrow IPC stream.
+
+    Attributes:
+        header: what the schema's metadata have under a key; None if there is nothing.
+        names: of the columns.
 
     Raises, from its making as from its methods:
         ValueError: when it is damaged, or cannot be taken.
     """
 
-    body: bytes | memoryview
-    most_inflated_bytes: int
-    """What compressed buffers may have together, decompressed."""
-    schema: pa.Schema = field(init=False)
-    _buffer: pa.Buffer = field(init=False)
-    _messages: list[pa.ipc.Message] = field(init=False)
-    """Those after the schema's."""
-
-    def __post_init__(self) -> None:
-        if bytes(self.body[-len(END) :]) != END:  # Arrow takes a stream cut between two messages for a whole one
+    def __init__(self, body: bytes | memoryview, most_inflated_bytes: int, header_key: bytes = b"") -> None:
+        """`most_inflated_bytes` is what compressed buffers may have together, decompressed."""
+        if bytes(body[-len(END) :]) != END:  # Arrow takes a stream cut between two messages for a whole one
             raise ValueError("the body is no Arrow IPC stream that comes to its end")
-        buffer = pa.py_buffer(self.body)
-        try:
-            messages = list(pa.ipc.MessageReader.open_stream(buffer))
-            _check_messages(messages)
-            schema = pa.ipc.read_schema(messages[0])
-        except (pa.ArrowException, OSError, EOFError) as error:
-            raise ValueError(f"the body is no Arrow IPC stream: {error}") from error
-        object.__setattr__(self, "schema", schema)
-        object.__setattr__(self, "_buffer", buffer)
-        object.__setattr__(self, "_messages", messages[1:])
+        self._body = body
+        self._most_inflated_bytes = most_inflated_bytes
+        self._key = header_key, len(body)
+        self._head = next((each for each in _heads.get(self._key, ()) if each.begins(body)), None)
+        self.header: bytes | None
+        if self._head is None:
+            self._messages, schema = _messages_of(body)
+            self.header = (schema.metadata or {}).get(header_key)
+            self.names = frozenset(schema.names)
+        else:
+            begin = len(self._head.before)
+            self.header = bytes(body[begin : begin + self._head.header_bytes])
+            self.names = self._head.names
 
     def columns(self, wanted: Wanted) -> dict[str, NDArray[Any]]:
         """The wanted columns, [n, ...] each: views of the body, or of what it inflates to."""
-        layout = self._layout(wanted)
-        if layout is None:
-            self._check_inflated()
-            return _arrays(_records(self._buffer), wanted)
-        begin = self._messages[0].body.address - self._buffer.address
-        return {name: np.ndarray(shape, dtype, self.body, begin + place) for name, shape, dtype, place in layout.places}
+        if self._head is not None and self._head.wanted != wanted:
+            self._messages, _ = _messages_of(self._body)
+            self._head = None
+        self._head = self._head or self._new_head(wanted)
+        if self._head is None:
+            return self._read(wanted)
+        return {name: np.ndarray(shape, dtype, self._body, place) for name, shape, dtype, place in self._head.places}
 
-    def _layout(self, wanted: Wanted) -> _Layout | None:
-        """Where the columns stand, if these are all and nothing but numbers in a single record batch."""
-        if len(self._messages) != 1 or len(self.schema) != len(wanted):
-            return None
-        (message,) = self._messages
-        if message.metadata.size > _MOST_KEPT_BYTES:
-            return None
-        key = (message.metadata.to_pybytes(), message.body.size, wanted)
-        layout = _layouts.get(key)
-        if layout is not None and layout.schema.equals(self.schema):
-            return layout
-        schema = self.schema.remove_metadata()
-        if not schema.equals(self.schema):  # it forgets that the numbers have another order of bytes than here
-            return None
-        layout = _new_layout(schema, *key)
-        if layout is not None:
-            if len(_layouts) >= _MOST_LAYOUTS:
-                _layouts.clear()
-            _layouts[key] = layout
-        return layout
-
-    def _check_inflated(self) -> None:
-        """A limit on what a body decodes to, before it does: zeros compress to a thousandth of their bytes."""
+    def _read(self, wanted: Wanted) -> dict[str, NDArray[Any]]:
         inflated = 0
-        for each in self._messages:
+        for each in self._messages[1:]:
             inflated += inflated_bytes(each.metadata.to_pybytes(), memoryview(each.body))
-            if inflated > self.most_inflated_bytes:
+            if inflated > self._most_inflated_bytes:  # before it is: zeros compress to a thousandth of their bytes
                 raise ValueError(
                     f"the Arrow stream has compressed buffers of {inflated} bytes, and at most "
-                    f"{self.most_inflated_bytes} are taken; send them uncompressed, or less at once"
+                    f"{self._most_inflated_bytes} are taken; send them uncompressed, or less at once"
                 )
+        return _arrays(_records(pa.py_buffer(self._body)), wanted)
+
+    def _new_head(self, wanted: Wanted) -> _Head | None:
+        """The head of this stream, to be remembered; None if it is of another kind than can be."""
+        header = self.header or b""
+        if len(self._messages) != 2 or self.names != {name for name, _ in wanted}:
+            return None
+        records = self._messages[1].body
+        begin = records.address - pa.py_buffer(self._body).address
+        head = bytes(self._body[:begin])
+        if (
+            begin + records.size + len(END) != len(self._body)
+            or len(head) - len(header) > _MOST_HEAD_BYTES
+            or (header and head.count(header) != 1)
+        ):
+            return None
+        places = _places(head, self._messages[1], wanted)
+        if places is None:
+            return None
+        before, _, after = head.partition(header) if header else (head, b"", b"")
+        new = _Head(before, len(header), after, self.names, wanted, places)
+        if len(_heads) >= _MOST_HEADS:
+            _heads.clear()
+        _heads[self._key] = (new, *_heads.get(self._key, ())[: _MOST_HEADS_ALIKE - 1])
+        return new
+
+
+def _messages_of(body: bytes | memoryview) -> tuple[list[pa.ipc.Message], pa.Schema]:
+    """The messages of a stream, of which the first is the schema's."""
+    try:
+        messages = list(pa.ipc.MessageReader.open_stream(pa.py_buffer(body)))
+        _check_messages(messages)
+        return messages, pa.ipc.read_schema(messages[0])
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise ValueError(f"the body is no Arrow IPC stream: {error}") from error
 
 
 def _check_messages(messages: list[pa.ipc.Message]) -> None:
@@ -125,31 +154,30 @@ def _check_messages(messages: list[pa.ipc.Message]) -> None:
             raise ValueError("the Arrow stream has dictionary-encoded columns; send plain ones")
 
 
-def _new_layout(schema: pa.Schema, message: bytes, num_bytes: int, wanted: Wanted) -> _Layout | None:
-    """Found by letting Arrow read zeros in place of the numbers, and looking where it takes them from.
+def _places(
+    head: bytes, records: pa.ipc.Message, wanted: Wanted
+) -> tuple[tuple[str, tuple[int, ...], np.dtype[Any], int], ...] | None:
+    """Where the numbers of each column stand in a stream with this head.
 
-    None where zeros are refused, where Arrow puts the numbers anywhere else, or where it is not worth the memory.
+    Found by letting Arrow read zeros in place of the numbers, and looking where it takes them from. None where it
+    refuses them, or takes them from anywhere else.
     """
-    head = schema.serialize().to_pybytes() + _CONTINUATION + len(message).to_bytes(4, "little") + message
-    if len(head) > 2 * _MOST_KEPT_BYTES:
-        return None
-    stream = np.zeros(len(head) + num_bytes + len(END), dtype=np.uint8)
+    stream = np.zeros(len(head) + records.body.size + len(END), dtype=np.uint8)
     stream[: len(head)] = np.frombuffer(head, dtype=np.uint8)
     stream[-len(END) :] = np.frombuffer(END, dtype=np.uint8)
-    if inflated_bytes(message, stream[len(head) :].data):
+    if inflated_bytes(records.metadata.to_pybytes(), stream[len(head) :].data):
         return None
     try:
         arrays = _arrays(_records(pa.py_buffer(stream)), wanted)
     except ValueError:
         return None
-    begin = stream.ctypes.data + len(head)
     places = []
     for name, array in arrays.items():
-        place = array.ctypes.data - begin if array.size else 0
-        if not (0 <= place <= num_bytes - array.nbytes and array.flags.c_contiguous):
+        place = array.ctypes.data - stream.ctypes.data if array.size else 0
+        if not (0 <= place <= len(stream) - array.nbytes and array.flags.c_contiguous):
             return None
         places.append((name, array.shape, array.dtype, place))
-    return _Layout(schema, tuple(places))
+    return tuple(places)
 
 
 def _records(stream: pa.Buffer) -> pa.RecordBatch:

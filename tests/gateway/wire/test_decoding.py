@@ -1,5 +1,8 @@
 """What is remembered of streams: it saves time, and changes nothing."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -43,7 +46,8 @@ def ways(decode: Decoder, body: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple
     """What comes of a body where streams are remembered, and where none is."""
     remembered = outcome(decode, body)
     with monkeypatch.context() as patched:
-        patched.setattr(decoding, "_MOST_KEPT_BYTES", 0)
+        patched.setattr(decoding, "_MOST_HEAD_BYTES", 0)
+        patched.setattr(decoding, "_heads", {})
         return remembered, outcome(decode, body)
 
 
@@ -83,10 +87,46 @@ def test_columns_in_another_order_are_found_where_they_are() -> None:
 
 
 def test_what_is_remembered_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_MOST_LAYOUTS", 4)
+    monkeypatch.setattr(decoding, "_MOST_HEADS", 4)
+    monkeypatch.setattr(decoding, "_heads", {})
     for num_rows in range(20):
         np.testing.assert_array_equal(decode_losses(losses_body(num_rows)), make_losses(num_rows))
-        assert len(decoding._layouts) <= 4
+        assert len(decoding._heads) <= 4
+
+
+@pytest.mark.parametrize("kind", ["classification", "another"])
+def test_a_header_that_says_another_kind_than_the_columns_are_of_is_refused(kind: Any) -> None:
+    batch = make_batch(5)
+    wrong = replace(batch, header=replace(batch.header, kind=kind))
+    for _ in range(2):
+        decode_batch(bytes(encode_batch(batch)))
+        with pytest.raises(ValueError, match="no rehearsal batch"):
+            decode_batch(bytes(encode_batch(wrong)))
+
+
+def test_a_head_serves_streams_with_other_headers_and_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_heads", {})
+    batch = make_batch(5)
+    for step in range(4, 9):
+        steps = [replace(each, step=step) for each in batch.header.steps]
+        header = replace(batch.header, steps=steps)
+        sent = replace(batch, header=header, step=np.full(5, step), input_ids=batch.input_ids + np.uint16(step))
+        received = decode_batch(bytes(encode_batch(sent)))
+        assert received.header == header
+        assert received.input_ids.tolist() == sent.input_ids.tolist()
+        assert len(decoding._heads) == 1
+
+
+@pytest.mark.parametrize("further", [b"\0" * 8, b"\xff\xff\xff\xff\0\0\0\0", b"\1" * 8])
+def test_bytes_behind_the_numbers_are_treated_alike_whether_the_stream_is_known(
+    further: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = losses_body()
+    longer = body[:-8] + further + body[-8:]
+    for _ in range(2):
+        decode_losses(body)
+        with_memory, without = ways(decode_losses, longer, monkeypatch)
+        assert with_memory == without
 
 
 @pytest.mark.parametrize("message", [1, 2])
