@@ -83,7 +83,7 @@ class Intake:
         rows = stacked(reports)
         fate = np.where(is_current(rows, attempt), _DUPLICATE, _REJECTED)
         step, sample_id = (np.ascontiguousarray(rows[name]) for name in ("step", "sample_id"))
-        places = in_order_of_steps(step, np.flatnonzero(fate == _DUPLICATE))
+        places = in_order_of_steps(step, (fate == _DUPLICATE).nonzero()[0])
         fates = fate[places] = self._fates(state, step[places], sample_id[places])
         accepted = rows.take(places[fates == _ACCEPTED])
         return self._events(accepted), _outcomes(fate, [len(each) for each in reports])
@@ -137,7 +137,7 @@ class Intake:
         base_losses = self._corpus().base_losses(np.ascontiguousarray(rows["sample_id"]))
         reported["base_loss_nats"] = base_losses
         was_measured = (reported["num_tokens"] > 0) & np.isfinite(base_losses)
-        if not was_measured.all():
+        if np.count_nonzero(was_measured) < len(rows):
             for name in ("loss_nats", "base_loss_nats", "num_tokens", "num_flips"):
                 reported[name][~was_measured] = 0
         return reported

@@ -126,12 +126,16 @@ class DecayedSums:
     ) -> None:
         """Count the n samples of some steps; arrays [n], damage in the unit of the signal, excess in nats per token."""
         age, weight, moves = self._weighed(runs, len(visit))
-        of_first = np.where(visit == FIRST_VISITS, weight, 0.0)
         cells, terms = _ROWS_OF_FIRST * self.sums.shape[1] + stratum, np.empty((7, len(visit)))
         cells[:2] += visit * self.sums.shape[1]
-        terms[0], terms[1] = weight, weight * damage
-        terms[2], terms[4] = of_first * excess, of_first * age
-        terms[3], terms[5], terms[6] = terms[2] * excess, terms[4] * age, terms[4] * excess
+        of_first = weight * (visit == FIRST_VISITS)
+        terms[0] = weight
+        np.multiply(weight, damage, terms[1])
+        np.multiply(of_first, excess, terms[2])
+        np.multiply(terms[2], excess, terms[3])
+        np.multiply(of_first, age, terms[4])
+        np.multiply(terms[4], age, terms[5])
+        np.multiply(terms[4], excess, terms[6])
         begin = 0
         for end, reference in moves:
             _add(self.sums, cells[:, begin:end], terms[:, begin:end])

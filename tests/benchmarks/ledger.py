@@ -223,10 +223,11 @@ def restoring(root: Path, corpus: Corpus, repeats: int, lengths: Sequence[int]) 
     return as_table(["events", "of them after the snapshot", "restore", "ratio"], rows)
 
 
-def write_history(owner: RunOwner, journal: Journal, num_events: int, at_once: int = 500) -> None:
-    """Plans and reports in turn, each request of `at_once` steps, so that few commits write many events."""
-    for first in range(0, num_events // 2, at_once):
-        plans = owner.plan(first, at_once, 1 << 20)
+def write_history(owner: RunOwner, journal: Journal, num_events: int, at_once: int = 20) -> None:
+    """Plans and reports in turn, `at_once` steps in each request."""
+    num_steps = num_events // 2
+    for first in range(0, num_steps, at_once):
+        plans = owner.plan(first, min(at_once, num_steps - first), 1 << 20)
         owner.report(np.concatenate([losses_of(plan) for plan in plans]))
     assert journal.num_events(owner.record.run) == num_events + 1
 
