@@ -210,7 +210,7 @@ class ReplayClient:
 
     def report(self, run: str, rows: np.ndarray) -> ReportResult:
         """Report losses (LOSS_ROW [n]); when this returns they are durable. A row sent twice counts once."""
-        body = encode_losses(rows).to_pybytes()
+        body = bytes(encode_losses(rows))
         answer = self._request("POST", f"/v1/runs/{run}/losses", _object_of, _LOSSES, body)
         return ReportResult(**{name: answer[name] for name in ReportResult.__dataclass_fields__})
 

@@ -161,4 +161,4 @@ def _losses(answer: bytes, rank: int) -> bytes:
     rows = np.zeros(len(batch), dtype=LOSS_ROW)
     rows["step"], rows["sample_id"], rows["rank"] = batch.step, batch.sample_id, rank
     rows["loss_nats"], rows["num_tokens"], rows["num_flips"] = 2.5, 1023, 100 * batch.stratum
-    return encode_losses(rows).to_pybytes()
+    return bytes(encode_losses(rows))

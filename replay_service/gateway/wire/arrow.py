@@ -4,8 +4,7 @@ A batch is one record batch with a row for each rehearsed sample, in step order,
 """
 
 import functools
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -16,9 +15,9 @@ from pydantic_core import from_json, to_json
 from zlib_ng.zlib_ng import crc32
 
 from replay_service.corpus.format.segments import Kind
-from replay_service.gateway.wire.column_types import WIDE, is_ids, is_nested, is_tensor
-from replay_service.gateway.wire.decoding import END as _END
+from replay_service.gateway.wire.column_types import is_ids, is_nested, is_tensor
 from replay_service.gateway.wire.decoding import Stream, Wanted
+from replay_service.gateway.wire.encoding import parts_of_stream, record_batch
 from replay_service.sampling.events import LOSS_ROW
 
 ARROW_STREAM: Final = "application/vnd.apache.arrow.stream"
@@ -32,8 +31,6 @@ MOST_INFLATED_BYTES: Final = 1 << 30
 """What compressed buffers of an answer may have together: a server's kilobytes must not fill a trainer's memory."""
 
 Compression = Literal["none", "zstd"]
-_PART_BYTES: Final = 1 << 16
-"""Of an array that is sent from where it is; to send a smaller one by itself saves less than it costs."""
 _HEADER_KEY: Final = b"replay.header"
 
 LOSSES_SCHEMA: Final = pa.schema([(name, pa.from_numpy_dtype(LOSS_ROW[name])) for name in LOSS_ROW.names or ()])
@@ -176,7 +173,7 @@ def encode_batch(batch: Batch, compression: Compression = "none") -> memoryview:
     """A batch as an Arrow IPC stream, its buffers compressed one by one if that is wanted."""
     if compression == "none":
         return memoryview(b"".join(encode_parts(batch)))
-    records = _records(batch.columns()).replace_schema_metadata({_HEADER_KEY: _header_json(batch.header)})
+    records = record_batch(batch.columns()).replace_schema_metadata({_HEADER_KEY: _header_json(batch.header)})
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=compression)
     with pa.ipc.new_stream(sink, records.schema, options=options) as writer:
@@ -189,86 +186,13 @@ def encode_parts(batch: Batch) -> list[memoryview]:
 
     A large array that is contiguous is a part as it stands; all others are copied once, to their places.
     """
-    header, columns = _header_json(batch.header), batch.columns()
-    types = [(name, array.dtype.char, array.shape, _is_part(array)) for name, array in columns.items()]
-    return _stencil(tuple(types), len(header)).filled(header, columns.values())
-
-
-def _is_part(array: NDArray[Any]) -> bool:
-    return array.nbytes >= _PART_BYTES and array.flags.c_contiguous
+    return parts_of_stream(batch.columns(), {_HEADER_KEY: _header_json(batch.header)})
 
 
 def _header_json(header: BatchHeader) -> bytes:
     """Without the kind where it is language, as releases that know no other kind read it."""
     names = (name for name in BatchHeader.__slots__ if name != "kind" or header.kind != "language")
     return to_json({name: getattr(header, name) for name in names})
-
-
-def _records(columns: Mapping[str, NDArray[Any]]) -> pa.RecordBatch:
-    return pa.record_batch({name: WIDE.get(name, pa.array)(array) for name, array in columns.items()})
-
-
-@dataclass(frozen=True, slots=True)
-class _Stencil:
-    """What all streams of batches have in common that have arrays of the same types and shapes, and headers of the same
-    length.
-
-    Attributes:
-        fixed: bytes that never change, and where each stretch of them begins.
-        header_at: where the header begins.
-        arrays: shape, type and beginning of each array; that of a part is where it comes in between.
-        num_bytes: how long the stream is without those.
-    """
-
-    fixed: tuple[tuple[int, bytes], ...]
-    header_at: int
-    arrays: tuple[tuple[tuple[int, ...], str, int, bool], ...]
-    num_bytes: int
-
-    def filled(self, header: bytes, arrays: Iterable[NDArray[Any]]) -> list[memoryview]:
-        """The stream with this header and these arrays."""
-        stream = np.empty(self.num_bytes, dtype=np.uint8).data
-        for begin, content in self.fixed:
-            stream[begin : begin + len(content)] = content
-        stream[self.header_at : self.header_at + len(header)] = header
-        parts, end = [], 0
-        for (shape, type_, begin, is_part), array in zip(self.arrays, arrays, strict=True):
-            if is_part:
-                parts += [stream[end:begin], array.reshape(-1).view(np.uint8).data]
-                end = begin
-            else:
-                np.ndarray(shape, type_, stream, begin)[...] = array
-        return [*parts, stream[end:]]
-
-
-@functools.lru_cache(1024)
-def _stencil(types: tuple[tuple[str, str, tuple[int, ...], bool], ...], header_length: int) -> _Stencil:
-    """Found by letting Arrow encode as many rows, and looking where it puts the header and the numbers of each column.
-
-    Args:
-        types: name, type and shape of each array, and whether it is a part.
-        header_length: bytes.
-    """
-    records = _records({name: np.zeros(shape, type_) for name, type_, shape, _ in types})
-    header = b"?" * header_length
-    head = records.schema.with_metadata({_HEADER_KEY: header}).serialize().to_pybytes()
-    serialized = records.serialize().to_pybytes()
-    message = pa.ipc.read_message(serialized)
-    body = pa.ipc.read_record_batch(message, records.schema)
-    first, header_at = len(head) + len(serialized) - len(message.body), head.index(header)
-    fixed = [(0, head[:header_at]), (header_at + header_length, head[header_at + header_length :])]
-    fixed.append((len(head), serialized[: first - len(head)]))
-    arrays, end, apart = [], first, 0  # the end of what was placed, with the parts; and how many bytes they are
-    for column, (_, type_, shape, is_part) in zip(body.columns, types, strict=True):
-        num_bytes = np.dtype(type_).itemsize * math.prod(shape)
-        begin = first + column.buffers()[-1].address - message.body.address if num_bytes else end
-        fixed.append((end - apart, bytes(begin - end)))
-        arrays.append((shape, type_, begin - apart, is_part))
-        end, apart = begin + num_bytes, apart + num_bytes * is_part
-    whole = len(head) + len(serialized)
-    fixed.append((end - apart, bytes(whole - end) + _END))
-    stretches = tuple(each for each in fixed if each[1])
-    return _Stencil(stretches, header_at, tuple(arrays), whole - apart + len(_END))
 
 
 def decode_batch(body: bytes | memoryview, most_inflated_bytes: int = MOST_INFLATED_BYTES) -> Batch:
@@ -304,32 +228,9 @@ def _wanted(kind: Kind, found: frozenset[str]) -> Wanted:
     return tuple((name, fits) for name, fits in _COLUMNS.items() if name in names)
 
 
-def encode_losses(rows: np.ndarray) -> pa.Buffer:
+def encode_losses(rows: np.ndarray) -> memoryview:
     """Loss rows (LOSS_ROW [n]) as an Arrow IPC stream."""
-    head, places, num_bytes = _losses_layout(len(rows))
-    stream = np.zeros(num_bytes, dtype=np.uint8)
-    stream[: len(head)] = np.frombuffer(head, dtype=np.uint8)
-    stream[-len(_END) :] = np.frombuffer(_END, dtype=np.uint8)
-    for name, place in places:
-        np.ndarray(len(rows), LOSS_ROW[name], stream.data, place)[...] = rows[name]
-    return pa.py_buffer(stream)
-
-
-@functools.lru_cache(256)
-def _losses_layout(num_rows: int) -> tuple[bytes, tuple[tuple[str, int], ...], int]:
-    """What comes before the first column of such a stream, where each column begins, and how many bytes it has.
-
-    Found by letting Arrow encode as many rows, and looking where it puts the numbers.
-    """
-    zeros = [np.zeros(num_rows, LOSS_ROW[name]) for name in LOSSES_SCHEMA.names]
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, LOSSES_SCHEMA) as writer:
-        writer.write_batch(pa.record_batch(zeros, schema=LOSSES_SCHEMA))
-    body = sink.getvalue()
-    columns = pa.ipc.open_stream(body).read_next_batch().columns
-    last = body.size - len(_END)
-    starts = [each.buffers()[1].address - body.address if num_rows else last for each in columns]
-    return body.to_pybytes()[: min(starts)], tuple(zip(LOSSES_SCHEMA.names, starts, strict=True)), body.size
+    return memoryview(b"".join(parts_of_stream({name: rows[name] for name in LOSSES_SCHEMA.names})))
 
 
 def decode_losses(body: bytes) -> np.ndarray:

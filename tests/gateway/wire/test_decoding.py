@@ -153,4 +153,4 @@ def test_losses_are_encoded_as_arrow_itself_encodes_them(num_rows: int, seed: in
     rows = make_losses(num_rows)
     rows["step"], rows["loss_nats"] = rng.integers(0, 2**40, num_rows), rng.random(num_rows)
     records = pa.record_batch([rows[name].copy() for name in LOSSES_SCHEMA.names], schema=LOSSES_SCHEMA)
-    assert encode_losses(rows).to_pybytes() == stream(records)
+    assert bytes(encode_losses(rows)) == stream(records)
