@@ -68,7 +68,7 @@ class Corpus:
             raise no_tokenizer(self.manifest.name)
         return Texts(rules)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Stays the same in later generations of this corpus."""
         return self.manifest.fingerprint
