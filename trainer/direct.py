@@ -10,6 +10,7 @@ import time
 from base64 import b64encode
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from threading import Lock
 from typing import Final
 from urllib.parse import quote
@@ -50,6 +51,7 @@ class Direct:
         if url.scheme not in _DEFAULT_PORTS or not url.host:
             raise ServiceError(f"{base_url!r} is no URL of a service; write one such as 'http://127.0.0.1:8400'")
         self._address = url.raw_host.decode("ascii"), url.port or _DEFAULT_PORTS[url.scheme]
+        trusted.set_alpn_protocols(["http/1.1"])
         self._trusted = trusted if url.scheme == "https" else None
         host = url.netloc.decode("ascii")
         self._path = url.raw_path.decode("ascii").rstrip("/")
@@ -71,13 +73,16 @@ class Direct:
 
     def _exchanged(self, request: bytes, deadline: float) -> "_Received":
         connection = self._idle.take() or _Connection(self._connect(deadline))
+        is_sent = False
         try:
-            connection.send(request, deadline)
+            with suppress(BrokenPipeError, ConnectionResetError):  # a refusal may have come before all was read
+                connection.send(request, deadline)
+                is_sent = True
             received = connection.receive(deadline)
         except BaseException:
             connection.close()
             raise
-        if received.may_go_on:
+        if is_sent and received.may_go_on:
             self._idle.put(connection)
         else:
             connection.close()

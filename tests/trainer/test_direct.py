@@ -1,18 +1,21 @@
 """The shortest way to the service, and other sides that answer as no service does."""
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx2
 import numpy as np
 import pytest
 
 from replay_service.gateway.wire.arrow import CHECKSUM_HEADER
+from tests.certificates import certificate_in
 from trainer import direct
 from trainer.direct import Direct
 from trainer.errors import ServiceError
@@ -222,9 +225,9 @@ def test_a_peer_that_reads_nothing_keeps_no_request() -> None:
             ask(way, body=bytes(64 << 20), limit_s=0.3)
 
 
-def test_threads_share_the_connections_and_each_gets_its_answer(echo_url: str) -> None:
+def test_threads_share_the_connections_and_each_gets_its_answer() -> None:
     found = dict[int, list[bytes]]()
-    with way_to(echo_url) as way:
+    with echoing() as url, way_to(url) as way:
 
         def go(number: int) -> None:
             found[number] = [bytes(ask(way, body=b"%d:%d" % (number, i)).content) for i in range(10)]
@@ -237,29 +240,47 @@ def test_threads_share_the_connections_and_each_gets_its_answer(echo_url: str) -
     assert found == {number: [b"%d:%d" % (number, i) for i in range(10)] for number in range(8)}
 
 
-@pytest.fixture
-def echo_url() -> Iterator[str]:
-    """A server that answers with the body of the request."""
+class Echo(BaseHTTPRequestHandler):
+    """Answers with the body of the request."""
 
-    class Echo(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    protocol_version = "HTTP/1.1"
 
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.wfile.write(sized(body, OK + f"Retry-After: {self.client_address[1]}\r\n".encode()))
 
-        def log_message(self, *_: object) -> None:
-            pass
+    def log_message(self, *_: object) -> None:
+        pass
 
+
+@contextmanager
+def echoing(trusted: ssl.SSLContext | None = None) -> Iterator[str]:
+    """A server of `Echo`, which names the client's port in a header: its URL. With a context it speaks TLS."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        if trusted is not None:
+            server.socket = trusted.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"{'http' if trusted is None else 'https'}://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
         thread.join()
+
+
+def test_over_tls_large_bodies_go_and_come_on_one_connection(tmp_path: Path) -> None:
+    files = certificate_in(tmp_path / "tls")
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    serving.load_cert_chain(files.certificate, files.key)
+    body = np.random.default_rng(1).bytes(1 << 20)
+    with echoing(serving) as url, closing(Direct(url, {}, files.trusted)) as way:
+        answers = [ask(way, body=body[:size]) for size in (1 << 20, 0, 70_000)]
+    assert [bytes(each.content) for each in answers] == [body, b"", body[:70_000]]
+    assert len({each.headers["retry-after"] for each in answers}) == 1
+
+
+def test_a_refusal_that_comes_before_the_request_is_read_is_heard() -> None:
+    with peer([[sized(b"too large", b"HTTP/1.1 413 Content Too Large\r\n")]]) as other, way_to(other.url) as way:
+        answer = ask(way, body=bytes(64 << 20))
+    assert (answer.status, bytes(answer.content)) == (413, b"too large")
 
 
 def test_the_headers_that_matter_are_found_however_they_are_written() -> None:
