@@ -22,7 +22,7 @@ from starlette.types import Scope
 from replay_service.errors import ReplayError
 from replay_service.gateway.middleware.access import ANONYMOUS, Access, caller_of, named_run
 from replay_service.gateway.middleware.audit import write_line
-from replay_service.gateway.middleware.beside import Reply, Work
+from replay_service.gateway.middleware.beside import Reply, Waiting, Work
 from replay_service.gateway.middleware.checksums import CHECKSUM_FIELD
 from replay_service.gateway.middleware.direct import media_type
 from replay_service.gateway.middleware.problems import of_exception
@@ -59,6 +59,8 @@ class Express:
 
     def __init__(self, app: Starlette, settings: ServiceSettings) -> None:
         self._state = app.state
+        self._waiting: dict[tuple[str, int, int], Waiting] = {}
+        """Who waits for windows that are being planned: ranks of one job ask for the same at the same time."""
         self._hosts = HostRule(settings)
         self._most_body_bytes = min(MOST_BODY_BYTES, settings.max_body_bytes)
 
@@ -83,13 +85,14 @@ class Express:
             return None
         return Admitted(found[1], found[2], headers, scope, access)
 
-    def answer(self, request: Admitted, body: bytes | bytearray) -> Reply | Work | None:
-        """The answer to a request whose body has come: at once, by work for a thread, or by the application."""
+    def answer(self, request: Admitted, body: bytes | bytearray) -> Reply | Work | Waiting | None:
+        """The answer to a request whose body has come: at once, by work for a thread, when others' is done, or by the
+        application."""
         promised = request.headers.get(CHECKSUM_FIELD)
         if promised is not None and promised.decode("latin-1").lower() != checksum(body):
             return None
         if request.kind == "losses":
-            return self._in_thread(request, partial(self._losses, request, bytes(body)))
+            return self._work(request, partial(self._losses, request, bytes(body)))
         try:
             asked = BatchRequest.model_validate_json(body)
             if not self._is_plain(request, asked):
@@ -97,30 +100,46 @@ class Express:
             batch = batch_at_hand(self._state.batches, self._state.plan, request.run, asked)
         except (ValidationError, ReplayError, SQLAlchemyError):
             return None
-        if batch is None:
-            return self._in_thread(request, partial(self._batch, request, asked))
-        return _reply_of(batch)
+        return self._planned(request, asked) if batch is None else _reply_of(batch)
 
     def _is_plain(self, request: Admitted, asked: BatchRequest) -> bool:
         is_json = media_type(request.headers) == "application/json"
         is_usual = asked.compression == "none" and not asked.text and not wants_json(request.headers)
         return is_json and is_usual and not self._state.batches.corpora.is_remote
 
-    def _in_thread(self, request: Admitted, make: Callable[[], Reply]) -> Work | None:
-        in_progress = self._state.in_progress
-        if not in_progress.begin():
-            return None
+    def _planned(self, request: Admitted, asked: BatchRequest) -> Work | Waiting | None:
+        window = request.run, asked.step, asked.num_steps
+        waiting = self._waiting.get(window)
+        if waiting is not None:
+            return waiting
 
-        def work() -> Reply:
+        def ask_again() -> None:
+            for each in self._waiting.pop(window):
+                each()
+
+        work = self._work(request, partial(self._batch, request, asked), ask_again)
+        if work is not None:
+            self._waiting[window] = []
+        return work
+
+    def _work(
+        self, request: Admitted, make: Callable[[], Reply], then: Callable[[], None] = lambda: None
+    ) -> Work | None:
+        """Work that has a place among the requests in progress; None if there is none."""
+        in_progress = self._state.in_progress
+
+        def make_anyway() -> Reply:
             try:
                 return make()
             except Exception as error:
                 response = of_exception(error, request.scope)
                 return _reply(response.status_code, response.raw_headers, response.body)
-            finally:
-                in_progress.end()
 
-        return work
+        def done() -> None:
+            in_progress.end()
+            then()
+
+        return Work(make_anyway, done) if in_progress.begin() else None
 
     def _batch(self, request: Admitted, asked: BatchRequest) -> Reply:
         batch, is_change = batch_made(self._state.batches, self._state.plan, request.run, asked)

@@ -138,22 +138,21 @@ class RunOwner:
         return window if window.plans else self._read(window, first_step, num_steps)
 
     def window_at_hand(self, first_step: int, num_steps: int) -> Window | None:
-        """The plans of a window of steps, if they are in memory and nobody holds the owner just now.
+        """The plans of a window of steps, if they are in memory; whoever holds the owner meanwhile is not waited for.
 
         It costs one look into the journal, whether the run is still this owner's.
 
         Raises:
             RunTaken: when it is not.
         """
-        if not self._lock.acquire(blocking=False):
+        lease, attempt = self._lease, self._attempt
+        plans = self._recent.find(first_step, num_steps)
+        if plans is None or lease.failure is not None:
             return None
-        try:
-            plans = self._recent.find(first_step, num_steps)
-            if plans is None or self._lease.failure is not None:
-                return None
-            lease, window = self._lease, self._window(plans)
-        finally:
-            self._lock.release()
+        window = self._window(plans)
+        # A rewind forgets plans before it begins an attempt: those that were found are of the one that they are between.
+        if window.attempt != attempt:
+            return None
         self._journal.check(lease)
         return window
 
@@ -278,8 +277,8 @@ class RunOwner:
             seq, attempt = self._num_events, self._attempt + 1
             snapshot = Snapshot(seq + 1, attempt, state.next_step, to_bytes(state))
             self._journal.append_rewind(self._lease, seq, Rewound(step), snapshot).wait()
-            self._state, self._attempt = state, attempt
             self._recent.forget()
+            self._state, self._attempt = state, attempt
             self._num_events = self._last_snapshot = seq + 1
 
     def read(self, view: Callable[[RunState], T]) -> T:

@@ -36,7 +36,8 @@ class Window:
 class RecentPlans:
     """The latest plans of a run, at most MOST_ROWS_KEPT rows of them and at least the last one.
 
-    What was planned last is what all ranks ask for next, so they need not be read from the journal again.
+    What was planned last is what all ranks ask for next, so they need not be read from the journal again. One thread at
+    a time adds and forgets; any thread may find.
     """
 
     def __init__(self) -> None:
@@ -55,10 +56,14 @@ class RecentPlans:
 
     def find(self, first_step: int, num_steps: int) -> list[Planned] | None:
         """The plans of a window of steps, if all of them are here."""
-        if first_step not in self._plans or first_step + num_steps - 1 not in self._plans:
-            return None
+        plans = self._plans
         # Steps are planned one after the other, and forgotten in the same order.
-        return [self._plans[step] for step in range(first_step, first_step + num_steps)]
+        if first_step not in plans or first_step + num_steps - 1 not in plans:
+            return None
+        try:
+            return [plans[step] for step in range(first_step, first_step + num_steps)]
+        except KeyError:  # forgotten meanwhile
+            return None
 
     def forget(self) -> None:
         self._plans.clear()

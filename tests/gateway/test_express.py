@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from replay_service.gateway.app import create_app
 from replay_service.gateway.express import MOST_BODY_BYTES, Express
-from replay_service.gateway.middleware.beside import Reply, Work
+from replay_service.gateway.middleware.beside import Reply, Waiting, Work
 from replay_service.gateway.wire.arrow import ARROW_STREAM, CHECKSUM_HEADER, checksum, decode_batch, encode_losses
 from replay_service.settings import load_settings
 from tests.gateway.worlds import JSON, bearer, client_on, create_run, losses_of, make_token
@@ -145,7 +145,7 @@ class Served:
     application: TestClient
     express: Express
 
-    def ask(self, asked: Asked, *more: tuple[bytes, bytes]) -> Reply | Work | None:
+    def ask(self, asked: Asked, *more: tuple[bytes, bytes]) -> Reply | Work | Waiting | None:
         headers = [(name.encode(), value.encode()) for name, value in asked.headers.items()]
         length = b"%d" % len(asked.body)
         scope = {
@@ -161,8 +161,10 @@ class Served:
     def worked(self, asked: Asked) -> Reply:
         """The answer to a request that takes work."""
         work = self.ask(asked)
-        assert callable(work)
-        return work()
+        assert isinstance(work, Work)
+        reply = work.make()
+        work.done()
+        return reply
 
 
 @pytest.fixture
@@ -188,11 +190,44 @@ def test_new_plans_and_reports_are_work_for_a_thread_and_plans_at_hand_are_answe
 def test_work_has_a_place_among_the_requests_in_progress_and_what_is_at_hand_needs_none(served: Served) -> None:
     served.worked(batches())
     work = served.ask(batches(step=1))
-    assert callable(work)
+    assert isinstance(work, Work)
     assert served.ask(batches(step=2)) is None, "the application says that there is no place"
     assert isinstance(served.ask(batches()), Reply)
-    work()
-    assert callable(served.ask(batches(step=2)))
+    work.done()
+    assert isinstance(served.ask(batches(step=2)), Work)
+
+
+def test_ranks_that_ask_for_what_is_being_planned_wait_for_that(served: Served) -> None:
+    first = served.ask(batches(rank=0, world_size=2))
+    assert isinstance(first, Work)
+    second = batches(rank=1, world_size=2)
+    waiting, asked_again = served.ask(second), list[Reply | Work | Waiting | None]()
+    assert isinstance(waiting, list)
+    waiting.append(lambda: asked_again.append(served.ask(second)))
+    mine = first.make()
+    assert not asked_again
+    first.done()
+    (theirs,) = asked_again
+    assert isinstance(theirs, Reply)
+    rows = [decode_batch(b"".join(each.body)).sample_id.tolist() for each in (mine, theirs)]
+    together = served.ask(batches())
+    assert isinstance(together, Reply)
+    assert sorted(rows[0] + rows[1]) == sorted(decode_batch(b"".join(together.body)).sample_id.tolist())
+
+
+def test_who_waited_for_plans_that_were_refused_tries_it_and_hears_why(served: Served) -> None:
+    """Of step 10 ** 6 nothing is planned."""
+    far = batches(step=10**6)
+    first = served.ask(far)
+    waiting, asked_again = served.ask(far), list[Reply | Work | Waiting | None]()
+    assert isinstance(first, Work)
+    assert isinstance(waiting, list)
+    waiting.append(lambda: asked_again.append(served.ask(far)))
+    assert first.make().status == 422
+    first.done()
+    (second,) = asked_again
+    assert isinstance(second, Work)
+    assert second.make().status == 422
 
 
 @pytest.mark.parametrize(

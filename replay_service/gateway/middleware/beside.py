@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Final, Protocol, cast
 
 from starlette.types import Scope
@@ -23,8 +24,21 @@ class Reply:
     body: Sequence[bytes | memoryview]
 
 
-Work = Callable[[], Reply]
-"""Makes a reply, on another thread; raises nothing."""
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What makes a reply on another thread.
+
+    Attributes:
+        make: makes it; raises nothing.
+        done: called on the event loop when it is made, whether it was sent or not.
+    """
+
+    make: Callable[[], Reply]
+    done: Callable[[], None]
+
+
+Waiting = list[Callable[[], None]]
+"""What is to be called on the event loop when others' work is done; a request that waits for that appends itself."""
 
 
 class Beside(Protocol):
@@ -34,8 +48,9 @@ class Beside(Protocol):
         """What `answer` needs of a request whose head has come; None if the application is to answer."""
         ...
 
-    def answer(self, admitted: Any, body: bytes | bytearray) -> Reply | Work | None:
-        """The answer, or the work that it takes; None if the application is to answer after all."""
+    def answer(self, admitted: Any, body: bytes | bytearray) -> Reply | Work | Waiting | None:
+        """The answer, or the work that it takes, or others who wait to ask again; None if the application is to answer
+        after all."""
         ...
 
 
@@ -83,7 +98,11 @@ class BesideConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         held, self._held = self._held, None
-        if held is None:
+        if held is not None:
+            self._answer(held)
+
+    def _answer(self, held: _Held) -> None:
+        if held.cycle.disconnected:
             return
         found = None
         # Who does not take what was answered before gets no more until then, which uvicorn's task waits for.
@@ -93,17 +112,23 @@ class BesideConnection(HttpToolsProtocol):
             super()._start_asgi_task(held.cycle, held.app)
         elif isinstance(found, Reply):
             self._send(held.cycle, found)
-        else:
+        elif isinstance(found, Work):
             self._threads.submit(self._work, held.cycle, found)
+        else:
+            found.append(partial(self._answer, held))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._held = None
         super().connection_lost(exc)
 
     def _work(self, cycle: RequestResponseCycle, work: Work) -> None:
-        reply = work()
+        reply = work.make()
         with suppress(RuntimeError):  # the event loop is closed: the server has given up waiting
-            self.loop.call_soon_threadsafe(self._send, cycle, reply)
+            self.loop.call_soon_threadsafe(self._finish, cycle, work, reply)
+
+    def _finish(self, cycle: RequestResponseCycle, work: Work, reply: Reply) -> None:
+        self._send(cycle, reply)
+        work.done()
 
     def _send(self, cycle: RequestResponseCycle, reply: Reply) -> None:
         if cycle.disconnected or self.transport.is_closing():

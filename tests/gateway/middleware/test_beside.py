@@ -13,7 +13,7 @@ import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from replay_service.gateway.middleware.beside import Reply, Work
+from replay_service.gateway.middleware.beside import Reply, Waiting, Work
 from replay_service.gateway.middleware.connections import ConnectionLimits, guarded_by
 from tests.support import free_port
 
@@ -28,11 +28,11 @@ class Echo:
     def admit(self, scope: Scope) -> Any:
         return None if scope["path"] == "/application" else scope["path"]
 
-    def answer(self, admitted: Any, body: bytes | bytearray) -> Reply | Work | None:
+    def answer(self, admitted: Any, body: bytes | bytearray) -> Reply | Work | Waiting | None:
         reply = Reply(200, b"content-length: %d\r\n" % len(body), [bytes(body)])
         if admitted == "/now":
             return reply
-        return None if admitted == "/other" else lambda: self._wait(reply)
+        return None if admitted == "/other" else Work(lambda: self._wait(reply), lambda: None)
 
     def _wait(self, reply: Reply) -> Reply:
         self.begun.release()
