@@ -27,7 +27,8 @@ from tests.support import free_port, make_corpus, running_service
 
 SEQ_LEN: Final = 1024
 NUM_PREPARED_STEPS: Final = 128
-WAYS: Final = ("floor", "plans that exist", "new plans", "new plans, losses reported")
+FLOORS: Final = ("floor", "floor that gathers rows")
+WAYS: Final = (*FLOORS, "plans that exist", "new plans", "new plans, losses reported")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -59,7 +60,8 @@ def main() -> None:
         with running_service(root, options=[*options, "--log-level", "warning"]) as (url, process):
             own = Server(int(url.rpartition(":")[2]), process.pid)
             for num_steps in wanted.steps:
-                with bare_server(body_bytes(own, pool, num_steps)) as bare:
+                segment = next((root / "corpora").rglob("*.arrow"))
+                with bare_server(body_bytes(own, pool, num_steps), ROWS * num_steps, segment) as bare:
                     bench = Bench(own, bare, pool, num_steps, wanted.seconds)
                     print(f"{num_steps} steps a request", bench.table(wanted.clients, wanted.repeats), sep="\n\n")
 
@@ -85,9 +87,11 @@ class Bench:
         return as_table(head, rows)
 
     def turn(self, way: str, num_clients: int) -> "Turn":
-        server, run = self.bare if way == "floor" else self.own, new_run(self.own, way, num_clients)
+        is_bare = way in FLOORS
+        server = self.bare if is_bare else self.own
+        run = way.replace(" ", "-") if is_bare else new_run(self.own, num_clients)
         work = Work(server.port, way, num_clients, run, self.seconds, NUM_PREPARED_STEPS, self.num_steps)
-        if way != "floor":
+        if not is_bare:
             self.pool.submit(measure, work.prepared()).result()
         before = server.cpu_seconds()
         measured: Measured = self.pool.submit(measure, work).result()
@@ -119,7 +123,7 @@ def _ratio(ratios: Sequence[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
-def new_run(server: Server, way: str, num_clients: int) -> str:
+def new_run(server: Server, num_clients: int) -> str:
     """A run whose steps rehearse 64 rows for each client, and that draws them by damage."""
     run = f"run-{time.time_ns()}"
     settings = {"global_batch_size": ROWS * num_clients, "injection_ratio": "1", "policy": "mix_cd"}
@@ -132,7 +136,7 @@ def new_run(server: Server, way: str, num_clients: int) -> str:
 
 def body_bytes(server: Server, pool: ProcessPoolExecutor, num_steps: int) -> int:
     """The size of an answer."""
-    work = Work(server.port, "plans that exist", 1, new_run(server, "", 1), 1.0, num_steps, num_steps)
+    work = Work(server.port, "plans that exist", 1, new_run(server, 1), 1.0, num_steps, num_steps)
     measured: Measured = pool.submit(measure, work.prepared()).result()
     return measured.body_bytes
 
@@ -141,10 +145,11 @@ def body_bytes(server: Server, pool: ProcessPoolExecutor, num_steps: int) -> int
 
 
 @contextmanager
-def bare_server(num_bytes: int) -> Iterator[Server]:
-    """The same uvicorn under the same options, around an application that sends a constant."""
+def bare_server(num_bytes: int, num_rows: int, segment: Path) -> Iterator[Server]:
+    """The same uvicorn under the same options, around a constant, or around so many rows of a file."""
     port = free_port()
-    command = [sys.executable, "-m", "tests.benchmarks.serving_floor", str(port), str(num_bytes)]
+    told = (port, num_bytes, num_rows, segment)
+    command = [sys.executable, "-m", "tests.benchmarks.serving_floor", *map(str, told)]
     with subprocess.Popen(command) as process:
         try:
             for _ in range(200):
