@@ -97,10 +97,16 @@ class Express:
             asked = BatchRequest.model_validate_json(body)
             if not self._is_plain(request, asked):
                 return None
-            batch = batch_at_hand(self._state.batches, self._state.plan, request.run, asked)
+            is_possible = asked.rank < asked.world_size and asked.num_steps <= self._state.batches.max_steps_per_request
+            window = self._state.plan.at_hand(request.run, asked.step, asked.num_steps) if is_possible else None
+            batch = None if window is None else batch_at_hand(self._state.batches, window, asked)
         except (ValidationError, ReplayError, SQLAlchemyError):
             return None
-        return self._planned(request, asked) if batch is None else _reply_of(batch)
+        if batch is not None:
+            return _reply_of(batch)
+        if window is not None:
+            return self._work(request, partial(self._batch, request, asked))
+        return self._planned(request, asked)
 
     def _is_plain(self, request: Admitted, asked: BatchRequest) -> bool:
         is_json = media_type(request.headers) == "application/json"

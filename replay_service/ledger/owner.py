@@ -150,7 +150,7 @@ class RunOwner:
         if plans is None or lease.failure is not None:
             return None
         window = self._window(plans)
-        # A rewind forgets plans before it begins an attempt: those that were found are of the one that they are between.
+        # A rewind forgets plans before it begins an attempt: those that were found are of this one if it still stands.
         if window.attempt != attempt:
             return None
         self._journal.check(lease)

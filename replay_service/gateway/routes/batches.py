@@ -126,14 +126,8 @@ async def _read(source: BatchSource, window: Window, asked: BatchRequest) -> Bat
     return batch_of(window, asked, corpus, mine, samples)
 
 
-def batch_at_hand(source: BatchSource, plan: OwnersPlan, run: str, asked: BatchRequest) -> Batch | None:
-    """A batch, if it is small, its plans were made, and its samples were read before; what `batch_made` refuses is
-    refused there."""
-    if asked.num_steps > source.max_steps_per_request or asked.rank >= asked.world_size:
-        return None
-    window = plan.at_hand(run, asked.step, asked.num_steps)
-    if window is None:
-        return None
+def batch_at_hand(source: BatchSource, window: Window, asked: BatchRequest) -> Batch | None:
+    """The batch of plans that were made, if it is small and its samples were read before."""
     mine = RankRows.of(window, asked)
     corpus = source.corpora.at(window.corpus, window.generation)
     if len(mine.rows) * corpus.record_bytes > MOST_BYTES_AT_ONCE or (asked.topk and not corpus.manifest.topk):

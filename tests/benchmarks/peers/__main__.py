@@ -34,6 +34,7 @@ class Way:
 WAYS: Final = (
     Way("ours, one step a request", OURS, "one step a request"),
     Way("ours, 8 steps a request", OURS, "8 steps a request"),
+    Way("ours, 32 steps a request", OURS, "32 steps a request"),
     Way("Reverb", "reverb", "served"),
     Way("TorchRL, actor of Ray", "torchrl", "actor"),
     Way("TorchRL, RayReplayBuffer", "torchrl", "RayReplayBuffer"),
@@ -41,7 +42,7 @@ WAYS: Final = (
     Way("in process: TorchRL", "torchrl", "in process", is_in_process=True),
     Way("in process: cpprb", "cpprb", "in process", is_in_process=True),
 )
-"""The first two are what the others are compared with."""
+"""The first three are what the others are compared with."""
 
 
 def main() -> None:
@@ -98,8 +99,8 @@ def compared(sides: Mapping[str, Side], clients: Sequence[int], seconds: float, 
         ways = [way for way in WAYS if way.side in sides and (num_clients == 1 or not way.is_in_process)]
         rounds = [[sides[way.side].turn(way.name, num_clients, seconds) for way in ways] for _ in range(repeats)]
         turns = [list(each) for each in zip(*rounds, strict=True)]
-        rows += [[str(num_clients), way.label, *cells(own, turns[:2])] for way, own in zip(ways, turns, strict=True)]
-    steps = ("1 step over it", "8 steps over it")
+        rows += [[str(num_clients), way.label, *cells(own, turns[:3])] for way, own in zip(ways, turns, strict=True)]
+    steps = ("1 step over it", "8 steps over it", "32 steps over it")
     return as_table(["clients", "what", "rate", *steps, "p50", "p99", "server CPU a million rows"], rows)
 
 

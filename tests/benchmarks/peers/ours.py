@@ -26,7 +26,8 @@ from trainer.client import ReplayClient
 from trainer.rehearsal import RehearsalStream
 from trainer.reporting import LossReporter
 
-WINDOW_STEPS: Final = 8
+WINDOWS: Final = (8, 32)
+"""How many steps one request asks for, as the trainer asks."""
 _SETTINGS: Final = {"injection_ratio": "1", "policy": "mix_cd"}
 
 
@@ -58,14 +59,15 @@ class AskingRank:
 class StreamingRank:
     """A rank that takes and reports as the trainer does: windows of steps come ahead, reports go while others wait."""
 
-    def __init__(self, client: ReplayClient, run: str, rank: int, world_size: int) -> None:
+    def __init__(self, num_steps: int, client: ReplayClient, run: str, rank: int, world_size: int) -> None:
+        self._num_steps = num_steps
         self._client = client
-        self._stream = RehearsalStream(client, run, rank, world_size, window_steps=WINDOW_STEPS)
+        self._stream = RehearsalStream(client, run, rank, world_size, window_steps=num_steps)
         self._reporter = LossReporter(client, run)
         self._batches: list[Batch] = []
 
     def take(self) -> int:
-        self._batches = list(islice(self._stream, WINDOW_STEPS))
+        self._batches = list(islice(self._stream, self._num_steps))
         return sum(map(len, self._batches))
 
     def report(self) -> None:
@@ -150,7 +152,12 @@ def main() -> None:
             cpu_seconds = partial(cpu_seconds_of, process.pid)
             ways = {
                 "one step a request": Way(partial(ranks_of_new_run, url, AskingRank), cpu_seconds),
-                "8 steps a request": Way(partial(ranks_of_new_run, url, StreamingRank), cpu_seconds),
+                **{
+                    f"{num} steps a request": Way(
+                        partial(ranks_of_new_run, url, partial(StreamingRank, num)), cpu_seconds
+                    )
+                    for num in WINDOWS
+                },
                 "in process": Way(lambda _: [run], time.process_time),
             }
             serve_turns(ways, [f"replay-service {version('replay-service')}"], told)
