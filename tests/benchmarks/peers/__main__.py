@@ -35,6 +35,7 @@ WAYS: Final = (
     Way("ours, one step a request", OURS, "one step a request"),
     Way("ours, 8 steps a request", OURS, "8 steps a request"),
     Way("ours, 32 steps a request", OURS, "32 steps a request"),
+    Way("ours, 32 steps, relaxed", OURS, "relaxed"),
     Way("Reverb", "reverb", "served"),
     Way("TorchRL, actor of Ray", "torchrl", "actor"),
     Way("TorchRL, RayReplayBuffer", "torchrl", "RayReplayBuffer"),

@@ -95,9 +95,10 @@ def losses_of(step: int, sample_ids: np.ndarray, strata: np.ndarray, rank: int =
     return rows
 
 
-def ranks_of_new_run(
-    url: str, rank: Callable[[ReplayClient, str, int, int], AskingRank | StreamingRank], num_clients: int
-) -> list[AskingRank | StreamingRank]:
+MakeRank = Callable[[ReplayClient, str, int, int], AskingRank | StreamingRank]
+
+
+def ranks_of_new_run(url: str, rank: MakeRank, num_clients: int) -> list[AskingRank | StreamingRank]:
     """The ranks of a job whose every step rehearses 64 rows for each of them."""
     clients = [ReplayClient(url) for _ in range(num_clients)]
     run = f"run-{time.time_ns()}"
@@ -148,19 +149,31 @@ def main() -> None:
             seq_len=SEQ_LEN,
             vocab_size=VOCAB_SIZE,
         )
-        with running_service(root, options=["--log-level", "warning"]) as (url, process), owned_run(root) as run:
-            cpu_seconds = partial(cpu_seconds_of, process.pid)
+        with serving(root, "full") as full, serving(root, "relaxed") as relaxed, owned_run(root) as run:
             ways = {
-                "one step a request": Way(partial(ranks_of_new_run, url, AskingRank), cpu_seconds),
-                **{
-                    f"{num} steps a request": Way(
-                        partial(ranks_of_new_run, url, partial(StreamingRank, num)), cpu_seconds
-                    )
-                    for num in WINDOWS
-                },
+                "one step a request": way_of(full, AskingRank),
+                **{f"{num} steps a request": way_of(full, partial(StreamingRank, num)) for num in WINDOWS},
+                "relaxed": way_of(relaxed, partial(StreamingRank, WINDOWS[-1])),
                 "in process": Way(lambda _: [run], time.process_time),
             }
             serve_turns(ways, [f"replay-service {version('replay-service')}"], told)
+
+
+@contextmanager
+def serving(root: Path, durability: str) -> Iterator[tuple[str, int]]:
+    """A service with this setting on the corpora of `root`: its URL and the number of its process."""
+    own = root / durability
+    own.mkdir()
+    (own / "corpora").symlink_to(root / "corpora")
+    config = own / "replay.toml"
+    config.write_text(f'durability = "{durability}"\nlog_level = "warning"\n')
+    with running_service(own, options=["--config", config]) as (url, process):
+        yield url, process.pid
+
+
+def way_of(served: tuple[str, int], rank: MakeRank) -> Way:
+    url, pid = served
+    return Way(partial(ranks_of_new_run, url, rank), partial(cpu_seconds_of, pid))
 
 
 if __name__ == "__main__":
