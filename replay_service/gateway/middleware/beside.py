@@ -1,15 +1,18 @@
 """Answers beside the application: a connection whose plain requests somebody else answers than a task of uvicorn's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Final, Protocol, cast
 
+import structlog
 from starlette.types import Scope
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+_log = structlog.get_logger()
 
 MOST_THREADS: Final = 40
 """That make replies at a time; more wait for one."""
@@ -84,7 +87,10 @@ class BesideConnection(HttpToolsProtocol):
         is_plain = (
             self._is_head and cycle.keep_alive and not cycle.waiting_for_100_continue and not self.config.access_log
         )
-        admitted = self.beside.admit(cast(Scope, cycle.scope)) if self.beside is not None and is_plain else None
+        admitted = None
+        if self.beside is not None and is_plain:
+            with self._falling_back():
+                admitted = self.beside.admit(cast(Scope, cycle.scope))
         if admitted is None:
             super()._start_asgi_task(cycle, app)
         else:
@@ -107,7 +113,8 @@ class BesideConnection(HttpToolsProtocol):
         found = None
         # Who does not take what was answered before gets no more until then, which uvicorn's task waits for.
         if self.beside is not None and not self.flow.write_paused:
-            found = self.beside.answer(held.admitted, held.cycle.body)
+            with self._falling_back():
+                found = self.beside.answer(held.admitted, held.cycle.body)
         if found is None:
             super()._start_asgi_task(held.cycle, held.app)
         elif isinstance(found, Reply):
@@ -116,6 +123,14 @@ class BesideConnection(HttpToolsProtocol):
             self._threads.submit(self._work, held.cycle, found)
         else:
             found.append(partial(self._answer, held))
+
+    @contextmanager
+    def _falling_back(self) -> Iterator[None]:
+        """What nobody foresaw is the application's to answer, and the log's to tell."""
+        try:
+            yield
+        except Exception as error:
+            _log.error("not answered beside the application", exc_info=error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._held = None

@@ -115,6 +115,7 @@ async def _read(source: BatchSource, window: Window, asked: BatchRequest) -> Bat
         corpus = await run_in_threadpool(source.corpora.at, window.corpus, window.generation)
     else:
         corpus = source.corpora.at(window.corpus, window.generation)
+    corpus.need(window.generation)
     _check_topk(corpus, asked)
     try:
         samples = await _rows(corpus, mine.rows["sample_id"])
@@ -130,6 +131,7 @@ def batch_at_hand(source: BatchSource, window: Window, asked: BatchRequest) -> B
     """The batch of plans that were made, if it is small and its samples were read before."""
     mine = RankRows.of(window, asked)
     corpus = source.corpora.at(window.corpus, window.generation)
+    corpus.need(window.generation)
     if len(mine.rows) * corpus.record_bytes > MOST_BYTES_AT_ONCE or (asked.topk and not corpus.manifest.topk):
         return None
     samples = corpus.columns_at_hand(mine.rows["sample_id"])
@@ -142,6 +144,7 @@ def batch_made(source: BatchSource, plan: OwnersPlan, run: str, asked: BatchRequ
     window = plan.made(run, asked.step, asked.num_steps)
     mine = RankRows.of(window, asked)
     corpus = source.corpora.at(window.corpus, window.generation)
+    corpus.need(window.generation)
     _check_topk(corpus, asked)
     samples = corpus.columns_at_hand(mine.rows["sample_id"]) or corpus.rows(mine.rows["sample_id"])
     return batch_of(window, asked, corpus, mine, samples), window.is_new

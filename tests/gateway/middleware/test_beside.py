@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
+from structlog.testing import capture_logs
 
 from replay_service.gateway.middleware.beside import Reply, Waiting, Work
 from replay_service.gateway.middleware.connections import ConnectionLimits, guarded_by
@@ -26,9 +27,13 @@ class Echo:
     begun: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def admit(self, scope: Scope) -> Any:
+        if scope["path"] == "/not-admitted":
+            raise RuntimeError("nor this")
         return None if scope["path"] == "/application" else scope["path"]
 
     def answer(self, admitted: Any, body: bytes | bytearray) -> Reply | Work | Waiting | None:
+        if admitted == "/failing":
+            raise RuntimeError("nobody foresaw this")
         reply = Reply(200, b"content-length: %d\r\n" % len(body), [bytes(body)])
         if admitted == "/now":
             return reply
@@ -151,6 +156,15 @@ def test_the_last_request_of_a_connection_is_the_applications(running: Running, 
         while part := stream.recv(1 << 16):
             received += part
     assert received.endswith(b"application 1")
+
+
+@pytest.mark.parametrize("path", ["/failing", "/not-admitted"])
+def test_what_nobody_foresaw_is_the_applications_to_answer(running: Running, path: str) -> None:
+    with capture_logs() as logs, running.connected() as stream:
+        for _ in range(2):
+            stream.sendall(request(path, b"x"))
+            assert bodies(stream, 1) == [b"application 1"]
+    assert [each["log_level"] for each in logs] == ["error"] * 2
 
 
 def test_who_asks_whether_to_send_the_body_is_told_by_the_application(running: Running) -> None:
