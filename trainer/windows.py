@@ -20,7 +20,7 @@ LEAST_STEPS: Final = 4
 MOST_STEPS: Final = 64
 """So that a change of the run takes effect within 128 steps."""
 USEFUL_ROWS: Final = 64
-"""With so many rows of the rank, fresh reports are worth more than a request less: both cost little beside the steps."""
+"""With so many rows of the rank, fresh reports are worth more than a request less: either costs little beside steps."""
 MOST_BYTES: Final = 16 << 20
 """What a window may hold in memory, of which there are two."""
 _SHARE_OF_HORIZON: Final = Fraction(1, 32)
