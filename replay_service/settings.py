@@ -76,7 +76,10 @@ class ServiceSettings(BaseSettings):
         4096, ge=1, description="Most connections at a time; on any more, requests are told to come again."
     )
     max_concurrent_requests: int = Field(
-        256, ge=1, description="Most requests that are answered or wait for it; any more are told to come again."
+        256,
+        ge=1,
+        description="Most requests that are answered or wait for it; any more are told to come again, but for batches "
+        "that need not wait.",
     )
     io_timeout_s: float = Field(
         60.0, gt=0, description="How long a request may take to come, and an answer to be taken, before it is cut off."
