@@ -71,7 +71,7 @@ class Running:
 @pytest.fixture
 def running() -> Iterator[Running]:
     echo, port = Echo(), free_port()
-    http = guarded_by(ConnectionLimits(most=4, io_timeout_s=1.0), echo)
+    http = guarded_by(ConnectionLimits(most=4, io_timeout_s=4.0), echo)
     config = uvicorn.Config(application, port=port, http=http, log_config=None, access_log=False, lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
