@@ -34,7 +34,7 @@ from replay_service.gateway.wire.arrow import Batch, checksum, encode_parts
 from replay_service.settings import ServiceSettings
 
 MOST_BODY_BYTES: Final = 1 << 20
-"""Of a plain request: the reports of some thirty thousand samples."""
+"""Of a plain request: the reports of some 26,000 samples."""
 
 _SPECIAL: Final = frozenset([b"transfer-encoding", b"x-forwarded-for", b"x-forwarded-proto"])
 """Headers of requests that are not plain: uvicorn has proxies that it trusts say who the caller is."""
@@ -61,6 +61,8 @@ class Express:
         self._state = app.state
         self._waiting: dict[tuple[str, int, int], Waiting] = {}
         """Who waits for windows that are being planned: ranks of one job ask for the same at the same time."""
+        self._is_each_alone = False
+        """What was waited for has failed: those who did ask again, side by side."""
         self._hosts = HostRule(settings)
         self._most_body_bytes = min(MOST_BODY_BYTES, settings.max_body_bytes)
 
@@ -120,10 +122,24 @@ class Express:
             return waiting
 
         def ask_again() -> None:
-            for each in self._waiting.pop(window):
-                each()
+            waiting, self._is_each_alone = self._waiting.pop(window), not is_made
+            try:
+                for each in waiting:
+                    each()
+            finally:
+                self._is_each_alone = False
 
-        work = self._work(request, partial(self._batch, request, asked), ask_again)
+        is_made = False
+
+        def make() -> Reply:
+            nonlocal is_made
+            reply = self._batch(request, asked)
+            is_made = True
+            return reply
+
+        if self._is_each_alone:
+            return self._work(request, make)
+        work = self._work(request, make, ask_again)
         if work is not None:
             self._waiting[window] = []
         return work

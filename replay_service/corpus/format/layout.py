@@ -21,7 +21,7 @@ from replay_service.sampling.partition import ROW_BITS
 Int64Array = NDArray[np.int64]
 
 _WIDE_BYTES: Final = 64
-"""Of a field: to gather its rows by themselves then costs less than to copy them out of whole records."""
+"""Of a field whose rows are gathered by themselves, at least, rather than copied out of whole records."""
 
 _NEEDED: Final = {"length", "base_loss", "base_correct", "stratum"}
 _CONTENT: Final = ({"input_ids"}, {"inputs", "label"})

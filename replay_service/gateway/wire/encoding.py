@@ -18,7 +18,7 @@ from replay_service.gateway.wire.column_types import WIDE
 from replay_service.gateway.wire.decoding import END
 
 _PART_BYTES: Final = 1 << 16
-"""Of an array that is sent from where it is; to send a smaller one by itself saves less than it costs."""
+"""Of an array that is sent from where it is, at least."""
 _MOST_STENCILS: Final = 1024
 
 _Types = tuple[tuple[str, str, tuple[int, ...], bool], ...]
