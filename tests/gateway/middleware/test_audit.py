@@ -62,7 +62,7 @@ def test_every_change_is_written_down_with_who_made_it(guarded: TestClient, toke
 
 def test_what_was_refused_for_want_of_a_token_is_written_down(guarded: TestClient, token: str) -> None:
     with capture_logs() as logs:
-        guarded.post("/v1/runs/tune/close")
+        guarded.post("/v1/runs/tune/close", json={})
         guarded.post("/v1/runs", json=RUN | {"run": "mine"}, headers=bearer(token))
         guarded.post("/v1/runs/other/close", headers=bearer(token))
         guarded.delete("/v1/corpora/wiki", headers=bearer(token))
@@ -91,7 +91,7 @@ def test_what_changes_nothing_is_not_written_down(running: TestClient) -> None:
     with capture_logs() as logs:
         all_of(running)
         running.post("/v1/runs", json={})
-        running.post("/v1/runs/nobody/close")
+        running.post("/v1/runs/nobody/close", json={})
         running.delete("/v1/runs/tune")
     assert audited(logs) == []
 
