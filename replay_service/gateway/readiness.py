@@ -77,12 +77,13 @@ class Readiness:
         except ReplayError as error:
             return error.detail
         except (SQLAlchemyError, OSError) as error:
-            return f"the journal or the corpora cannot be read: {error.__class__.__name__}; see the service's log"
+            _log.error("the journal or the corpora cannot be read", exc_info=error)
+            return f"the journal or the corpora cannot be read: {error.__class__.__name__}; the service's log says more"
         if shutil.disk_usage(self._settings.root).free < LEAST_FREE_BYTES:
             return "the disk of the service's root is full"
         return ""
 
     def _tell(self, problem: str) -> None:
         if problem != self._problem:
-            _log.warning("not ready", problem=problem) if problem else _log.info("ready again")
+            _log.warning("not ready" if problem else "ready again", problem=problem)
         self._problem = problem

@@ -21,9 +21,9 @@ def add_middleware(app: Starlette, settings: ServiceSettings, templates: Iterabl
     """
     app.add_middleware(Checksums)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(CrossSiteCheck)
     app.add_middleware(Authentication)
     app.add_middleware(Audit, templates=list(templates))
-    app.add_middleware(CrossSiteCheck)
     app.add_middleware(HostCheck, settings=settings)
     app.add_middleware(Overload, most=settings.max_concurrent_requests)
     app.add_middleware(SafeAnswers)

@@ -103,16 +103,16 @@ def close_run(run: RunName, _body: CloseRequest, service: Service) -> RunInfo:
     "/{run}",
     operation_id="delete_run",
     dependencies=ADMIN,
-    status_code=204,
-    response_class=Response,
     responses=responses(404, 409, 422),
 )
-def delete_run(run: RunName, service: Service) -> None:
+def delete_run(run: RunName, service: Service) -> RunSummary:
     """Remove a closed run with its journal and all statistics, for good; its name is free then.
 
-    Batches that trainers still have of it cannot be reported. The corpus stays.
+    The answer says what it was. Batches that trainers still have of it cannot be reported. The corpus stays.
     """
+    record = service.journal.run(run)
     service.owners.delete(run)
+    return RunSummary(**_summary(record))
 
 
 def _describe(service: ReplayService, run: str) -> RunInfo:

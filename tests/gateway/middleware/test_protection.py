@@ -68,7 +68,7 @@ def test_no_answer_is_guessed_at_or_kept_on_the_way(root: Path, running: TestCli
             running.post("/v1/runs", json={}),
             running.get("/v1/runs", headers={"host": "evil.example"}),
             guarded.get("/v1/runs"),
-            guarded.post("/v1/runs", headers=bearer(token)),
+            guarded.post("/v1/runs", json={}, headers=bearer(token)),
         ]
     assert {each.status_code for each in answers} >= {200, 401, 403, 404, 421, 422}
     (root / "corpora" / "wiki" / "manifest.json").write_text("[]")
