@@ -7,10 +7,9 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from replay_service.errors import CrossSite, HostNotAllowed, ReplayError, UnsupportedMediaType
+from replay_service.errors import CrossSite, HostNotAllowed, ReplayError
 from replay_service.gateway.middleware.access import OPEN_PATHS, header_in
 from replay_service.gateway.middleware.problems import SAFE_HEADERS, of_error
-from replay_service.gateway.wire.arrow import ARROW_STREAM
 from replay_service.settings import ServiceSettings, is_loopback
 
 SAFE_FIELDS: Final = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]
@@ -58,9 +57,8 @@ class HostCheck:
 class CrossSiteCheck:
     """Refuses changes that a web page of another site makes a browser ask for.
 
-    Browsers send requests to any address for any page, as long as they look like those of a form. So what may change
-    something must say that its body is JSON or Arrow, which no form can, and a browser that says which page asks must
-    name one of the service's own.
+    A browser sends what looks like a form to any address for any page, and says which page asks. Besides, every route
+    that changes something takes a JSON or Arrow body and nothing that a form can send.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -78,11 +76,6 @@ class CrossSiteCheck:
         site, origin = header_in(scope, b"sec-fetch-site"), header_in(scope, b"origin")
         if site not in (None, "same-origin", "none") or (origin is not None and not _is_own(origin, scope)):
             return CrossSite("a web page of another site asks for this change; ask from a page of this service")
-        if scope["method"] in _WITH_BODY and not _is_typed(header_in(scope, b"content-type") or ""):
-            return UnsupportedMediaType(
-                "a change says of what type its body is, even without one: send `Content-Type: application/json`, or "
-                f"{ARROW_STREAM} for losses"
-            )
         return None
 
 
@@ -92,14 +85,6 @@ def _is_own(origin: str, scope: Scope) -> bool:
 
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
-
-
-@lru_cache(64)
-def _is_typed(content_type: str) -> bool:
-    """Whether a media type is one that a form cannot send."""
-    type_ = content_type.split(";")[0].strip().lower()
-    return type_ in ("application/json", ARROW_STREAM) or (type_.startswith("application/") and type_.endswith("+json"))
 
 
 class HostRule:

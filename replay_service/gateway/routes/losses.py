@@ -49,7 +49,8 @@ async def report_losses(request: Request) -> Response:
 
 def _take_in(owners: Owners, run: str, type_: str, body: bytes) -> bytes:
     """Take in what is reported of a run; a ReportResult as JSON."""
-    return to_json(asdict(owners.get(run).report(_rows(type_, body))))
+    rows = _rows(type_, body)
+    return to_json(asdict(owners.get(run).report(rows)))
 
 
 def _rows(type_: str, body: bytes) -> np.ndarray:

@@ -67,7 +67,7 @@ def test_every_route_answers_another_method_with_a_problem(client: TestClient) -
         allowed.setdefault(path, set()).add(method)
     for path, known in allowed.items():
         for method in set(METHODS) - known:
-            response = client.request(method, named(path, "wiki"), headers=AS_JSON)
+            response = client.request(method, named(path, "wiki"))
             assert_problem(response, 405, "method-not-allowed")
             assert set(response.headers["allow"].split(", ")) == known
 
@@ -75,7 +75,7 @@ def test_every_route_answers_another_method_with_a_problem(client: TestClient) -
 @pytest.mark.parametrize("path", ["/", "/nope", "/v1", "/v2/runs", "/v1/runs/a/b/c", "/v1/runs/tune/plans", "/%00"])
 def test_an_unknown_path_is_a_problem(client: TestClient, path: str) -> None:
     for method in METHODS:
-        assert_problem(client.request(method, path, headers=AS_JSON), 404, "not-found")
+        assert_problem(client.request(method, path), 404, "not-found")
 
 
 def test_an_error_names_its_kind_what_was_wrong_and_its_extensions(client: TestClient) -> None:
