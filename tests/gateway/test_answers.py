@@ -121,7 +121,10 @@ def test_every_request_is_answered_as_the_application_answers_it(
     if scope is not None:
         admin, headers = bearer(make_token(server, "admin", "chief")), bearer(make_token(server, scope, runs=("tune",)))
         (application / "tokens.toml").write_bytes((server / "tokens.toml").read_bytes())
-    with running_service(server, options=options) as (url, _), httpx2.Client(base_url=url, headers=admin, timeout=60.0) as client:
+    with (
+        running_service(server, options=options) as (url, _),
+        httpx2.Client(base_url=url, headers=admin, timeout=60.0) as client,
+    ):
         mine = answers(client, headers)
     with capture_logs() as logs, client_on(application) as test_client:
         test_client.headers.update(admin)
