@@ -86,7 +86,10 @@ def batch_source(settings: ServiceSettings, planner: Planner, store: CorpusStore
 def tokens_in_force(settings: ServiceSettings, asks_for_tokens: bool | None = None) -> TokensInForce | None:
     """The tokens that callers must have; None where nobody is asked for one."""
     is_asked = settings.asks_for_tokens if asks_for_tokens is None else asks_for_tokens
-    return TokensInForce(settings.tokens_path) if is_asked else None
+    if not is_asked:
+        return None
+    # Where the service decided before, it has been running, and a process of it is started again.
+    return TokensInForce(settings.tokens_path, may_be_away=asks_for_tokens is not None)
 
 
 def templates() -> list[str]:

@@ -31,6 +31,10 @@ _log = structlog.get_logger()
 MAX_HEAD_BYTES: Final = 16 << 10
 """Of a request's line and header fields. As much may come between two parts of a chunked body, and after it."""
 
+_LINGER_S: Final = 1.0
+_MOST_DISCARDED_BYTES: Final = 1 << 20
+"""How long, and how much, is read from a peer that was refused, so that the refusal reaches it."""
+
 _SLICE_BYTES: Final = 1 << 10
 """How much is parsed before a look at what it was: bounds how many pipelined requests are queued at a time."""
 
@@ -71,6 +75,10 @@ class WholeAnswers:
         else:
             self._transport.write(data)
 
+    def write_eof(self) -> None:
+        self._send_head()
+        self._transport.write_eof()
+
     def close(self) -> None:
         self._send_head()
         self._transport.close()
@@ -106,7 +114,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_in_head = False
         self._is_in_body = False
         self._refusal: ReplayError | None = None
-        """The last thing to be said on this connection; nothing more is read."""
+        """The last thing to be said on this connection; what comes after it is discarded."""
+        self._is_closing_soon = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(WholeAnswers(transport, self.loop))  # type: ignore[arg-type]
@@ -124,6 +133,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None:
+            self._discard(data)
             return
         if self._is_idle():
             self._await_request()
@@ -220,6 +230,23 @@ class BoundedConnection(HttpToolsProtocol):
         if self._is_idle() or awaits_body:
             if awaits_body or not self._is_in_body:
                 self.transport.write(_raw(self._refusal))
+            self._close_after_reading()
+
+    def _close_after_reading(self) -> None:
+        """Close, and give the peer time to read: a socket that is closed while something comes loses what was sent."""
+        if not self.transport.can_write_eof() or self._is_closing_soon:
+            self.transport.close()
+            return
+        self._is_closing_soon = True
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._request_came()
+        self.loop.call_later(_LINGER_S, self.transport.close)
+
+    def _discard(self, data: bytes) -> None:
+        """Read what comes after a refusal, but not without end."""
+        self._unparsed_bytes += len(data)
+        if self._unparsed_bytes > _MOST_DISCARDED_BYTES:
             self.transport.close()
 
     def _is_idle(self) -> bool:

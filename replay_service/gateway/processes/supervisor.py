@@ -27,6 +27,8 @@ from replay_service.settings import ServiceSettings
 OWNER_SOCKET: Final = "owner.sock"
 _FOLDER_PREFIX: Final = "replay-service-"
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+_SETTLED_S: Final = 60.0
+"""A folder that is younger may be one whose service has not locked it yet."""
 _GRACE_S: Final = 5.0
 """Beyond the time to finish open requests, until a process that was told to stop is killed."""
 _SHORT_LIFE_S: Final = 1.0
@@ -119,8 +121,10 @@ def _folder_of_sockets() -> Iterator[Path]:
     Whoever uses a folder holds a lock on it, which the system lets go however a process ends.
     """
     for each in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
-        with contextlib.suppress(OSError), _locked(each):
-            shutil.rmtree(each)
+        with contextlib.suppress(OSError):
+            if time.time() - each.stat().st_mtime > _SETTLED_S:
+                with _locked(each):
+                    shutil.rmtree(each)
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
     try:
         with _locked(folder):
