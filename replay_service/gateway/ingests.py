@@ -1,12 +1,12 @@
 """Ingests that the service was asked for: each a process of its own, whose progress stands beside its corpus."""
 
 import importlib.util
-import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +14,9 @@ import structlog
 
 from replay_service.corpus.ingest.settings import IngestJob
 from replay_service.corpus.ingest.status import IngestStatus, read_status, write_begun
-from replay_service.corpus.shards.filesystems import is_url, printable
-from replay_service.errors import CorpusError, IngestRunning, NoIngest, SourceForbidden
+from replay_service.corpus.shards.filesystems import printable
+from replay_service.corpus.shards.places import AllowedPlaces
+from replay_service.errors import CorpusError, IngestRunning, NoIngest
 
 JOB: Final = (sys.executable, "-m", "replay_service.corpus.ingest.job")
 LOG_NAME: Final = "ingest.log"
@@ -41,7 +42,7 @@ class Ingests:
         command: Sequence[str] = JOB,
     ) -> None:
         self._corpora = corpora
-        self._allowed = allowed
+        self._allowed = AllowedPlaces(tuple(allowed))
         self._stop_timeout_s = stop_timeout_s
         self._command = command
         self._lock = threading.Lock()
@@ -54,7 +55,8 @@ class Ingests:
             SourceForbidden: when shards may not come from there.
             IngestRunning: when the corpus is being written.
         """
-        self._check_allowed(job.settings.source)
+        source = self._allowed.resolve(job.settings.source)
+        job = replace(job, settings=replace(job.settings, source=source, allowed=self._allowed))
         if importlib.util.find_spec("ray") is None:
             raise CorpusError("this service can serve corpora but not make them: install 'replay-service[corpus]'")
         folder = job.settings.corpus_folder
@@ -117,26 +119,3 @@ class Ingests:
             except subprocess.TimeoutExpired:
                 each.kill()
                 each.wait()
-
-    def _check_allowed(self, source: str) -> None:
-        if not any(_is_within(source, place) for place in self._allowed):
-            raise SourceForbidden(
-                f"shards may not come from {printable(source)}; this service takes them from "
-                f"{', '.join(map(printable, self._allowed)) or 'nowhere'}: see its setting ingest_from"
-            )
-
-
-def _is_within(source: str, place: str) -> bool:
-    """Whether a source lies in a place; what points out of it (`..`, a link) does not."""
-    if is_url(source) or is_url(place):
-        below = place.rstrip("/") + "/"
-        return ".." not in source.split("/") and (source == place or source.startswith(below))
-    real, allowed = (Path(os.path.realpath(each)) for each in (_before_wildcards(source), place))
-    return real == allowed or allowed in real.parents
-
-
-def _before_wildcards(source: str) -> str:
-    """The part of a path before its first wildcard; `..` after one leads anywhere."""
-    parts = Path(source).parts
-    first = next((i for i, part in enumerate(parts) if any(each in part for each in "*?[")), len(parts))
-    return os.sep if ".." in parts[first:] else str(Path(*parts[:first]))

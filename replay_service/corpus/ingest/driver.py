@@ -53,13 +53,14 @@ def ingest(
 
     Raises:
         UnusableSource: when a shard is missing, damaged or without the text column; nothing is changed then.
+        SourceForbidden: when a shard lies in none of the allowed places; nothing is changed then.
         EmptyCorpus: when the shards hold no text.
         ModelMismatch: when the corpus is there, made with another tokenizer.
         CorpusError: when it is there, made with other settings, when a shard in it has changed, when another ingest
             writes it, or when the model cannot be used.
     """
     with _writing(settings, on_progress, is_stopped) as tell:
-        return _ingest(settings, find_shards(settings.source), tell, is_stopped)
+        return _ingest(settings, find_shards(settings.source, settings.allowed), tell, is_stopped)
 
 
 def follow(
@@ -73,11 +74,11 @@ def follow(
     A shard that comes later is taken when two looks in a row find it the same, so that none is read half-written.
     """
     with _writing(settings, on_progress, is_stopped) as tell:
-        shards = find_shards(settings.source)
+        shards = find_shards(settings.source, settings.allowed)
         manifest = _ingest(settings, shards, tell, is_stopped)
         seen = {listed(shard) for shard in shards}
         while not is_stopped() and wait():
-            shards = find_shards(settings.source)
+            shards = find_shards(settings.source, settings.allowed)
             settled = [shard for shard in shards if listed(shard) in seen]
             seen = {listed(shard) for shard in shards}
             manifest = _ingest(settings, settled, tell, is_stopped)

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import ray
 from fastapi.testclient import TestClient
 
 from replay_service.corpus.ingest.settings import IngestJob, IngestSettings
+from replay_service.corpus.shards.places import AllowedPlaces
 from replay_service.errors import IngestRunning, NoIngest, SourceForbidden
 from replay_service.gateway.ingests import Ingests
 from tests.corpus.worlds import sentences, write_jsonl
@@ -24,6 +26,8 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready", flush=True)
 time.sleep(600)
 """
+
+PRINTING = "import sys; print(sys.stdin.read())"
 
 
 @pytest.mark.parametrize(
@@ -100,13 +104,19 @@ def test_a_link_that_leads_out_of_a_place_is_elsewhere(ingests: Ingests, tmp_pat
         ("s3://bucket/web", True),
         ("s3://bucket/website/a.parquet", False),
         ("s3://bucket/web/../books", False),
+        ("s3://bucket/web/%2e%2e/books", False),
+        ("s3://bucket/web/a?endpoint_override=evil.example", False),
         ("s3://bucket", False),
     ],
 )
 def test_urls_are_allowed_below_a_url(tmp_path: Path, source: str, is_allowed: bool) -> None:
-    ingests = Ingests(tmp_path, ["s3://bucket/web"], 0.2, [sys.executable, "-c", ""])
+    ingests = Ingests(tmp_path, ["s3://bucket/web?region=us-east-1"], 0.2, [sys.executable, "-c", PRINTING])
     if is_allowed:
         ingests.start(job_of(tmp_path, source))
+        until(lambda: not ingests.is_alive("made"))
+        told = json.loads((tmp_path / "made/ingest.log").read_text())
+        assert told["source"] == f"{source}?region=us-east-1"
+        assert told["allowed"] == {"places": ["s3://bucket/web?region=us-east-1"]}
     else:
         with pytest.raises(SourceForbidden):
             ingests.start(job_of(tmp_path, source))
@@ -144,8 +154,10 @@ def test_jobs_stop_with_the_service(ingests: Ingests, tmp_path: Path) -> None:
 
 def test_a_job_reads_what_was_asked_for() -> None:
     job = job_of(Path("/corpora"), "s3://key:secret@bucket/web")
-    assert IngestJob.from_json(job.to_json()) == job
-    assert "secret" not in repr(job)
+    allowed = AllowedPlaces(("s3://key:secret@bucket/web", "/data"))
+    for each in (job, replace(job, settings=replace(job.settings, allowed=allowed))):
+        assert IngestJob.from_json(each.to_json()) == each
+        assert "secret" not in repr(each)
 
 
 def test_without_a_place_to_take_shards_from_nothing_is_started(client: TestClient) -> None:
