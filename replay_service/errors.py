@@ -26,6 +26,7 @@ ReplayError
 │   ├── ScopeTooSmall        the token's scope does not include the request
 │   └── RunForbidden         the token is for other runs
 ├── JournalUnavailable       what was to be written did not become durable; nothing was changed
+├── RayUnavailable           Ray, which scores and trains, cannot be started or reached
 ├── ServiceUnavailable       the service cannot take the request now; asking again helps
 │   ├── Overloaded           too many requests or connections
 │   └── Stopping             it finishes what it has begun
@@ -152,6 +153,10 @@ class RunForbidden(AccessError):
 
 class JournalUnavailable(ReplayError):
     slug, title, status = "journal-unavailable", "The journal cannot be written", 503
+
+
+class RayUnavailable(ReplayError):
+    slug, title, status = "ray-unavailable", "Ray cannot be used", 503
 
 
 class ServiceUnavailable(ReplayError):

@@ -1,5 +1,6 @@
 """Ingests that the service was asked for: each a process of its own, whose progress stands beside its corpus."""
 
+import contextlib
 import importlib.util
 import subprocess
 import sys
@@ -13,10 +14,10 @@ from typing import Final
 import structlog
 
 from replay_service.corpus.ingest.settings import IngestJob
-from replay_service.corpus.ingest.status import IngestStatus, read_status, write_begun
+from replay_service.corpus.ingest.status import IngestStatus, read_status, write_begun, write_stopped
 from replay_service.corpus.shards.filesystems import printable
 from replay_service.corpus.shards.places import AllowedPlaces
-from replay_service.errors import CorpusError, IngestRunning, NoIngest
+from replay_service.errors import CorpusError, CorpusUnavailable, IngestRunning, NoIngest
 
 JOB: Final = (sys.executable, "-m", "replay_service.corpus.ingest.job")
 LOG_NAME: Final = "ingest.log"
@@ -54,6 +55,7 @@ class Ingests:
         Raises:
             SourceForbidden: when shards may not come from there.
             IngestRunning: when the corpus is being written.
+            CorpusUnavailable: when the system does not let the folder be written or the process be started.
         """
         source = self._allowed.resolve(job.settings.source)
         job = replace(job, settings=replace(job.settings, source=source, allowed=self._allowed))
@@ -63,17 +65,34 @@ class Ingests:
         with self._lock:
             if self._is_running(folder.name) or self._runs_elsewhere(folder.name):
                 raise IngestRunning(f"corpus {folder.name!r} is being written; wait, or stop it with DELETE")
+            process = self._started(job)
+            self._processes[folder.name] = process
+        _log.info("ingest started", corpus=folder.name, source=printable(job.settings.source), pid=process.pid)
+
+    def _started(self, job: IngestJob) -> "subprocess.Popen[bytes]":
+        folder = job.settings.corpus_folder
+        try:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / LOG_NAME).open("ab") as log:
                 process = subprocess.Popen(
                     self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
                 )
-            write_begun(folder, process.pid, time.time())
-            assert process.stdin is not None
-            process.stdin.write(job.to_json().encode())
-            process.stdin.close()
-            self._processes[folder.name] = process
-        _log.info("ingest started", corpus=folder.name, source=printable(job.settings.source), pid=process.pid)
+            try:
+                # Before it has its orders, so that what it writes itself comes later.
+                write_begun(folder, process.pid, time.time())
+            except OSError:
+                process.kill()
+                process.wait()
+                raise
+        except OSError as error:
+            raise CorpusUnavailable(
+                f"the ingest cannot be started: {error}; see to the folder of corpora and to the limits of the process"
+            ) from error
+        # Whether it still reads them, its status will tell.
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as orders:
+            orders.write(job.to_json().encode())
+        return process
 
     def stop(self, corpus: str) -> None:
         """Stop a corpus's ingest; what it has scored is kept. Waits until the process has ended.
@@ -84,7 +103,7 @@ class Ingests:
         """
         with self._lock:
             if self._is_running(corpus):
-                self._end([self._processes[corpus]])
+                self._end([corpus])
             elif self._runs_elsewhere(corpus):
                 raise IngestRunning(f"corpus {corpus!r} is written by a process that this service did not start")
             else:
@@ -100,7 +119,7 @@ class Ingests:
     def close(self) -> None:
         """Stop all that this service has started; they go on where they were when they are started again."""
         with self._lock:
-            self._end([each for each in self._processes.values() if each.poll() is None])
+            self._end([each for each in self._processes if self._is_running(each)])
 
     def _is_running(self, corpus: str) -> bool:
         process = self._processes.get(corpus)
@@ -110,12 +129,15 @@ class Ingests:
         status, mine = self.status(corpus), self._processes.get(corpus)
         return status is not None and status.is_alive and (mine is None or mine.pid != status.pid)
 
-    def _end(self, processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-        for each in processes:
-            each.terminate()
-        for each in processes:
+    def _end(self, corpora: Sequence[str]) -> None:
+        for each in corpora:
+            self._processes[each].terminate()
+        for each in corpora:
+            process = self._processes[each]
             try:
-                each.wait(self._stop_timeout_s)
+                process.wait(self._stop_timeout_s)
             except subprocess.TimeoutExpired:
-                each.kill()
-                each.wait()
+                process.kill()
+                process.wait()
+            # A signal may have ended it before it listened for one.
+            write_stopped(self._corpora / each, process.pid, time.time())

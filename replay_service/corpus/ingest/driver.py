@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -28,6 +29,7 @@ from replay_service.corpus.format.texts import write_tokenizer
 from replay_service.corpus.ingest.base_model import BaseModel, base_model_of
 from replay_service.corpus.ingest.clusters import Clusters
 from replay_service.corpus.ingest.growth import GroupOf, GrowingCorpus
+from replay_service.corpus.ingest.model_files import check_safetensors
 from replay_service.corpus.ingest.pipeline import PipelineSettings, run_pipeline
 from replay_service.corpus.ingest.settings import IngestSettings
 from replay_service.corpus.ingest.shard_list import ListedShard, in_order, listed, read_shard_list, write_shard_list
@@ -108,6 +110,8 @@ def _ingest(settings: IngestSettings, found: Sequence[Shard], tell: OnProgress, 
     standing = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
     if standing is not None and standing.kind != settings.kind:
         raise CorpusError(f"corpus {settings.name!r} exists already, of kind {standing.kind}; choose another name")
+    if settings.allowed is not None:
+        check_safetensors(settings.model, partial(_file_of_model, settings.model))
     base = base_model_of(settings, standing, found)
     plan = _planned(settings, base, standing, found)
     if plan.standing is not None and not plan.pending and not (folder / STAGING).exists():
@@ -119,6 +123,17 @@ def _ingest(settings: IngestSettings, found: Sequence[Shard], tell: OnProgress, 
     before = [each for each in plan.begun if each.key not in pending]
     write_shard_list(folder, [*before, *map(listed, plan.pending)])
     return work.run([each.key for each in before], pending, tell, is_stopped)
+
+
+def _file_of_model(model: str, file: str) -> str | None:
+    """A file of a model in a local folder, or of the hub, which is asked for it; None when the model has none."""
+    from transformers.utils import cached_file
+
+    try:
+        path: str | None = cached_file(model, file, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"no model could be loaded from {model!r}: {error}") from error
+    return path
 
 
 class _Plan(NamedTuple):
@@ -244,6 +259,8 @@ class _Work:
         growing = self._growing([*before, *shards])
         growing.grow(self._num_ready)
         tell(self._progress(shards, growing))
+        if is_stopped():
+            return growing.manifest
         try:
             for piece, num_tokens in self._missing():
                 self._ready[piece.shard_key].add([piece])

@@ -44,9 +44,10 @@ class AllowedPlaces:
 
     def check_path(self, path: str) -> None:
         """Raises SourceForbidden when a local path, its links resolved, lies in none of the places."""
-        if "\0" in path:
-            raise self._forbidden(path)
-        real = Path(os.path.realpath(path))
+        try:
+            real = Path(os.path.realpath(path))
+        except ValueError:  # a null byte, or half a surrogate pair
+            raise self._forbidden(path) from None
         allowed = [Path(os.path.realpath(place)) for place in map(normal, self.places) if not is_url(place)]
         if not any(real == each or each in real.parents for each in allowed):
             raise self._forbidden(path)
