@@ -161,12 +161,13 @@ class LocalBlocks:
 
     def _forget_changed(self, damaged: Int64Array) -> None:
         """Forget what is known of segments that were damaged, and whose files have changed since."""
-        if not len(damaged):
-            return
         now = self._monotonic()
+        due = {number for number in self._segments_of(damaged) if self._is_due(number, now)}
+        if not due:
+            return
         with self._lock:
-            for number in self._segments_of(damaged):
-                if self._is_due(number, now):
+            for number in due:
+                if self._is_due(number, now):  # else another thread has looked meanwhile
                     self._next_look[number] = now + SECONDS_BETWEEN_LOOKS
                     if self._files_now(number) != self._seen.get(number):
                         self._forget(number, now)
