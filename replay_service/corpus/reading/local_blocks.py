@@ -35,15 +35,19 @@ from replay_service.corpus.reading.damage import (
     SegmentDamage,
     UnusableFile,
 )
+from replay_service.corpus.reading.file_state import FileState, state_at
 from replay_service.corpus.reading.mapping import SideBySide
 from replay_service.errors import CorpusUnavailable
 
 Int64Array = NDArray[np.int64]
-FileState = tuple[int, int, int, int]
 _Known = TypeVar("_Known")
 
 SECONDS_BETWEEN_LOOKS: Final = 1.0
 """At least, of one segment that changed or is damaged."""
+
+_TICK_NS: Final = 20_000_000
+"""Two changes of a file within a tick of the system's clock, which is shorter, may leave it the same times."""
+_MOST_TICKS: Final = 5
 
 _ADVICE: Final = "put back the file from a copy of the corpus; the service reads it again within seconds"
 
@@ -149,12 +153,12 @@ class LocalBlocks:
 
     def _is_as_checked(self, number: int) -> bool:
         seen = self._seen.get(number)
-        return seen is not None and seen[0] is not None and seen[0] == _state_at(self._paths[number])
+        return seen is not None and seen[0] is not None and seen[0] == state_at(self._paths[number])
 
     def _files_now(self, number: int) -> tuple[FileState | None, FileState | None]:
         """The states of a segment's file and of its checksums file."""
         path = self._paths[number]
-        return _state_at(path), _state_at(checksums_file(path))
+        return state_at(path), state_at(checksums_file(path))
 
     def _is_due(self, number: int, now: float) -> bool:
         return now >= self._next_look.get(number, now)
@@ -207,6 +211,7 @@ class LocalBlocks:
         # Before the files are opened: what changes from now on will show.
         self._seen[number] = self._files_now(number)
         try:
+            self._await_settled(number)
             num_bytes = self._map(number)
             self._checksums[number] = self._read_checksums(number)
         except UnusableFile as error:
@@ -215,6 +220,17 @@ class LocalBlocks:
         num_whole = num_bytes // BLOCK_BYTES
         if num_bytes < self._layout.num_bytes(number):
             self._states.damaged(number, first + num_whole, end, TOO_SHORT)
+
+    def _await_settled(self, number: int) -> None:
+        """Wait until a later change must show; raises UnusableFile when the file changes all the time."""
+        for _ in range(_MOST_TICKS):
+            state = self._seen[number][0]
+            if state is None or abs(time.time_ns() - state.ctime_ns) > _TICK_NS:
+                return
+            time.sleep(_TICK_NS / 1e9)
+            self._seen[number] = self._files_now(number)
+        del self._seen[number]
+        raise UnusableFile(CHANGING)
 
     def _read_checksums(self, number: int) -> NDArray[np.uint32]:
         segment = self._layout.segments[number]
@@ -260,15 +276,6 @@ class _Held:
 
 def _first(num_segments: int, by_number: dict[int, _Known]) -> dict[int, _Known]:
     return {number: known for number, known in by_number.items() if number < num_segments}
-
-
-def _state_at(path: str) -> FileState | None:
-    """What changes when a file is changed or replaced; None when there is none to be seen."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 (of many files, for every batch)
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns
 
 
 @contextmanager
