@@ -180,7 +180,7 @@ def test_the_folders_of_the_trainer_stand_on_each_other_in_one_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["replay_service.gateway.app", "replay_service.gateway.server", "replay_service.cli"]
+    "module", ["replay_service.gateway.app", "replay_service.gateway.serving", "replay_service.cli"]
 )
 def test_the_service_starts_without_the_heavy_libraries(module: str) -> None:
     assert loaded_by(f"import {module}").isdisjoint(HEAVY)

@@ -181,6 +181,10 @@ class RewindRequest(Model):
     step: Int = Field(ge=-1, le=MAX_INT64, description="The last step to keep; -1 keeps none.")
 
 
+class CloseRequest(Model):
+    """Nothing but an object: {}."""
+
+
 class RunSummary(Model):
     """A run as it was created."""
 

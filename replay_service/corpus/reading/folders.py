@@ -1,5 +1,6 @@
 """Folders of corpora, on a disk of this machine or in object storage: to a reader, the same."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from replay_service.corpus.reading.blocks import Blocks
 from replay_service.corpus.reading.local_blocks import LocalBlocks
 from replay_service.corpus.reading.object_storage import ObjectStorage, RetryPolicy, open_filesystem
 from replay_service.corpus.reading.remote_blocks import Fetcher, RemoteBlocks
+from replay_service.errors import CorpusUnavailable
 
 DEFAULT_CACHE_BYTES = 1 << 30
 
@@ -28,6 +30,10 @@ class Folder(Protocol):
     @property
     def is_remote(self) -> bool:
         """Whether reading waits for a network, so that it pays to read ahead."""
+        ...
+
+    def check(self) -> None:
+        """Raises CorpusUnavailable when the folder is not there, or storage does not answer."""
         ...
 
     def child(self, name: str) -> Self: ...
@@ -63,6 +69,12 @@ class LocalFolder:
     def __init__(self, path: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._monotonic = monotonic
+
+    def check(self) -> None:
+        try:
+            os.scandir(self._path).close()
+        except OSError as error:
+            raise CorpusUnavailable(f"the folder of the corpora cannot be read: {error.strerror}") from error
 
     def child(self, name: str) -> "LocalFolder":
         return LocalFolder(self._path / name, self._monotonic)
@@ -100,6 +112,9 @@ class RemoteFolder:
     def __init__(self, fetcher: Fetcher, path: str) -> None:
         self._fetcher = fetcher
         self._path = path.rstrip("/")
+
+    def check(self) -> None:
+        self._fetcher.storage.are_files([f"{self._path}/{MANIFEST_NAME}"])
 
     def child(self, name: str) -> "RemoteFolder":
         return RemoteFolder(self._fetcher, f"{self._path}/{name}" if self._path else name)

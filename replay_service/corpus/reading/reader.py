@@ -196,6 +196,10 @@ class CorpusStore:
         """Stop reading ahead."""
         self._folder.close()
 
+    def check(self) -> None:
+        """Raises CorpusUnavailable when the folder of the corpora cannot be reached; costs the same however many."""
+        self._folder.check()
+
     def names(self) -> list[str]:
         """The corpora that are ready to be rehearsed from."""
         return sorted(name for name in self._folder.corpora() if is_name(name))

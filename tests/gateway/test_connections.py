@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx2
 
-from replay_service.gateway.middleware.connections import WholeAnswers
+from replay_service.gateway.connections import WholeAnswers
 from tests.support import make_corpus, running_service
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
