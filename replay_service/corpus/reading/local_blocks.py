@@ -128,18 +128,16 @@ class LocalBlocks:
 
     def take(self, positions: Int64Array, parts: Sequence[Part], epoch: int) -> list[NDArray[np.void]]:
         """As `HeldBlocks.take`, of blocks that were intact in an epoch."""
-        taken, changed = [], set[int]()
-        for offset, num_bytes in parts:
-            copies, num_whole = self._files.gather(positions + offset, num_bytes)
-            taken.append(copies)
-            if num_whole < len(copies):
-                changed |= self._segments_of(positions[num_whole : num_whole + 1] // BLOCK_BYTES)
+        # One copy of the bytes that hold all parts: the kernel takes longer to find a row than to copy it.
+        begin, end = min(offset for offset, _ in parts), max(offset + num_bytes for offset, num_bytes in parts)
+        copies, num_whole = self._files.gather(positions + begin, end - begin)
+        changed = self._segments_of(positions[num_whole : num_whole + 1] // BLOCK_BYTES)
         touched = self._segments_of(positions // BLOCK_BYTES)
         changed |= {number for number in touched if not self._is_as_checked(number)}
         # Last, since a segment that is mapped again counts as checked only in a later epoch.
         if changed or epoch != self._epoch:
             raise FilesChanged(changed, epoch)
-        return taken
+        return [_part_of(copies, offset - begin, num_bytes) for offset, num_bytes in parts]
 
     def damage(self) -> list[SegmentDamage]:
         return self._states.found()
@@ -272,6 +270,12 @@ class _Held:
 
     def take(self, positions: Int64Array, parts: Sequence[Part]) -> list[NDArray[np.void]]:
         return self._blocks.take(positions, parts, self._epoch)
+
+
+def _part_of(rows: NDArray[np.void], offset: int, num_bytes: int) -> NDArray[np.void]:
+    """A part of each row, contiguous; the rows themselves if it is all of them."""
+    rows_NB = rows.view(np.uint8).reshape(len(rows), rows.itemsize)
+    return np.ascontiguousarray(rows_NB[:, offset : offset + num_bytes]).reshape(-1).view(f"V{num_bytes}")
 
 
 def _first(num_segments: int, by_number: dict[int, _Known]) -> dict[int, _Known]:
