@@ -29,6 +29,7 @@ ReplayError
 │   ├── RunForbidden         the token is for other runs
 │   └── CrossSite            a web page of another site asks for a change
 ├── JournalUnavailable       what was to be written did not become durable; nothing was changed
+├── RayUnavailable           Ray, which scores and trains, cannot be started or reached
 ├── ServiceUnavailable       the service cannot take the request now; asking again helps
 │   ├── Overloaded           too many requests or connections
 │   ├── NotReady             the journal or the corpora cannot be reached
@@ -172,6 +173,10 @@ class CrossSite(AccessError):
 
 class JournalUnavailable(ReplayError):
     slug, title, status = "journal-unavailable", "The journal cannot be written", 503
+
+
+class RayUnavailable(ReplayError):
+    slug, title, status = "ray-unavailable", "Ray cannot be used", 503
 
 
 class ServiceUnavailable(ReplayError):

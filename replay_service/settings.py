@@ -35,7 +35,7 @@ class ServiceSettings(BaseSettings):
         (),
         repr=False,
         description="Folders and URLs from which ingests may be started over HTTP, such as /data/pretraining or "
-        "s3://bucket/web; nowhere by default.",
+        "s3://bucket/web; nowhere by default. A source below a URL takes its user, password and query.",
     )
     database_url: str | None = Field(
         None, repr=False, description="SQLAlchemy URL of the journal; by default an SQLite file in `root`."

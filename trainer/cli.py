@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from replay_service.errors import RayUnavailable
 from trainer.config import TrainConfig, read_config
 from trainer.errors import TrainerError
 
@@ -63,7 +64,7 @@ def train(
 
         start_ray()
         watch_training(job, console, "train")
-    except TrainerError as error:
+    except (TrainerError, RayUnavailable) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
         sys.exit(2)
     if job.profile:

@@ -108,9 +108,14 @@ class IngestCreate(Model):
     corpus: Name
     source: str = Field(
         min_length=1,
+        max_length=4096,
         description="A shard, a folder or a glob, here or behind a URL; the setting ingest_from allows it.",
     )
-    model: str = Field(min_length=1, description="The base model: a local folder or a Hugging Face hub name.")
+    model: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="The base model: a local folder or a Hugging Face hub name, with weights as safetensors.",
+    )
     seq_len: Int = Field(512, ge=2, le=1 << 20, description="Tokens in a row.")
     kind: Literal["language", "classification"] = "language"
     inputs_column: str | None = Field(None, description="To classify: column of tensors, instead of a text.")

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -28,6 +29,7 @@ from replay_service.corpus.format.texts import write_tokenizer
 from replay_service.corpus.ingest.base_model import BaseModel, base_model_of
 from replay_service.corpus.ingest.clusters import Clusters
 from replay_service.corpus.ingest.growth import GroupOf, GrowingCorpus
+from replay_service.corpus.ingest.model_files import check_safetensors
 from replay_service.corpus.ingest.pipeline import PipelineSettings, run_pipeline
 from replay_service.corpus.ingest.settings import IngestSettings
 from replay_service.corpus.ingest.shard_list import ListedShard, in_order, listed, read_shard_list, write_shard_list
@@ -53,13 +55,14 @@ def ingest(
 
     Raises:
         UnusableSource: when a shard is missing, damaged or without the text column; nothing is changed then.
+        SourceForbidden: when a shard lies in none of the allowed places; nothing is changed then.
         EmptyCorpus: when the shards hold no text.
         ModelMismatch: when the corpus is there, made with another tokenizer.
         CorpusError: when it is there, made with other settings, when a shard in it has changed, when another ingest
             writes it, or when the model cannot be used.
     """
     with _writing(settings, on_progress, is_stopped) as tell:
-        return _ingest(settings, find_shards(settings.source), tell, is_stopped)
+        return _ingest(settings, find_shards(settings.source, settings.allowed), tell, is_stopped)
 
 
 def follow(
@@ -73,11 +76,11 @@ def follow(
     A shard that comes later is taken when two looks in a row find it the same, so that none is read half-written.
     """
     with _writing(settings, on_progress, is_stopped) as tell:
-        shards = find_shards(settings.source)
+        shards = find_shards(settings.source, settings.allowed)
         manifest = _ingest(settings, shards, tell, is_stopped)
         seen = {listed(shard) for shard in shards}
         while not is_stopped() and wait():
-            shards = find_shards(settings.source)
+            shards = find_shards(settings.source, settings.allowed)
             settled = [shard for shard in shards if listed(shard) in seen]
             seen = {listed(shard) for shard in shards}
             manifest = _ingest(settings, settled, tell, is_stopped)
@@ -107,6 +110,8 @@ def _ingest(settings: IngestSettings, found: Sequence[Shard], tell: OnProgress, 
     standing = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
     if standing is not None and standing.kind != settings.kind:
         raise CorpusError(f"corpus {settings.name!r} exists already, of kind {standing.kind}; choose another name")
+    if settings.allowed is not None:
+        check_safetensors(settings.model, partial(_file_of_model, settings.model))
     base = base_model_of(settings, standing, found)
     plan = _planned(settings, base, standing, found)
     if plan.standing is not None and not plan.pending and not (folder / STAGING).exists():
@@ -118,6 +123,17 @@ def _ingest(settings: IngestSettings, found: Sequence[Shard], tell: OnProgress, 
     before = [each for each in plan.begun if each.key not in pending]
     write_shard_list(folder, [*before, *map(listed, plan.pending)])
     return work.run([each.key for each in before], pending, tell, is_stopped)
+
+
+def _file_of_model(model: str, file: str) -> str | None:
+    """A file of a model in a local folder, or of the hub, which is asked for it; None when the model has none."""
+    from transformers.utils import cached_file
+
+    try:
+        path: str | None = cached_file(model, file, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"no model could be loaded from {model!r}: {error}") from error
+    return path
 
 
 class _Plan(NamedTuple):
@@ -243,6 +259,8 @@ class _Work:
         growing = self._growing([*before, *shards])
         growing.grow(self._num_ready)
         tell(self._progress(shards, growing))
+        if is_stopped():
+            return growing.manifest
         try:
             for piece, num_tokens in self._missing():
                 self._ready[piece.shard_key].add([piece])

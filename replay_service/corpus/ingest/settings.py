@@ -9,6 +9,7 @@ from typing import Literal
 from replay_service.classification.factory import is_factory
 from replay_service.corpus.format.segments import Kind
 from replay_service.corpus.shards.documents import Columns
+from replay_service.corpus.shards.places import AllowedPlaces
 from replay_service.errors import CorpusError
 from replay_service.language.precision import Precision
 from replay_service.names import NAME_RULE, is_name
@@ -38,6 +39,7 @@ class IngestSettings:
         rows_per_segment: rows of one segment file. Each finished segment is a generation.
         kind: `classification` for samples with a label, which `columns` name; then `model` may be a factory
             (`replay_service.classification.model`), and `auto` precision is float32, in which a loop of one's own runs.
+        allowed: where shards may come from; None: from anywhere.
     """
 
     source: str = field(repr=False)
@@ -55,6 +57,7 @@ class IngestSettings:
     topk: int = 0
     rows_per_segment: int = 65_536
     kind: Kind = "language"
+    allowed: AllowedPlaces | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not is_name(self.name):
@@ -141,8 +144,11 @@ class IngestJob:
     @classmethod
     def from_json(cls, text: str) -> "IngestJob":
         values = json.loads(text)
-        poll_s, folder = values.pop("poll_s"), Path(values.pop("folder"))
-        return cls(IngestSettings(**{**values, "folder": folder, "columns": Columns(**values["columns"])}), poll_s)
+        poll_s = values.pop("poll_s")
+        values |= {"folder": Path(values["folder"]), "columns": Columns(**values["columns"])}
+        if values["allowed"] is not None:
+            values["allowed"] = AllowedPlaces(tuple(values["allowed"]["places"]))
+        return cls(IngestSettings(**values), poll_s)
 
 
 def digest(*words: str) -> str:

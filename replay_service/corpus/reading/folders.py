@@ -1,6 +1,8 @@
 """Folders of corpora, on a disk of this machine or in object storage: to a reader, the same."""
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -60,12 +62,13 @@ class Folder(Protocol):
 
 
 class LocalFolder:
-    """A folder on a disk of this machine."""
+    """A folder on a disk of this machine; `monotonic` is a clock, seconds."""
 
     is_remote = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._path = path
+        self._monotonic = monotonic
 
     def check(self) -> None:
         try:
@@ -74,7 +77,7 @@ class LocalFolder:
             raise CorpusUnavailable(f"the folder of the corpora cannot be read: {error.strerror}") from error
 
     def child(self, name: str) -> "LocalFolder":
-        return LocalFolder(self._path / name)
+        return LocalFolder(self._path / name, self._monotonic)
 
     def corpora(self) -> list[str]:
         return [path.parent.name for path in self._path.glob(f"*/{MANIFEST_NAME}")]
@@ -94,7 +97,8 @@ class LocalFolder:
         return path.read_bytes() if path.is_file() else None
 
     def blocks(self, layout: Layout, earlier: Blocks | None = None) -> LocalBlocks:
-        return LocalBlocks(self._path, layout, earlier if isinstance(earlier, LocalBlocks) else None)
+        mine = earlier if isinstance(earlier, LocalBlocks) else None
+        return LocalBlocks(self._path, layout, mine, self._monotonic)
 
     def close(self) -> None:
         """There is nothing in the background."""

@@ -16,10 +16,10 @@ from replay_service.corpus.shards.filesystems import (
     failures_named,
     folder_url,
     is_url,
-    locate,
     normal,
     printable,
 )
+from replay_service.corpus.shards.places import AllowedPlaces, locate_within
 from replay_service.corpus.shards.rows import check_head, read_rows
 from replay_service.errors import UnusableSource
 
@@ -64,6 +64,7 @@ class Shard:
             name without its shard number.
         name: its path from the source on, or the file's name if it is the source: the same on every machine.
         version: changes when the file is another one: size and time of its last change, or what its filesystem has.
+        allowed: the places that it may come from; None for any.
     """
 
     url: str = field(repr=False)
@@ -71,6 +72,7 @@ class Shard:
     domain: str
     name: str
     version: str
+    allowed: AllowedPlaces | None = field(default=None, repr=False)
 
     @property
     def num_bytes(self) -> int:
@@ -79,7 +81,7 @@ class Shard:
         return int(size) if size.isdecimal() else 0
 
 
-def find_shards(source: str | Path) -> list[Shard]:
+def find_shards(source: str | Path, allowed: AllowedPlaces | None = None) -> list[Shard]:
     """The shards of a file, of a folder with all in it, or of the files that a glob matches, in name order.
 
     Hidden files and folders are passed over. Of a folder that Hugging Face datasets saved, the shards are the files
@@ -87,19 +89,20 @@ def find_shards(source: str | Path) -> list[Shard]:
 
     Raises:
         UnusableSource: when there is no such place, it cannot be looked into, or it holds nothing that can be read.
+        SourceForbidden: when the source, or a shard that it leads to, lies in none of the allowed places.
     """
     url = normal(source)
     with failures_named(url):
-        place = locate(url)
+        place = locate_within(url, allowed)
         if (version := place.version()) is not None:
-            return [_only_shard(url, place, version)]
+            return [_only_shard(url, place, version, allowed)]
         if place.is_folder():
-            root, found = url, list(_visible(url, place, recursive=True).values())
+            root, found = url, list(_visible(url, place, allowed, recursive=True).values())
         elif _WILDCARD.search(place.path):
-            root, found = _matching(url, place)
+            root, found = _matching(url, place, allowed)
         else:
             raise UnusableSource(f"there is no file or folder {printable(url)}")
-        shards = [_shard(root, each) for each in sorted(found) if kind_of(each.name)]
+        shards = [_shard(root, each, allowed) for each in sorted(found) if kind_of(each.name)]
     if not shards:
         raise UnusableSource(f"{printable(url)} holds no shard: shards end in {_ENDINGS}")
     return shards
@@ -118,7 +121,7 @@ def check_readable(shard: Shard, columns: Columns) -> None:
     """
     name = f"shard {printable(shard.url)}"
     with failures_named(shard.url, "shard "):
-        check_head(shard.kind, locate(shard.url), columns, name)
+        check_head(shard.kind, locate_within(shard.url, shard.allowed), columns, name)
 
 
 def read_documents(shard: Shard, columns: Columns) -> Iterator[Document | Labelled | SetAside]:
@@ -128,19 +131,23 @@ def read_documents(shard: Shard, columns: Columns) -> Iterator[Document | Labell
         UnusableSource: when the shard is missing or damaged, or lacks a column.
     """
     with failures_named(shard.url, "shard "):
-        for row in read_rows(shard.kind, locate(shard.url), columns, f"shard {printable(shard.url)}"):
+        place = locate_within(shard.url, shard.allowed)
+        for row in read_rows(shard.kind, place, columns, f"shard {printable(shard.url)}"):
             yield document_of(row, columns, shard.domain) if isinstance(row, Row) else row
 
 
-def _only_shard(url: str, place: Place, version: str) -> Shard:
+def _only_shard(url: str, place: Place, version: str, allowed: AllowedPlaces | None) -> Shard:
     kind = kind_of(place.name)
     if kind is None:
         raise UnusableSource(f"{printable(url)} is no shard: shards end in {_ENDINGS}")
-    return Shard(url, kind, _domain(place.name), place.name, version)
+    return Shard(url, kind, _domain(place.name), place.name, version, allowed)
 
 
-def _shard(root: str, found: Found) -> Shard:
-    return Shard(child_url(root, found.name), kind_of(found.name) or "", _domain(found.name), found.name, found.version)
+def _shard(root: str, found: Found, allowed: AllowedPlaces | None) -> Shard:
+    url, kind = child_url(root, found.name), kind_of(found.name) or ""
+    if allowed is not None:
+        allowed.resolve(url)
+    return Shard(url, kind, _domain(found.name), found.name, found.version, allowed)
 
 
 def _domain(name: str) -> str:
@@ -148,13 +155,13 @@ def _domain(name: str) -> str:
     return folder if rest else _SHARD_NUMBER.sub("", name.split(".")[0])
 
 
-def _visible(url: str, place: Place, recursive: bool) -> dict[str, Found]:
+def _visible(url: str, place: Place, allowed: AllowedPlaces | None, recursive: bool) -> dict[str, Found]:
     """The files of a folder by name, without hidden ones and without what describes a data set."""
     found = {each.name: each for each in place.files(recursive) if not _is_hidden(each.name)}
     for name in [name for name in found if posixpath.basename(name) == "state.json"]:
         folder = posixpath.dirname(name)
         if posixpath.join(folder, "dataset_info.json") in found:
-            data = _saved_data(url, name)
+            data = _saved_data(url, name, allowed)
             found = {each: found[each] for each in found if posixpath.dirname(each) != folder or each in data}
             if missing := data - found.keys():
                 raise UnusableSource(f"{printable(child_url(url, name))} lists {min(missing)}, which is not there")
@@ -166,9 +173,10 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def _saved_data(url: str, name: str) -> set[str]:
+def _saved_data(url: str, name: str, allowed: AllowedPlaces | None) -> set[str]:
     """The data files of a folder that Hugging Face datasets saved, by its `state.json`."""
-    with failures_named(child_url(url, name)), locate(child_url(url, name)).open_stream() as content:
+    path = child_url(url, name)
+    with failures_named(path), locate_within(path, allowed).open_stream() as content:
         state = json.loads(content.read())
         try:
             return {posixpath.join(posixpath.dirname(name), each["filename"]) for each in state["_data_files"]}
@@ -176,16 +184,16 @@ def _saved_data(url: str, name: str) -> set[str]:
             raise ValueError("it lists no _data_files") from error
 
 
-def _matching(url: str, place: Place) -> tuple[str, list[Found]]:
+def _matching(url: str, place: Place, allowed: AllowedPlaces | None) -> tuple[str, list[Found]]:
     """The folder before the first part of a path with a wildcard, and the files in it that the path matches."""
     parts = place.path.split("/")
     first = next(i for i, part in enumerate(parts) if _WILDCARD.search(part))
     glob = parts[first:]
     root = normal(folder_url(url, "/".join(glob)))
-    folder = locate(root)
+    folder = locate_within(root, allowed)
     if not folder.is_folder():
         raise UnusableSource(f"there is no folder {printable(root)}")
-    found = _visible(root, folder, recursive=len(glob) > 1 or "**" in glob)
+    found = _visible(root, folder, allowed, recursive=len(glob) > 1 or "**" in glob)
     return root, [each for name, each in found.items() if _matches(name.split("/"), glob)]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import structlog
 from fastapi import APIRouter, Response
 
-from replay_service.classification.factory import is_factory
+from replay_service.corpus.ingest.model_files import check_model
 from replay_service.corpus.ingest.settings import IngestJob, IngestSettings
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.corpus.shards.documents import Columns
@@ -95,10 +95,7 @@ def _found(corpus: str, service: ReplayService) -> CorpusInTheMaking | CorpusInf
 
 
 def _settings(body: IngestCreate, corpora: Path) -> IngestSettings:
-    if is_factory(body.model):
-        raise InvalidRequest(
-            f"the factory {body.model!r} would run code in the service; start this ingest with `replay-service ingest`"
-        )
+    check_model(body.model)
     return IngestSettings(
         source=body.source,
         folder=corpora,
