@@ -53,20 +53,37 @@ class ConnectionLimits:
     io_timeout_s: float
 
 
-class WholeAnswers:
-    """A transport that sends the head of an answer together with the first part of its body.
+class ConnectionTransport:
+    """The transport of a connection: it can be held from reading, and sends the head of an answer with its body.
 
     Sent by itself, the head would wake the reader up for nothing, and cost as much as a body of a hundred kilobytes.
-    It waits for its body no longer than one turn of the event loop.
+    It waits for the first part of its body no longer than one turn of the event loop.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
         self._head = b""
+        self._is_held = False
+
+    def hold_reading(self) -> None:
+        """Read nothing until `release_reading`, whoever asks for more."""
+        self._is_held = True
+        self._transport.pause_reading()
+
+    def release_reading(self, may_read: bool) -> None:
+        self._is_held = False
+        if may_read:
+            self._transport.resume_reading()
+
+    def resume_reading(self) -> None:
+        if not self._is_held:
+            self._transport.resume_reading()
 
     def write(self, data: bytes | memoryview) -> None:
-        if self._head:
+        if self._transport.is_closing():
+            self._head = b""  # nobody is there to read it
+        elif self._head:
             head, self._head = self._head, b""
             self._transport.writelines((head, data))
         elif data[: len(_BEGINS)] == _BEGINS:
@@ -84,7 +101,7 @@ class WholeAnswers:
         self._transport.close()
 
     def _send_head(self) -> None:
-        if self._head:
+        if self._head and not self._transport.is_closing():
             head, self._head = self._head, b""
             self._transport.write(head)
 
@@ -118,7 +135,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_closing_soon = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(WholeAnswers(transport, self.loop))  # type: ignore[arg-type]
+        self._connection = ConnectionTransport(transport, self.loop)
+        super().connection_made(self._connection)  # type: ignore[arg-type]
         self._await_request()
         if len(self.connections) > self.limits.most:
             self.app = self._tell_health_alone
@@ -137,7 +155,7 @@ class BoundedConnection(HttpToolsProtocol):
             return
         if self._is_idle():
             self._await_request()
-        self._unread = self._unread + data if self._unread else data
+        self._unread += data
         self._parse()
 
     def _parse(self) -> None:
@@ -150,9 +168,11 @@ class BoundedConnection(HttpToolsProtocol):
             part = unread[begin : begin + max(self._body_left, _SLICE_BYTES)]
             self._parse_part(part)
             begin += len(part)
-        self._unread = bytes(unread[begin:]) if self._refusal is None else b""
+        self._unread = self._unread[begin:] if self._refusal is None else b""
         if self._unread:
-            self.flow.pause_reading()
+            self._connection.hold_reading()
+        else:
+            self._connection.release_reading(not self.flow.read_paused)
 
     def _parse_part(self, part: memoryview) -> None:
         self._unparsed_bytes += len(part)
@@ -177,7 +197,7 @@ class BoundedConnection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._is_in_head, self._is_in_body, self._unparsed_bytes = False, True, 0
+        self._is_in_head, self._unparsed_bytes = False, 0
         if self.parser.should_upgrade():
             self._refuse(
                 UpgradeRefused(
@@ -189,6 +209,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._refuse(MalformedRequest("a request has one Host header"))
         if self._refusal is not None:
             return
+        self._is_in_body = True
         self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
         super().on_headers_complete()
         if self.is_stopping():
