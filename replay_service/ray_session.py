@@ -2,6 +2,9 @@
 
 import logging
 import os
+from typing import TypeVar
+
+Ours = TypeVar("Ours", bound=Exception)
 
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -39,3 +42,15 @@ def start_ray() -> None:
     context.enable_progress_bars = False
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def error_within(error: BaseException, kind: type[Ours]) -> Ours | None:
+    """The error of this kind that a task, an actor or a worker raised, out of those that Ray wraps around it."""
+    from ray.exceptions import RayError
+
+    # An error that Ray gives for one of a task is of the class of both, and shows a trace.
+    if isinstance(error, kind) and not isinstance(error, RayError):
+        return error
+    inner = [getattr(error, "cause", None), error.__cause__, *getattr(error, "worker_failures", {}).values()]
+    found = (error_within(each, kind) for each in inner if isinstance(each, BaseException))
+    return next((each for each in found if each is not None), None)

@@ -17,7 +17,7 @@ from replay_service.corpus.ingest.staging import SET_ASIDE, Packed, read_packed
 from replay_service.corpus.shards.documents import BLANK, NO_GROUP, NOT_A_STRING, NOT_JSON
 from replay_service.corpus.shards.sources import Columns, Shard, find_shards
 from replay_service.errors import CorpusError, UnusableSource
-from replay_service.language.tokenizer import load_tokenizer, separator_id
+from replay_service.language.tokenizer import ends_of, load_tokenizer
 from tests.corpus.ingested import cut_by_hand
 from tests.corpus.shard_files import compressed, write
 from tests.corpus.worlds import sentences, write_jsonl
@@ -40,7 +40,7 @@ def settings_for(model: Path, staging: Path, columns: Columns | None = None) -> 
     tokenizer = load_tokenizer(str(model))
     return PipelineSettings(
         model=str(model),
-        separator_id=separator_id(tokenizer),
+        ends=ends_of(tokenizer),
         vocab_size=len(tokenizer),
         seq_len=SEQ_LEN,
         columns=columns or Columns(),

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from replay_service.corpus.shards.sources import Columns
-from replay_service.language.tokenizer import load_tokenizer, separator_id
+from replay_service.language.tokenizer import ends_of, load_tokenizer, separator_id
 from tests.trainer.worlds import write_text
 from trainer.batches.target import TargetRows, TrainingRows, packed_by_domain
 from trainer.errors import InvalidTraining
@@ -39,7 +39,8 @@ def test_another_seed_is_another_order() -> None:
 def test_text_is_packed_by_domain(tmp_path: Path, tiny_model: Path) -> None:
     write_text(tmp_path / "a" / "x.parquet", 5)
     write_text(tmp_path / "b" / "y.parquet", 9)
-    packed = packed_by_domain(tmp_path, Columns(), load_tokenizer(str(tiny_model)), 16)
+    tokenizer = load_tokenizer(str(tiny_model))
+    packed = packed_by_domain(tmp_path, Columns(), tokenizer, 16, ends_of(tokenizer))
     assert list(packed) == ["a", "b"]
     assert len(packed["b"]) > len(packed["a"]) > 0
 
@@ -48,7 +49,7 @@ def test_ready_made_token_ids_go_into_the_rows_as_they_are(tmp_path: Path, tiny_
     tokenizer = load_tokenizer(str(tiny_model))
     ids = [[1, 2, 3], [4], [5, 6, 7, 8]]
     pq.write_table(pa.table({"ids": ids}), tmp_path / "web.parquet")
-    packed = packed_by_domain(tmp_path, Columns(tokens="ids"), tokenizer, 16)["web"]
+    packed = packed_by_domain(tmp_path, Columns(tokens="ids"), tokenizer, 16, ends_of(tokenizer))["web"]
     end = separator_id(tokenizer)
     assert packed.input_ids[0, : packed.length[0]].tolist() == [1, 2, 3, end, 4, end, 5, 6, 7, 8, end]
 
@@ -56,20 +57,21 @@ def test_ready_made_token_ids_go_into_the_rows_as_they_are(tmp_path: Path, tiny_
 def test_token_ids_of_another_tokenizer_are_refused(tmp_path: Path, tiny_model: Path) -> None:
     tokenizer = load_tokenizer(str(tiny_model))
     pq.write_table(pa.table({"ids": [[1, len(tokenizer)]]}), tmp_path / "web.parquet")
-    with pytest.raises(InvalidTraining, match=f"token id {len(tokenizer)}, but the tokenizer has only"):
-        packed_by_domain(tmp_path, Columns(tokens="ids"), tokenizer, 16)
+    with pytest.raises(InvalidTraining, match=f"token id {len(tokenizer)}, but the model knows only"):
+        packed_by_domain(tmp_path, Columns(tokens="ids"), tokenizer, 16, ends_of(tokenizer))
 
 
 def test_a_column_that_no_shard_has_is_named(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    tokenizer = load_tokenizer(str(tiny_model))
     with pytest.raises(InvalidTraining, match="no column 'body'"):
-        packed_by_domain(tmp_path, Columns(text="body"), load_tokenizer(str(tiny_model)), 16)
+        packed_by_domain(tmp_path, Columns(text="body"), tokenizer, 16, ends_of(tokenizer))
 
 
 def test_missing_or_empty_text_is_named(tmp_path: Path, tiny_model: Path) -> None:
     tokenizer = load_tokenizer(str(tiny_model))
     with pytest.raises(InvalidTraining, match="nowhere"):
-        packed_by_domain(tmp_path / "nowhere", Columns(), tokenizer, 16)
+        packed_by_domain(tmp_path / "nowhere", Columns(), tokenizer, 16, ends_of(tokenizer))
     (tmp_path / "empty.txt").write_text("  \n")
     with pytest.raises(InvalidTraining, match="holds no text"):
-        packed_by_domain(tmp_path, Columns(), tokenizer, 16)
+        packed_by_domain(tmp_path, Columns(), tokenizer, 16, ends_of(tokenizer))
