@@ -21,7 +21,7 @@ from torch import nn
 
 from replay_service.classification.model import fingerprint as model_fingerprint
 from replay_service.gateway.wire.arrow import Batch
-from replay_service.language.tokenizer import fingerprint
+from replay_service.language.tokenizer import is_known_as
 from trainer.batches.added import Added, Losses
 from trainer.batches.flat import check_apart, is_flat
 from trainer.batches.rows import add_rows
@@ -240,7 +240,7 @@ class Rehearsal:
 
 
 def _check_tokenizer(tokenizer: Any, corpus: CorpusInfo) -> None:
-    if tokenizer is not None and fingerprint(tokenizer) != corpus.tokenizer_fingerprint:
+    if tokenizer is not None and not is_known_as(tokenizer, corpus.tokenizer_fingerprint):
         raise CorpusMismatch(
             f"the tokenizer is not the one that corpus {corpus.corpus!r} was made with; ingest the pretraining "
             "shards with this model, or tune the model that the corpus was made for"
@@ -255,5 +255,6 @@ def _check_vocabulary(model: Any, corpus: CorpusInfo) -> None:
     if num_known is not None and is_known and corpus.vocab_size > num_known:
         raise CorpusMismatch(
             f"corpus {corpus.corpus!r} has token ids up to {corpus.vocab_size - 1}, but the model knows only "
-            f"{num_known} tokens; tune the model that the corpus was made for, or ingest the pretraining shards with this model"
+            f"{num_known} tokens; tune the model that the corpus was made for, or ingest the pretraining shards "
+            "with this model"
         )

@@ -15,6 +15,9 @@ from replay_service.language.pretrained import loading
 _SEPARATORS: Final = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 """The usual end-of-text tokens, for a tokenizer that declares no eos."""
 
+_MOST_ADDED: Final = 8
+"""Special tokens that fine-tuning adds, at most."""
+
 
 def load_tokenizer(name_or_path: str) -> Any:
     """The tokenizer of a model, from a local folder or by its hub name.
@@ -45,7 +48,25 @@ def _unreadable(name: str, error: Exception) -> str:
 
 def fingerprint(tokenizer: Any) -> str:
     """Equal for tokenizers that give equal ids: a hash of vocabulary, merges and normalisation, 16 hex digits."""
-    return hashlib.sha256(rules_of(tokenizer).encode()).hexdigest()[:16]
+    return _digest(rules_of(tokenizer))
+
+
+def _digest(rules: str) -> str:
+    return hashlib.sha256(rules.encode()).hexdigest()[:16]
+
+
+def is_known_as(tokenizer: Any, known: str) -> bool:
+    """Whether a tokenizer gives the ids that the one with the fingerprint `known` gives.
+
+    It may have further special tokens at its end, as fine-tuning adds one for padding: they stand for no text.
+    """
+    rules = json.loads(rules_of(tokenizer))
+    for _ in range(_MOST_ADDED + 1):
+        if _digest(json.dumps(rules, sort_keys=True)) == known:
+            return True
+        if not rules["added_tokens"] or not rules["added_tokens"].pop()["special"]:
+            return False
+    return False
 
 
 def rules_of(tokenizer: Any) -> str:

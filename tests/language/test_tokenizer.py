@@ -18,6 +18,7 @@ from replay_service.language.tokenizer import (
     ends_of,
     fingerprint,
     ids_of,
+    is_known_as,
     largest_id,
     load_tokenizer,
     separator_id,
@@ -50,6 +51,16 @@ def test_how_a_tokenizer_was_used_does_not_change_its_fingerprint(tiny_model: Pa
     used.backend_tokenizer.enable_padding(length=32)
     used.backend_tokenizer.enable_truncation(max_length=8)
     assert fingerprint(used) == before
+
+
+def test_a_tokenizer_stays_known_when_special_tokens_are_added_at_its_end(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    known = fingerprint(tokenizer)
+    assert is_known_as(tokenizer, known) and not is_known_as(tokenizer, "another")
+    tokenizer.add_special_tokens({"pad_token": "<pad>", "additional_special_tokens": ["<a>", "<b>"]})
+    assert fingerprint(tokenizer) != known and is_known_as(tokenizer, known)
+    tokenizer.add_tokens(["<think>"])
+    assert not is_known_as(tokenizer, known)
 
 
 def test_another_vocabulary_has_another_fingerprint(tokenizer: Any, tmp_path: Path) -> None:

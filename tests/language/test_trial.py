@@ -14,6 +14,11 @@ from tests.language.faulty_models import bert_encoder, roberta_decoder
 CPU = torch.device("cpu")
 
 
+def llama(vocab_size: int) -> LlamaForCausalLM:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **sizes))
+
+
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_model_that_sees_the_future_is_refused(tiny_model: Path, tmp_path: Path, precision: Precision) -> None:
     model = bert_encoder(tiny_model, tmp_path / "encoder")
@@ -31,18 +36,14 @@ def test_causal_models_are_taken(tiny_model: Path, tmp_path: Path, precision: Pr
 
 
 def test_a_model_that_says_the_same_of_everything_or_nothing_at_all_is_causal() -> None:
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
-    model = LlamaForCausalLM(config)
+    model = llama(vocab_size=50)
     for value in (0.0, float("nan")):
         torch.nn.init.constant_(model.lm_head.weight, value)
         check_model(model, 8)
 
 
 def test_a_model_of_few_tokens_is_tried_too() -> None:
-    config = LlamaConfig(vocab_size=3, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    check_model(LlamaForCausalLM(config), 8)
+    check_model(llama(vocab_size=3), 8)
 
 
 @pytest.mark.parametrize("seq_len", [33, 34, 1000])

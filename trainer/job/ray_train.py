@@ -19,7 +19,7 @@ from torch import Tensor
 from replay_service.errors import ReplayError
 from replay_service.language.model import faster_precision, outline_of
 from replay_service.language.precision import Precision
-from replay_service.language.tokenizer import bos_id, ends_of, fingerprint
+from replay_service.language.tokenizer import bos_id, ends_of, is_known_as
 from replay_service.ray_session import error_within
 from trainer.client import TOKEN_VARIABLE, CorpusInfo, ReplayClient
 from trainer.config import TrainConfig
@@ -141,7 +141,7 @@ def _check_corpus(config: TrainConfig, tokenizer: Any, info: CorpusInfo) -> None
             f"corpus {corpus!r} holds samples to classify, and this job tunes a language model; rehearse them in a "
             "loop of your own (trainer.plain) or in transformers.Trainer (trainer.hf)"
         )
-    if fingerprint(tokenizer) != info.tokenizer_fingerprint:
+    if not is_known_as(tokenizer, info.tokenizer_fingerprint):
         raise CorpusMismatch(
             f"the tokenizer of {config.model!r} is not the one that corpus {corpus!r} was made with; ingest the "
             "pretraining shards with this model, or tune the model that the corpus was made for"

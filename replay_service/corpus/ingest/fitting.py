@@ -5,11 +5,14 @@ from dataclasses import replace
 from itertools import product
 from typing import Any, Final
 
+import numpy as np
+
 from replay_service.corpus.format.manifest import Manifest
 from replay_service.corpus.ingest.base_model import BaseModel
 from replay_service.corpus.ingest.settings import IngestSettings
 from replay_service.errors import CorpusError, ModelMismatch
 from replay_service.language.checkpoint import checkpoint_fingerprint
+from replay_service.language.packing import id_dtype
 
 _PRECISIONS: Final = ("auto", "float32", "bf16")
 
@@ -24,12 +27,13 @@ def check_fits(manifest: Manifest, settings: IngestSettings, base: BaseModel) ->
     _check_model(manifest, settings, base)
     is_same_model = settings.model == manifest.model or _has_weights_of(manifest, base)
     if manifest.bos_id == base.ends.bos_id and manifest.recipe in _recipes(manifest, settings, base, is_same_model):
+        _check_likeliest(manifest, settings, base)
         return
     differences = list(_differences(manifest, settings, base, is_same_model))
     if not differences:  # an earlier release did not write down all of its settings
         differences = ["columns, clusters, precision or rows_per_segment"]
     raise CorpusError(
-        f"corpus {settings.name!r} exists already, made with other settings: {'; '.join(differences)}. Repeat them, "
+        f"corpus {settings.name!r} exists already, made with other settings: {', '.join(differences)}; repeat them, "
         f"choose another name, or remove {settings.corpus_folder}"
     )
 
@@ -50,6 +54,18 @@ def _check_model(manifest: Manifest, settings: IngestSettings, base: BaseModel) 
         raise ModelMismatch(
             f"corpus {settings.name!r} was scored by {manifest.model!r} with other weights, or another config.json, "
             f"than {settings.model!r} has now; choose another corpus name"
+        )
+
+
+def _check_likeliest(manifest: Manifest, settings: IngestSettings, base: BaseModel) -> None:
+    """Earlier releases stored ids of a head that is wider than the tokenizer in a type that cut them."""
+    if not manifest.topk or not manifest.segments:
+        return
+    stored = np.dtype(manifest.segments[0].record)["topk_ids"].base  # type: ignore[call-overload]
+    if stored != id_dtype(base.num_logits):
+        raise CorpusError(
+            f"corpus {settings.name!r} stores the likeliest tokens as {stored}, but the model predicts "
+            f"{base.num_logits} tokens, so that ids in it are wrong; remove {settings.corpus_folder} and ingest again"
         )
 
 
@@ -85,9 +101,9 @@ def _differences(manifest: Manifest, settings: IngestSettings, base: BaseModel, 
         ours["partition_by"] = settings.partition_by
     for name, value in theirs.items():
         if name in ours and ours[name] != value:
-            yield f"{name} is {_shown(value)} there and {_shown(ours[name])} here"
+            yield f"{name} {_shown(value)} and not {_shown(ours[name])}"
     if manifest.bos_id != base.ends.bos_id:
-        yield f"the bos token of documents is {_shown(manifest.bos_id)} there and {_shown(base.ends.bos_id)} here"
+        yield f"bos token {_shown(manifest.bos_id)} and not {_shown(base.ends.bos_id)}"
 
 
 def _known_of(manifest: Manifest) -> dict[str, Any]:
