@@ -27,7 +27,8 @@ def loading(what: str, name: str) -> Iterator[None]:
     except CorpusError:
         raise
     except Exception as error:  # The loaders of weights and tokenizers raise every kind, down to Exception itself.
-        raise CorpusError(f"no {what} could be loaded from {name!r}: {_first_line(error)}") from error
+        place = "" if Path(name).is_dir() else ", which is no folder here either"
+        raise CorpusError(f"no {what} could be loaded from {name!r}{place}: {_first_line(error)}") from error
 
 
 def load_weights(loader: Any, what: str, name: str, *, is_outline: bool = False) -> Any:
