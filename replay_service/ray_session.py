@@ -2,9 +2,13 @@
 
 import logging
 import os
+from collections.abc import Callable
 from typing import TypeVar
 
+from replay_service.errors import ReplayError
+
 Ours = TypeVar("Ours", bound=Exception)
+Result = TypeVar("Result")
 
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -42,6 +46,18 @@ def start_ray() -> None:
     context.enable_progress_bars = False
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def in_ray(num_gpus: float, function: Callable[..., Result], *arguments: object) -> Result:
+    """What a function gives in a process of Ray; an error of ours is raised as it was there."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        result: Result = ray.get(ray.remote(num_gpus=num_gpus, max_retries=0)(function).remote(*arguments))
+    except RayError as error:
+        raise error_within(error, ReplayError) or error from error
+    return result
 
 
 def error_within(error: BaseException, kind: type[Ours]) -> Ours | None:

@@ -67,8 +67,13 @@ def outline_of(name_or_path: str, seq_len: int) -> Outline:
     model = load_weights(AutoModelForCausalLM, _WHAT, name_or_path, is_outline=True)
     num_known = len(model.get_input_embeddings().weight)
     check_vocabulary(tokenizer, num_known, name_or_path)
-    num_logits = len(model.get_output_embeddings().weight)
-    return Outline(tokenizer, min(vocab_size(tokenizer), num_known), num_logits)
+    head = model.get_output_embeddings()
+    if head is None:
+        raise CorpusError(
+            f"the model {name_or_path!r} ({config.model_type}) has no head of one matrix, which scoring needs; take "
+            "another causal language model"
+        )
+    return Outline(tokenizer, min(vocab_size(tokenizer), num_known), len(head.weight))
 
 
 def check_vocabulary(tokenizer: Any, num_known: int, name: str) -> None:

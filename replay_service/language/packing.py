@@ -104,8 +104,12 @@ class Packer:
 
 
 def laid_out(documents: Sequence[Ids], ends: Ends, dtype: np.dtype) -> IdArray:
-    """The line of documents that lie end to end, with the tokens around each, [tokens]."""
-    missing = [ends.bos_id is not None and (not len(each) or each[0] != ends.bos_id) for each in documents]
+    """The line of documents that lie end to end, with the tokens around each, [tokens].
+
+    A separator that is the bos token, too, begins the document after it.
+    """
+    has_bos = ends.bos_id not in (None, ends.separator_id)
+    missing = [has_bos and (not len(each) or each[0] != ends.bos_id) for each in documents]
     line = np.full(sum(map(len, documents)) + len(documents) + sum(missing), ends.separator_id, dtype=dtype)
     first = 0
     for document, needs_bos in zip(documents, missing, strict=True):

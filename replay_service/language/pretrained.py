@@ -72,7 +72,7 @@ def is_hub_name(name: str) -> bool:
 
 def _check_place(what: str, name: str) -> None:
     """A folder that is there holds no pointers to files; a path that is not there is no name at a hub."""
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.is_dir():
         for file in sorted(path.iterdir()):
             if file.is_file() and _begins_with(file, _LFS_POINTER):

@@ -193,3 +193,9 @@ def test_a_document_that_brings_its_bos_token_gets_no_second_one() -> None:
     rows = pack([[BOS, 1, 2], [3, 4, 5, 6]], 4, BEGUN, wide)
     assert rows.input_ids.tolist() == [[BOS, 1, 2, SEPARATOR], [BOS, 3, 4, 5], [BOS, 6, SEPARATOR, SEPARATOR]]
     assert rows.length.tolist() == [4, 4, 3]
+
+
+def test_a_separator_that_is_the_bos_token_begins_the_document_after_it() -> None:
+    rows = pack([[1, 2], [3, 4, 5, 6]], 4, Ends(BOS, BOS), wide)
+    assert rows.input_ids.tolist() == [[BOS, 1, 2, BOS], [BOS, 3, 4, 5], [BOS, 6, BOS, BOS]]
+    assert rows.length.tolist() == [4, 4, 3]

@@ -17,12 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import ray
-import ray.exceptions
 from numpy.typing import NDArray
 
 from replay_service.corpus.format.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -42,13 +40,11 @@ from replay_service.language.model import faster_precision
 from replay_service.language.packing import id_dtype
 from replay_service.language.precision import Precision
 from replay_service.language.scoring import RowScorer
-from replay_service.ray_session import error_within
+from replay_service.ray_session import error_within, in_ray
 
 IsStopped = Callable[[], bool]
 
 STAGING: Final = "staging"
-
-Result = TypeVar("Result")
 
 
 def ingest(
@@ -62,7 +58,7 @@ def ingest(
     Raises:
         UnusableSource: when a shard is missing, damaged or without the text column; nothing is changed then.
         EmptyCorpus: when the shards hold no text.
-        ModelMismatch: when the corpus is there, made with another tokenizer.
+        ModelMismatch: when the corpus is there, scored by another model.
         CorpusError: when it is there, made with other settings, when a shard in it has changed, when another ingest
             writes it, or when the model cannot be used.
     """
@@ -320,7 +316,7 @@ def _precision(settings: IngestSettings, staging: Path) -> Precision:
     if not chosen.exists():
         num_gpus = 1.0 if on_gpu() else 0.0
         temporary = chosen.with_suffix(".partial")
-        temporary.write_text(_in_ray(num_gpus, faster_precision))
+        temporary.write_text(in_ray(num_gpus, faster_precision))
         temporary.rename(chosen)
     return _as_precision(chosen.read_text())
 
@@ -335,20 +331,11 @@ def _check_runs(settings: IngestSettings, checkpoint: str) -> None:
     """
     precision: Precision = "bf16" if settings.precision == "bf16" else "float32"
     num_gpus = settings.gpus_per_scorer if on_gpu() else 0.0
-    _in_ray(num_gpus, _make_scorer, settings.model, precision, settings.seq_len)
+    in_ray(num_gpus, _make_scorer, settings.model, precision, settings.seq_len)
 
 
 def _make_scorer(model: str, precision: Precision, seq_len: int) -> None:
     RowScorer(model, precision, batch_size=1, seq_len=seq_len)
-
-
-def _in_ray(num_gpus: float, function: Callable[..., Result], *arguments: object) -> Result:
-    """What a function gives in a process of Ray; an error of ours is raised as it was there."""
-    try:
-        result: Result = ray.get(ray.remote(num_gpus=num_gpus, max_retries=0)(function).remote(*arguments))
-    except ray.exceptions.RayError as error:
-        raise error_within(error, ReplayError) or error from error
-    return result
 
 
 def _as_precision(name: str) -> Precision:
