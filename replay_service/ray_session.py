@@ -5,12 +5,15 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from replay_service.errors import RayUnavailable
+from replay_service.errors import RayUnavailable, ReplayError
+
+Ours = TypeVar("Ours", bound=Exception)
+Result = TypeVar("Result")
 
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -109,3 +112,27 @@ def _own_signals() -> Iterator[None]:
     finally:
         if callable(usual) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, usual)
+
+
+def in_ray(num_gpus: float, function: Callable[..., Result], *arguments: object) -> Result:
+    """What a function gives in a process of Ray; an error of ours is raised as it was there."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        result: Result = ray.get(ray.remote(num_gpus=num_gpus, max_retries=0)(function).remote(*arguments))
+    except RayError as error:
+        raise error_within(error, ReplayError) or error from error
+    return result
+
+
+def error_within(error: BaseException, kind: type[Ours]) -> Ours | None:
+    """The error of this kind that a task, an actor or a worker raised, out of those that Ray wraps around it."""
+    from ray.exceptions import RayError
+
+    # An error that Ray gives for one of a task is of the class of both, and shows a trace.
+    if isinstance(error, kind) and not isinstance(error, RayError):
+        return error
+    inner = [getattr(error, "cause", None), error.__cause__, *getattr(error, "worker_failures", {}).values()]
+    found = (error_within(each, kind) for each in inner if isinstance(each, BaseException))
+    return next((each for each in found if each is not None), None)

@@ -89,6 +89,10 @@ def score(
         Literal["auto", "float32", "bf16"], typer.Option(help="Arithmetic of the scoring; auto takes the faster.")
     ] = "auto",
     batch_size: Annotated[int, typer.Option(help="Rows that the base model scores at once.")] = 8,
+    bos: Annotated[
+        Literal["auto", "never", "always"],
+        typer.Option(help="Begin rows with the tokenizer's bos token; auto: if the tokenizer puts it before a text."),
+    ] = "auto",
 ) -> None:
     """Add the base model's loss to every row of a fine-tuning set.
 
@@ -112,6 +116,7 @@ def score(
                 seq_len=seq_len,
                 precision=precision,
                 batch_size=batch_size,
+                bos=bos,
             ),
             console,
         )

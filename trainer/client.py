@@ -55,9 +55,13 @@ class CorpusInfo:
     num_samples: int
     topk: int
     """How many of the base model's likeliest tokens are stored of each prediction."""
+    vocab_size: int
+    """Token ids lie below it."""
     kind: str = "language"
     classes: dict[str, Any] | None = None
     """Of a classification corpus: `num_classes`, `model_fingerprint`, `input_shape` and `input_type`."""
+    bos_id: int | None = None
+    """The token that begins a document; None: nothing does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,7 @@ class CorpusInfo(Model):
     tokenizer_fingerprint: str = Field(description="Equal for tokenizers that give equal ids.")
     vocab_size: int
     separator_id: int = Field(description="The token that ends a document.")
+    bos_id: int | None = Field(description="The token that begins a document; None: nothing does.")
     seq_len: int
     precision: str = Field(description="The arithmetic that it was scored in.")
     num_samples: int
@@ -127,6 +128,10 @@ class IngestCreate(Model):
     num_clusters: Int = Field(0, ge=0, le=4096, description="Partition by so many clusters instead.")
     num_quantiles: Int = Field(8, ge=1, le=1024, description="Strata in each group, by base loss.")
     precision: Literal["auto", "float32", "bf16"] = "auto"
+    bos: Literal["auto", "never", "always"] = Field(
+        "auto",
+        description="Begin documents with the bos token; auto: as in the corpus, and in a new one as the tokenizer.",
+    )
     batch_size: Int = Field(8, ge=1, le=4096, description="Rows that the base model scores at once.")
     num_scorers: Int = Field(1, ge=1, le=4096, description="Actors that hold the base model.")
     gpus_per_scorer: Float = Field(1.0, gt=0, le=8, description="How much of a GPU each takes, where there are any.")

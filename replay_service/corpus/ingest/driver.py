@@ -5,7 +5,7 @@
 <corpus>/segments/           rows
 <corpus>/set_aside/          the rows of shards that could not be used, and why, a file a shard
 <corpus>/clusters.npy        the centres of its clusters, if it is partitioned by them
-<corpus>/staging/<recipe>/   what is scored and does not stand in segments yet
+<corpus>/staging/<digest>/   what is scored and does not stand in segments yet; the digest is of how it was made
 <corpus>/status.json         how the latest ingest is going
 """
 
@@ -15,30 +15,33 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
 
 from replay_service.corpus.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from replay_service.corpus.format.texts import write_tokenizer
 from replay_service.corpus.ingest.base_model import BaseModel, base_model_of
 from replay_service.corpus.ingest.clusters import Clusters
+from replay_service.corpus.ingest.fitting import check_fits
 from replay_service.corpus.ingest.growth import GroupOf, GrowingCorpus
 from replay_service.corpus.ingest.model_files import check_safetensors
-from replay_service.corpus.ingest.pipeline import PipelineSettings, run_pipeline
-from replay_service.corpus.ingest.settings import IngestSettings
+from replay_service.corpus.ingest.pipeline import PipelineSettings, on_gpu, run_pipeline
+from replay_service.corpus.ingest.settings import IngestSettings, digest
 from replay_service.corpus.ingest.shard_list import ListedShard, in_order, listed, read_shard_list, write_shard_list
 from replay_service.corpus.ingest.staging import Piece, ReadyRows, parts_of, read_packed
 from replay_service.corpus.ingest.status import IngestProgress, OnProgress, status_of
 from replay_service.corpus.shards.sources import Shard, check_readable, find_shards, printable
-from replay_service.errors import CorpusError, EmptyCorpus, ModelMismatch, ReplayError
+from replay_service.errors import CorpusError, EmptyCorpus, ReplayError
 from replay_service.language.model import faster_precision
+from replay_service.language.packing import id_dtype
 from replay_service.language.precision import Precision
+from replay_service.language.scoring import RowScorer
+from replay_service.ray_session import error_within, in_ray
 
 IsStopped = Callable[[], bool]
 
@@ -57,7 +60,7 @@ def ingest(
         UnusableSource: when a shard is missing, damaged or without the text column; nothing is changed then.
         SourceForbidden: when a shard lies in none of the allowed places; nothing is changed then.
         EmptyCorpus: when the shards hold no text.
-        ModelMismatch: when the corpus is there, made with another tokenizer.
+        ModelMismatch: when the corpus is there, scored by another model.
         CorpusError: when it is there, made with other settings, when a shard in it has changed, when another ingest
             writes it, or when the model cannot be used.
     """
@@ -118,6 +121,8 @@ def _ingest(settings: IngestSettings, found: Sequence[Shard], tell: OnProgress, 
         return plan.standing
     for shard in plan.pending:
         check_readable(shard, settings.columns)
+    if base.classes is None:
+        _check_runs(settings, base.checkpoint)
     work = _prepared(settings, base, plan)
     pending = {listed(shard).key: shard for shard in plan.pending}
     before = [each for each in plan.begun if each.key not in pending]
@@ -148,7 +153,7 @@ class _Plan(NamedTuple):
 
 def _planned(settings: IngestSettings, base: BaseModel, standing: Manifest | None, found: Sequence[Shard]) -> _Plan:
     if standing is not None:
-        _check_fits(standing, settings, base)
+        check_fits(standing, settings, base)
     begun = read_shard_list(settings.corpus_folder)[: _num_begun(standing)]
     is_half_done = standing is not None and standing.num_rows_of_next_shard > 0
     return _Plan(standing, begun, in_order(begun, is_half_done, found))
@@ -157,26 +162,6 @@ def _planned(settings: IngestSettings, base: BaseModel, standing: Manifest | Non
 def _num_begun(manifest: Manifest | None) -> int:
     """How many shards of the list have rows in the corpus."""
     return 0 if manifest is None else manifest.num_shards + (manifest.num_rows_of_next_shard > 0)
-
-
-def _check_fits(manifest: Manifest, settings: IngestSettings, base: BaseModel) -> None:
-    if manifest.recipe == settings.recipe(base.identity):
-        return
-    if base.classes is not None and base.classes != manifest.classes:
-        raise ModelMismatch(
-            f"corpus {settings.name!r} was scored by {manifest.model!r} with other weights than {settings.model!r} has "
-            "now, or with other classes; choose another corpus name"
-        )
-    if manifest.tokenizer_fingerprint != base.tokenizer_fingerprint:
-        raise ModelMismatch(
-            f"corpus {settings.name!r} was made with {manifest.model!r}, whose tokenizer differs from that of "
-            f"{settings.model!r}; choose another corpus name"
-        )
-    raise CorpusError(
-        f"corpus {settings.name!r} exists already, made with other settings (model {manifest.model}, seq_len "
-        f"{manifest.seq_len}, {manifest.num_quantiles} quantiles by {manifest.partition_by}, topk {manifest.topk}); "
-        f"repeat them, choose another name, or remove {settings.corpus_folder}"
-    )
 
 
 @contextmanager
@@ -193,15 +178,16 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
 
 
 def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan) -> "_Work":
-    standing, recipe = plan.standing, settings.recipe(base.identity)
-    staging = settings.corpus_folder / STAGING / recipe
+    standing = plan.standing
+    recipe = settings.recipe(base.identity) if standing is None else standing.recipe
+    staging = settings.corpus_folder / STAGING / digest(recipe, str(base.ends), str(id_dtype(base.num_logits)))
     staging.mkdir(parents=True, exist_ok=True)
     if base.tokenizer_rules:
         write_tokenizer(settings.corpus_folder, base.tokenizer_rules)
     precision = _precision(settings, staging) if standing is None else _as_precision(standing.precision)
     pipeline = PipelineSettings(
         model=settings.model,
-        separator_id=base.separator_id,
+        ends=base.ends,
         vocab_size=base.vocab_size,
         seq_len=base.seq_len,
         columns=settings.columns,
@@ -220,7 +206,7 @@ def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan) -> "_Work"
         model=settings.model,
         tokenizer_fingerprint=base.tokenizer_fingerprint,
         vocab_size=base.vocab_size,
-        separator_id=base.separator_id,
+        separator_id=base.ends.separator_id,
         seq_len=base.seq_len,
         precision=precision,
         num_quantiles=settings.num_quantiles,
@@ -228,6 +214,9 @@ def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan) -> "_Work"
         topk=settings.topk,
         recipe=recipe,
         classes=base.classes,
+        bos_id=base.ends.bos_id,
+        checkpoint_fingerprint=base.checkpoint,
+        settings=settings.parts(),
     )
     return _Work(settings, pipeline, manifest)
 
@@ -272,7 +261,7 @@ class _Work:
                 if is_stopped():
                     return growing.manifest
         except Exception as error:
-            if (ours := _ours(error)) is None:
+            if (ours := error_within(error, ReplayError)) is None:
                 raise
             raise ours from error
         growing.grow(self._num_ready, is_all=True)
@@ -334,14 +323,6 @@ def _column(staged: pa.Table) -> NDArray[np.str_]:
     return np.array(staged["group"].to_pylist())
 
 
-def _ours(error: BaseException) -> ReplayError | None:
-    """The error that one of our stages raised, out of those that Ray wraps around it."""
-    inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, ReplayError):
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return inner
-
-
 def _precision(settings: IngestSettings, staging: Path) -> Precision:
     """The precision to score in; chosen once, so that an ingest that is resumed elsewhere goes on in the same one."""
     if settings.precision != "auto":
@@ -350,11 +331,28 @@ def _precision(settings: IngestSettings, staging: Path) -> Precision:
         return "float32"
     chosen = staging / "precision"
     if not chosen.exists():
-        num_gpus = 1 if ray.cluster_resources().get("GPU", 0) > 0 else 0
+        num_gpus = 1.0 if on_gpu() else 0.0
         temporary = chosen.with_suffix(".partial")
-        temporary.write_text(ray.get(ray.remote(num_gpus=num_gpus)(faster_precision).remote()))
+        temporary.write_text(in_ray(num_gpus, faster_precision))
         temporary.rename(chosen)
     return _as_precision(chosen.read_text())
+
+
+@lru_cache(maxsize=1)
+def _check_runs(settings: IngestSettings, checkpoint: str) -> None:
+    """Try the base model where it is to score, once in a process for all looks at shards; raises CorpusError.
+
+    Args:
+        settings: of the ingest.
+        checkpoint: the fingerprint of the model, which may be replaced between two looks.
+    """
+    precision: Precision = "bf16" if settings.precision == "bf16" else "float32"
+    num_gpus = settings.gpus_per_scorer if on_gpu() else 0.0
+    in_ray(num_gpus, _make_scorer, settings.model, precision, settings.seq_len)
+
+
+def _make_scorer(model: str, precision: Precision, seq_len: int) -> None:
+    RowScorer(model, precision, batch_size=1, seq_len=seq_len)
 
 
 def _as_precision(name: str) -> Precision:

@@ -119,6 +119,7 @@ def _settings(body: IngestCreate, corpora: Path) -> IngestSettings:
         topk=body.topk,
         rows_per_segment=body.rows_per_segment,
         kind=body.kind,
+        bos=body.bos,
     )
 
 
@@ -155,6 +156,7 @@ def _describe(service: ReplayService, corpus: Corpus) -> CorpusInfo:
         tokenizer_fingerprint=manifest.tokenizer_fingerprint,
         vocab_size=manifest.vocab_size,
         separator_id=manifest.separator_id,
+        bos_id=manifest.bos_id,
         seq_len=manifest.seq_len,
         precision=manifest.precision,
         num_samples=manifest.num_samples,
