@@ -74,6 +74,7 @@ def create_app(settings: ServiceSettings, asks_for_tokens: bool | None = None) -
         summary="Prioritised rehearsal batches for fine-tuning without forgetting.",
         version=replay_service.__version__,
         lifespan=lifespan,
+        redirect_slashes=False,
     )
     app.state.is_stopping = False
     install_problem_handlers(app)

@@ -65,6 +65,7 @@ class ConnectionTransport:
         self._loop = loop
         self._head = b""
         self._is_held = False
+        self._has_ended = False
 
     def hold_reading(self) -> None:
         """Read nothing until `release_reading`, whoever asks for more."""
@@ -81,7 +82,7 @@ class ConnectionTransport:
             self._transport.resume_reading()
 
     def write(self, data: bytes | memoryview) -> None:
-        if self._transport.is_closing():
+        if self._has_ended or self._transport.is_closing():
             self._head = b""  # nobody is there to read it
         elif self._head:
             head, self._head = self._head, b""
@@ -93,7 +94,9 @@ class ConnectionTransport:
             self._transport.write(data)
 
     def write_eof(self) -> None:
+        """Send what is left, and drop what is written from now on."""
         self._send_head()
+        self._has_ended = True
         self._transport.write_eof()
 
     def close(self) -> None:
@@ -260,6 +263,9 @@ class BoundedConnection(HttpToolsProtocol):
             return
         self._is_closing_soon = True
         self.transport.write_eof()
+        if self.cycle is not None:  # a request whose body does not come has nobody left to answer
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.flow.resume_reading()
         self._request_came()
         self.loop.call_later(_LINGER_S, self.transport.close)

@@ -121,6 +121,17 @@ def statuses(base_url: str, pieces: list[bytes]) -> list[int]:
     raise AssertionError("the server neither answers nor closes the connection")
 
 
+def alike(of_one: list[int], of_gateways: list[int]) -> bool:
+    """Whether both saw the same requests.
+
+    Where the connection ends in a body that is wrong, either that is said or what is wrong with the request, whichever
+    is found first.
+    """
+    if len(of_one) != len(of_gateways) or of_one[:-1] != of_gateways[:-1]:
+        return False
+    return of_one[-1:] == of_gateways[-1:] or bool({of_one[-1], of_gateways[-1]} & {400, 408, 431})
+
+
 def rss(pid: int) -> int:
     mine = psutil.Process(pid)
     return sum(each.memory_info().rss for each in (mine, *mine.children(recursive=True)))
@@ -154,14 +165,14 @@ def fuzz(services: list[tuple[str, int, Path]], for_s: float) -> None:
         random_ = random.Random(seed)
         pieces = [made_up(random_) for _ in range(random_.randint(1, 4))] + [LAST]
         found = [statuses(url, pieces) for url, _, _ in services]
-        assert found[0] == found[1], f"seed {seed}: {pieces}"
+        assert alike(*found), f"seed {seed}: {found} to {pieces}"
         assert set(found[0]) <= STATUSES, f"seed {seed}: {found[0]} to {pieces}"
         num += 1
     for (url, pid, root), then, run in zip(services, memory, before, strict=True):
         assert everything(httpx2.Client(base_url=url, timeout=60)) == run
         assert rss(pid) - then < MOST_GROWTH_BYTES
         errors = list(map(json.loads, (root / "serve.log").read_text().splitlines()))
-        assert [line for line in errors if line["level"] == "error"] == []
+        assert next((line for line in errors if line["level"] == "error"), None) is None
     print(f"{num} exchanges")
 
 

@@ -47,7 +47,7 @@ def create_gateway(settings: ServiceSettings, link: Link, asks_for_tokens: bool)
             await app.state.owner.close()
             store.close()
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None)
+    app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.state.is_stopping = False
     app.state.link = link
     install_problem_handlers(app)
