@@ -30,10 +30,10 @@ from replay_service.corpus.ingest.clusters import Clusters
 from replay_service.corpus.ingest.growth import GroupOf, GrowingCorpus
 from replay_service.corpus.ingest.pipeline import PipelineSettings, run_pipeline
 from replay_service.corpus.ingest.settings import IngestSettings
-from replay_service.corpus.ingest.shard_list import ListedShard, in_order, listed, read_shard_list, write_shard_list
+from replay_service.corpus.ingest.shard_list import ListedShard, Pending, in_order, read_shard_list, write_shard_list
 from replay_service.corpus.ingest.staging import Piece, ReadyRows, parts_of, read_packed
-from replay_service.corpus.ingest.status import IngestProgress, OnProgress, status_of
-from replay_service.corpus.shards.sources import Shard, check_readable, find_shards, printable
+from replay_service.corpus.ingest.status import MOST_NAMED, IngestProgress, OnProgress, status_of
+from replay_service.corpus.shards.sources import Listing, Shard, check_readable, look_into, printable
 from replay_service.errors import CorpusError, EmptyCorpus, ModelMismatch, ReplayError
 from replay_service.language.model import faster_precision
 from replay_service.language.precision import Precision
@@ -59,7 +59,7 @@ def ingest(
             writes it, or when the model cannot be used.
     """
     with _writing(settings, on_progress, is_stopped) as tell:
-        return _ingest(settings, find_shards(settings.source), tell, is_stopped)
+        return _ingest(settings, look_into(settings.source), tell, is_stopped)
 
 
 def follow(
@@ -73,14 +73,12 @@ def follow(
     A shard that comes later is taken when two looks in a row find it the same, so that none is read half-written.
     """
     with _writing(settings, on_progress, is_stopped) as tell:
-        shards = find_shards(settings.source)
-        manifest = _ingest(settings, shards, tell, is_stopped)
-        seen = {listed(shard) for shard in shards}
+        found = look_into(settings.source)
+        manifest = _ingest(settings, found, tell, is_stopped)
         while not is_stopped() and wait():
-            shards = find_shards(settings.source)
-            settled = [shard for shard in shards if listed(shard) in seen]
-            seen = {listed(shard) for shard in shards}
-            manifest = _ingest(settings, settled, tell, is_stopped)
+            seen, found = set(found.shards), look_into(settings.source)
+            settled = [shard for shard in found.shards if shard in seen]
+            manifest = _ingest(settings, found._replace(shards=settled), tell, is_stopped)
         return manifest
 
 
@@ -102,21 +100,21 @@ def _writing(settings: IngestSettings, on_progress: OnProgress, is_stopped: IsSt
         raise
 
 
-def _ingest(settings: IngestSettings, found: Sequence[Shard], tell: OnProgress, is_stopped: IsStopped) -> Manifest:
+def _ingest(settings: IngestSettings, found: Listing, tell: OnProgress, is_stopped: IsStopped) -> Manifest:
     folder = settings.corpus_folder
     standing = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
     if standing is not None and standing.kind != settings.kind:
         raise CorpusError(f"corpus {settings.name!r} exists already, of kind {standing.kind}; choose another name")
-    base = base_model_of(settings, standing, found)
-    plan = _planned(settings, base, standing, found)
+    base = base_model_of(settings, standing, found.shards)
+    plan = _planned(settings, base, standing, found.shards)
     if plan.standing is not None and not plan.pending and not (folder / STAGING).exists():
         return plan.standing
-    for shard in plan.pending:
-        check_readable(shard, settings.columns)
-    work = _prepared(settings, base, plan)
-    pending = {listed(shard).key: shard for shard in plan.pending}
+    for each in plan.pending:
+        check_readable(each.shard, settings.columns)
+    work = _prepared(settings, base, plan, found.passed_over)
+    pending = {each.listed.key: each.shard for each in plan.pending}
     before = [each for each in plan.begun if each.key not in pending]
-    write_shard_list(folder, [*before, *map(listed, plan.pending)])
+    write_shard_list(folder, [*before, *(each.listed for each in plan.pending)])
     return work.run([each.key for each in before], pending, tell, is_stopped)
 
 
@@ -126,7 +124,7 @@ class _Plan(NamedTuple):
     standing: Manifest | None
     begun: list[ListedShard]
     """The shards of which rows stand in the corpus."""
-    pending: list[Shard]
+    pending: list[Pending]
     """What is to be read, in order; the first may be one that was begun."""
 
 
@@ -176,7 +174,7 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan) -> "_Work":
+def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan, passed_over: list[str]) -> "_Work":
     standing, recipe = plan.standing, settings.recipe(base.identity)
     staging = settings.corpus_folder / STAGING / recipe
     staging.mkdir(parents=True, exist_ok=True)
@@ -213,7 +211,7 @@ def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan) -> "_Work"
         recipe=recipe,
         classes=base.classes,
     )
-    return _Work(settings, pipeline, manifest)
+    return _Work(settings, pipeline, manifest, passed_over)
 
 
 @dataclass(slots=True)
@@ -223,6 +221,7 @@ class _Work:
     settings: IngestSettings
     pipeline: PipelineSettings
     manifest: Manifest
+    passed_over: list[str]
     _ready: dict[str, ReadyRows] = field(default_factory=dict)
     _unfinished: dict[str, Shard] = field(default_factory=dict)
     _num_rows: int = 0
@@ -261,8 +260,9 @@ class _Work:
         self._unfinished.clear()
         tell(self._progress(shards, growing))
         if not growing.manifest.generation:
-            source = printable(self.settings.source)
-            raise EmptyCorpus(f"the {len(shards)} shards of {source} hold nothing to make a corpus of")
+            source, reasons = printable(self.settings.source), growing.manifest.set_aside
+            rows = "; ".join(f"{num:,} rows set aside: {reason}" for reason, num in reasons.items()) or "they have no rows"
+            raise EmptyCorpus(f"the {len(shards)} shards of {source} hold nothing to make a corpus of ({rows})")
         shutil.rmtree(self.settings.corpus_folder / STAGING)
         return growing.manifest
 
@@ -305,6 +305,8 @@ class _Work:
             num_tokens=self._num_tokens,
             num_set_aside=sum(growing.manifest.set_aside.values()),
             generation=growing.manifest.generation,
+            num_passed_over=len(self.passed_over),
+            passed_over=self.passed_over[:MOST_NAMED],
         )
 
 

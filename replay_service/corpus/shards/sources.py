@@ -16,11 +16,18 @@ __all__ = [
     "Shard",
     "check_readable",
     "find_shards",
+    "fingerprint_of",
     "is_url",
     "look_into",
     "printable",
     "read_documents",
 ]
+
+
+def fingerprint_of(shard: Shard) -> str:
+    """The size of a shard and a hash of parts of its content; raises UnusableSource when it cannot be read."""
+    with failures_named(shard.url, "shard "):
+        return locate(shard.url).fingerprint()
 
 
 def check_readable(shard: Shard, columns: Columns) -> None:

@@ -261,9 +261,11 @@ def test_how_fast_it_is_made_is_not_a_setting_of_the_corpus(made: Made) -> None:
 
 
 def test_a_shard_that_has_changed_is_refused(copied: IngestSettings) -> None:
+    write_jsonl(Path(copied.source) / "de/new.jsonl", sentences("new", 20))
+    ingest(copied)
     before = content_of(copied.corpus_folder)
-    write_jsonl(Path(copied.source) / "en/one.jsonl", sentences("other", 3))
-    with pytest.raises(CorpusError, match=r"shard en/one.jsonl has changed since it was ingested"):
+    write_jsonl(Path(copied.source) / "de/new.jsonl", sentences("other", 3))
+    with pytest.raises(CorpusError, match=r"shard de/new.jsonl has changed since it was ingested"):
         ingest(copied)
     assert content_of(copied.corpus_folder) == before
 
