@@ -167,6 +167,7 @@ def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> No
         "replay_service.names",
         "replay_service.ray_session",
         "replay_service.progress",
+        "replay_service.stopping",
         "trainer",
     )
     assert strangers(ours("trainer"), *allowed) == []

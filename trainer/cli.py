@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from replay_service.stopping import Stopped, stop_signals
 from trainer.config import TrainConfig, read_config
 from trainer.errors import TrainerError
 
@@ -61,8 +62,13 @@ def train(
         job = read_config(config, {name: value for name, value in overrides.items() if value is not None})
         from replay_service.ray_session import start_ray
 
-        start_ray()
-        watch_training(job, console, "train")
+        with stop_signals():
+            start_ray()
+            with stop_signals():
+                watch_training(job, console, "train")
+    except Stopped as stopped:
+        console.print("stopped; run the same command again to go on from the last checkpoint", highlight=False)
+        sys.exit(stopped.exit_code)
     except TrainerError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
         sys.exit(2)
@@ -101,19 +107,21 @@ def score(
     try:
         from trainer.scoring import ScoringSettings
 
-        watch_scoring(
-            ScoringSettings(
-                source=source,
-                output=output,
-                model=model,
-                response_column=response_column or text_column or "text",
-                prompt_column=prompt_column,
-                seq_len=seq_len,
-                precision=precision,
-                batch_size=batch_size,
-            ),
-            console,
+        settings = ScoringSettings(
+            source=source,
+            output=output,
+            model=model,
+            response_column=response_column or text_column or "text",
+            prompt_column=prompt_column,
+            seq_len=seq_len,
+            precision=precision,
+            batch_size=batch_size,
         )
+        with stop_signals():
+            watch_scoring(settings, console)
+    except Stopped as stopped:
+        console.print("stopped; nothing was written", highlight=False)
+        sys.exit(stopped.exit_code)
     except TrainerError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)

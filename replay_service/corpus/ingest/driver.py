@@ -261,7 +261,9 @@ class _Work:
         tell(self._progress(shards, growing))
         if not growing.manifest.generation:
             source, reasons = printable(self.settings.source), growing.manifest.set_aside
-            rows = "; ".join(f"{num:,} rows set aside: {reason}" for reason, num in reasons.items()) or "they have no rows"
+            rows = (
+                "; ".join(f"{num:,} rows set aside: {reason}" for reason, num in reasons.items()) or "they have no rows"
+            )
             raise EmptyCorpus(f"the {len(shards)} shards of {source} hold nothing to make a corpus of ({rows})")
         shutil.rmtree(self.settings.corpus_folder / STAGING)
         return growing.manifest
