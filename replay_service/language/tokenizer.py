@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.errors import CorpusError
+from replay_service.language.pieces import encode_in_pieces
 
 _SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 
@@ -58,25 +59,36 @@ def separator_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text. Nothing is added, nothing is cut, and text that spells a special token stays text.
+def encode(
+    tokenizer: Any, texts: Sequence[str], goes_on: Sequence[bool] | None = None, most: int | None = None
+) -> list[list[int]]:
+    """Token ids of each text. Nothing is added, and text that spells a special token stays text.
 
-    It asks the tokenizer's Rust form: the Python around it would make columns that nobody looks at.
+    Long texts are encoded in pieces (`encode_in_pieces`, also for `goes_on` and `most`). It asks the tokenizer's Rust
+    form: the Python around it would make columns that nobody looks at.
     """
     rust = tokenizer.backend_tokenizer
     rust.encode_special_tokens = True
     rust.no_truncation()
     rust.no_padding()
-    return [encoding.ids for encoding in rust.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_batch(some: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in rust.encode_batch_fast(some, add_special_tokens=False)]
+
+    return encode_in_pieces(encode_batch, texts, goes_on, most)
 
 
-def ids_of(tokenizer: Any, documents: Sequence[str | NDArray[np.int64]]) -> list[Sequence[int] | NDArray[np.int64]]:
+def ids_of(
+    tokenizer: Any, documents: Sequence[str | NDArray[np.int64]], goes_on: Sequence[bool] | None = None
+) -> list[Sequence[int] | NDArray[np.int64]]:
     """Token ids of each document: texts are encoded, ready-made ids are taken as they are.
 
     Raises:
         CorpusError: when a ready-made id is beyond the vocabulary, so that another tokenizer has made it.
     """
-    encoded = iter(encode(tokenizer, [each for each in documents if isinstance(each, str)]))
+    places = [place for place, each in enumerate(documents) if isinstance(each, str)]
+    texts = [each for each in documents if isinstance(each, str)]
+    encoded = iter(encode(tokenizer, texts, None if goes_on is None else [goes_on[place] for place in places]))
     return [next(encoded) if isinstance(each, str) else _known(each, len(tokenizer)) for each in documents]
 
 

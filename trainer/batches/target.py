@@ -183,9 +183,14 @@ def _contents_by_domain(source: str | Path, columns: Columns) -> dict[str, list[
     contents: dict[str, list[str | NDArray[np.int64]]] = {}
     for shard in find_shards(source):
         check_readable(shard, columns)
+        pieces: list[Any] = []
         for document in read_documents(shard, columns):
             if isinstance(document, Document):
-                contents.setdefault(document.domain, []).append(document.content)
+                pieces.append(document.content)
+                if document.ends:
+                    whole = pieces[0] if len(pieces) == 1 else "".join(pieces)
+                    contents.setdefault(document.domain, []).append(whole)
+                    pieces = []
     return contents
 
 

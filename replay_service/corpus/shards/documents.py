@@ -1,12 +1,14 @@
 """Documents: what a row of a shard gives, or why it gives nothing."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from replay_service.language.pieces import PIECE_CHARACTERS, pieces_of, with_last
 
 NO_COLUMN = "no such column in this row"
 NOT_A_STRING = "the text is not a string"
@@ -144,6 +146,17 @@ def document_of(row: Row, columns: Columns, domain: str) -> Document | Labelled 
         return Labelled(*document[:3], label=_class(row.fields[columns.label]), row=row.number)
     except _UnusableError as error:
         return set_aside(row.number, error.reason, error.value)
+
+
+def in_pieces(document: Document) -> Iterator[Document]:
+    """A document as pieces that tokenizers take at once; a short one, or one of ready-made ids, as it is."""
+    if not isinstance(document.content, str) or len(document.content) <= PIECE_CHARACTERS:
+        yield document
+        return
+    begins = document.begins
+    for text, is_last in with_last(pieces_of(document.content)):
+        yield document._replace(content=text, begins=begins, ends=is_last and document.ends)
+        begins = False
 
 
 def is_of_another_type(row: Row, columns: Columns) -> bool:

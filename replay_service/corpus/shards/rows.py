@@ -38,7 +38,7 @@ from replay_service.corpus.shards.documents import (
 from replay_service.corpus.shards.filesystems import Place
 from replay_service.corpus.shards.tensors import is_list, tensors_of
 from replay_service.errors import UnusableSource
-from replay_service.language.pieces import cut_place
+from replay_service.language.pieces import cut_place, with_last
 
 Rows = Generator[Row | SetAside, None, None]
 
@@ -251,13 +251,10 @@ def _read_text(place: Place, columns: Columns, name: str) -> Rows:
     if reason is not None:
         yield set_aside(0, reason, head)
         return
-    begins, held = True, ""
-    for text in _decoded(place):
-        if held:
-            yield Row(0, fields | {columns.text: held}, begins, ends=False)
-            begins = False
-        held = text
-    yield Row(0, fields | {columns.text: held}, begins)
+    begins = True
+    for text, is_last in with_last(_decoded(place)):
+        yield Row(0, fields | {columns.text: text}, begins, is_last)
+        begins = False
 
 
 def _unusable_text(place: Place) -> str | None:

@@ -2,7 +2,15 @@
 
 from collections.abc import Iterator
 
-from replay_service.corpus.shards.documents import Columns, Document, Labelled, Row, SetAside, document_of
+from replay_service.corpus.shards.documents import (
+    Columns,
+    Document,
+    Labelled,
+    Row,
+    SetAside,
+    document_of,
+    in_pieces,
+)
 from replay_service.corpus.shards.filesystems import failures_named, is_url, locate, printable
 from replay_service.corpus.shards.listing import Listing, Shard, find_shards, look_into
 from replay_service.corpus.shards.rows import check_head, read_rows
@@ -17,6 +25,7 @@ __all__ = [
     "check_readable",
     "find_shards",
     "fingerprint_of",
+    "in_pieces",
     "is_url",
     "look_into",
     "printable",
