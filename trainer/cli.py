@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _ASK_EVERY_S = 5.0
 _WARM_UP_STEPS = 2
+_MOST_NAMED = 5
 
 app = typer.Typer(
     help="Fine-tune a language model that does not forget.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -146,6 +147,13 @@ def watch_scoring(settings: "ScoringSettings", console: Console) -> None:
         soft_wrap=True,
         markup=False,
     )
+    if summary.as_json:
+        console.print(f"kept as JSON in text: {', '.join(summary.as_json)}", soft_wrap=True, markup=False)
+    if summary.unusable:
+        first = "; ".join(f"{each.place}: {each.reason}" for each in summary.unusable[:_MOST_NAMED])
+        more = f"; and {len(summary.unusable) - _MOST_NAMED:,} more" if len(summary.unusable) > _MOST_NAMED else ""
+        num = f"{len(summary.unusable):,} of {summary.num_rows:,}"
+        console.print(f"no loss for {num} rows: {first}{more}", soft_wrap=True, markup=False)
 
 
 def watch_training(job: TrainConfig, console: Console, title: str) -> None:

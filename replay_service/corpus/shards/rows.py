@@ -185,12 +185,12 @@ def _table_rows(batches: Iterable[pa.RecordBatch], columns: Columns) -> Rows:
         rows = _rows_at_once(sum(batch.column(each).nbytes for each in wanted), len(batch))
         for first in range(0, len(batch), rows):
             part = batch.slice(first, rows)
-            for values in zip(*(_values(part.column(each), each == columns.inputs) for each in wanted), strict=True):
+            for values in zip(*(values_of(part.column(each), each == columns.inputs) for each in wanted), strict=True):
                 yield Row(number, dict(zip(wanted, values, strict=True)))
                 number += 1
 
 
-def _values(column: pa.Array, are_tensors: bool = False) -> list[Any]:
+def values_of(column: pa.Array, are_tensors: bool = False) -> list[Any]:
     """The values of a column: text as bytes, since it may not be UTF-8, and lists of integers as numpy arrays."""
     column = _sound(column)
     if are_tensors:
