@@ -168,6 +168,7 @@ def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> No
         "replay_service.ray_session",
         "replay_service.progress",
         "replay_service.stopping",
+        "replay_service.version",
         "trainer",
     )
     assert strangers(ours("trainer"), *allowed) == []

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from replay_service.stopping import Stopped, stop_signals
+from replay_service.version import say_version
 from trainer.config import TrainConfig, read_config
 from trainer.errors import TrainerError
 
@@ -32,7 +33,9 @@ console = Console(stderr=True)
 
 
 @app.callback()
-def _commands() -> None:
+def _commands(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=say_version, help="Say which.")] = False,
+) -> None:
     """Fine-tune a language model that does not forget."""
 
 
