@@ -24,10 +24,11 @@ NUM_WITHOUT_TEXT = 2
 
 
 def write_source(folder: Path) -> Path:
-    """The shards of TEXTS, and two rows without text."""
+    """The shards of TEXTS, two rows without text, and a file that is no shard."""
     write_jsonl(folder / "en/one.jsonl", [None, *TEXTS["en/one.jsonl"], ""])
     pq.write_table(pa.table({"text": TEXTS["en/two.parquet"]}), folder / "en/two.parquet")
     write_jsonl(folder / "fr/one.jsonl", TEXTS["fr/one.jsonl"])
+    (folder / "notes.csv").touch()
     (folder / "essay").mkdir()
     (folder / "essay/1.txt").write_text(TEXTS["essay/1.txt"][0])
     return folder

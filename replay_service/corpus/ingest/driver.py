@@ -224,6 +224,8 @@ class _Work:
     passed_over: list[str]
     _ready: dict[str, ReadyRows] = field(default_factory=dict)
     _unfinished: dict[str, Shard] = field(default_factory=dict)
+    _rows_packed: dict[str, int] = field(default_factory=dict)
+    """Of shards that are packed to their end: how many rows they have."""
     _num_rows: int = 0
     _num_tokens: int = 0
 
@@ -293,12 +295,18 @@ class _Work:
     def _forget_finished(self, keys: list[str]) -> None:
         for key in keys:
             packed = read_packed(self.pipeline.staging, key)
-            if packed is not None and self._num_ready(key) == packed.num_rows:
-                self._unfinished.pop(key, None)
+            if packed is not None:
+                self._rows_packed[key] = packed.num_rows
+                if self._num_ready(key) == packed.num_rows:
+                    self._unfinished.pop(key, None)
+
+    def _share_left(self, key: str) -> float:
+        num_rows = self._rows_packed.get(key)
+        return 1 - self._num_ready(key) / num_rows if num_rows else 1.0
 
     def _progress(self, shards: dict[str, Shard], growing: GrowingCorpus) -> IngestProgress:
         all_bytes = sum(shard.num_bytes for shard in shards.values())
-        bytes_left = sum(shard.num_bytes for shard in self._unfinished.values())
+        bytes_left = sum(shard.num_bytes * self._share_left(key) for key, shard in self._unfinished.items())
         return IngestProgress(
             shards_done=len(growing.shards) - len(self._unfinished),
             num_shards=len(growing.shards),

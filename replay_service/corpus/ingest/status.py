@@ -27,7 +27,8 @@ class IngestProgress:
     Attributes:
         shards_done: shards of which every row is scored.
         num_shards: all of them.
-        share_done: the share of the shards' bytes that is in shards that are done, in [0, 1].
+        share_done: the share of the shards' bytes that is done, in [0, 1]; of a shard that is not packed to its end,
+            nothing is.
         num_rows: rows that this ingest has scored.
         num_tokens: tokens in them.
         num_set_aside: rows of shards that could not be used.

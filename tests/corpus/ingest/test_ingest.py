@@ -198,9 +198,17 @@ def test_each_finished_segment_is_a_generation_that_can_be_read_at_once(made: Ma
 
 def test_progress_counts_up_to_every_shard_row_and_token(made: Made) -> None:
     manifest = made.manifest
-    assert made.progress[0] == IngestProgress(0, len(TEXTS), 0.0, 0, 0, 0, 0)
+    assert made.progress[0] == IngestProgress(0, len(TEXTS), 0.0, 0, 0, 0, 0, 1, ["notes.csv"])
     assert made.progress[-1] == IngestProgress(
-        len(TEXTS), len(TEXTS), 1.0, manifest.num_samples, manifest.num_tokens, NUM_WITHOUT_TEXT, manifest.generation
+        len(TEXTS),
+        len(TEXTS),
+        1.0,
+        manifest.num_samples,
+        manifest.num_tokens,
+        NUM_WITHOUT_TEXT,
+        manifest.generation,
+        num_passed_over=1,
+        passed_over=["notes.csv"],
     )
     for name in ("shards_done", "share_done", "num_rows", "num_tokens", "generation"):
         seen = [getattr(each, name) for each in made.progress]
