@@ -17,6 +17,8 @@ ReplayError
 │   ├── InvalidRun           its configuration cannot be served
 │   ├── RunTaken             another process owns it now
 │   ├── RunClosed            it was closed, and plans no further step
+│   ├── RunOpen              it is not closed, and cannot be deleted
+│   ├── CorpusReplaced       another corpus has the name of the one that it began on
 │   ├── StepOutOfRange       a step before the first or too far ahead
 │   ├── AwaitingReports      a fenced run plans the step when the reports of earlier ones have come
 │   └── InvalidReport        a report that does not fit the plan, or a loss that is not a number
@@ -24,10 +26,13 @@ ReplayError
 │   ├── MissingToken
 │   ├── InvalidToken         unknown, revoked or expired
 │   ├── ScopeTooSmall        the token's scope does not include the request
-│   └── RunForbidden         the token is for other runs
+│   ├── RunForbidden         the token is for other runs
+│   └── CrossSite            a web page of another site asks for a change
 ├── JournalUnavailable       what was to be written did not become durable; nothing was changed
+├── RayUnavailable           Ray, which scores and trains, cannot be started or reached
 ├── ServiceUnavailable       the service cannot take the request now; asking again helps
 │   ├── Overloaded           too many requests or connections
+│   ├── NotReady             the journal or the corpora cannot be reached
 │   └── Stopping             it finishes what it has begun
 └── InvalidRequest           the request itself
     ├── HostNotAllowed       it was sent to a name that the service does not answer to
@@ -35,7 +40,11 @@ ReplayError
     ├── UnsupportedMediaType
     ├── BodyTooLarge
     ├── BodyDamaged          its checksum is another; sending it again helps
-    └── RequestTooSlow       it did not come to its end in time
+    ├── AnswerTooLarge       it asks for more bytes than one answer may have
+    ├── RequestTooSlow       it did not come to its end in time
+    ├── HeadTooLarge
+    ├── MalformedRequest     it is no HTTP/1.1
+    └── UpgradeRefused       it asks for another protocol
 """
 
 from typing import ClassVar
@@ -118,6 +127,14 @@ class RunClosed(RunError):
     slug, title, status = "run-closed", "The run is closed", 409
 
 
+class RunOpen(RunError):
+    slug, title, status = "run-open", "The run is not closed", 409
+
+
+class CorpusReplaced(RunError):
+    slug, title, status = "corpus-replaced", "The run's corpus was replaced", 409
+
+
 class StepOutOfRange(RunError):
     slug, title, status = "step-out-of-range", "The step cannot be planned", 422
 
@@ -150,8 +167,16 @@ class RunForbidden(AccessError):
     slug, title, status = "run-forbidden", "The token is for other runs", 403
 
 
+class CrossSite(AccessError):
+    slug, title, status = "cross-site", "A page of another site may not do that", 403
+
+
 class JournalUnavailable(ReplayError):
     slug, title, status = "journal-unavailable", "The journal cannot be written", 503
+
+
+class RayUnavailable(ReplayError):
+    slug, title, status = "ray-unavailable", "Ray cannot be used", 503
 
 
 class ServiceUnavailable(ReplayError):
@@ -160,6 +185,10 @@ class ServiceUnavailable(ReplayError):
 
 class Overloaded(ServiceUnavailable):
     slug, title, status = "overloaded", "The service has too much to do", 503
+
+
+class NotReady(ServiceUnavailable):
+    slug, title, status = "not-ready", "The service is not ready", 503
 
 
 class Stopping(ServiceUnavailable):
@@ -192,3 +221,19 @@ class BodyDamaged(InvalidRequest):
 
 class RequestTooSlow(InvalidRequest):
     slug, title, status = "request-too-slow", "The request did not come in time", 408
+
+
+class AnswerTooLarge(InvalidRequest):
+    slug, title, status = "answer-too-large", "The answer would be too large", 422
+
+
+class HeadTooLarge(InvalidRequest):
+    slug, title, status = "head-too-large", "The head of the request is too large", 431
+
+
+class MalformedRequest(InvalidRequest):
+    slug, title, status = "malformed-request", "The request is no HTTP/1.1", 400
+
+
+class UpgradeRefused(InvalidRequest):
+    slug, title, status = "upgrade-refused", "The service speaks HTTP/1.1", 400

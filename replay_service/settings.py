@@ -35,10 +35,13 @@ class ServiceSettings(BaseSettings):
         (),
         repr=False,
         description="Folders and URLs from which ingests may be started over HTTP, such as /data/pretraining or "
-        "s3://bucket/web; nowhere by default.",
+        "s3://bucket/web; nowhere by default. A source below a URL takes its user, password and query.",
     )
     database_url: str | None = Field(
         None, repr=False, description="SQLAlchemy URL of the journal; by default an SQLite file in `root`."
+    )
+    database_timeout_s: float = Field(
+        20.0, ge=1, le=3600, description="How long a PostgreSQL server may take for a statement, a lock and an answer."
     )
     durability: Literal["full", "relaxed"] = Field(
         "full", description="full: answers survive a loss of power; relaxed: they survive the process."
@@ -67,6 +70,11 @@ class ServiceSettings(BaseSettings):
         description="PEM file of the server's certificate and those that lead to its authority; read at the start.",
     )
     tls_key: Path | None = Field(None, description="PEM file of the certificate's private key.")
+    trusted_proxies: tuple[str, ...] = Field(
+        (),
+        description="Addresses and networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, such "
+        "as 10.0.0.0/8; by default nobody says who a caller is.",
+    )
     allowed_hosts: tuple[str, ...] = Field(
         (),
         description="Names in the Host header that are answered, such as replay.example.org or *.example.org; by "
@@ -78,16 +86,26 @@ class ServiceSettings(BaseSettings):
     max_concurrent_requests: int = Field(
         256,
         ge=1,
-        description="Most requests that are answered or wait for it; any more are told to come again, but for batches "
-        "that need not wait.",
+        description="Most requests that are answered or wait for it; any more are told to come again.",
     )
     io_timeout_s: float = Field(
         60.0, gt=0, description="How long a request may take to come, and an answer to be taken, before it is cut off."
     )
     max_body_bytes: int = Field(16 << 20, ge=1024, description="Largest request body accepted.")
+    max_response_bytes: int = Field(
+        64 << 20,
+        ge=1 << 20,
+        description="Most bytes that the samples of one batch may have; a client asks for fewer steps then.",
+    )
     max_steps_per_request: int = Field(1024, ge=1, description="Most steps one batch request may ask for.")
     max_steps_ahead: int = Field(
         4096, ge=1, description="How far beyond its last planned step a run can be asked to plan."
+    )
+    shutdown_delay_s: float = Field(
+        1.0,
+        ge=0,
+        description="How long requests are still taken after SIGTERM, while /readyz says that the service stops; as "
+        "long as a load balancer takes to notice.",
     )
     drain_timeout_s: int = Field(30, ge=1, description="How long to finish open requests after SIGTERM.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe level logged.")

@@ -19,7 +19,7 @@ class Stopped(KeyboardInterrupt):
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """SIGTERM and SIGINT raise `Stopped` in the main thread, and out of this block; gives whether one has come.
 
-    Ray replaces the handler of SIGTERM when it starts, so the block must begin after that.
+    `start_ray` may run within the block: it leaves these handlers as it finds them.
 
     Raises:
         Stopped: also when what a signal raised was caught on the way.
@@ -37,7 +37,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         raise
     except KeyboardInterrupt:  # Ray raises one of its own in place of ours
         raise Stopped(numbers[0] if numbers else signal.SIGINT) from None
-    except SystemExit as ended:  # so ends Ray's own handler, with the number of the signal
+    except SystemExit as ended:  # so ends Ray's handler, which is in place while Ray starts
         if ended.code == signal.SIGTERM:
             raise Stopped(signal.SIGTERM) from None
         raise

@@ -148,15 +148,26 @@ def revoke_token(path: Path, name: str) -> None:
 class TokensInForce:
     """The tokens of a file, as they are now. A file that is damaged or gone leaves the last good ones in force.
 
+    Args:
+        path: the file.
+        may_be_away: whether no token is in force until there is a good file, so that a process that is started again
+            lets nobody in.
+
     Raises:
-        UnusableTokens: when it is made and there are no good ones yet.
+        UnusableTokens: when there is no good file and it may not be away.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, may_be_away: bool = False) -> None:
         self._path = path
         # Looked at before it is read: a change in between is seen the next time.
         self._stamp = _stamp(path)
-        self._entries = read_tokens(path)
+        self._entries: tuple[TokenEntry, ...] = ()
+        try:
+            self._entries = read_tokens(path)
+        except UnusableTokens as error:
+            if not may_be_away:
+                raise
+            _log.error("there is no usable tokens file; nobody is let in until there is", problem=error.detail)
         self._warn_of_readers()
 
     def entries(self) -> tuple[TokenEntry, ...]:

@@ -30,6 +30,7 @@ def certificate_in(folder: Path) -> CertificateFiles:
     files = CertificateFiles(folder / "certificate.pem", folder / "key.pem", folder / "authority.pem")
     issued = authority.issue_cert("127.0.0.1")
     issued.private_key_pem.write_to_path(files.key)
+    files.key.chmod(0o600)
     for blob in issued.cert_chain_pems:
         blob.write_to_path(files.certificate, append=True)
     authority.cert_pem.write_to_path(files.authority)

@@ -106,13 +106,15 @@ def make_tiny_model(
     hidden_size: int = 32,
     positions: int = 64,
     texts: Sequence[str] = TINY_TEXTS,
+    bos: bool = False,
 ) -> Path:
     """A randomly initialised Llama of about 30,000 parameters with a byte-level tokenizer, saved in `folder`.
 
-    The tokenizer is trained on `texts`, and has as many tokens as they give, at most `vocab_size`.
+    The tokenizer is trained on `texts`, and has as many tokens as they give, at most `vocab_size`. With `bos` it puts a
+    token `<bos>` before a text.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -120,12 +122,16 @@ def make_tiny_model(
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=["<|endoftext|>", *(["<bos>"] if bos else [])],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
+    special = {"eos_token": "<|endoftext|>"}
+    if bos:
+        special["bos_token"] = "<bos>"
+        tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),

@@ -105,8 +105,8 @@ def test_classification_stands_beside_language_and_takes_its_arithmetic() -> Non
 
 
 def test_the_gateway_reads_corpora_and_knows_what_to_ingest_but_not_how() -> None:
-    ingest = [f"replay_service.corpus.ingest.{name}" for name in ("settings", "status")]
-    shards = [f"replay_service.corpus.shards.{name}" for name in ("documents", "filesystems")]
+    ingest = [f"replay_service.corpus.ingest.{name}" for name in ("settings", "status", "model_files")]
+    shards = [f"replay_service.corpus.shards.{name}" for name in ("documents", "filesystems", "places")]
     allowed = ["replay_service.corpus.format", "replay_service.corpus.reading", *ingest, *shards]
     found = [edge for edge in edges("replay_service.gateway") if within(edge[1], "replay_service.corpus")]
     assert strangers(found, *allowed) == []
@@ -182,7 +182,7 @@ def test_the_folders_of_the_trainer_stand_on_each_other_in_one_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["replay_service.gateway.app", "replay_service.gateway.server", "replay_service.cli"]
+    "module", ["replay_service.gateway.app", "replay_service.gateway.serving", "replay_service.cli"]
 )
 def test_the_service_starts_without_the_heavy_libraries(module: str) -> None:
     assert loaded_by(f"import {module}").isdisjoint(HEAVY)

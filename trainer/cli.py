@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from replay_service.errors import RayUnavailable
 from replay_service.stopping import Stopped, stop_signals
 from replay_service.version import say_version
 from trainer.config import TrainConfig, read_config
@@ -68,12 +69,11 @@ def train(
 
         with stop_signals():
             start_ray()
-            with stop_signals():
-                watch_training(job, console, "train")
+            watch_training(job, console, "train")
     except Stopped as stopped:
         console.print("stopped; run the same command again to go on from the last checkpoint", highlight=False)
         sys.exit(stopped.exit_code)
-    except TrainerError as error:
+    except (TrainerError, RayUnavailable) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
         sys.exit(2)
     if job.profile:
@@ -98,6 +98,10 @@ def score(
         Literal["auto", "float32", "bf16"], typer.Option(help="Arithmetic of the scoring; auto takes the faster.")
     ] = "auto",
     batch_size: Annotated[int, typer.Option(help="Rows that the base model scores at once.")] = 8,
+    bos: Annotated[
+        Literal["auto", "never", "always"],
+        typer.Option(help="Begin rows with the tokenizer's bos token; auto: if the tokenizer puts it before a text."),
+    ] = "auto",
 ) -> None:
     """Add the base model's loss to every row of a fine-tuning set.
 
@@ -120,6 +124,7 @@ def score(
             seq_len=seq_len,
             precision=precision,
             batch_size=batch_size,
+            bos=bos,
         )
         with stop_signals():
             watch_scoring(settings, console)

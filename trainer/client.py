@@ -3,8 +3,10 @@
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -24,8 +26,8 @@ from replay_service.gateway.wire.arrow import (
 )
 from trainer.answer import Answer, Way
 from trainer.direct import Direct
-from trainer.errors import ServiceError, ServiceRefused, ServiceUnavailable
-from trainer.refusals import StatusError, json_of, may_pass, refusal
+from trainer.errors import AnswerTooLarge, RunGone, ServiceError, ServiceRefused, ServiceUnavailable
+from trainer.refusals import ATTEMPT_SUPERSEDED, StatusError, json_of, may_pass, refusal
 from trainer.transport import CA_FILE_VARIABLE, ByTransport, DeadlineTransport, is_distrust, proxy_to, trusted_by
 
 TOKEN_VARIABLE = "REPLAY_TOKEN"
@@ -53,9 +55,13 @@ class CorpusInfo:
     num_samples: int
     topk: int
     """How many of the base model's likeliest tokens are stored of each prediction."""
+    vocab_size: int
+    """Token ids lie below it."""
     kind: str = "language"
     classes: dict[str, Any] | None = None
     """Of a classification corpus: `num_classes`, `model_fingerprint`, `input_shape` and `input_type`."""
+    bos_id: int | None = None
+    """The token that begins a document; None: nothing does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +173,7 @@ class ReplayClient:
 
     def close_run(self, run: str) -> dict[str, Any]:
         """Plan no further step of a run."""
-        return self._json("POST", f"/v1/runs/{run}/close")
+        return self._json("POST", f"/v1/runs/{run}/close", json={})
 
     def batch(
         self,
@@ -183,8 +189,34 @@ class ReplayClient:
         """The samples that `rank` rehearses in a window of steps; none is an answer too: an empty batch.
 
         `topk` asks for the base model's likeliest tokens too, for distilled rehearsal; the corpus must store them.
-        `zstd` compresses what travels: for slow networks, since it costs both sides CPU time.
+        `zstd` compresses what travels: for slow networks, since it costs both sides CPU time. A window that is larger
+        than the service's answers may be comes by several requests.
         """
+        ask = partial(self._batch, run, rank=rank, world_size=world_size, compression=compression, topk=topk)
+        parts: list[Batch] = []
+        first, end, most = step, step + num_steps, num_steps
+        while first < end or not parts:
+            try:
+                parts.append(ask(first, num_steps=min(most, end - first)))
+                first += most
+            except AnswerTooLarge as error:
+                if not 0 < error.max_steps < most:
+                    raise
+                most = error.max_steps
+        return _joined(run, parts)
+
+    def _batch(
+        self,
+        run: str,
+        step: int,
+        *,
+        num_steps: int,
+        rank: int,
+        world_size: int,
+        compression: Compression,
+        topk: bool,
+    ) -> Batch:
+        """The batch of a window, by one request."""
         window = {
             "step": step,
             "num_steps": num_steps,
@@ -300,6 +332,13 @@ class ReplayClient:
             return False
         after = error.answer.headers.get("retry-after", "")
         return min(float(after), self.retry.longest_wait_s) if after.isdigit() and int(after) else True
+
+
+def _joined(run: str, parts: Sequence[Batch]) -> Batch:
+    """Batches of adjacent windows as one; raises RunGone when the run was rewound between them."""
+    if any(part.header.attempt != parts[0].header.attempt for part in parts):
+        raise RunGone(ATTEMPT_SUPERSEDED, f"run {run!r} was rewound while a window of it was fetched", HTTPStatus.OK)
+    return parts[0] if len(parts) == 1 else Batch.joined(parts)
 
 
 class _Damaged(httpx2.TransportError):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from replay_service.corpus.shards.sources import is_url
-from replay_service.language.packing import MIN_LENGTH
+from replay_service.language.packing import MIN_LENGTH, Bos
 from replay_service.names import NAME_PATTERN
 from replay_service.sampling.damage import Signal
 from replay_service.sampling.injection import InjectionMode, exact_ratio
@@ -42,6 +42,10 @@ class DataConfig(Section):
         "packed", description="Texts and examples end to end, without padding; or one example a row."
     )
     seq_len: int = Field(512, ge=MIN_LENGTH, description="Tokens in a row; with rehearsal, those of the corpus.")
+    bos: Bos = Field(
+        "auto",
+        description="Begin documents with the bos token; auto: as the corpus, and without rehearsal as the tokenizer.",
+    )
 
     @model_validator(mode="after")
     def _goes_together(self) -> "DataConfig":

@@ -8,6 +8,7 @@ TrainerError
     ├── ServiceUnavailable     no answer in time, however often it was tried
     │   └── NotReady           the plan waits for reports of earlier steps; ask again
     └── ServiceRefused         the service said no; `slug` is the stable name of the problem
+        ├── AnswerTooLarge     so many steps hold more than one answer may have
         ├── RunGone            the run plans no further step, or is not there, or was rewound under this job
         ├── ServiceUnknown     it does not know the corpus
         ├── TokenRefused       it asks for a token, or the one that was sent is not in force
@@ -57,6 +58,14 @@ class ServiceRefused(ServiceError):
 class RunGone(ServiceRefused):
     """What this job was training with is over. A step without anything to rehearse is an empty batch, and a plan that
     waits for reports is NotReady; this stays as it is."""
+
+
+class AnswerTooLarge(ServiceRefused):
+    """`max_steps` is how many steps fit; 0: not even one."""
+
+    def __init__(self, slug: str, detail: str, status: int, max_steps: int) -> None:
+        super().__init__(slug, detail, status)
+        self.max_steps = max_steps
 
 
 class ServiceUnknown(ServiceRefused):

@@ -31,6 +31,12 @@ from trainer.plain import Rehearsal, RehearsalLoop
 _MIXED: Final = "mixed_with_rehearsal"
 """Key of a micro-batch under which its rehearsed rows travel from the loader to the loss."""
 
+_CROSS_ENTROPY: Final = (None, "nll", "chunked_nll")
+"""What trl calls it."""
+
+_OF_PREFERENCES: Final = ("chosen", "rejected", "prompt_", "completion_ids", "KL_")
+"""Beginnings of the names of columns."""
+
 _AnyTrainer: Any = object
 
 
@@ -46,10 +52,12 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         args, options: those of the Trainer.
 
     Raises, from the constructor:
-        InvalidTraining: when the Trainer has a loss other than the model's, or splits rows between devices.
+        InvalidTraining: when the Trainer learns from preferences or rewards, has a loss other than the model's, or
+            splits rows between devices.
 
     Raises, from `train`:
         InvalidTraining: when the run is made for something else, or a batch or the model's output cannot be mixed.
+        CorpusMismatch: when the Trainer's tokenizer is not the corpus's, or its model does not know all of its tokens.
         TrainerError: as RehearsalLoop does.
     """
 
@@ -57,6 +65,7 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         super().__init__(*args, **options)
         self.rehearsal = rehearsal
         self._rehearsal_loop: RehearsalLoop | None = None
+        _check_batches(self)
         _check_loss(self)
         _check_devices(self)
         self.add_callback(_Hooks(self))
@@ -126,6 +135,8 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
             first_step=self.state.global_step,
             num_steps=self.state.max_steps,
             global_batch_size=self.get_total_train_batch_size(self.args),
+            model=self.model,
+            tokenizer=_tokenizer_of(self.processing_class),
         )
         self._rehearsal_loop = loop
         if self.accelerator.process_index == 0:
@@ -166,13 +177,40 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
         self._trainer._flush_rehearsal()
 
 
+def _check_batches(trainer: Any) -> None:
+    """The batches must be rows with labels. Trainers of preferences and of policies say that theirs are something else:
+    pairs of answers, or prompts to answer."""
+    trainer._set_signature_columns_if_needed()
+    columns = trainer._signature_columns or []
+    found = [each for each in columns if each.startswith(_OF_PREFERENCES)]
+    if not found and "prompt" in columns and "messages" not in columns:
+        found = ["prompt"]
+    if found:
+        raise InvalidTraining(
+            f"a {type(trainer).__name__} trains on {', '.join(found)}, not on rows with labels, which rehearsed rows "
+            "are; rehearse in Trainer or trl's SFTTrainer, or in a loop of your own (trainer.plain)"
+        )
+
+
 def _check_loss(trainer: Any) -> None:
-    if trainer.args.label_smoothing_factor or trainer.compute_loss_func is not None:
-        what = "compute_loss_func" if trainer.compute_loss_func is not None else "label_smoothing_factor"
+    what = None
+    if trainer.compute_loss_func is not None:
+        what = "compute_loss_func"
+    elif trainer.args.label_smoothing_factor:
+        what = "label_smoothing_factor"
+    elif getattr(trainer.args, "loss_type", None) not in _CROSS_ENTROPY:
+        what = f"loss_type {trainer.args.loss_type!r}"
+    if what is not None:
         raise InvalidTraining(
             f"{what} is set, but rehearsed rows learn by the model's own cross-entropy, beside which it would count "
             "differently; leave it out"
         )
+
+
+def _tokenizer_of(processing_class: Any) -> Any:
+    """What a Trainer tokenizes with, also within a processor; None where it is not a fast tokenizer."""
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    return tokenizer if getattr(tokenizer, "is_fast", False) else None
 
 
 def _check_devices(trainer: Any) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 
 from replay_service.classification.model import fingerprint as model_fingerprint
 from replay_service.gateway.wire.arrow import Batch
-from replay_service.language.tokenizer import fingerprint
+from replay_service.language.tokenizer import is_known_as
 from trainer.batches.added import Added, Losses
 from trainer.batches.flat import check_apart, is_flat
 from trainer.batches.rows import add_rows
@@ -179,6 +179,8 @@ class Rehearsal:
         first_step: int = 0,
         num_steps: int | None = None,
         global_batch_size: int | None = None,
+        model: Any = None,
+        tokenizer: Any = None,
     ) -> RehearsalLoop:
         """The loop of one rank.
 
@@ -188,19 +190,21 @@ class Rehearsal:
             first_step: where it begins.
             num_steps: where it ends; None if nobody knows. Steps beyond are not asked for ahead.
             global_batch_size: fine-tuning rows of an optimizer step, if the loop knows; must be the run's.
+            model: the model to tune, if the loop knows; must know the corpus's tokens.
+            tokenizer: of the loop, if it knows; must be that of a corpus that says which it was made with.
 
         Raises:
             InvalidTraining: when the run's injection_mode or global_batch_size is not that of the loop.
-            CorpusMismatch: when the tokenizer or the base model is not the corpus's.
+            CorpusMismatch: when the tokenizer, the base model or the vocabulary of the model does not fit the corpus.
             ServiceError: as ReplayClient does.
         """
-        self._check(global_batch_size)
+        self._check(global_batch_size, model, tokenizer)
         stream = RehearsalStream(
             self.client, self.run, rank, world_size, num_steps, self.window_steps, next_step=first_step
         )
         return RehearsalLoop(stream, LossReporter(self.client, self.run), self.rehearsal_weight, self.prepare)
 
-    def _check(self, global_batch_size: int | None) -> None:
+    def _check(self, global_batch_size: int | None, model: Any, tokenizer: Any) -> None:
         info = self.client.run(self.run)
         config = info["config"]
         if config["injection_mode"] != "add":
@@ -213,15 +217,15 @@ class Rehearsal:
                 f"run {self.run!r} was made with global_batch_size {config['global_batch_size']}, but a step of this "
                 f"loop takes {global_batch_size} fine-tuning rows; make a run with that global_batch_size"
             )
-        if self.tokenizer is not None or self.base_model is not None:
-            self._check_corpus(self.client.corpus(info["corpus"]))
+        if any(each is not None for each in (self.tokenizer, self.base_model, model, tokenizer)):
+            corpus = self.client.corpus(info["corpus"])
+            _check_tokenizer(self.tokenizer, corpus)
+            if corpus.tokenizer_fingerprint:
+                _check_tokenizer(tokenizer, corpus)
+            _check_vocabulary(model, corpus)
+            self._check_base_model(corpus)
 
-    def _check_corpus(self, corpus: CorpusInfo) -> None:
-        if self.tokenizer is not None and fingerprint(self.tokenizer) != corpus.tokenizer_fingerprint:
-            raise CorpusMismatch(
-                f"the tokenizer is not the one that corpus {corpus.corpus!r} was made with; ingest the pretraining "
-                "shards with this model, or tune the model that the corpus was made for"
-            )
+    def _check_base_model(self, corpus: CorpusInfo) -> None:
         if self.base_model is None:
             return
         if corpus.classes is None:
@@ -233,3 +237,24 @@ class Rehearsal:
                 f"the base model has other weights than the one that scored corpus {corpus.corpus!r}; give the model "
                 "as it is before fine-tuning, or ingest the samples with this one"
             )
+
+
+def _check_tokenizer(tokenizer: Any, corpus: CorpusInfo) -> None:
+    if tokenizer is not None and not is_known_as(tokenizer, corpus.tokenizer_fingerprint):
+        raise CorpusMismatch(
+            f"the tokenizer is not the one that corpus {corpus.corpus!r} was made with; ingest the pretraining "
+            "shards with this model, or tune the model that the corpus was made for"
+        )
+
+
+def _check_vocabulary(model: Any, corpus: CorpusInfo) -> None:
+    """A model whose inputs are no tokens has nothing to check, nor has a corpus that names no tokenizer."""
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    num_known = getattr(embedding, "num_embeddings", None)
+    is_known = corpus.kind == "language" or bool(corpus.tokenizer_fingerprint)
+    if num_known is not None and is_known and corpus.vocab_size > num_known:
+        raise CorpusMismatch(
+            f"corpus {corpus.corpus!r} has token ids up to {corpus.vocab_size - 1}, but the model knows only "
+            f"{num_known} tokens; tune the model that the corpus was made for, or ingest the pretraining shards "
+            "with this model"
+        )

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from trainer.answer import Answer
 from trainer.errors import (
+    AnswerTooLarge,
     NotAllowed,
     NotReady,
     RunGone,
@@ -17,6 +18,7 @@ from trainer.errors import (
 
 RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
 BODY_DAMAGED: Final = "body-damaged"
+ANSWER_TOO_LARGE: Final = "answer-too-large"
 STEP_OUT_OF_RANGE: Final = "step-out-of-range"
 ATTEMPT_SUPERSEDED: Final = "attempt-superseded"
 """The client's own: the service serves a later attempt of the run than the one that the job began with."""
@@ -54,6 +56,8 @@ def refusal(answer: Answer) -> ServiceError:
         slug, detail = "unknown-answer", f"{answer.url} answered with no problem document; is it a replay service?"
     else:
         detail = _detail(answer)
+    if slug == ANSWER_TOO_LARGE:
+        return AnswerTooLarge(slug, detail, answer.status, int(json_of(answer).get("max_steps", 0)))
     kind = _KINDS.get(slug) or _KINDS_OF_STATUS.get(answer.status, ServiceRefused)
     return kind(slug, detail, answer.status)
 

@@ -4,7 +4,6 @@ FLOW does (Sanyal et al., "Upweighting Easy Samples in Fine-Tuning Mitigates For
 is the base model's mean cross-entropy over the tokens of the response.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +14,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from replay_service.errors import ReplayError
-from replay_service.language.model import check_seq_len, faster_precision, load_config
-from replay_service.language.packing import MIN_LENGTH
+from replay_service.language.model import faster_precision, outline_of
+from replay_service.language.packing import MIN_LENGTH, Bos
 from replay_service.language.precision import Precision
 from replay_service.language.scoring import RowScorer
-from replay_service.language.tokenizer import load_tokenizer
-from trainer.batches.examples import Example, check_text_columns, examples_of
+from replay_service.language.tokenizer import bos_id
+from trainer.batches.examples import Example, check_text_columns, examples_of, scored_with
 from trainer.batches.tables import Tables, Unusable, find_tables, parquet_writer
 from trainer.errors import InvalidTraining
 
@@ -47,6 +46,7 @@ class ScoringSettings:
         seq_len: most tokens of a row.
         precision: `auto` takes bfloat16 where this machine is faster in it.
         batch_size: most rows of one forward pass.
+        bos: whether each row begins with the tokenizer's bos token; `auto`: if the tokenizer itself puts it there.
     """
 
     source: Path
@@ -57,6 +57,7 @@ class ScoringSettings:
     seq_len: int = 512
     precision: Precision | Literal["auto"] = "auto"
     batch_size: int = 8
+    bos: Bos = "auto"
 
     def __post_init__(self) -> None:
         for name, least in (("seq_len", MIN_LENGTH), ("batch_size", 1)):
@@ -102,8 +103,8 @@ OnProgress = Callable[[int, int], object]
 def score_rows(settings: ScoringSettings, on_progress: OnProgress = lambda _done, _total: None) -> Summary:
     """Write the rows of a fine-tuning set with the columns of `ADDED`, in their order, all other columns kept.
 
-    Prompt and response are tokenized apart, without special tokens, and joined. The file's metadata says under
-    `base_loss` which model, precision and `seq_len` the losses are of.
+    Prompt and response are tokenized apart, without special tokens but a bos token, and joined. The file's metadata
+    says under `base_loss` which model, precision, `seq_len` and `bos_id` the losses are of.
 
     A row whose line, or one of whose texts, cannot be read has no loss, and the summary names it.
 
@@ -113,17 +114,21 @@ def score_rows(settings: ScoringSettings, on_progress: OnProgress = lambda _done
     tables = find_tables(settings.source, settings.columns())
     _check_columns(tables, settings)
     try:
-        check_seq_len(load_config(settings.model), settings.seq_len)
+        tokenizer = outline_of(settings.model, settings.seq_len).tokenizer
+        before = bos_id(tokenizer, settings.bos)
         precision = faster_precision() if settings.precision == "auto" else settings.precision
-        tokenizer = load_tokenizer(settings.model)
-        scorer = RowScorer(settings.model, precision, batch_size=settings.batch_size, token_losses=True)
+        scorer = RowScorer(
+            settings.model, precision, batch_size=settings.batch_size, token_losses=True, seq_len=settings.seq_len
+        )
     except ReplayError as error:
         raise InvalidTraining(error.detail) from error
     summary = Summary(precision, unusable=tables.unusable, as_json=tables.as_json)
     on_progress(0, tables.num_rows)
-    with parquet_writer(settings.output, _schema(tables.schema, settings, precision)) as writer:
+    with parquet_writer(settings.output, _schema(tables.schema, settings, precision, before)) as writer:
         for batch in tables.batches():
-            rows = examples_of(tokenizer, batch, settings.prompt_column, settings.response_column, settings.seq_len)
+            rows = examples_of(
+                tokenizer, batch, settings.prompt_column, settings.response_column, settings.seq_len, before
+            )
             losses = _losses(scorer, rows, lambda done: on_progress(summary.num_rows + done, tables.num_rows))
             writer.write_batch(_with_scores(batch, losses, rows, writer.schema))
             summary.count(losses, [row.truncated for row in rows])
@@ -162,9 +167,11 @@ def _with_scores(
     return pa.RecordBatch.from_arrays([*batch.columns, *added], schema=schema)
 
 
-def _schema(schema: pa.Schema, settings: ScoringSettings, precision: Precision) -> pa.Schema:
-    measured = {"model": settings.model, "precision": precision, "seq_len": settings.seq_len}
-    metadata = {**(schema.metadata or {}), b"base_loss": json.dumps(measured).encode()}
+def _schema(schema: pa.Schema, settings: ScoringSettings, precision: Precision, bos_id: int | None) -> pa.Schema:
+    metadata = {
+        **(schema.metadata or {}),
+        **scored_with(settings.model, precision, settings.seq_len, bos_id),
+    }
     return pa.schema([*schema, *ADDED], metadata=metadata)
 
 

@@ -13,13 +13,13 @@ input, `pixel_values`, as it is stored, too: store what its processor gives, or 
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from replay_service.classification.factory import is_factory, made_by
 from replay_service.errors import CorpusError
+from replay_service.language.pretrained import load_weights
 
 
 def load_classifier(name: str, *, is_text: bool) -> nn.Module:
@@ -69,13 +69,9 @@ def _made_by(name: str) -> nn.Module:
 
 def _pretrained(name: str, is_text: bool) -> nn.Module:
     from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    loader: Any = AutoModelForSequenceClassification if is_text else AutoModelForImageClassification
-    try:
-        model: nn.Module = loader.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        what = "text" if is_text else "images"
-        raise CorpusError(f"no model that classifies {what} could be loaded from {name!r}: {error}") from error
+    what, loader = (
+        ("text", AutoModelForSequenceClassification) if is_text else ("images", AutoModelForImageClassification)
+    )
+    model: nn.Module = load_weights(loader, f"model that classifies {what}", name)
     return model

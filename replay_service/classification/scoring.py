@@ -7,8 +7,7 @@ Beside a loop that weighs its samples by FLOW:
 Shapes: n samples, B of one pass, T tokens of a text, C classes.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +19,9 @@ from replay_service.classification.factory import is_factory
 from replay_service.classification.losses import class_losses
 from replay_service.classification.model import fingerprint, load_classifier, logits_of
 from replay_service.errors import CorpusError
-from replay_service.language.model import autocast
+from replay_service.language.model import autocast, evaluating
 from replay_service.language.precision import Precision
+from replay_service.language.trial import check_takes
 
 
 class ClassScores(NamedTuple):
@@ -90,41 +90,38 @@ def model_inputs(inputs: NDArray[Any], length: NDArray[np.integer[Any]] | None) 
     return {"input_ids": ids_BT.masked_fill(~is_real_BT, 0), "attention_mask": is_real_BT.long()}
 
 
-def described(name: str, shape: tuple[int, ...] | None) -> tuple[int, str]:
+def described(name: str, shape: tuple[int, ...] | None, seq_len: int = 1) -> tuple[int, str]:
     """How many classes a model knows, and the fingerprint of its weights.
 
     Args:
         name: see `replay_service.classification.model`.
         shape: of a tensor that it classifies; None for text.
+        seq_len: most tokens of a text.
 
     Raises:
         CorpusError: when there is no such model, or it does not take what it is to classify.
     """
     model = load_classifier(name, is_text=shape is None)
-    length = np.ones(1, dtype=np.int64) if shape is None else None
-    inputs = np.zeros((1, *([1] if shape is None else shape)), dtype=np.int64 if shape is None else np.float32)
     try:
         with torch.inference_mode():
-            num_classes = logits_of(model, model_inputs(inputs, length)).shape[1]
+            num_classes = logits_of(model, _trial_inputs(shape)).shape[1]
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         what = "a text" if shape is None else f"a tensor of shape {list(shape)}"
         raise CorpusError(f"the model {name!r} does not classify {what}: {error}") from error
+    if shape is None:
+        with torch.inference_mode():
+            check_takes(lambda length: logits_of(model, _trial_inputs(None, length)), seq_len)
     weights = fingerprint(model)
     if is_factory(name) and fingerprint(load_classifier(name, is_text=shape is None)) != weights:
         raise CorpusError(f"the factory {name!r} makes other weights each time; let it load them from a file")
     return num_classes, weights
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards as it was, module by module."""
-    in_training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module in in_training:
-            module.training = True
+def _trial_inputs(shape: tuple[int, ...] | None, length: int = 1) -> Mapping[str, Tensor]:
+    """Zeros as the inputs of a tensor of this shape, or of a text of so many tokens."""
+    if shape is None:
+        return model_inputs(np.zeros((1, length), dtype=np.int64), np.array([length]))
+    return model_inputs(np.zeros((1, *shape), dtype=np.float32), None)
 
 
 def _check(label: NDArray[np.integer[Any]], logits_BC: Tensor) -> None:

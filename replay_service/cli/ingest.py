@@ -50,6 +50,13 @@ def ingest(
         Literal["auto", "float32", "bf16"],
         typer.Option(help="Arithmetic of the scoring; auto takes the faster, to classify float32."),
     ] = "auto",
+    bos: Annotated[
+        Literal["auto", "never", "always"],
+        typer.Option(
+            help="Begin each document with the tokenizer's bos token, and each row that goes on with one; auto: as in "
+            "the corpus, and in a new one if the tokenizer puts it before a text."
+        ),
+    ] = "auto",
     batch_size: Annotated[int, typer.Option(help="Rows that the base model scores at once.")] = 8,
     scorers: Annotated[int, typer.Option(help="Actors that hold the base model.")] = 1,
     gpus_per_scorer: Annotated[float, typer.Option(help="How much of a GPU each takes, where there are any.")] = 1.0,
@@ -102,6 +109,7 @@ def ingest(
             topk=store_topk,
             rows_per_segment=rows_per_segment,
             kind=kind,
+            bos=bos,
         )
         from replay_service.corpus.ingest.job import run_job
         from replay_service.progress import ingest_progress

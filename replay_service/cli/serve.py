@@ -51,9 +51,9 @@ def serve(
                 "--allow-unauthenticated",
                 param_hint="--host",
             )
-        from replay_service.gateway.server import run_server
+        from replay_service.gateway.serving import run_service
 
-        run_server(settings)
+        run_service(settings)
 
 
 def _has_tokens(settings: Any) -> bool:

@@ -3,24 +3,20 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Final
 
-from fastapi import FastAPI
-from fastapi.routing import iter_route_contexts
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 
 import replay_service
 from replay_service.corpus.reading.reader import CorpusStore
+from replay_service.gateway.batches import BatchSource
 from replay_service.gateway.ingests import Ingests
-from replay_service.gateway.middleware.access import Authentication
-from replay_service.gateway.middleware.audit import Audit
-from replay_service.gateway.middleware.checksums import Checksums
-from replay_service.gateway.middleware.direct import Direct
-from replay_service.gateway.middleware.overload import InProgress, Overload
-from replay_service.gateway.middleware.problems import BodyLimit, install_problem_handlers, responses
-from replay_service.gateway.middleware.protection import HostCheck, SafeAnswers
-from replay_service.gateway.planning import OwnersPlan
+from replay_service.gateway.middleware.problems import install_problem_handlers, responses
+from replay_service.gateway.middleware.stack import add_middleware
+from replay_service.gateway.planning import OwnersPlan, Planner
+from replay_service.gateway.readiness import Readiness
 from replay_service.gateway.routes import batches, corpora, health, losses, runs, samples, statistics
-from replay_service.gateway.routes.batches import BatchSource, answer_batches
-from replay_service.gateway.routes.losses import answer_losses
 from replay_service.gateway.service import ReplayService
 from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal
@@ -29,26 +25,41 @@ from replay_service.ledger.owners import Owners
 from replay_service.settings import ServiceSettings
 from replay_service.tokens import TokensInForce
 
+ROUTERS: Final[tuple[APIRouter, ...]] = (
+    batches.router,
+    losses.router,
+    runs.router,
+    statistics.router,
+    samples.router,
+    corpora.router,
+)
+"""Those that ask for a token, the ones that are called most first."""
 
-def create_app(settings: ServiceSettings) -> FastAPI:
-    """The service's ASGI application; the journal is opened when it starts and closed when it stops."""
+
+def create_app(settings: ServiceSettings, asks_for_tokens: bool | None = None) -> FastAPI:
+    """The service's ASGI application; the journal is opened when it starts and closed when it stops.
+
+    Args:
+        asks_for_tokens: whether callers need a token; by default what the settings say when the application starts.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.tokens = TokensInForce(settings.tokens_path) if settings.asks_for_tokens else None
+        app.state.tokens = tokens_in_force(settings, asks_for_tokens)
         settings.root.mkdir(parents=True, exist_ok=True)
         if settings.corpora_url is None:
             settings.corpora.mkdir(exist_ok=True)
         store = CorpusStore(settings.corpora_place, settings.block_cache_bytes)
-        journal = Journal(open_database(settings.journal_url, settings.durability))
+        journal = Journal(open_database(settings.journal_url, settings.durability, settings.database_timeout_s))
         owners = Owners(journal, store.get, OwnerLimits(settings.snapshot_every, settings.seal_after_s))
         ingests = Ingests(settings.corpora.absolute(), settings.ingest_from, settings.drain_timeout_s)
-        app.state.plan = OwnersPlan(owners, journal, settings.max_steps_ahead)
-        app.state.batches = BatchSource(app.state.plan, store, settings.max_steps_per_request)
+        app.state.batches = batch_source(settings, OwnersPlan(owners, journal, settings.max_steps_ahead), store)
         app.state.service = ReplayService(settings, store, journal, owners, ingests, _now)
+        app.state.readiness = Readiness(settings, journal, store)
         try:
             yield
         finally:
+            app.state.readiness.close()
             ingests.close()
             journal.close()
             store.close()
@@ -60,26 +71,30 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.is_stopping = False
-    app.state.in_progress = InProgress(settings.max_concurrent_requests)
     install_problem_handlers(app)
-    app.include_router(health.router, responses=responses(400, 408, 413))
-    for module in (runs, batches, losses, statistics, samples, corpora):
-        app.include_router(module.router, responses=responses(400, 401, 403, 408, 413, 421, 503))
-    _add_middleware(app, settings)
+    for router in ROUTERS:
+        app.include_router(router, responses=responses(400, 401, 403, 408, 413, 415, 421, 431, 503))
+    app.include_router(health.router, responses=responses(400, 408, 413, 431))
+    add_middleware(app, settings, templates())
     return app
 
 
-def _add_middleware(app: FastAPI, settings: ServiceSettings) -> None:
-    """What a request passes before it comes to a route, the last one first."""
-    templates = [each.path for each in iter_route_contexts(app.routes) if each.path is not None]
-    app.add_middleware(Direct, answers={"batches": answer_batches, "losses": answer_losses})
-    app.add_middleware(Checksums)
-    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(Authentication)
-    app.add_middleware(Audit, templates=templates)
-    app.add_middleware(HostCheck, settings=settings)
-    app.add_middleware(Overload, in_progress=app.state.in_progress)
-    app.add_middleware(SafeAnswers)
+def batch_source(settings: ServiceSettings, planner: Planner, store: CorpusStore) -> BatchSource:
+    return BatchSource(planner, store, settings.max_steps_per_request, settings.max_response_bytes)
+
+
+def tokens_in_force(settings: ServiceSettings, asks_for_tokens: bool | None = None) -> TokensInForce | None:
+    """The tokens that callers must have; None where nobody is asked for one."""
+    is_asked = settings.asks_for_tokens if asks_for_tokens is None else asks_for_tokens
+    if not is_asked:
+        return None
+    # Where the service decided before, it has been running, and a process of it is started again.
+    return TokensInForce(settings.tokens_path, may_be_away=asks_for_tokens is not None)
+
+
+def templates() -> list[str]:
+    """The paths of all routes that ask for a token."""
+    return [route.path for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
 
 
 def _now() -> str:

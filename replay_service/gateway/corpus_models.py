@@ -82,6 +82,7 @@ class CorpusInfo(Model):
     tokenizer_fingerprint: str = Field(description="Equal for tokenizers that give equal ids.")
     vocab_size: int
     separator_id: int = Field(description="The token that ends a document.")
+    bos_id: int | None = Field(description="The token that begins a document; None: nothing does.")
     seq_len: int
     precision: str = Field(description="The arithmetic that it was scored in.")
     num_samples: int
@@ -110,9 +111,14 @@ class IngestCreate(Model):
     corpus: Name
     source: str = Field(
         min_length=1,
+        max_length=4096,
         description="A shard, a folder or a glob, here or behind a URL; the setting ingest_from allows it.",
     )
-    model: str = Field(min_length=1, description="The base model: a local folder or a Hugging Face hub name.")
+    model: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="The base model: a local folder or a Hugging Face hub name, with weights as safetensors.",
+    )
     seq_len: Int = Field(512, ge=2, le=1 << 20, description="Tokens in a row.")
     kind: Literal["language", "classification"] = "language"
     inputs_column: str | None = Field(None, description="To classify: column of tensors, instead of a text.")
@@ -124,6 +130,10 @@ class IngestCreate(Model):
     num_clusters: Int = Field(0, ge=0, le=4096, description="Partition by so many clusters instead.")
     num_quantiles: Int = Field(8, ge=1, le=1024, description="Strata in each group, by base loss.")
     precision: Literal["auto", "float32", "bf16"] = "auto"
+    bos: Literal["auto", "never", "always"] = Field(
+        "auto",
+        description="Begin documents with the bos token; auto: as in the corpus, and in a new one as the tokenizer.",
+    )
     batch_size: Int = Field(8, ge=1, le=4096, description="Rows that the base model scores at once.")
     num_scorers: Int = Field(1, ge=1, le=4096, description="Actors that hold the base model.")
     gpus_per_scorer: Float = Field(1.0, gt=0, le=8, description="How much of a GPU each takes, where there are any.")

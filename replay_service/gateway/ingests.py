@@ -1,21 +1,23 @@
 """Ingests that the service was asked for: each a process of its own, whose progress stands beside its corpus."""
 
+import contextlib
 import importlib.util
-import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from replay_service.corpus.ingest.settings import IngestJob
-from replay_service.corpus.ingest.status import IngestStatus, read_status, write_begun
-from replay_service.corpus.shards.filesystems import is_url, printable
-from replay_service.errors import CorpusError, IngestRunning, NoIngest, SourceForbidden
+from replay_service.corpus.ingest.status import IngestStatus, read_status, write_begun, write_stopped
+from replay_service.corpus.shards.filesystems import printable
+from replay_service.corpus.shards.places import AllowedPlaces
+from replay_service.errors import CorpusError, CorpusUnavailable, IngestRunning, NoIngest
 
 JOB: Final = (sys.executable, "-m", "replay_service.corpus.ingest.job")
 LOG_NAME: Final = "ingest.log"
@@ -41,7 +43,7 @@ class Ingests:
         command: Sequence[str] = JOB,
     ) -> None:
         self._corpora = corpora
-        self._allowed = allowed
+        self._allowed = AllowedPlaces(tuple(allowed))
         self._stop_timeout_s = stop_timeout_s
         self._command = command
         self._lock = threading.Lock()
@@ -53,25 +55,44 @@ class Ingests:
         Raises:
             SourceForbidden: when shards may not come from there.
             IngestRunning: when the corpus is being written.
+            CorpusUnavailable: when the system does not let the folder be written or the process be started.
         """
-        self._check_allowed(job.settings.source)
+        source = self._allowed.resolve(job.settings.source)
+        job = replace(job, settings=replace(job.settings, source=source, allowed=self._allowed))
         if importlib.util.find_spec("ray") is None:
             raise CorpusError("this service can serve corpora but not make them: install 'replay-service[corpus]'")
         folder = job.settings.corpus_folder
         with self._lock:
             if self._is_running(folder.name) or self._runs_elsewhere(folder.name):
                 raise IngestRunning(f"corpus {folder.name!r} is being written; wait, or stop it with DELETE")
+            process = self._started(job)
+            self._processes[folder.name] = process
+        _log.info("ingest started", corpus=folder.name, source=printable(job.settings.source), pid=process.pid)
+
+    def _started(self, job: IngestJob) -> "subprocess.Popen[bytes]":
+        folder = job.settings.corpus_folder
+        try:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / LOG_NAME).open("ab") as log:
                 process = subprocess.Popen(
                     self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
                 )
-            write_begun(folder, process.pid, time.time())
-            assert process.stdin is not None
-            process.stdin.write(job.to_json().encode())
-            process.stdin.close()
-            self._processes[folder.name] = process
-        _log.info("ingest started", corpus=folder.name, source=printable(job.settings.source), pid=process.pid)
+            try:
+                # Before it has its orders, so that what it writes itself comes later.
+                write_begun(folder, process.pid, time.time())
+            except OSError:
+                process.kill()
+                process.wait()
+                raise
+        except OSError as error:
+            raise CorpusUnavailable(
+                f"the ingest cannot be started: {error}; see to the folder of corpora and to the limits of the process"
+            ) from error
+        # Whether it still reads them, its status will tell.
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as orders:
+            orders.write(job.to_json().encode())
+        return process
 
     def stop(self, corpus: str) -> None:
         """Stop a corpus's ingest; what it has scored is kept. Waits until the process has ended.
@@ -82,7 +103,7 @@ class Ingests:
         """
         with self._lock:
             if self._is_running(corpus):
-                self._end([self._processes[corpus]])
+                self._end([corpus])
             elif self._runs_elsewhere(corpus):
                 raise IngestRunning(f"corpus {corpus!r} is written by a process that this service did not start")
             else:
@@ -98,7 +119,7 @@ class Ingests:
     def close(self) -> None:
         """Stop all that this service has started; they go on where they were when they are started again."""
         with self._lock:
-            self._end([each for each in self._processes.values() if each.poll() is None])
+            self._end([each for each in self._processes if self._is_running(each)])
 
     def _is_running(self, corpus: str) -> bool:
         process = self._processes.get(corpus)
@@ -108,35 +129,15 @@ class Ingests:
         status, mine = self.status(corpus), self._processes.get(corpus)
         return status is not None and status.is_alive and (mine is None or mine.pid != status.pid)
 
-    def _end(self, processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-        for each in processes:
-            each.terminate()
-        for each in processes:
+    def _end(self, corpora: Sequence[str]) -> None:
+        for each in corpora:
+            self._processes[each].terminate()
+        for each in corpora:
+            process = self._processes[each]
             try:
-                each.wait(self._stop_timeout_s)
+                process.wait(self._stop_timeout_s)
             except subprocess.TimeoutExpired:
-                each.kill()
-                each.wait()
-
-    def _check_allowed(self, source: str) -> None:
-        if not any(_is_within(source, place) for place in self._allowed):
-            raise SourceForbidden(
-                f"shards may not come from {printable(source)}; this service takes them from "
-                f"{', '.join(map(printable, self._allowed)) or 'nowhere'}: see its setting ingest_from"
-            )
-
-
-def _is_within(source: str, place: str) -> bool:
-    """Whether a source lies in a place; what points out of it (`..`, a link) does not."""
-    if is_url(source) or is_url(place):
-        below = place.rstrip("/") + "/"
-        return ".." not in source.split("/") and (source == place or source.startswith(below))
-    real, allowed = (Path(os.path.realpath(each)) for each in (_before_wildcards(source), place))
-    return real == allowed or allowed in real.parents
-
-
-def _before_wildcards(source: str) -> str:
-    """The part of a path before its first wildcard; `..` after one leads anywhere."""
-    parts = Path(source).parts
-    first = next((i for i, part in enumerate(parts) if any(each in part for each in "*?[")), len(parts))
-    return os.sep if ".." in parts[first:] else str(Path(*parts[:first]))
+                process.kill()
+                process.wait()
+            # A signal may have ended it before it listened for one.
+            write_stopped(self._corpora / each, process.pid, time.time())

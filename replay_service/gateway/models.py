@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 from replay_service.gateway.wire.arrow import Compression
 from replay_service.names import NAME_PATTERN, NAME_RULE
 from replay_service.sampling.damage import Signal
-from replay_service.sampling.injection import InjectionMode
+from replay_service.sampling.injection import DECIMAL_PATTERN, InjectionMode
 from replay_service.sampling.policies import PolicyName
 from replay_service.sampling.run_config import FeedbackMode, RunConfig
 from replay_service.sampling.schedule import Curve
@@ -48,8 +48,9 @@ class FeedbackSettings(Model):
     lag: Int = Field(8, ge=1, le=1 << 20, description="fenced: by how many steps reports lag behind plans.")
 
 
+Decimal = Annotated[str, Field(pattern=DECIMAL_PATTERN, max_length=400)]
 Ratio = Annotated[
-    str | Float, AfterValidator(str), Field(description="In [0, 1], taken as the decimal that is written.")
+    Decimal | Float, AfterValidator(str), Field(description="In [0, 1], taken as the decimal that is written.")
 ]
 
 
@@ -97,7 +98,7 @@ class RunSettings(Model):
         le=1 << 24,
         description="Sequences in one step of the whole job; rehearsed ones are among them, unless they are added.",
     )
-    injection_ratio: str | Float = Field(
+    injection_ratio: Decimal | Float | Literal["auto"] = Field(
         description="Share of the sequences that is rehearsal, in [0, 1], taken as the decimal that is written; or "
         "auto: what holds forgetting within the budget.",
         examples=["0.05"],
@@ -148,7 +149,7 @@ class RunCreate(RunSettings):
 class RunChange(Model):
     """What to change of a run's configuration; what is left out stays as it is."""
 
-    injection_ratio: str | Float | None = None
+    injection_ratio: Decimal | Float | Literal["auto"] | None = None
     schedule: ScheduleSettings | None = None
     budget: BudgetSettings | None = None
     policy: PolicyName | None = None
@@ -179,6 +180,10 @@ class RewindRequest(Model):
     """Where to go back to."""
 
     step: Int = Field(ge=-1, le=MAX_INT64, description="The last step to keep; -1 keeps none.")
+
+
+class CloseRequest(Model):
+    """Nothing but an object: {}."""
 
 
 class RunSummary(Model):

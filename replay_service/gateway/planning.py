@@ -1,7 +1,8 @@
 """Who plans: the owners of this process, or another process that is asked."""
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Protocol
 
 from starlette.concurrency import run_in_threadpool
@@ -28,31 +29,43 @@ class Planner(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class OwnersPlan:
     """The owners in this process plan.
 
-    Attributes:
+    Ranks of one job ask for the same steps at the same time: while a window is being planned, all who want it wait for
+    that without a thread of their own.
+
+    Args:
         max_steps_ahead: how far beyond its last planned step a run can be asked to plan.
     """
 
-    owners: Owners
-    journal: Journal
-    max_steps_ahead: int
+    def __init__(self, owners: Owners, journal: Journal, max_steps_ahead: int) -> None:
+        self._owners = owners
+        self._journal = journal
+        self._max_steps_ahead = max_steps_ahead
+        self._in_progress: dict[tuple[str, int, int], asyncio.Future[Window]] = {}
 
     async def window(self, run: str, first_step: int, num_steps: int) -> Window:
-        window = self.at_hand(run, first_step, num_steps)
-        return await run_in_threadpool(self.made, run, first_step, num_steps) if window is None else window
+        window = self._at_hand(run, first_step, num_steps)
+        if window is not None:
+            return window
+        key = run, first_step, num_steps
+        planning = self._in_progress.get(key)
+        if planning is not None:
+            return replace(await asyncio.shield(planning), is_new=False)
+        planning = asyncio.ensure_future(run_in_threadpool(self._plan, *key))
+        self._in_progress[key] = planning
+        planning.add_done_callback(lambda _: self._in_progress.pop(key))
+        return await asyncio.shield(planning)
 
-    def at_hand(self, run: str, first_step: int, num_steps: int) -> Window | None:
+    def _at_hand(self, run: str, first_step: int, num_steps: int) -> Window | None:
         """The plans of a window of steps, if all of them were made and a look at them is a matter of microseconds."""
         # A look into a journal that is elsewhere takes longer than to wake up a thread.
-        owner = self.owners.at_hand(run) if self.journal.is_embedded else None
+        owner = self._owners.at_hand(run) if self._journal.is_embedded else None
         return None if owner is None else owner.window_at_hand(first_step, num_steps)
 
-    def made(self, run: str, first_step: int, num_steps: int) -> Window:
-        """As `window`, on this thread."""
-        return self.owners.get(run).window(first_step, num_steps, self.max_steps_ahead)
+    def _plan(self, run: str, first_step: int, num_steps: int) -> Window:
+        return self._owners.get(run).window(first_step, num_steps, self._max_steps_ahead)
 
     async def planned(self, run: str, first_step: int, num_steps: int) -> Sequence[Planned]:
-        return await run_in_threadpool(self.journal.planned, run, first_step, num_steps)
+        return await run_in_threadpool(self._journal.planned, run, first_step, num_steps)

@@ -1,4 +1,4 @@
-"""The server process: uvicorn around the application, its log as JSON lines."""
+"""The server: uvicorn around an application, within the service's limits."""
 
 import contextlib
 import ctypes
@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+import time
 from types import FrameType
 from typing import Any, Final
 
@@ -18,12 +18,7 @@ from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 
 from replay_service.errors import ReplayError
-from replay_service.gateway.app import create_app
-from replay_service.gateway.express import Express
-from replay_service.gateway.logs import configure_logs
-from replay_service.gateway.middleware.beside import Beside
-from replay_service.gateway.middleware.connections import ConnectionLimits, guarded_by
-from replay_service.gateway.processes.supervisor import supervise
+from replay_service.gateway.connections import ConnectionLimits, bounded_by
 from replay_service.settings import ServiceSettings
 
 _log = structlog.get_logger()
@@ -44,77 +39,95 @@ _M_MMAP_THRESHOLD: Final = -3
 """Options of mallopt, in the C library's <malloc.h>."""
 
 
-def run_server(settings: ServiceSettings) -> None:
-    """Serve until SIGTERM or SIGINT; open requests are finished first.
+class Server(uvicorn.Server):
+    """uvicorn, which goes on for a while after it was told to stop.
 
-    Raises:
-        UnusableCertificate: when there is to be TLS and its files cannot be used.
-        AddressInUse: when the service is to have several gateways, and another program has the port.
+    Meanwhile it is not ready, so that whoever balances load sends nothing more, answers what comes all the same, and
+    closes each connection after its next answer. Then it listens no longer, and finishes what it has begun. Told a
+    second time, it does so at once.
+
+    Args:
+        state: the application's, of which `is_stopping` is set.
+        delay_s: for how long it goes on.
+        by_signals: whether SIGTERM and SIGINT tell it to stop, or `stop` alone.
     """
-    options = encryption(settings)
-    configure_logs(settings.log_level)
-    if settings.asks_for_tokens and not (options or settings.listens_on_loopback):
-        _log.warning("tokens cross the network unencrypted; set tls_certificate and tls_key, or put TLS in front")
-    if settings.gateways > 1:
-        sys.exit(supervise(settings))
-    app = create_app(settings)
-    serve_application(
-        app, settings, stopping(app), Express(app, settings), host=settings.host, port=settings.port, **options
-    )
 
+    def __init__(self, config: uvicorn.Config, state: Any, delay_s: float, by_signals: bool = True) -> None:
+        super().__init__(config)
+        self._state = state
+        self._delay_s = delay_s
+        self._by_signals = by_signals
+        self._signal: tuple[int, FrameType | None] | None = None
+        self._stops_at: float | None = None
 
-def stopping(app: Starlette) -> Callable[[], None]:
-    """Tells an application that it is about to stop."""
-    return lambda: setattr(app.state, "is_stopping", True)
+    def stop(self) -> None:
+        """Tell it to stop; any thread may."""
+        self._state.is_stopping = True
+        self._stops_at = time.monotonic() + self._delay_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self._by_signals:
+            return
+        if self._stops_at is None:
+            self._signal = sig, frame
+            self.stop()
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._stops_at is not None and time.monotonic() >= self._stops_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
 
 def serve_application(
-    app: ASGIApp,
+    app: Starlette,
     settings: ServiceSettings,
-    on_stop: Callable[[], None] = lambda: None,
-    beside: Beside | None = None,
     sockets: list[socket.socket] | None = None,
     **options: Any,
 ) -> None:
-    """Let uvicorn serve an application as the service is served, on `sockets` if there are any.
+    """Serve an application until SIGTERM or SIGINT, on `sockets` if there are any."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    run(make_server(app, app.state, settings, settings.shutdown_delay_s, **options), sockets)
 
-    uvicorn raises the signal again once it has drained; a process that was asked to stop and did has not failed.
+
+def make_server(
+    app: ASGIApp,
+    state: Any,
+    settings: ServiceSettings,
+    delay_s: float,
+    by_signals: bool = True,
+    **options: Any,
+) -> Server:
+    """The server of an application whose state is `state`.
 
     Args:
-        beside: answers plain requests beside the application, if anything does.
-        on_stop: called as soon as the process is told to stop.
         options: further ones of uvicorn, or others than the service's own.
     """
-    _allow_connections(settings.max_connections)
-    _keep_freed_memory()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    limits = ConnectionLimits(settings.max_connections, settings.io_timeout_s)
     own: dict[str, Any] = {
         "loop": "uvloop",
-        "http": guarded_by(ConnectionLimits(settings.max_connections, settings.io_timeout_s), beside),
+        "http": bounded_by(limits, lambda: state.is_stopping),
         "ws": "none",
         "log_config": None,
         "access_log": settings.log_level == "debug",
         "timeout_graceful_shutdown": settings.drain_timeout_s,
         "server_header": False,
+        "proxy_headers": bool(settings.trusted_proxies),
+        "forwarded_allow_ips": ",".join(settings.trusted_proxies),
     }
-    server = _Server(uvicorn.Config(app, **own | options), on_stop)
+    return Server(uvicorn.Config(app, **own | options), state, delay_s, by_signals)
+
+
+def run(server: Server, sockets: list[socket.socket] | None = None) -> None:
+    """Let a server serve until it is told to stop; a process that stops for that has not failed."""
+    _allow_connections(server.config.http.limits.most)  # type: ignore[union-attr]
+    _keep_freed_memory()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets)
     if not server.started:
         sys.exit(STARTUP_FAILURE)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, which tells the application at once that it is to stop."""
-
-    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_stop = on_stop
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._on_stop()
-        super().handle_exit(sig, frame)
 
 
 def _allow_connections(most: int) -> None:
@@ -136,14 +149,21 @@ def _keep_freed_memory() -> None:
 
 
 def encryption(settings: ServiceSettings) -> dict[str, Any]:
-    """What uvicorn must know for TLS; nothing when there is to be none."""
+    """What uvicorn must know for TLS; nothing when there is to be none.
+
+    Raises:
+        UnusableCertificate: when its files cannot be used.
+    """
     certificate, key = settings.tls_certificate, settings.tls_key
     if certificate is None or key is None:
         return {}
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
+        is_open = key.stat().st_mode & 0o077
     except OSError as error:
         raise UnusableCertificate(
             f"{certificate} and {key} are no PEM certificate and its key without a password: {error.strerror or error}"
         ) from error
+    if is_open:
+        _log.warning("the private key is open to others than its owner; chmod 600", tls_key=str(key))
     return {"ssl_certfile": certificate, "ssl_keyfile": key}

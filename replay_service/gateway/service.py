@@ -6,10 +6,11 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from replay_service.corpus.reading.reader import CorpusStore
+from replay_service.corpus.reading.reader import Corpus, CorpusStore
 from replay_service.gateway.ingests import Ingests
-from replay_service.ledger.journal import Journal
+from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owners import Owners
+from replay_service.ledger.sampled_corpus import check_same
 from replay_service.settings import ServiceSettings
 
 
@@ -27,6 +28,12 @@ class ReplayService:
     owners: Owners
     ingests: Ingests
     now: Callable[[], str]
+
+    def corpus_of(self, record: RunRecord) -> Corpus:
+        """The corpus of a run; raises CorpusReplaced when another one has its name."""
+        corpus = self.corpora.get(record.corpus)
+        check_same(record, corpus.fingerprint)
+        return corpus
 
 
 def of_request(request: Request) -> ReplayService:

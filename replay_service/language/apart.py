@@ -1,7 +1,5 @@
 """Models taken apart into their body and their head, and a module that gives losses in place of logits."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +8,7 @@ from torch.nn import Linear, Module
 
 from replay_service.language.head import head_losses
 from replay_service.language.losses import TokenLosses, token_losses
+from replay_service.language.model import evaluating
 
 _NUM_TOKENS = 4
 _LARGE_LOGIT = 1e4
@@ -44,7 +43,7 @@ def take_apart(model: Any) -> Parts | None:
         return None
     parts = Parts(body, head)
     ids_BT = torch.arange(_NUM_TOKENS, device=head.weight.device)[None] % len(head.weight)
-    with _evaluating(model):
+    with evaluating(model):
         return parts if _passes_through(model, head, ids_BT, parts) else None
 
 
@@ -74,17 +73,6 @@ def _same(one: Tensor, other: Tensor, tolerance: float) -> bool:
         return False
     most = other.abs().max()
     return bool(((one.double() - other.double()).abs() <= tolerance * most).all())
-
-
-@contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class LanguageLosses(Module):

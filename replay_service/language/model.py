@@ -2,35 +2,88 @@
 
 import contextlib
 import time
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 
 from replay_service.errors import CorpusError
 from replay_service.language.precision import Precision
+from replay_service.language.pretrained import check_has_weights, load_weights, loading
+from replay_service.language.tokenizer import largest_id, load_tokenizer, vocab_size
+
+_WHAT: Final = "causal language model"
 
 
 def load_config(name_or_path: str) -> Any:
     """The configuration of a model; raises CorpusError when there is none."""
     from transformers import AutoConfig
 
-    try:
+    with loading("model configuration", name_or_path):
         return AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise CorpusError(f"no model configuration could be loaded from {name_or_path!r}: {error}") from error
 
 
 def load_model(name_or_path: str) -> Any:
-    """A causal language model with float32 weights, from a local folder or by its hub name, in evaluation mode."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    """A causal language model with float32 weights, from a local folder or by its hub name, in evaluation mode.
 
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise CorpusError(f"no causal language model could be loaded from {name_or_path!r}: {error}") from error
-    return model.eval()
+    Raises:
+        CorpusError: when there is none, or the checkpoint does not hold all of its weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return load_weights(AutoModelForCausalLM, _WHAT, name_or_path)
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What is known of a causal language model before its weights are read."""
+
+    tokenizer: Any
+    vocab_size: int
+    """Ids that both the tokenizer and the model know lie below it."""
+    num_logits: int
+    """Width of the head, which may be more than the tokenizer has tokens."""
+
+
+def outline_of(name_or_path: str, seq_len: int) -> Outline:
+    """Find what is wrong with a causal language model and its tokenizer, as far as that shows without its weights.
+
+    Raises:
+        CorpusError: when there is none, when it is an encoder-decoder, when its checkpoint does not hold all of its
+            weights, when it has fewer positions than `seq_len`, or when its tokenizer gives ids that it does not know.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(name_or_path)
+    if config.is_encoder_decoder:
+        raise CorpusError(
+            f"the model {name_or_path!r} is an encoder-decoder ({config.model_type}), which does not predict a text "
+            "from left to right; take a causal language model"
+        )
+    check_seq_len(config, seq_len)
+    check_has_weights(name_or_path)
+    tokenizer = load_tokenizer(name_or_path)
+    model = load_weights(AutoModelForCausalLM, _WHAT, name_or_path, is_outline=True)
+    num_known = len(model.get_input_embeddings().weight)
+    check_vocabulary(tokenizer, num_known, name_or_path)
+    head = model.get_output_embeddings()
+    if head is None:
+        raise CorpusError(
+            f"the model {name_or_path!r} ({config.model_type}) has no head of one matrix, which scoring needs; take "
+            "another causal language model"
+        )
+    return Outline(tokenizer, min(vocab_size(tokenizer), num_known), len(head.weight))
+
+
+def check_vocabulary(tokenizer: Any, num_known: int, name: str) -> None:
+    """Raises CorpusError when a text may have a token that a model with `num_known` embeddings does not know."""
+    largest = largest_id(tokenizer)
+    if largest >= num_known:
+        raise CorpusError(
+            f"the tokenizer of {name!r} gives ids up to {largest}, but the model has embeddings for {num_known} tokens "
+            "only; resize them (model.resize_token_embeddings), or take the tokenizer that the model was trained with"
+        )
 
 
 def prepare_to_score(model: Any, precision: Precision) -> Any:
@@ -45,10 +98,29 @@ def prepare_to_score(model: Any, precision: Precision) -> Any:
 
 
 def check_seq_len(config: Any, seq_len: int) -> None:
-    """Raises CorpusError when rows of `seq_len` tokens are more than the model has positions for."""
+    """Raises CorpusError when rows of `seq_len` tokens are more than the model states positions for.
+
+    Some models have fewer than they state: `replay_service.language.trial` finds out.
+    """
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and seq_len > limit:
-        raise CorpusError(f"seq_len {seq_len} is beyond the model's {limit} positions; choose at most {limit}")
+        raise too_long(seq_len, limit)
+
+
+def too_long(seq_len: int, limit: int) -> CorpusError:
+    return CorpusError(f"seq_len {seq_len} is beyond the model's {limit} positions; choose at most {limit}")
+
+
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards as it was, module by module."""
+    in_training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
 
 
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ids = Sequence[int] | NDArray[np.int64]
 """Token ids of one document."""
+
+IdArray = NDArray[np.unsignedinteger]
 
 MIN_LENGTH = 2
 """A row of fewer tokens predicts nothing."""
@@ -31,50 +34,96 @@ def id_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
     return np.min_scalar_type(vocab_size - 1)
 
 
-class Packer:
-    """Lays documents end to end, each closed by `separator`, and cuts the line into rows of `seq_len` tokens.
+Bos = Literal["auto", "never", "always"]
+"""Whether documents begin with the tokenizer's bos token; `auto` does what the tokenizer does with a text."""
 
-    Every token stands in exactly one row, in order. The last row is padded with `separator`; a remainder of a single
-    token, which could only be the last separator, is left off, since a row of one token predicts nothing.
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The tokens around each document."""
+
+    separator_id: int
+    """Ends a document."""
+    bos_id: int | None = None
+    """Begins a document, and a row that goes on with one; None: nothing does."""
+
+
+class Packer:
+    """Lays documents end to end, each closed by the separator, and cuts the line into rows of `seq_len` tokens.
+
+    Every token of a document stands in exactly one row, in order. The last row is padded with the separator; a
+    remainder of a single token, which could only be the last separator, is left off, since a row of one token predicts
+    nothing.
+
+    With a bos token, each document begins with one, unless it has one there already. So does each row that goes on with
+    a document: models that are trained with the token give nonsense for rows without it.
     """
 
-    def __init__(self, seq_len: int, separator: int, dtype: np.dtype) -> None:
+    def __init__(self, seq_len: int, ends: Ends, dtype: np.dtype) -> None:
         self._seq_len = seq_len
-        self._separator = separator
+        self._ends = ends
         self._rest = np.empty(0, dtype=dtype)
 
     def add(self, documents: Sequence[Ids]) -> PackedRows:
         """The rows that these documents, after those before, fill."""
-        line = self._line(documents)
-        num_rows = len(line) // self._seq_len
-        full, self._rest = line[: num_rows * self._seq_len], line[num_rows * self._seq_len :]
-        length = np.full(num_rows, self._seq_len, dtype=np.int32)
-        return PackedRows(full.reshape(num_rows, self._seq_len), length)
+        line = np.concatenate([self._rest, laid_out(documents, self._ends, self._rest.dtype)])
+        bos_id = self._ends.bos_id
+        rows, num_used = self._cut(line) if bos_id is None else self._cut_with_bos(line, bos_id)
+        self._rest = line[num_used:]
+        return PackedRows(rows, np.full(len(rows), self._seq_len, dtype=np.int32))
 
     def finish(self) -> PackedRows:
         """The last row, or none; documents after it begin a new line."""
         rest, self._rest = self._rest, self._rest[:0]
         num_rows = int(len(rest) >= MIN_LENGTH)
-        row = np.full(self._seq_len, self._separator, dtype=rest.dtype)
+        if num_rows and self._ends.bos_id is not None and rest[0] != self._ends.bos_id:
+            rest = np.insert(rest, 0, self._ends.bos_id)
+        row = np.full(self._seq_len, self._ends.separator_id, dtype=rest.dtype)
         row[: len(rest)] = rest
         length = np.full(num_rows, len(rest), dtype=np.int32)
         return PackedRows(row.reshape(1, self._seq_len)[:num_rows], length)
 
-    def _line(self, documents: Sequence[Ids]) -> NDArray[np.unsignedinteger]:
-        """What is left of the documents before, and the new ones."""
-        num_tokens = len(self._rest) + sum(map(len, documents)) + len(documents)
-        line = np.full(num_tokens, self._separator, dtype=self._rest.dtype)
-        line[: len(self._rest)] = self._rest
-        first = len(self._rest)
-        for document in documents:
-            line[first : first + len(document)] = document
-            first += len(document) + 1
-        return line
+    def _cut(self, line: IdArray) -> tuple[IdArray, int]:
+        """Full rows, and how many tokens of the line stand in them."""
+        num_rows = len(line) // self._seq_len
+        num_used = num_rows * self._seq_len
+        return line[:num_used].reshape(num_rows, self._seq_len), num_used
+
+    def _cut_with_bos(self, line: IdArray, bos_id: int) -> tuple[IdArray, int]:
+        rows = []
+        first = 0
+        while first < len(line):
+            missing = int(line[first] != bos_id)
+            if first + self._seq_len - missing > len(line):
+                break
+            row = np.full(self._seq_len, bos_id, dtype=line.dtype)
+            row[missing:] = line[first : first + self._seq_len - missing]
+            rows.append(row)
+            first += self._seq_len - missing
+        return np.array(rows, dtype=line.dtype).reshape(len(rows), self._seq_len), first
 
 
-def pack(documents: Iterable[Ids], seq_len: int, separator: int, dtype: np.dtype) -> PackedRows:
+def laid_out(documents: Sequence[Ids], ends: Ends, dtype: np.dtype) -> IdArray:
+    """The line of documents that lie end to end, with the tokens around each, [tokens].
+
+    A separator that is the bos token, too, begins the document after it.
+    """
+    has_bos = ends.bos_id not in (None, ends.separator_id)
+    missing = [has_bos and (not len(each) or each[0] != ends.bos_id) for each in documents]
+    line = np.full(sum(map(len, documents)) + len(documents) + sum(missing), ends.separator_id, dtype=dtype)
+    first = 0
+    for document, needs_bos in zip(documents, missing, strict=True):
+        if needs_bos:
+            line[first] = ends.bos_id
+            first += 1
+        line[first : first + len(document)] = document
+        first += len(document) + 1
+    return line
+
+
+def pack(documents: Iterable[Ids], seq_len: int, ends: Ends, dtype: np.dtype) -> PackedRows:
     """All rows of some documents, as a `Packer` makes them."""
-    packer = Packer(seq_len, separator, dtype)
+    packer = Packer(seq_len, ends, dtype)
     parts = [packer.add(list(documents)), packer.finish()]
     return PackedRows(
         np.concatenate([each.input_ids for each in parts]), np.concatenate([each.length for each in parts])

@@ -21,6 +21,7 @@ from replay_service.language.losses import position_losses, predicted
 from replay_service.language.model import autocast, best_device, load_model, prepare_to_score
 from replay_service.language.packing import MIN_LENGTH
 from replay_service.language.precision import Precision
+from replay_service.language.trial import check_model
 
 LEAST_LOGPROB: Final = -1e4
 """What stands in `topk_logprobs` where nothing is predicted, and the least that stands there at all. It is a finite
@@ -65,9 +66,13 @@ class RowScorer:
         topk: how many of the likeliest tokens to keep of each prediction; 0 for none.
         features: whether to pool the last hidden state.
         token_losses: whether to give the loss of each prediction.
+        seq_len: most tokens of a row to score, which the model is tried with.
+
+    Attributes:
+        num_logits: width of the head; the ids of the likeliest tokens lie below it.
 
     Raises:
-        CorpusError: when no model can be loaded.
+        CorpusError: when no model can be loaded, or it is not causal or does not take such rows.
         ValueError: when `topk` or `batch_size` is out of range.
     """
 
@@ -81,6 +86,7 @@ class RowScorer:
         topk: int = 0,
         features: bool = False,
         token_losses: bool = False,
+        seq_len: int = MIN_LENGTH,
     ) -> None:
         self._device = device or best_device()
         self._model = prepare_to_score(load_model(model), precision).to(self._device)
@@ -88,15 +94,16 @@ class RowScorer:
         self._batch_size = batch_size
         self._topk, self._features, self._token_losses = topk, features, token_losses
         with autocast(precision, self._device):
+            check_model(self._model, seq_len)
             self._parts = take_apart(self._model)
-        vocab_size, self._hidden_size = self._model.get_output_embeddings().weight.shape
-        if not 0 <= topk <= vocab_size:
-            raise ValueError(f"topk {topk} is not between 0 and the model's {vocab_size} tokens")
+        self.num_logits, self._hidden_size = self._model.get_output_embeddings().weight.shape
+        if not 0 <= topk <= self.num_logits:
+            raise ValueError(f"topk {topk} is not between 0 and the model's {self.num_logits} tokens")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         # Where the likeliest tokens are asked for, whole logits of some predictions are needed.
         weight = self._model.get_output_embeddings().weight
-        self._memory = weight.new_empty(max(1, _LOGITS_OF_A_CHUNK // vocab_size) * vocab_size if topk else 0)
+        self._memory = weight.new_empty(max(1, _LOGITS_OF_A_CHUNK // self.num_logits) * self.num_logits if topk else 0)
         if features:
             self._model.base_model.register_forward_hook(self._keep_hidden)
 

@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import stamina
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, Insert, Select, Update, create_engine, event
+from sqlalchemy import Connection, Engine, Insert, Select, Update, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -24,14 +25,27 @@ _BUSY_S = 10
 _SQLITE = {"full": "FULL", "relaxed": "NORMAL"}
 _POSTGRESQL = {"full": "on", "relaxed": "off"}
 
+DEFAULT_TIMEOUT_S = 20.0
+_CONNECT_S = 5
+_SILENT_S = 15
+"""After how long a peer that no longer answers at all is given up, by either side."""
 
-def open_database(url: str, durability: Durability = "full") -> Engine:
-    """An engine on the ledger's database, its tables made or migrated to this release's schema."""
-    engine = create_engine(url, hide_parameters=True)
-    configure = {"sqlite": _configure_sqlite, "postgresql": _configure_postgresql}[engine.dialect.name]
-    event.listen(engine, "connect", configure(durability))
-    if engine.dialect.name == "sqlite":
+
+def open_database(url: str, durability: Durability = "full", timeout_s: float = DEFAULT_TIMEOUT_S) -> Engine:
+    """An engine on the ledger's database, its tables made or migrated to this release's schema.
+
+    Args:
+        timeout_s: how long PostgreSQL may take for a statement, for a lock, and for an answer. A session that is idle
+            in a transaction for as long is ended by the server, so that a host that is lost holds no lock.
+    """
+    if make_url(url).get_backend_name() == "sqlite":
+        engine = create_engine(url, hide_parameters=True)
+        event.listen(engine, "connect", _configure_sqlite(durability))
         _write_ahead(engine)
+    else:
+        engine = create_engine(url, hide_parameters=True, pool_timeout=timeout_s)
+        event.listen(engine, "do_connect", _connect_bounded(timeout_s))
+        event.listen(engine, "connect", _configure_postgresql(durability, timeout_s))
     with engine.connect() as connection:
         migrate(connection)
     return engine
@@ -42,6 +56,9 @@ def migrate(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     else:
+        # A migration takes as long as it takes, and so does the wait for it.
+        for limit in ("statement_timeout", "lock_timeout"):
+            connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
@@ -73,8 +90,37 @@ def _configure_sqlite(durability: Durability) -> OnConnect:
     return _on_connect([f"PRAGMA {each}" for each in settings])
 
 
-def _configure_postgresql(durability: Durability) -> OnConnect:
-    return _on_connect([f"SET synchronous_commit = {_POSTGRESQL[durability]}"])
+def _configure_postgresql(durability: Durability, timeout_s: float) -> OnConnect:
+    limits = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    silence = {"tcp_keepalives_idle": 5, "tcp_keepalives_interval": 5, "tcp_keepalives_count": 2}
+    settings = {"synchronous_commit": _POSTGRESQL[durability], "tcp_user_timeout": f"'{_SILENT_S}s'", **silence}
+    settings |= dict.fromkeys(limits, f"{timeout_s * 1000:.0f}")
+    return _on_connect([f"SET {name} = {value}" for name, value in settings.items()])
+
+
+def _connect_bounded(timeout_s: float) -> Callable[..., Any]:
+    """Connects to PostgreSQL so that neither a silent host nor a silent server keeps anybody waiting for ever."""
+    import psycopg
+
+    class BoundedConnection(psycopg.Connection[Any]):
+        """A connection that is given up when the server does not answer in time, even if its host is well."""
+
+        def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+            ends_at = time.monotonic() + timeout_s
+            try:
+                return super().wait(gen, interval, timeout_s if timeout is None else timeout)
+            except psycopg.OperationalError:
+                if time.monotonic() >= ends_at:
+                    self.close()
+                raise
+
+    silence = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 2}
+
+    def connect(_dialect: Any, _entry: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
+        limits = {"connect_timeout": _CONNECT_S, "tcp_user_timeout": _SILENT_S * 1000, **silence}
+        return BoundedConnection.connect(*arguments, **limits | options)
+
+    return connect
 
 
 def _on_connect(statements: list[str]) -> OnConnect:

@@ -1,5 +1,6 @@
 """The journal: runs, their events in the order in which they happened, and snapshots of their states."""
 
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -14,7 +15,8 @@ from replay_service.ledger.committer import Committer, Lease, Write, run_taken
 from replay_service.ledger.database import QuickLook
 from replay_service.ledger.event_rows import columns_of, created_of, event_of, planned_of
 from replay_service.ledger.samples import SampleQuery, SampleStatistics
-from replay_service.ledger.schema import events, runs, snapshots
+from replay_service.ledger.schema import events, runs, sample_progress, snapshots
+from replay_service.ledger.schema import samples as samples_table
 from replay_service.sampling.events import (
     Created,
     JournalEvent,
@@ -26,6 +28,8 @@ from replay_service.sampling.partition import Partition
 from replay_service.sampling.run_config import RunConfig
 
 _RECORDS: Final = select(runs, events.c.payload).join(events, (events.c.run == runs.c.run) & (events.c.seq == 0))
+
+_EPOCH_BITS: Final = 62
 
 CATCH_UP_EVENTS: Final = 1000
 """Events whose reports are merged into the per-sample statistics at once."""
@@ -81,6 +85,11 @@ class Journal:
         self._epoch.close()
         self._engine.dispose()
 
+    def ping(self) -> None:
+        """Raises SQLAlchemyError when the database does not answer; costs the same however much the journal holds."""
+        with self._engine.connect() as connection:
+            connection.execute(select(runs.c.run).limit(1)).all()
+
     def create_run(self, record: RunRecord) -> None:
         """Write down a new run and its first event.
 
@@ -91,7 +100,8 @@ class Journal:
             "run": record.run,
             "corpus": record.corpus,
             "created_at": record.created_at,
-            "owner_epoch": 0,
+            # Not 0: who owned a run of this name that was deleted must not take itself for the owner of this one.
+            "owner_epoch": secrets.randbits(_EPOCH_BITS),
         }
         try:
             with self._engine.begin() as connection:
@@ -152,6 +162,16 @@ class Journal:
 
         return self._committer.submit(lease, _rows(lease.run, snapshot.attempt, seq, [event]), also)
 
+    def delete(self, lease: Lease) -> None:
+        """Remove a run, its events and what was derived from them; the lease is void then."""
+
+        def remove(connection: Connection) -> None:
+            for table in (sample_progress, samples_table, snapshots, events, runs):
+                connection.execute(delete(table).where(table.c.run == lease.run))
+
+        self._committer.submit(lease, [], remove).wait()
+        lease.failure = run_taken(lease.run)
+
     def _standing_reports(self, run: str, entries: Iterable[Entry]) -> list[Reported]:
         """The reports among `entries` that no rewind has taken back."""
         query = select(events.c.seq, events.c.step).where(events.c.run == run, events.c.kind == "rewound")
@@ -176,10 +196,18 @@ class Journal:
             more = len(entries) == CATCH_UP_EVENTS
 
     def entries(
-        self, run: str, first_seq: int = 0, most: int | None = None, kind: str | None = None
+        self,
+        run: str,
+        first_seq: int = 0,
+        most: int | None = None,
+        kind: str | None = None,
+        end_seq: int | None = None,
     ) -> Iterator[Entry]:
-        """The events of a run from number `first_seq` on, all or of one kind, oldest first, read in a stream."""
+        """The events of a run from number `first_seq` to before `end_seq`, all or of one kind, oldest first, read in a
+        stream."""
         query = select(events).where(events.c.run == run, events.c.seq >= first_seq).limit(most)
+        if end_seq is not None:
+            query = query.where(events.c.seq < end_seq)
         return self._entries(query if kind is None else query.where(events.c.kind == kind))
 
     def _entries(self, query: Select[tuple[object, ...]]) -> Iterator[Entry]:
@@ -245,6 +273,12 @@ class Journal:
         with self._engine.connect() as connection:
             query = select(snapshots).where(snapshots.c.run == run).order_by(snapshots.c.seq)
             return [_snapshot(row) for row in connection.execute(query)]
+
+    def end_seq(self, run: str) -> int:
+        """The number that the next event of a run will have."""
+        with self._engine.connect() as connection:
+            last = connection.execute(select(func.max(events.c.seq)).where(events.c.run == run)).scalar_one()
+        return 0 if last is None else int(last) + 1
 
     def num_events(self, run: str) -> int:
         with self._engine.connect() as connection:

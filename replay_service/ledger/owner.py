@@ -9,14 +9,14 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from replay_service.errors import InvalidReport, InvalidRun, RunClosed, RunTaken, StepOutOfRange
+from replay_service.errors import InvalidReport, InvalidRun, RunClosed, RunOpen, RunTaken, StepOutOfRange
 from replay_service.ledger import restoring
 from replay_service.ledger.combining import Combiner
 from replay_service.ledger.fence import Fence
 from replay_service.ledger.intake import HandedIn, Intake, ReportOutcome
 from replay_service.ledger.journal import Journal, RunRecord, Snapshot
 from replay_service.ledger.reports import check_values
-from replay_service.ledger.sampled_corpus import SampledCorpus, partition_seen
+from replay_service.ledger.sampled_corpus import SampledCorpus, check_same, partition_seen
 from replay_service.ledger.windows import RecentPlans, Window
 from replay_service.sampling.events import Adopted, Closed, Configured, Event, Planned, Rewound, Sealed
 from replay_service.sampling.partition import Partition
@@ -60,10 +60,10 @@ class RunOwner:
     ) -> None:
         self.record = record
         self._journal = journal
-        self._corpus = corpus
+        self._find_corpus = corpus
         self._snapshot_every = limits.snapshot_every
         self._fence = Fence(record.run, limits.seal_after_s, monotonic)
-        self._intake = Intake(record.run, journal, corpus)
+        self._intake = Intake(record.run, journal, self.corpus)
         self._combiner = Combiner(self._take_in)
         self._lock = threading.Lock()
         self._recent = RecentPlans()
@@ -105,6 +105,12 @@ class RunOwner:
     def attempt(self) -> int:
         """Counts the run's rewinds, from 1; reports of an earlier attempt are stale."""
         return self._attempt
+
+    def corpus(self) -> SampledCorpus:
+        """The run's corpus; raises CorpusReplaced when another one has its name, UnknownCorpus when none has."""
+        corpus = self._find_corpus()
+        check_same(self.record, corpus.fingerprint)
+        return corpus
 
     def plan(self, first_step: int, num_steps: int, max_steps_ahead: int) -> Sequence[Planned]:
         """The plans of a window of steps, as `window` gives them."""
@@ -159,7 +165,16 @@ class RunOwner:
     def _window(self, plans: Sequence[Planned], is_new: bool = False) -> Window:
         """What the run is now, with these plans."""
         state, record = self._state, self.record
-        return Window(record.run, record.corpus, state.generation, self._attempt, state.ratio_now(), plans, is_new)
+        return Window(
+            run=record.run,
+            corpus=record.corpus,
+            corpus_fingerprint=record.created.corpus_fingerprint,
+            generation=state.generation,
+            attempt=self._attempt,
+            injection_ratio=state.ratio_now(),
+            plans=plans,
+            is_new=is_new,
+        )
 
     def _read(self, window: Window, first_step: int, num_steps: int) -> Window:
         return replace(window, plans=self._journal.planned(self.record.run, first_step, num_steps))
@@ -226,7 +241,7 @@ class RunOwner:
             InvalidRun: when the corpus has no such generation, or the run sees a later one.
         """
         with self._alone():
-            latest, seen = self._corpus().generation, self._state.generation
+            latest, seen = self.corpus().generation, self._state.generation
             wanted = latest if generation is None else generation
             if not seen <= wanted <= latest:
                 raise InvalidRun(
@@ -238,25 +253,36 @@ class RunOwner:
 
     def _partition(self) -> Partition:
         """The strata that the run sees."""
-        return partition_seen(self.record, self._state, self._corpus())
+        return partition_seen(self.record, self._state, self.corpus())
 
     def _adopt(self, generation: int) -> None:
         """See a generation if it is a later one of the corpus that the run sees; another process may be behind."""
         if generation > self._state.generation:
             self._partition()
-            sizes = tuple(self._corpus().partition_of(generation).sizes.tolist())
+            sizes = tuple(self.corpus().partition_of(generation).sizes.tolist())
             self._commit([Adopted(self._state.next_step - 1, generation, sizes)])
 
     def _adopt_if_due(self) -> None:
         every, since = self._state.config.adopt_every_steps, self._state.generation_since
         if every and self._state.next_step >= since + every:
-            self._adopt(self._corpus().generation)
+            self._adopt(self.corpus().generation)
 
     def close(self) -> None:
         """Plan no further step; reports of planned steps still count. A rewind to an earlier step opens it again."""
         with self._alone():
             if not self._state.closed:
                 self._commit([Closed(self._state.next_step - 1)])
+
+    def delete(self) -> None:
+        """Remove the run and its journal for good.
+
+        Raises:
+            RunOpen: when it is not closed.
+        """
+        with self._alone():
+            if not self._state.closed:
+                raise RunOpen(f"run {self.record.run!r} is not closed; close it first, so that no job goes on with it")
+            self._journal.delete(self._lease)
 
     def rewind(self, step: int) -> None:
         """Go back to the state that the run had after `step`; -1 is the beginning.

@@ -9,7 +9,7 @@ import structlog
 from replay_service.errors import InvalidRun, RunExists
 from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owner import DEFAULT_LIMITS, OwnerLimits, RunOwner
-from replay_service.ledger.sampled_corpus import SampledCorpus
+from replay_service.ledger.sampled_corpus import SampledCorpus, check_same
 from replay_service.sampling.events import Created
 from replay_service.sampling.run_config import RunConfig
 
@@ -35,6 +35,7 @@ class Owners:
         Raises:
             InvalidRun: when the corpus holds fewer samples than one step rehearses.
             RunExists: when the name is taken by another configuration.
+            CorpusReplaced: when it is there already, and began on another corpus of that name.
         """
         sampled = self._corpus_of(corpus)
         partition = sampled.partition_of(sampled.generation)
@@ -46,6 +47,7 @@ class Owners:
         except RunExists:
             standing = self._journal.run(run)
             if (standing.corpus, standing.config) == (corpus, config):
+                check_same(standing, sampled.fingerprint)
                 return False
             raise RunExists(
                 f"run {run!r} exists with another configuration; choose another name, or ask for the same one"
@@ -55,6 +57,17 @@ class Owners:
     def at_hand(self, run: str) -> RunOwner | None:
         """The owner of a run, if it is in memory."""
         return self._owners.get(run)
+
+    def delete(self, run: str) -> None:
+        """Remove a closed run and its journal for good.
+
+        Raises:
+            UnknownRun: when there is none.
+            RunOpen: when it is not closed.
+        """
+        self.get(run).delete()
+        with self._lock:
+            self._owners.pop(run, None)
 
     def get(self, run: str) -> RunOwner:
         """The owner of a run; raises UnknownRun.

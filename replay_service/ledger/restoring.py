@@ -60,7 +60,8 @@ def _held(snapshot: Snapshot | None, record: RunRecord) -> Restored:
 
 def _folded(journal: Journal, record: RunRecord, held: Restored, most_step: float = math.inf) -> Restored:
     """The fold of the events after those in `held`, of steps up to `most_step`, that no later rewind has forgotten."""
-    events = partial(journal.entries, record.run, held.num_events)
+    # Another process may append meanwhile: what is read is what there is now, in both reads.
+    events = partial(journal.entries, record.run, held.num_events, end_seq=journal.end_seq(record.run))
     rewinds = [entry.event.step for entry in events(kind="rewound")]
     # The last step that counts: before the first rewind, between it and the next one, and so on; from the last.
     bounds = list(itertools.accumulate([most_step, *reversed(rewinds)], min))

@@ -1,11 +1,11 @@
-"""What a run needs of its corpus, and the check that it still is the one that the run began on."""
+"""A run's corpus: what the run needs of it, and the check that it still is the one that the run began on."""
 
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_service.errors import InvalidRun
+from replay_service.errors import CorpusReplaced, InvalidRun
 from replay_service.ledger.journal import RunRecord
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.run_state import RunState
@@ -35,17 +35,21 @@ class SampledCorpus(Protocol):
         ...
 
 
+def check_same(record: RunRecord, fingerprint: str) -> None:
+    """Raises CorpusReplaced when another corpus than the run's stands under its name."""
+    if record.created.corpus_fingerprint not in (None, fingerprint):
+        raise CorpusReplaced(
+            f"corpus {record.corpus!r} is not the one that run {record.run!r} began on, but another one of its name; "
+            "bring the corpus back, or create a new run"
+        )
+
+
 def partition_seen(record: RunRecord, state: RunState, corpus: SampledCorpus) -> Partition:
     """The strata that a run sees.
 
     Raises:
-        InvalidRun: when another corpus stands in the place of the one that it began on.
+        InvalidRun: when they are not those of the corpus.
     """
-    if record.created.corpus_fingerprint not in (None, corpus.fingerprint):
-        raise InvalidRun(
-            f"corpus {record.corpus!r} is not the one that run {record.run!r} began on, but another one of its name; "
-            "bring the corpus back, or create a new run"
-        )
     partition = corpus.partition_of(state.generation)
     if not np.array_equal(partition.sizes, state.walk.sizes):
         raise InvalidRun(

@@ -17,6 +17,7 @@ class Window:
     Attributes:
         run: the run that they are of.
         corpus: the name of its corpus.
+        corpus_fingerprint: what no later generation of that corpus changes; None where the run did not note it.
         generation: the generation of it that the run sees.
         attempt: counts the run's rewinds, from 1; the plans are those of this attempt.
         injection_ratio: as the run has it now, the decimal that was written.
@@ -26,6 +27,7 @@ class Window:
 
     run: str
     corpus: str
+    corpus_fingerprint: str | None
     generation: int
     attempt: int
     injection_ratio: str

@@ -18,6 +18,7 @@ _GRAIN: Final = 10**6
 _GAIN: Final = 1.5
 """A change of the ratio by the excess to this power takes all of the excess away where forgetting falls like
 ratio ** -(2 / 3), and three fifths of it where it falls like ratio ** -0.4."""
+_MOST_EXPONENT: Final = 709.0
 _FASTEST_RISE: Final = 2.0
 _FASTEST_FALL: Final = 0.8
 _SLACK: Final = 0.95
@@ -53,13 +54,21 @@ class ForgettingLaw:
 
     def forgetting(self, ratio: float) -> float:
         """What the law foretells at an injection ratio, nats per token."""
-        scale = math.pow((1.0 + self.B * ratio) * self.num_parameters, self.alpha)
-        return self.A * math.pow(self.target_tokens, self.beta) / scale
+        return _exp(self._log_unscaled() - self.alpha * math.log((1.0 + self.B * ratio) * self.num_parameters))
 
     def least_ratio(self, budget_nats: float) -> float:
         """The least injection ratio by which it foretells at most `budget_nats`; it may be above 1."""
-        diluted = math.pow(self.A * math.pow(self.target_tokens, self.beta) / budget_nats, 1.0 / self.alpha)
-        return max(0.0, (diluted / self.num_parameters - 1.0) / self.B)
+        diluted = _exp((self._log_unscaled() - math.log(budget_nats)) / self.alpha - math.log(self.num_parameters))
+        return max(0.0, (diluted - 1.0) / self.B)
+
+    def _log_unscaled(self) -> float:
+        """The logarithm of A * D_ft ** beta, which by itself may be beyond what a float holds."""
+        return math.log(self.A) + self.beta * math.log(self.target_tokens)
+
+
+def _exp(exponent: float) -> float:
+    """The exponential; infinite where it is beyond what a float holds."""
+    return math.exp(exponent) if exponent < _MOST_EXPONENT else math.inf
 
 
 @dataclass(frozen=True, slots=True)

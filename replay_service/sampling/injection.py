@@ -5,19 +5,28 @@ step t rehearse floor(p * B * t) rows. So over any window of steps the number of
 the rows trained on, whatever the world size, and nothing has to be remembered to know it.
 """
 
+import math
+import re
 from fractions import Fraction
 from functools import lru_cache
 from typing import Final, Literal, get_args
 
+DECIMAL_PATTERN: Final = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
+"""How an injection ratio is written: ASCII digits, with a point or an exponent, and nothing else."""
+
+_DECIMAL: Final = re.compile(DECIMAL_PATTERN[1:-1])
+
 _MOST_DIGITS: Final = 400
-"""More than any float has; a longer number, "1e-999999999" say, would take hours to write out as a fraction."""
+"""More than any float has; a longer number, "1e-999" say, is slow to reckon with."""
+
+_OLDER_DIGITS: Final = 30
 
 
 def exact_ratio(ratio: float | str | Fraction) -> Fraction:
     """The injection ratio as the decimal that was written: 0.1 means 1/10 and not its binary neighbour.
 
     Raises:
-        ValueError: when the ratio is not a number in [0, 1].
+        ValueError: when the ratio is not a number in [0, 1], or a string that is no decimal (DECIMAL_PATTERN).
     """
     try:
         exact = ratio if isinstance(ratio, Fraction) else _fraction(str(ratio))
@@ -28,7 +37,23 @@ def exact_ratio(ratio: float | str | Fraction) -> Fraction:
     return exact
 
 
+def decimal_of(text: str) -> str:
+    """A ratio as earlier releases took it, such as "1/3" or "0.1_0", as a decimal; a decimal stays as it is.
+
+    What has no finite decimal is rounded up in its thirtieth place, so that no step rehearses fewer rows than before.
+
+    Raises:
+        ValueError: when it is no number.
+    """
+    if _DECIMAL.fullmatch(text):
+        return text
+    units = math.ceil(Fraction(text) * 10**_OLDER_DIGITS)
+    return f"{units // 10**_OLDER_DIGITS}.{units % 10**_OLDER_DIGITS:0{_OLDER_DIGITS}}".rstrip("0")
+
+
 def _fraction(text: str) -> Fraction:
+    if not _DECIMAL.fullmatch(text):
+        raise ValueError("no decimal")
     exponent = text.lower().partition("e")[2]
     if max(len(text), abs(int(exponent or 0))) > _MOST_DIGITS:
         raise ValueError(f"a number of more than {_MOST_DIGITS} digits")

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, get_args
 from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw
 from replay_service.sampling.damage import SIGNALS, Signal
 from replay_service.sampling.forgetting import LEAST_REPORTS
-from replay_service.sampling.injection import INJECTION_MODES, InjectionMode, exact_ratio, rows_due
+from replay_service.sampling.injection import INJECTION_MODES, InjectionMode, decimal_of, exact_ratio, rows_due
 from replay_service.sampling.policies import POLICY_NAMES, MixCd, Policy, PolicyName, Uniform
 from replay_service.sampling.schedule import Schedule
 
@@ -190,10 +190,14 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
-        """From what `dataclasses.asdict` gives."""
+        """From what `dataclasses.asdict` gives, in this release or an earlier one."""
         schedule, budget = dict(values.get("schedule", {})), dict(values.get("budget", {}))
         if "points" in schedule:
-            schedule["points"] = tuple((int(step), str(ratio)) for step, ratio in schedule["points"])
+            schedule["points"] = tuple((int(step), decimal_of(str(ratio))) for step, ratio in schedule["points"])
+        for part in (schedule, budget):
+            part |= {name: decimal_of(part[name]) for name in part if name.endswith("_ratio")}
+        if values["injection_ratio"] != AUTO:
+            values = {**values, "injection_ratio": decimal_of(values["injection_ratio"])}
         if budget.get("law") is not None:
             budget["law"] = ForgettingLaw(**budget["law"])
         parts = {"feedback": Feedback(**values.get("feedback", {}))}

@@ -14,7 +14,7 @@ from replay_service.corpus.format.segment_file import write_segment
 from replay_service.corpus.format.segments import SampleRows
 from replay_service.corpus.format.sketch import QuantileSketch
 from replay_service.corpus.format.strata import Group, assign_strata
-from replay_service.language.packing import Ids, PackedRows, id_dtype, pack
+from replay_service.language.packing import Ends, Ids, PackedRows, id_dtype, pack
 from replay_service.sampling.partition import extents_of
 
 SEPARATOR: Final = 0
@@ -63,7 +63,7 @@ class MadeUpCorpus:
         Raises:
             ValueError: when there is no row, a token id is out of range, or there are not as many base losses as rows.
         """
-        parts = [pack(each, seq_len, SEPARATOR, np.dtype(np.int64)) for each in documents.values()]
+        parts = [pack(each, seq_len, Ends(SEPARATOR), np.dtype(np.int64)) for each in documents.values()]
         ids = np.concatenate([part.input_ids for part in parts]) if parts else np.empty((0, seq_len), np.int64)
         if not len(ids) or ids.min() < 0 or ids.max() >= vocab_size:
             raise ValueError(f"documents must hold tokens, with ids from 0 to {vocab_size - 1}")
@@ -82,7 +82,7 @@ class MadeUpCorpus:
         num_quantiles: int = 2,
         vocab_size: int = 300,
         rows_per_segment: int = 30,
-        tokenizer_fingerprint: str = "none",
+        tokenizer_fingerprint: str = "",
         topk: int = 0,
     ) -> Manifest:
         """Write the corpus down as its first generation, rows in the order of their strata.

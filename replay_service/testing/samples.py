@@ -98,7 +98,7 @@ class LabelledSamples:
         return Manifest.of_nothing(
             name=name,
             model="none",
-            tokenizer_fingerprint="none",
+            tokenizer_fingerprint="",
             vocab_size=int(self.inputs.max()) + 1 if is_text else 0,
             separator_id=0,
             seq_len=self.inputs.shape[1] if is_text else 0,

@@ -59,7 +59,7 @@ def replay_service(
     num_quantiles: int = 2,
     seed: int = 0,
     corpus: str = "pretraining",
-    tokenizer_fingerprint: str = "none",
+    tokenizer_fingerprint: str = "",
     topk: int = 0,
     serve: bool = False,
     settings: dict[str, Any] | None = None,
@@ -80,7 +80,8 @@ def replay_service(
         num_quantiles: strata of each domain.
         seed: of all that is random.
         corpus: name of the corpus.
-        tokenizer_fingerprint: of the corpus's tokenizer; `replay-trainer` compares it with its model's.
+        tokenizer_fingerprint: of the corpus's tokenizer; `replay-trainer` compares it with its model's. Empty: not
+            known, so that `trainer.hf` compares nothing.
         topk: how many of the base model's likeliest tokens the corpus stores of each prediction.
         serve: listen on loopback, so that other processes such as Ray's workers can reach it. By default requests of
             `ServiceUnderTest.client` take no socket.

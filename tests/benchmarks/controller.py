@@ -22,7 +22,7 @@ from replay_service.language.apart import LanguageLosses
 from replay_service.language.model import load_model
 from replay_service.language.packing import PackedRows
 from replay_service.language.scoring import RowScorer
-from replay_service.language.tokenizer import fingerprint, load_tokenizer
+from replay_service.language.tokenizer import ends_of, fingerprint, load_tokenizer
 from replay_service.testing.corpus import MadeUpCorpus
 from tests.benchmarks.ratios import as_table
 from tests.support import make_tiny_model, running_service
@@ -123,7 +123,7 @@ def a_world(folder: Path, args: argparse.Namespace) -> Iterator[World]:
     write_shards(text, AMOUNTS, seed=0)
     model = pretrained(folder, text, args.pretraining_steps)
     tokenizer = load_tokenizer(str(model))
-    domains = packed_by_domain(text / "pretraining", COLUMNS, tokenizer, SEQ_LEN)
+    domains = packed_by_domain(text / "pretraining", COLUMNS, tokenizer, SEQ_LEN, ends_of(tokenizer))
     domain = np.repeat(np.arange(len(domains)), [len(each) for each in domains.values()])
     rows = concatenated(list(domains.values()))
     usable = rows.length > 1

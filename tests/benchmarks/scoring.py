@@ -29,7 +29,7 @@ from replay_service.language.model import (
     prepare_to_score,
 )
 from replay_service.language.scoring import RowScorer
-from replay_service.language.tokenizer import load_tokenizer, separator_id
+from replay_service.language.tokenizer import ends_of, load_tokenizer
 from tests.benchmarks.ratios import as_table, measured, repeated
 
 
@@ -60,7 +60,7 @@ def pipeline_settings(
     tokenizer = load_tokenizer(model)
     return PipelineSettings(
         model=model,
-        separator_id=separator_id(tokenizer),
+        ends=ends_of(tokenizer),
         vocab_size=len(tokenizer),
         seq_len=seq_len,
         columns=Columns(domain="domain"),

@@ -56,7 +56,7 @@ def api(tmp_path: Path) -> Iterator[OpenApiSchema]:
         for name, more in (("tune", {}), ("fenced", {"feedback": {"mode": "fenced"}}), ("closed", {})):
             assert client.post("/v1/runs", json=RUN | {"run": name} | more).status_code == 201
         assert report(client, losses_of(batch_of(client, 0, 5))).status_code == 200
-        assert client.post("/v1/runs/closed/close").status_code == 200
+        assert client.post("/v1/runs/closed/close", json={}).status_code == 200
         config = CONFIG | {"auth": {"openapi": {"token": {"bearer": token}}}}
         schema = schemathesis.openapi.from_dict(app.openapi(), config=schemathesis.Config.from_dict(config))
         schema.app = app

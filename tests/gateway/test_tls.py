@@ -88,3 +88,9 @@ def test_tokens_beyond_loopback_without_tls_are_warned_of(root: Path, files: Cer
         assert httpx2.get(f"{base_url}/v1/runs").status_code == 401
         (warning,) = warnings_of(root)
     assert "tls_certificate" in warning
+
+
+def test_a_private_key_that_others_can_read_is_warned_of(root: Path, files: CertificateFiles) -> None:
+    files.key.chmod(0o644)
+    with running_service(root, options=files.options, trusted=files.trusted):
+        assert warnings_of(root) == ["the private key is open to others than its owner; chmod 600"]

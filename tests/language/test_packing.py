@@ -5,16 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_service.language.packing import MIN_LENGTH, PackedRows, Packer, id_dtype, pack
+from replay_service.language.packing import MIN_LENGTH, Ends, PackedRows, Packer, id_dtype, pack
 
 SEPARATOR = 0
+ENDS = Ends(SEPARATOR)
 documents = st.lists(st.lists(st.integers(1, 299), max_size=25), max_size=10)
 seq_lens = st.integers(2, 16)
 pure = settings(max_examples=100, deadline=None)
 
 
 def packed(documents: list[list[int]], seq_len: int) -> PackedRows:
-    return pack(documents, seq_len, SEPARATOR, id_dtype(300))
+    return pack(documents, seq_len, ENDS, id_dtype(300))
 
 
 def unpacked(rows: PackedRows) -> list[int]:
@@ -80,13 +81,13 @@ def test_nothing_to_predict_packs_into_no_row(documents: list[list[int]]) -> Non
 )
 def test_ids_take_the_narrowest_type_that_holds_the_vocabulary(vocab_size: int, dtype: type) -> None:
     assert id_dtype(vocab_size) == dtype
-    rows = pack([[vocab_size - 1]], 2, vocab_size - 2, id_dtype(vocab_size))
+    rows = pack([[vocab_size - 1]], 2, Ends(vocab_size - 2), id_dtype(vocab_size))
     assert rows.input_ids.tolist() == [[vocab_size - 1, vocab_size - 2]]
 
 
 def packed_in_parts(documents: list[list[int]], cuts: list[int], seq_len: int) -> PackedRows:
     """What a packer makes of the documents when it is given those between neighbouring cuts at once."""
-    packer = Packer(seq_len, SEPARATOR, id_dtype(300))
+    packer = Packer(seq_len, ENDS, id_dtype(300))
     bounds = [0, *sorted(min(cut, len(documents)) for cut in cuts), len(documents)]
     parts = [packer.add(documents[first:stop]) for first, stop in pairwise(bounds)]
     parts.append(packer.finish())
@@ -121,7 +122,7 @@ def test_the_documents_can_be_read_back_from_the_rows(documents: list[list[int]]
 def test_documents_after_the_end_of_a_line_begin_a_new_one(
     earlier: list[list[int]], later: list[list[int]], seq_len: int
 ) -> None:
-    packer = Packer(seq_len, SEPARATOR, id_dtype(300))
+    packer = Packer(seq_len, ENDS, id_dtype(300))
     packer.add(earlier)
     packer.finish()
     rows = [packer.add(later), packer.finish()]
@@ -129,7 +130,7 @@ def test_documents_after_the_end_of_a_line_begin_a_new_one(
 
 
 def test_a_line_ends_once() -> None:
-    packer = Packer(4, SEPARATOR, id_dtype(300))
+    packer = Packer(4, ENDS, id_dtype(300))
     assert packer.add([[1, 2]]).input_ids.shape == (0, 4)
     assert packer.finish().input_ids.tolist() == [[1, 2, 0, 0]]
     again = packer.finish()
@@ -137,16 +138,64 @@ def test_a_line_ends_once() -> None:
 
 
 def test_a_lone_last_separator_is_left_off_and_does_not_begin_the_next_line() -> None:
-    packer = Packer(4, SEPARATOR, id_dtype(300))
+    packer = Packer(4, ENDS, id_dtype(300))
     assert packer.add([[1, 2, 3, 4]]).input_ids.tolist() == [[1, 2, 3, 4]]
     assert len(packer.finish()) == 0
     assert packer.add([[5, 6, 7]]).input_ids.tolist() == [[5, 6, 7, 0]]
 
 
 def test_rows_stay_as_they_were_while_more_documents_come() -> None:
-    packer = Packer(2, SEPARATOR, id_dtype(300))
+    packer = Packer(2, ENDS, id_dtype(300))
     rows = packer.add([np.array([1, 2, 3]), [4, 5]])
     before = rows.input_ids.tolist()
     packer.add([[6] * 20])
     packer.finish()
     assert rows.input_ids.tolist() == before == [[1, 2], [3, 0], [4, 5]]
+
+
+# With a bos token
+
+BOS = 300
+BEGUN = Ends(SEPARATOR, BOS)
+wide = id_dtype(301)
+
+
+@given(documents, seq_lens)
+@pure
+def test_with_a_bos_token_every_row_begins_with_one_and_every_document_too(
+    documents: list[list[int]], seq_len: int
+) -> None:
+    rows = pack(documents, seq_len, BEGUN, wide)
+    assert (rows.input_ids[:, 0] == BOS).all()
+    assert ((rows.length >= MIN_LENGTH) & (rows.length <= seq_len)).all() and (rows.length[:-1] == seq_len).all()
+    assert (rows.input_ids[-1:, rows.length[-1:].sum() :] == SEPARATOR).all()
+    tokens = [token for token in unpacked(rows) if token != BOS]
+    line = laid_end_to_end(documents)
+    assert tokens == line[: len(tokens)] and line[len(tokens) :] in ([], [SEPARATOR])
+    followed = [after for before, after in pairwise(unpacked(rows)) if before == SEPARATOR]
+    assert all(token == BOS for token in followed)
+
+
+@given(documents, st.lists(st.integers(0, 10), max_size=4), seq_lens)
+@pure
+def test_with_a_bos_token_documents_in_parts_give_the_same_rows(
+    documents: list[list[int]], cuts: list[int], seq_len: int
+) -> None:
+    packer = Packer(seq_len, BEGUN, wide)
+    bounds = [0, *sorted(min(cut, len(documents)) for cut in cuts), len(documents)]
+    parts = [packer.add(documents[first:stop]) for first, stop in pairwise(bounds)] + [packer.finish()]
+    whole = pack(documents, seq_len, BEGUN, wide)
+    assert np.array_equal(np.concatenate([each.input_ids for each in parts]), whole.input_ids)
+    assert np.array_equal(np.concatenate([each.length for each in parts]), whole.length)
+
+
+def test_a_document_that_brings_its_bos_token_gets_no_second_one() -> None:
+    rows = pack([[BOS, 1, 2], [3, 4, 5, 6]], 4, BEGUN, wide)
+    assert rows.input_ids.tolist() == [[BOS, 1, 2, SEPARATOR], [BOS, 3, 4, 5], [BOS, 6, SEPARATOR, SEPARATOR]]
+    assert rows.length.tolist() == [4, 4, 3]
+
+
+def test_a_separator_that_is_the_bos_token_begins_the_document_after_it() -> None:
+    rows = pack([[1, 2], [3, 4, 5, 6]], 4, Ends(BOS, BOS), wide)
+    assert rows.input_ids.tolist() == [[BOS, 1, 2, BOS], [BOS, 3, 4, 5], [BOS, 6, BOS, BOS]]
+    assert rows.length.tolist() == [4, 4, 3]

@@ -24,6 +24,19 @@ def test_the_law_and_its_inverse_agree() -> None:
     assert LAW.least_ratio(1e9) == 0.0
 
 
+@pytest.mark.parametrize(
+    "law",
+    [
+        ForgettingLaw(A=1e300, B=1e300, alpha=1e-3, beta=100.0, num_parameters=1.0, target_tokens=1e18),
+        ForgettingLaw(A=1e-300, B=1e-300, alpha=100.0, beta=1e-3, num_parameters=1e18, target_tokens=1.0),
+        ForgettingLaw(A=1e300, B=1e-300, alpha=1e-300, beta=1.0, num_parameters=1.0, target_tokens=1.0),
+    ],
+)
+def test_a_law_of_any_numbers_says_where_to_begin(law: ForgettingLaw) -> None:
+    assert law.forgetting(0.5) >= 0.0
+    assert ForgettingBudget(nats=1e-300, law=law).start() in ("0.2", "0.001")
+
+
 def test_the_law_says_where_to_begin() -> None:
     budget = ForgettingBudget(nats=0.1, law=LAW)
     assert float(exact_ratio(budget.start())) == pytest.approx(LAW.least_ratio(0.1), abs=1e-6)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay_service.sampling.injection import (
+    decimal_of,
     exact_ratio,
     num_rehearsed,
     rank_positions,
@@ -115,10 +116,59 @@ def test_every_rank_trains_on_its_even_share_of_the_batch(
         (Fraction(1, 3), Fraction(1, 3)),
         (0, Fraction(0)),
         (1.0, Fraction(1)),
+        (".5", Fraction(1, 2)),
+        ("1.", Fraction(1)),
+        ("1E-2", Fraction(1, 100)),
     ],
 )
 def test_a_ratio_is_the_decimal_that_was_written(written: float | str | Fraction, exact: Fraction) -> None:
     assert exact_ratio(written) == exact
+
+
+@pytest.mark.parametrize(
+    "ratio",
+    [
+        "1/3",
+        "0.1_0",
+        "0.5\n",
+        "0.5\r\n",
+        " 0.5",
+        "+0.5",
+        "\u0660.\u0665",
+        "\uff10.5",
+        "0x1",
+        ".",
+        "e1",
+        "0.5e",
+        "0.5e+",
+    ],
+)
+def test_what_is_no_plain_decimal_is_refused(ratio: str) -> None:
+    with pytest.raises(ValueError, match="injection_ratio must be a number"):
+        exact_ratio(ratio)
+
+
+@pytest.mark.parametrize(
+    ("written", "decimal"),
+    [
+        ("0.05", "0.05"),
+        ("1e-3", "1e-3"),
+        ("0.5\n", "0.5"),
+        ("0.1_0", "0.1"),
+        ("1/4", "0.25"),
+        ("\u0660.\u0665", "0.5"),
+        ("1", "1"),
+    ],
+)
+def test_a_ratio_of_an_earlier_release_is_read_as_a_decimal(written: str, decimal: str) -> None:
+    assert decimal_of(written) == decimal
+    assert exact_ratio(decimal) == Fraction(written)
+
+
+def test_a_ratio_without_a_finite_decimal_goes_on_to_rehearse_as_many_rows() -> None:
+    third = exact_ratio(decimal_of("1/3"))
+    assert 0 < third - Fraction(1, 3) < Fraction(1, 10**30)
+    assert all(rehearsed_before(step, third, 7) == rehearsed_before(step, Fraction(1, 3), 7) for step in range(1000))
 
 
 @pytest.mark.parametrize("ratio", ["", "half", "nan", "inf", "-0.1", "1.0001", -0.5, 2, "1/0", "0,1", Fraction(3, 2)])

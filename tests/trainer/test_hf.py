@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from replay_service.language.tokenizer import fingerprint, load_tokenizer
 from replay_service.testing import ServiceUnderTest, replay_service
 from trainer.client import ReplayClient
-from trainer.errors import InvalidTraining
-from trainer.hf import RehearsalTrainer
+from trainer.errors import CorpusMismatch, InvalidTraining
+from trainer.hf import RehearsalMixin, RehearsalTrainer
 from trainer.plain import Rehearsal
 
 README = Path(__file__).parent.parent.parent / "README.md"
@@ -260,6 +261,94 @@ def test_what_would_count_differently_is_refused(client: ReplayClient, model: nn
     larger = arguments(tmp_path, gradient_accumulation_steps=3)
     with pytest.raises(InvalidTraining, match="takes 12 fine-tuning rows"):
         RehearsalTrainer(rehearsal=rehearsal, model=model, args=larger, train_dataset=dataset()).train()
+
+
+class Loss(TrainingArguments):  # type: ignore[misc]
+    """Arguments with a kind of loss, as those of trl's SFTTrainer."""
+
+    loss_type: str = "nll"
+
+
+@pytest.mark.parametrize(("loss_type", "is_taken"), [("nll", True), ("chunked_nll", True), ("dft", False)])
+def test_a_loss_that_is_not_cross_entropy_is_refused(
+    client: ReplayClient, model: nn.Module, tmp_path: Path, loss_type: str, is_taken: bool
+) -> None:
+    rehearsal, args = a_run(client, "refused"), Loss(str(tmp_path), report_to="none", use_cpu=True)
+    args.loss_type = loss_type
+    if is_taken:
+        RehearsalTrainer(rehearsal=rehearsal, model=model, args=args, train_dataset=dataset())
+    else:
+        with pytest.raises(InvalidTraining, match="loss_type 'dft' is set"):
+            RehearsalTrainer(rehearsal=rehearsal, model=model, args=args, train_dataset=dataset())
+
+
+@pytest.mark.parametrize(
+    ("columns", "is_taken"),
+    [
+        (["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps"], False),
+        (["chosen_ids", "rejected_ids", "margin"], False),
+        (["prompt_ids", "completion_ids", "KL_completion_ids", "label"], False),
+        (["prompt", "chosen", "rejected", "image", "images"], False),
+        (["prompt", "image", "images"], False),
+        (["input_ids", "labels", "seq_lengths"], True),
+        (["messages", "prompt", "completion", "image", "images"], True),
+    ],
+)
+def test_trainers_of_preferences_and_policies_are_refused_by_the_columns_that_they_train_on(
+    client: ReplayClient, model: nn.Module, tmp_path: Path, columns: list[str], is_taken: bool
+) -> None:
+    class OtherTrainer(Trainer):  # type: ignore[misc]
+        def _set_signature_columns_if_needed(self) -> None:
+            self._signature_columns = columns
+
+    class RehearsalOtherTrainer(RehearsalMixin, OtherTrainer):  # type: ignore[misc]
+        pass
+
+    options = {"rehearsal": a_run(client, "refused"), "model": model, "args": arguments(tmp_path)}
+    if is_taken:
+        RehearsalOtherTrainer(**options)
+    else:
+        with pytest.raises(InvalidTraining, match=r"RehearsalOtherTrainer trains on .*, not on rows with labels"):
+            RehearsalOtherTrainer(**options)
+
+
+def test_the_tokenizer_that_the_trainer_holds_must_be_the_corpuss(
+    tiny_model: Path, model: nn.Module, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    made = fingerprint(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    for made_with, is_taken in ((made, True), ("of another", False)):
+        with (
+            replay_service(seq_len=SEQ_LEN, vocab_size=len(tokenizer) - 1, tokenizer_fingerprint=made_with) as service,
+            service.client() as client,
+        ):
+            trainer = RehearsalTrainer(
+                rehearsal=a_run(client, "a-run"),
+                model=model,
+                args=arguments(tmp_path, max_steps=1),
+                train_dataset=dataset(),
+                processing_class=tokenizer,
+            )
+            if is_taken:
+                trainer.train()
+            else:
+                with pytest.raises(CorpusMismatch, match="the tokenizer is not the one"):
+                    trainer.train()
+                assert client.run("a-run")["next_step"] == 0
+
+
+def test_a_model_that_does_not_know_all_tokens_of_the_corpus_is_refused_before_the_first_step(
+    client: ReplayClient, model: nn.Module, tmp_path: Path
+) -> None:
+    num_known = model.config.vocab_size  # type: ignore[union-attr]
+    model.resize_token_embeddings(num_known - 10)  # type: ignore[operator]
+    rehearsal = a_run(client, "unknown-tokens")
+    trainer = RehearsalTrainer(rehearsal=rehearsal, model=model, args=arguments(tmp_path), train_dataset=dataset())
+    said = f"has token ids up to {num_known - 1}, but the model knows only {num_known - 10} tokens"
+    with pytest.raises(CorpusMismatch, match=said):
+        trainer.train()
+    assert client.run("unknown-tokens")["next_step"] == 0
 
 
 def test_the_readme_shows_the_trainer(tiny_model: Path, tmp_path: Path) -> None:

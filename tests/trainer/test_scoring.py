@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from replay_service.corpus.shards.documents import NOT_UTF8
 from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer
+from tests.language.faulty_models import bert_encoder, roberta_decoder, with_prefix
+from tests.support import make_tiny_model
 from tests.trainer.batches.test_tables import write_lines
 from trainer.cli import app
 from trainer.errors import InvalidTraining
@@ -102,7 +104,45 @@ def test_columns_have_the_stated_types_and_the_file_says_what_was_measured(tmp_p
     assert schema.field("base_token_losses").type == pa.list_(pa.float32())
     assert schema.field("truncated").type == pa.bool_()
     measured = json.loads(schema.metadata[b"base_loss"])
-    assert measured == {"model": str(tiny_model), "precision": "float32", "seq_len": 48}
+    assert measured == {"model": str(tiny_model), "precision": "float32", "seq_len": 48, "bos_id": None}
+
+
+def test_with_a_bos_token_the_first_token_counts_too(tmp_path: Path) -> None:
+    model, text = make_tiny_model(tmp_path / "begun", bos=True), "the cat of number 1 sat"
+    (row,) = scored(tmp_path, model, [{"text": text}])
+    assert len(row["base_token_losses"]) == len(tokens(model, text))
+    ids = torch.tensor([[1, *tokens(model, text)]])
+    nats = cross_entropy(load_model(str(model))(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="none")
+    np.testing.assert_allclose(row["base_token_losses"], nats.tolist(), atol=1e-4)
+    assert json.loads(pq.read_schema(tmp_path / "scored.parquet").metadata[b"base_loss"])["bos_id"] == 1
+    (row,) = scored(tmp_path, model, [{"text": text}], bos="never")
+    np.testing.assert_allclose(row["base_token_losses"], nats_by_hand(model, "", text), atol=1e-4)
+    pair = {"prompt": "the cat", "response": " sat"}
+    for bos in ("auto", "never"):
+        (row,) = scored_pairs(tmp_path, model, [pair], bos=bos)
+        assert len(row["base_token_losses"]) == len(tokens(model, " sat"))
+
+
+def test_a_model_without_a_bos_token_cannot_begin_rows_with_one(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(InvalidTraining, match="no bos token"):
+        scored(tmp_path, tiny_model, [{"text": "the cat"}], bos="always")
+    assert not (tmp_path / "scored.parquet").exists()
+
+
+def test_a_model_that_cannot_be_used_is_refused_in_one_sentence_and_nothing_is_written(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    source = write_lines(tmp_path / "rows.jsonl", [{"text": "the cat sat"}])
+    faulty = {
+        "would stay random": with_prefix(tiny_model, tmp_path / "compiled", "_orig_mod."),
+        "is not causal": bert_encoder(tiny_model, tmp_path / "encoder"),
+        "choose at most 32": roberta_decoder(tiny_model, tmp_path / "decoder", 34),
+    }
+    for said, model in faulty.items():
+        result = run(source, "--model", model, "--output", tmp_path / "out.parquet", "--seq-len", 34)
+        assert result.exit_code == 2 and said in result.stderr
+        assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_long_rows_are_cut_at_the_right_and_flagged(tmp_path: Path, tiny_model: Path) -> None:

@@ -3,9 +3,10 @@
 Scoring and training make examples by this one code, so that a base loss is of the tokens that are trained on.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -13,14 +14,17 @@ from replay_service.language.tokenizer import encode
 from trainer.batches.tables import Tables, texts_of
 from trainer.errors import InvalidTraining
 
+_MEASURED: Final = b"base_loss"
+"""Key of a table's metadata."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """Tokens of one row of a table.
 
     Attributes:
-        ids: prompt and response, tokenized apart, without special tokens.
-        first: the tokens from here on are the response's; without a prompt, those after the first one.
+        ids: prompt and response, tokenized apart, without special tokens but a bos token, if there is one.
+        first: the tokens from here on are the response's; without a prompt and a bos token, those after the first one.
         truncated: whether there were more than fit.
     """
 
@@ -35,15 +39,21 @@ class Example:
 
 
 def examples_of(
-    tokenizer: Any, batch: pa.RecordBatch, prompt_column: str | None, response_column: str, seq_len: int
+    tokenizer: Any,
+    batch: pa.RecordBatch,
+    prompt_column: str | None,
+    response_column: str,
+    seq_len: int,
+    bos_id: int | None = None,
 ) -> list[Example]:
-    """The rows of a batch of a table, cut at the right to `seq_len` tokens."""
+    """The rows of a batch of a table, cut at the right to `seq_len` tokens; each begins with `bos_id`, if any."""
+    before = [] if bos_id is None else [bos_id]
     prompts = _texts(batch, prompt_column) if prompt_column else [""] * len(batch)
     # Blank text says nothing, as in the shards of a corpus.
     responses = [text if text.strip() else "" for text in _texts(batch, response_column)]
     most = seq_len + 1
     pairs = zip(encode(tokenizer, prompts, most=most), encode(tokenizer, responses, most=most), strict=True)
-    return [_joined(prompt, response, seq_len) for prompt, response in pairs]
+    return [_joined(before + prompt, response, seq_len) for prompt, response in pairs]
 
 
 def check_text_columns(tables: Tables, source: object, names: Sequence[str]) -> None:
@@ -61,11 +71,33 @@ def check_text_columns(tables: Tables, source: object, names: Sequence[str]) -> 
             )
 
 
+def scored_with(model: str, precision: str, seq_len: int, bos_id: int | None) -> dict[bytes, bytes]:
+    """What the metadata of a table says of the base losses in it."""
+    measured = {"model": model, "precision": precision, "seq_len": seq_len, "bos_id": bos_id}
+    return {_MEASURED: json.dumps(measured).encode()}
+
+
+def check_scored_with(schema: pa.Schema, bos_id: int | None, source: str) -> None:
+    """Raises InvalidTraining when a table says that its base losses are of rows with another bos token, or without."""
+    measured = json.loads((schema.metadata or {}).get(_MEASURED, b"null"))
+    if measured is not None and measured.get("bos_id") != bos_id:
+        raise InvalidTraining(
+            f"the base losses in {source} are of rows that begin with {_named(measured.get('bos_id'))}, but the rows "
+            f"of this job begin with {_named(bos_id)}; score it again with --bos "
+            f"{'never' if bos_id is None else 'always'}"
+        )
+
+
+def _named(bos_id: int | None) -> str:
+    return "no bos token" if bos_id is None else f"the bos token {bos_id}"
+
+
 def _texts(batch: pa.RecordBatch, column: str) -> list[str]:
     return [text or "" for text in texts_of(batch.column(column))]
 
 
 def _joined(prompt: list[int], response: list[int], seq_len: int) -> Example:
+    """Of what is read, the bos token among it, and what is learned."""
     ids = prompt + response
     return Example(ids[:seq_len], max(1, len(prompt)), len(ids) > seq_len)
 

@@ -23,9 +23,9 @@ from replay_service.corpus.shards.sources import (
     read_documents,
 )
 from replay_service.errors import ReplayError
-from replay_service.language.packing import PackedRows, id_dtype, pack
-from replay_service.language.tokenizer import ids_of, separator_id
-from trainer.batches.examples import Example, check_text_columns, examples_of
+from replay_service.language.packing import Ends, PackedRows, id_dtype, laid_out, pack
+from replay_service.language.tokenizer import ends_of, ids_of, vocab_size
+from trainer.batches.examples import Example, check_scored_with, check_text_columns, examples_of
 from trainer.batches.tables import Tables, find_tables
 from trainer.config import DataConfig, FlowConfig
 from trainer.errors import InvalidTraining
@@ -62,15 +62,22 @@ class TrainingRows:
         return TrainingRows(self.input_ids[index], self.length[index], weight)
 
 
-def load_target(data: DataConfig, flow: FlowConfig | None, tokenizer: Any) -> TrainingRows:
+def load_target(data: DataConfig, flow: FlowConfig | None, tokenizer: Any, ends: Ends | None = None) -> TrainingRows:
     """The rows of a job.
+
+    Args:
+        data: where they are.
+        flow: weighs them.
+        tokenizer: of the model to tune.
+        ends: the tokens around documents; by default those that `data` says of this tokenizer.
 
     Raises:
         InvalidTraining: when they cannot be read, or nothing in them counts; when FLOW has no base losses to weigh by.
     """
+    ends = ends or ends_of(tokenizer, data.bos)
     if data.response_column is None and flow is None:
         columns = Columns(data.text_column, data.tokens_column, data.domain_column)
-        packed = concatenated(list(packed_by_domain(data.target, columns, tokenizer, data.seq_len).values()))
+        packed = concatenated(list(packed_by_domain(data.target, columns, tokenizer, data.seq_len, ends).values()))
         return TrainingRows(packed.input_ids, packed.length)
     if data.tokens_column is not None or is_url(data.target):
         raise InvalidTraining("examples, and rows that FLOW weighs, are tables of text on this machine")
@@ -80,7 +87,7 @@ def load_target(data: DataConfig, flow: FlowConfig | None, tokenizer: Any) -> Tr
     check_text_columns(tables, data.target, texts)
     if tables.unusable:
         _log.warning("rows left out", left_out=len(tables.unusable), of=tables.num_rows, first=tables.unusable[0])
-    found = _weighed(tables, data, flow, tokenizer, response)
+    found = _weighed(tables, data, flow, tokenizer, response, ends.bos_id)
     usable = [(example, weight) for example, weight in found if example.num_counted]
     if len(usable) < len(found):
         _log.warning(
@@ -91,14 +98,16 @@ def load_target(data: DataConfig, flow: FlowConfig | None, tokenizer: Any) -> Tr
     if not usable:
         raise InvalidTraining(f"no row of {data.target} has a token of a response within seq_len {data.seq_len}")
     lay = _laid_end_to_end if data.layout == "packed" else _one_a_row
-    return lay(usable, data.seq_len, separator_id(tokenizer), id_dtype(len(tokenizer)))
+    return lay(usable, data.seq_len, ends, id_dtype(vocab_size(tokenizer)))
 
 
 Weighed = tuple[Example, Float32Array]
 """An example, and what each of its tokens and the separator after it weigh: float32 [len(ids) + 1]."""
 
 
-def _weighed(tables: Tables, data: DataConfig, flow: FlowConfig | None, tokenizer: Any, response: str) -> list[Weighed]:
+def _weighed(
+    tables: Tables, data: DataConfig, flow: FlowConfig | None, tokenizer: Any, response: str, bos_id: int | None
+) -> list[Weighed]:
     examples: list[Example] = []
     base_losses: list[Any] = []
     column = None if flow is None else BASE_LOSS_COLUMNS[flow.form]
@@ -107,8 +116,10 @@ def _weighed(tables: Tables, data: DataConfig, flow: FlowConfig | None, tokenize
             f"{data.target} has no column {column!r}, by which FLOW weighs its rows; `replay-trainer score` adds it, "
             "with the model, the columns and the seq_len of this job"
         )
+    if flow is not None:
+        check_scored_with(tables.schema, bos_id, data.target)
     for batch in tables.batches():
-        examples += examples_of(tokenizer, batch, data.prompt_column, response, data.seq_len)
+        examples += examples_of(tokenizer, batch, data.prompt_column, response, data.seq_len, bos_id)
         if column is not None:
             base_losses += batch.column(column).to_pylist()
     if flow is None:
@@ -145,17 +156,23 @@ def _weight_of(example: Example, counted: float | Float32Array) -> Float32Array:
     return weight
 
 
-def _laid_end_to_end(examples: list[Weighed], seq_len: int, separator: int, dtype: np.dtype[Any]) -> TrainingRows:
-    rows = pack([example.ids for example, _ in examples], seq_len, separator, dtype)
-    line = np.concatenate([weight for _, weight in examples])
-    weight = np.zeros(rows.input_ids.size, dtype=np.float32)
-    weight[: len(line)] = line[: len(weight)]
-    return TrainingRows(rows.input_ids, rows.length, weight.reshape(rows.input_ids.shape))
+def _laid_end_to_end(examples: list[Weighed], seq_len: int, ends: Ends, dtype: np.dtype[Any]) -> TrainingRows:
+    documents = [example.ids for example, _ in examples]
+    rows = pack(documents, seq_len, ends, dtype)
+    ids_of_line, weight_of_line = laid_out(documents, ends, dtype), np.concatenate([each for _, each in examples])
+    weight = np.zeros(rows.input_ids.shape, dtype=np.float32)
+    first = 0
+    for row, length in enumerate(rows.length.tolist()):
+        # A row that goes on with an example may begin with a bos token, which is not in the line and weighs nothing.
+        begin = int(rows.input_ids[row, 0] != ids_of_line[first])
+        weight[row, begin:length] = weight_of_line[first : first + length - begin]
+        first += length - begin
+    return TrainingRows(rows.input_ids, rows.length, weight)
 
 
-def _one_a_row(examples: list[Weighed], seq_len: int, separator: int, dtype: np.dtype[Any]) -> TrainingRows:
+def _one_a_row(examples: list[Weighed], seq_len: int, ends: Ends, dtype: np.dtype[Any]) -> TrainingRows:
     """Rows end with the separator if there is room for it, and are filled up with more of them."""
-    input_ids = np.full((len(examples), seq_len), separator, dtype=dtype)
+    input_ids = np.full((len(examples), seq_len), ends.separator_id, dtype=dtype)
     weight = np.zeros((len(examples), seq_len), dtype=np.float32)
     length = np.empty(len(examples), dtype=np.int32)
     for row, (example, weight_of) in enumerate(examples):
@@ -165,7 +182,9 @@ def _one_a_row(examples: list[Weighed], seq_len: int, separator: int, dtype: np.
     return TrainingRows(input_ids, length, weight)
 
 
-def packed_by_domain(source: str | Path, columns: Columns, tokenizer: Any, seq_len: int) -> dict[str, PackedRows]:
+def packed_by_domain(
+    source: str | Path, columns: Columns, tokenizer: Any, seq_len: int, ends: Ends
+) -> dict[str, PackedRows]:
     """The text, or the ready-made token ids, of shards as packed rows, for each domain in name order.
 
     Raises:
@@ -176,8 +195,8 @@ def packed_by_domain(source: str | Path, columns: Columns, tokenizer: Any, seq_l
         encoded = {domain: ids_of(tokenizer, documents) for domain, documents in sorted(contents.items())}
     except ReplayError as error:
         raise InvalidTraining(error.detail) from error
-    separator, dtype = separator_id(tokenizer), id_dtype(len(tokenizer))
-    packed = {domain: pack(documents, seq_len, separator, dtype) for domain, documents in encoded.items()}
+    dtype = id_dtype(vocab_size(tokenizer))
+    packed = {domain: pack(documents, seq_len, ends, dtype) for domain, documents in encoded.items()}
     if not any(len(rows) for rows in packed.values()):
         raise InvalidTraining(f"{printable(source)} holds no text to train on")
     return packed

@@ -9,6 +9,8 @@ import numpy as np
 
 from replay_service.corpus.shards.sources import Columns
 from replay_service.gateway.wire.arrow import Batch
+from replay_service.language.packing import Ends
+from replay_service.language.tokenizer import ends_of
 from replay_service.sampling.injection import target_rows
 from trainer.batches.mixing import MixedBatch, mix
 from trainer.batches.target import TargetRows, TrainingRows, load_target, packed_by_domain
@@ -73,7 +75,8 @@ def _counts(rehearsed: Batch) -> tuple[int, int]:
 @contextmanager
 def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -> Iterator[Feed]:
     """The feed of one rank; its connections are closed at the end."""
-    target = TargetRows(load_target(config.data, config.flow, tokenizer), config.seed)
+    ends = document_ends(config, tokenizer)
+    target = TargetRows(load_target(config.data, config.flow, tokenizer, ends), config.seed)
     rehearsal = config.rehearsal
     if rehearsal is None:
         yield Feed(target, config.global_batch_size, rank, world_size, None, None)
@@ -105,19 +108,33 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
             reporter.close()
 
 
-def load_heldout(data: DataConfig, tokenizer: Any) -> HeldOut:
+def document_ends(config: TrainConfig, tokenizer: Any) -> Ends:
+    """The tokens around documents: those of the corpus to rehearse from, else those that the tokenizer has.
+
+    Raises:
+        ServiceError: when the service cannot be asked.
+    """
+    if config.rehearsal is None:
+        return ends_of(tokenizer, config.data.bos)
+    with ReplayClient(config.rehearsal.service_url) as client:
+        corpus = client.corpus(config.rehearsal.corpus)
+    return Ends(corpus.separator_id, corpus.bos_id)
+
+
+def load_heldout(data: DataConfig, tokenizer: Any, ends: Ends | None = None) -> HeldOut:
     """The held-out rows of every pretraining domain, and of the fine-tuning domain.
 
     Those of the fine-tuning domain are laid out as the rows to train on: of examples the responses count alone.
     """
+    ends = ends or ends_of(tokenizer, data.bos)
     rows: dict[str, TrainingRows] = {}
     if data.heldout_pretraining is not None:
-        packed = packed_by_domain(data.heldout_pretraining, _columns(data), tokenizer, data.seq_len)
+        packed = packed_by_domain(data.heldout_pretraining, _columns(data), tokenizer, data.seq_len, ends)
         rows |= {domain: TrainingRows(each.input_ids, each.length) for domain, each in packed.items()}
         if TARGET in rows:
             raise InvalidTraining(f"a held-out pretraining domain cannot be called {TARGET!r}; rename it")
     if data.heldout_target is not None:
-        rows[TARGET] = load_target(data.model_copy(update={"target": data.heldout_target}), None, tokenizer)
+        rows[TARGET] = load_target(data.model_copy(update={"target": data.heldout_target}), None, tokenizer, ends)
     return HeldOut(rows)
 
 

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from replay_service.language.apart import LanguageLosses
-from replay_service.language.model import load_model
+from replay_service.language.model import autocast, load_model
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import load_tokenizer
+from replay_service.language.trial import check_model
 from trainer.batches.mixing import loss_rows
 from trainer.config import LdifsConfig, TrainConfig
 from trainer.errors import InvalidTraining, NotFinite
 from trainer.job.adapters import Adapters
 from trainer.job.evaluation import HeldOut
-from trainer.job.feed import Feed, load_heldout, open_feed
+from trainer.job.feed import Feed, document_ends, load_heldout, open_feed
 from trainer.job.metrics import MetricsFile
 from trainer.job.objective import Counts, Objective
 from trainer.job.stopwatch import Stopwatch
@@ -166,7 +167,7 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None
     metrics = MetricsFile(config.output / "metrics.jsonl")
     if worker.rank == 0:
         metrics.begin(first_step)
-    heldout = load_heldout(config.data, tokenizer)
+    heldout = load_heldout(config.data, tokenizer, document_ends(config, tokenizer))
     run = "alone" if config.rehearsal is None else config.rehearsal.run
     with (
         open_feed(config, tokenizer, worker.rank, worker.world_size) as feed,
@@ -200,6 +201,8 @@ def _start(config: TrainConfig, precision: Precision, worker: Worker) -> tuple[_
 
     torch.manual_seed(config.seed)
     bare_model = load_model(config.model).train().to(worker.device)
+    with autocast(precision, worker.device):
+        check_model(bare_model, config.data.seq_len)
     adapters = None if config.lora is None else Adapters(bare_model, config.lora)
     drift = None if config.ldifs is None else _drift(config.ldifs, bare_model, adapters)
     model = worker.wrap(LanguageLosses(bare_model) if config.chunked_head else bare_model)

@@ -149,6 +149,13 @@ def _distilled(batch: MixedBatch, logits_RTV: Tensor, mask_RS: Tensor) -> Tensor
             f"corpus {rehearsed.header.corpus!r} does not store the base model's likeliest tokens, which distilled "
             "rehearsal learns from; ingest it with --store-topk 8, or set rehearsal_loss to cross_entropy"
         )
+    num_logits = logits_RTV.shape[2]
+    if rehearsed.topk_ids.size and rehearsed.topk_ids.max() >= num_logits:
+        raise CorpusMismatch(
+            f"corpus {rehearsed.header.corpus!r} stores token ids up to {rehearsed.topk_ids.max()} of its base model, "
+            f"but the model predicts only {num_logits} tokens; tune the base model, or set rehearsal_loss to "
+            "cross_entropy"
+        )
     ids_RSk = torch.from_numpy(rehearsed.topk_ids.astype("int64")).to(logits_RTV.device)
     logprobs_RSk = torch.from_numpy(rehearsed.topk_logprobs.copy()).to(logits_RTV.device)
     return distilled_nats(logits_RTV, ids_RSk, logprobs_RSk, mask_RS)

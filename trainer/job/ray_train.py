@@ -17,9 +17,10 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from replay_service.errors import ReplayError
-from replay_service.language.model import check_seq_len, faster_precision, load_config
+from replay_service.language.model import faster_precision, outline_of
 from replay_service.language.precision import Precision
-from replay_service.language.tokenizer import fingerprint, load_tokenizer, separator_id
+from replay_service.language.tokenizer import bos_id, ends_of, is_known_as
+from replay_service.ray_session import error_within
 from trainer.client import TOKEN_VARIABLE, CorpusInfo, ReplayClient
 from trainer.config import TrainConfig
 from trainer.errors import CorpusMismatch, InvalidTraining, TrainerError
@@ -98,7 +99,7 @@ def run_training(config: TrainConfig) -> None:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise _ours(error) from error
+        raise error_within(error, TrainerError) or error from error
 
 
 def _scaling(config: TrainConfig) -> ScalingConfig:
@@ -114,8 +115,8 @@ def _scaling(config: TrainConfig) -> ScalingConfig:
 def preflight(config: TrainConfig) -> Precision:
     """Find what is wrong before any worker starts; the precision to train in."""
     try:
-        check_seq_len(load_config(config.model), config.data.seq_len)
-        tokenizer = load_tokenizer(config.model)
+        tokenizer = outline_of(config.model, config.data.seq_len).tokenizer
+        ends_of(tokenizer, config.data.bos)
     except ReplayError as error:
         raise InvalidTraining(error.detail) from error
     if config.lora is not None:
@@ -140,10 +141,15 @@ def _check_corpus(config: TrainConfig, tokenizer: Any, info: CorpusInfo) -> None
             f"corpus {corpus!r} holds samples to classify, and this job tunes a language model; rehearse them in a "
             "loop of your own (trainer.plain) or in transformers.Trainer (trainer.hf)"
         )
-    if (fingerprint(tokenizer), separator_id(tokenizer)) != (info.tokenizer_fingerprint, info.separator_id):
+    if not is_known_as(tokenizer, info.tokenizer_fingerprint):
         raise CorpusMismatch(
             f"the tokenizer of {config.model!r} is not the one that corpus {corpus!r} was made with; ingest the "
             "pretraining shards with this model, or tune the model that the corpus was made for"
+        )
+    if config.data.bos != "auto" and bos_id(tokenizer, config.data.bos) != info.bos_id:
+        begin = "no bos token" if info.bos_id is None else f"the bos token {info.bos_id}"
+        raise CorpusMismatch(
+            f"documents of corpus {corpus!r} begin with {begin}, but data.bos is {config.data.bos!r}; leave it out"
         )
     if info.seq_len != config.data.seq_len:
         raise CorpusMismatch(
@@ -173,16 +179,7 @@ def _with_access(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, 
 
 def _train_loop(settings: dict[str, Any]) -> None:
     config = TrainConfig.model_validate_json(settings["config"])
-    fine_tune(config, settings["precision"], RayWorker.current())
-
-
-def _ours(error: BaseException) -> BaseException:
-    """The error that our loop raised in a worker, out of what Ray wraps around it; else `error` itself."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    inner = [error.__cause__, getattr(error, "cause", None), *failures]
-    for each in inner:
-        if isinstance(each, TrainerError):
-            return each
-        if each is not None and isinstance(found := _ours(each), TrainerError):
-            return found
-    return error
+    try:
+        fine_tune(config, settings["precision"], RayWorker.current())
+    except ReplayError as error:
+        raise InvalidTraining(error.detail) from error

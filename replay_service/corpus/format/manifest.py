@@ -108,6 +108,12 @@ class Manifest:
     kind: Kind = "language"
     classes: Classes | None = None
     """None in a language corpus."""
+    bos_id: int | None = None
+    """The token that begins a document; None: nothing does."""
+    checkpoint_fingerprint: str = ""
+    """Equal for checkpoints of the base model with equal weights; empty where it is not known."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the recipe is made of; empty in a corpus that an earlier release made."""
 
     @classmethod
     def of_nothing(
@@ -125,6 +131,9 @@ class Manifest:
         topk: int,
         recipe: str,
         classes: Classes | None = None,
+        bos_id: int | None = None,
+        checkpoint_fingerprint: str = "",
+        settings: dict[str, Any] | None = None,
     ) -> "Manifest":
         """Generation 0, which holds nothing and is never written."""
         return cls(
@@ -149,6 +158,9 @@ class Manifest:
             segments=[],
             kind="language" if classes is None else "classification",
             classes=classes,
+            bos_id=bos_id,
+            checkpoint_fingerprint=checkpoint_fingerprint,
+            settings=settings or {},
         )
 
     @property

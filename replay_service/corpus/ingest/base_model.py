@@ -13,12 +13,17 @@ from replay_service.corpus.format.manifest import Classes, Manifest
 from replay_service.corpus.ingest.settings import IngestSettings
 from replay_service.corpus.shards.documents import Labelled
 from replay_service.corpus.shards.sources import Shard, read_documents
-from replay_service.errors import EmptyCorpus
-from replay_service.language.model import check_seq_len, load_config
-from replay_service.language.tokenizer import fingerprint, load_tokenizer, rules_of, separator_id
+from replay_service.errors import CorpusError, EmptyCorpus
+from replay_service.language.checkpoint import checkpoint_fingerprint
+from replay_service.language.model import check_seq_len, load_config, outline_of
+from replay_service.language.packing import Ends
+from replay_service.language.tokenizer import bos_id, ends_of, fingerprint, load_tokenizer, rules_of, vocab_size
 
 _ANY_ID: Final = 1 << 31
 """How many token ids there may be where nobody tells."""
+
+_NO_ENDS: Final = Ends(0)
+"""Of what is not packed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +32,24 @@ class BaseModel:
 
     tokenizer_fingerprint: str
     """Empty where no text is tokenized."""
-    separator_id: int
+    ends: Ends
     vocab_size: int
     seq_len: int
     """0 for tensors."""
     classes: Classes | None = None
     tokenizer_rules: str = ""
     """As they stand in a tokenizer.json."""
+    num_logits: int = 0
+    """Width of the head of a language model."""
+    checkpoint: str = ""
+    """The fingerprint of a language model's weights and configuration; empty where it is not known."""
 
     @property
     def identity(self) -> str:
         """Equal for base models, and inputs of them, whose samples may stand in one corpus."""
         if self.classes is None:
-            return self.tokenizer_fingerprint
+            bos = "" if self.ends.bos_id is None else f" bos {self.ends.bos_id}"
+            return self.tokenizer_fingerprint + bos
         shape = "x".join(map(str, self.classes.input_shape))
         return f"{self.tokenizer_fingerprint} {self.classes.model_fingerprint} {self.classes.input_type}[{shape}]"
 
@@ -47,17 +57,15 @@ class BaseModel:
 def base_model_of(settings: IngestSettings, standing: Manifest | None, shards: Iterable[Shard]) -> BaseModel:
     """The base model of an ingest.
 
-    Tensors are of the shape and type that stand in the corpus, or that the first usable row of the shards has.
+    Documents have the tokens around them that they have in the corpus. Tensors are of the shape and type that stand in
+    the corpus, or that the first usable row of the shards has.
 
     Raises:
         CorpusError: when the model cannot be used; EmptyCorpus when no row can.
         UnusableSource: when a shard that must be looked into cannot be read.
     """
     if settings.kind == "language":
-        check_seq_len(load_config(settings.model), settings.seq_len)
-        tokenizer = load_tokenizer(settings.model)
-        ids = fingerprint(tokenizer), separator_id(tokenizer), len(tokenizer)
-        return BaseModel(*ids, settings.seq_len, tokenizer_rules=rules_of(tokenizer))
+        return _of_language(settings, standing)
     if settings.columns.inputs is None:
         return _of_texts(settings)
     if standing is not None and standing.classes is not None:
@@ -66,17 +74,43 @@ def base_model_of(settings: IngestSettings, standing: Manifest | None, shards: I
         first = _first_tensor(settings, shards)
         shape, type_ = list(first.shape), first.dtype.name
     num_classes, weights = _described(settings.model, tuple(shape))
-    return BaseModel("", 0, 0, 0, Classes(num_classes, weights, shape, type_))
+    return BaseModel("", _NO_ENDS, 0, 0, Classes(num_classes, weights, shape, type_))
+
+
+def _of_language(settings: IngestSettings, standing: Manifest | None) -> BaseModel:
+    outline = outline_of(settings.model, settings.seq_len)
+    if settings.topk > outline.num_logits:
+        raise CorpusError(f"topk {settings.topk} is more than the {outline.num_logits} tokens that the model predicts")
+    return BaseModel(
+        fingerprint(outline.tokenizer),
+        _ends(settings, standing, outline.tokenizer),
+        outline.vocab_size,
+        settings.seq_len,
+        tokenizer_rules=rules_of(outline.tokenizer),
+        num_logits=outline.num_logits,
+        checkpoint=checkpoint_fingerprint(settings.model),
+    )
+
+
+def _ends(settings: IngestSettings, standing: Manifest | None, tokenizer: Any) -> Ends:
+    """Those of the corpus, whatever the tokenizer has now, but for a bos that is asked for."""
+    if standing is None:
+        return ends_of(tokenizer, settings.bos)
+    bos = standing.bos_id if settings.bos == "auto" else bos_id(tokenizer, settings.bos)
+    return Ends(standing.separator_id, bos)
 
 
 def _of_texts(settings: IngestSettings) -> BaseModel:
-    num_classes, weights = _described(settings.model, None)
-    if is_factory(settings.model):
-        return BaseModel("", 0, _ANY_ID, settings.seq_len, Classes(num_classes, weights))
-    check_seq_len(load_config(settings.model), settings.seq_len)
+    is_made = is_factory(settings.model)
+    if not is_made:
+        check_seq_len(load_config(settings.model), settings.seq_len)
+    classes = Classes(*_described(settings.model, None, settings.seq_len))
+    if is_made:
+        return BaseModel("", _NO_ENDS, _ANY_ID, settings.seq_len, classes)
     tokenizer = load_tokenizer(settings.model)
-    ids, classes = (fingerprint(tokenizer), 0, len(tokenizer)), Classes(num_classes, weights)
-    return BaseModel(*ids, settings.seq_len, classes, rules_of(tokenizer))
+    return BaseModel(
+        fingerprint(tokenizer), _NO_ENDS, vocab_size(tokenizer), settings.seq_len, classes, rules_of(tokenizer)
+    )
 
 
 def _first_tensor(settings: IngestSettings, shards: Iterable[Shard]) -> NDArray[Any]:
@@ -88,8 +122,8 @@ def _first_tensor(settings: IngestSettings, shards: Iterable[Shard]) -> NDArray[
 
 
 @lru_cache(maxsize=1)
-def _described(name: str, shape: tuple[int, ...] | None) -> tuple[int, str]:
+def _described(name: str, shape: tuple[int, ...] | None, seq_len: int = 1) -> tuple[int, str]:
     """How many classes a model knows, and the fingerprint of its weights; it is loaded once for all looks at shards."""
     from replay_service.classification.scoring import described
 
-    return described(name, shape)
+    return described(name, shape, seq_len)

@@ -5,7 +5,7 @@
 <corpus>/segments/           rows
 <corpus>/set_aside/          the rows of shards that could not be used, and why, a file a shard
 <corpus>/clusters.npy        the centres of its clusters, if it is partitioned by them
-<corpus>/staging/<recipe>/   what is scored and does not stand in segments yet
+<corpus>/staging/<digest>/   what is scored and does not stand in segments yet; the digest is of how it was made
 <corpus>/status.json         how the latest ingest is going
 """
 
@@ -15,28 +15,33 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
 
 from replay_service.corpus.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from replay_service.corpus.format.texts import write_tokenizer
 from replay_service.corpus.ingest.base_model import BaseModel, base_model_of
 from replay_service.corpus.ingest.clusters import Clusters
+from replay_service.corpus.ingest.fitting import check_fits
 from replay_service.corpus.ingest.growth import GroupOf, GrowingCorpus
-from replay_service.corpus.ingest.pipeline import PipelineSettings, run_pipeline
-from replay_service.corpus.ingest.settings import IngestSettings
+from replay_service.corpus.ingest.model_files import check_safetensors
+from replay_service.corpus.ingest.pipeline import PipelineSettings, on_gpu, run_pipeline
+from replay_service.corpus.ingest.settings import IngestSettings, digest
 from replay_service.corpus.ingest.shard_list import ListedShard, Pending, in_order, read_shard_list, write_shard_list
 from replay_service.corpus.ingest.staging import Piece, ReadyRows, parts_of, read_packed
 from replay_service.corpus.ingest.status import MOST_NAMED, IngestProgress, OnProgress, status_of
 from replay_service.corpus.shards.sources import Listing, Shard, check_readable, look_into, printable
-from replay_service.errors import CorpusError, EmptyCorpus, ModelMismatch, ReplayError
+from replay_service.errors import CorpusError, EmptyCorpus, ReplayError
 from replay_service.language.model import faster_precision
+from replay_service.language.packing import id_dtype
 from replay_service.language.precision import Precision
+from replay_service.language.scoring import RowScorer
+from replay_service.ray_session import error_within, in_ray
 
 IsStopped = Callable[[], bool]
 
@@ -53,13 +58,14 @@ def ingest(
 
     Raises:
         UnusableSource: when a shard is missing, damaged or without the text column; nothing is changed then.
+        SourceForbidden: when a shard lies in none of the allowed places; nothing is changed then.
         EmptyCorpus: when the shards hold no text.
-        ModelMismatch: when the corpus is there, made with another tokenizer.
+        ModelMismatch: when the corpus is there, scored by another model.
         CorpusError: when it is there, made with other settings, when a shard in it has changed, when another ingest
             writes it, or when the model cannot be used.
     """
     with _writing(settings, on_progress, is_stopped) as tell:
-        return _ingest(settings, look_into(settings.source), tell, is_stopped)
+        return _ingest(settings, look_into(settings.source, settings.allowed), tell, is_stopped)
 
 
 def follow(
@@ -73,10 +79,10 @@ def follow(
     A shard that comes later is taken when two looks in a row find it the same, so that none is read half-written.
     """
     with _writing(settings, on_progress, is_stopped) as tell:
-        found = look_into(settings.source)
+        found = look_into(settings.source, settings.allowed)
         manifest = _ingest(settings, found, tell, is_stopped)
         while not is_stopped() and wait():
-            seen, found = set(found.shards), look_into(settings.source)
+            seen, found = set(found.shards), look_into(settings.source, settings.allowed)
             settled = [shard for shard in found.shards if shard in seen]
             manifest = _ingest(settings, found._replace(shards=settled), tell, is_stopped)
         return manifest
@@ -105,17 +111,32 @@ def _ingest(settings: IngestSettings, found: Listing, tell: OnProgress, is_stopp
     standing = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
     if standing is not None and standing.kind != settings.kind:
         raise CorpusError(f"corpus {settings.name!r} exists already, of kind {standing.kind}; choose another name")
+    if settings.allowed is not None:
+        check_safetensors(settings.model, partial(_file_of_model, settings.model))
     base = base_model_of(settings, standing, found.shards)
     plan = _planned(settings, base, standing, found.shards)
     if plan.standing is not None and not plan.pending and not (folder / STAGING).exists():
         return plan.standing
     for each in plan.pending:
         check_readable(each.shard, settings.columns)
+    if base.classes is None:
+        _check_runs(settings, base.checkpoint)
     work = _prepared(settings, base, plan, found.passed_over)
     pending = {each.listed.key: each.shard for each in plan.pending}
     before = [each for each in plan.begun if each.key not in pending]
     write_shard_list(folder, [*before, *(each.listed for each in plan.pending)])
     return work.run([each.key for each in before], pending, tell, is_stopped)
+
+
+def _file_of_model(model: str, file: str) -> str | None:
+    """A file of a model in a local folder, or of the hub, which is asked for it; None when the model has none."""
+    from transformers.utils import cached_file
+
+    try:
+        path: str | None = cached_file(model, file, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"no model could be loaded from {model!r}: {error}") from error
+    return path
 
 
 class _Plan(NamedTuple):
@@ -130,7 +151,7 @@ class _Plan(NamedTuple):
 
 def _planned(settings: IngestSettings, base: BaseModel, standing: Manifest | None, found: Sequence[Shard]) -> _Plan:
     if standing is not None:
-        _check_fits(standing, settings, base)
+        check_fits(standing, settings, base)
     begun = read_shard_list(settings.corpus_folder)[: _num_begun(standing)]
     is_half_done = standing is not None and standing.num_rows_of_next_shard > 0
     return _Plan(standing, begun, in_order(begun, is_half_done, found))
@@ -139,26 +160,6 @@ def _planned(settings: IngestSettings, base: BaseModel, standing: Manifest | Non
 def _num_begun(manifest: Manifest | None) -> int:
     """How many shards of the list have rows in the corpus."""
     return 0 if manifest is None else manifest.num_shards + (manifest.num_rows_of_next_shard > 0)
-
-
-def _check_fits(manifest: Manifest, settings: IngestSettings, base: BaseModel) -> None:
-    if manifest.recipe == settings.recipe(base.identity):
-        return
-    if base.classes is not None and base.classes != manifest.classes:
-        raise ModelMismatch(
-            f"corpus {settings.name!r} was scored by {manifest.model!r} with other weights than {settings.model!r} has "
-            "now, or with other classes; choose another corpus name"
-        )
-    if manifest.tokenizer_fingerprint != base.tokenizer_fingerprint:
-        raise ModelMismatch(
-            f"corpus {settings.name!r} was made with {manifest.model!r}, whose tokenizer differs from that of "
-            f"{settings.model!r}; choose another corpus name"
-        )
-    raise CorpusError(
-        f"corpus {settings.name!r} exists already, made with other settings (model {manifest.model}, seq_len "
-        f"{manifest.seq_len}, {manifest.num_quantiles} quantiles by {manifest.partition_by}, topk {manifest.topk}); "
-        f"repeat them, choose another name, or remove {settings.corpus_folder}"
-    )
 
 
 @contextmanager
@@ -175,15 +176,16 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
 
 
 def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan, passed_over: list[str]) -> "_Work":
-    standing, recipe = plan.standing, settings.recipe(base.identity)
-    staging = settings.corpus_folder / STAGING / recipe
+    standing = plan.standing
+    recipe = settings.recipe(base.identity) if standing is None else standing.recipe
+    staging = settings.corpus_folder / STAGING / digest(recipe, str(base.ends), str(id_dtype(base.num_logits)))
     staging.mkdir(parents=True, exist_ok=True)
     if base.tokenizer_rules:
         write_tokenizer(settings.corpus_folder, base.tokenizer_rules)
     precision = _precision(settings, staging) if standing is None else _as_precision(standing.precision)
     pipeline = PipelineSettings(
         model=settings.model,
-        separator_id=base.separator_id,
+        ends=base.ends,
         vocab_size=base.vocab_size,
         seq_len=base.seq_len,
         columns=settings.columns,
@@ -202,7 +204,7 @@ def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan, passed_ove
         model=settings.model,
         tokenizer_fingerprint=base.tokenizer_fingerprint,
         vocab_size=base.vocab_size,
-        separator_id=base.separator_id,
+        separator_id=base.ends.separator_id,
         seq_len=base.seq_len,
         precision=precision,
         num_quantiles=settings.num_quantiles,
@@ -210,6 +212,9 @@ def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan, passed_ove
         topk=settings.topk,
         recipe=recipe,
         classes=base.classes,
+        bos_id=base.ends.bos_id,
+        checkpoint_fingerprint=base.checkpoint,
+        settings=settings.parts(),
     )
     return _Work(settings, pipeline, manifest, passed_over)
 
@@ -244,6 +249,8 @@ class _Work:
         growing = self._growing([*before, *shards])
         growing.grow(self._num_ready)
         tell(self._progress(shards, growing))
+        if is_stopped():
+            return growing.manifest
         try:
             for piece, num_tokens in self._missing():
                 self._ready[piece.shard_key].add([piece])
@@ -255,7 +262,7 @@ class _Work:
                 if is_stopped():
                     return growing.manifest
         except Exception as error:
-            if (ours := _ours(error)) is None:
+            if (ours := error_within(error, ReplayError)) is None:
                 raise
             raise ours from error
         growing.grow(self._num_ready, is_all=True)
@@ -328,14 +335,6 @@ def _column(staged: pa.Table) -> NDArray[np.str_]:
     return np.array(staged["group"].to_pylist())
 
 
-def _ours(error: BaseException) -> ReplayError | None:
-    """The error that one of our stages raised, out of those that Ray wraps around it."""
-    inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, ReplayError):
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return inner
-
-
 def _precision(settings: IngestSettings, staging: Path) -> Precision:
     """The precision to score in; chosen once, so that an ingest that is resumed elsewhere goes on in the same one."""
     if settings.precision != "auto":
@@ -344,11 +343,28 @@ def _precision(settings: IngestSettings, staging: Path) -> Precision:
         return "float32"
     chosen = staging / "precision"
     if not chosen.exists():
-        num_gpus = 1 if ray.cluster_resources().get("GPU", 0) > 0 else 0
+        num_gpus = 1.0 if on_gpu() else 0.0
         temporary = chosen.with_suffix(".partial")
-        temporary.write_text(ray.get(ray.remote(num_gpus=num_gpus)(faster_precision).remote()))
+        temporary.write_text(in_ray(num_gpus, faster_precision))
         temporary.rename(chosen)
     return _as_precision(chosen.read_text())
+
+
+@lru_cache(maxsize=1)
+def _check_runs(settings: IngestSettings, checkpoint: str) -> None:
+    """Try the base model where it is to score, once in a process for all looks at shards; raises CorpusError.
+
+    Args:
+        settings: of the ingest.
+        checkpoint: the fingerprint of the model, which may be replaced between two looks.
+    """
+    precision: Precision = "bf16" if settings.precision == "bf16" else "float32"
+    num_gpus = settings.gpus_per_scorer if on_gpu() else 0.0
+    in_ray(num_gpus, _make_scorer, settings.model, precision, settings.seq_len)
+
+
+def _make_scorer(model: str, precision: Precision, seq_len: int) -> None:
+    RowScorer(model, precision, batch_size=1, seq_len=seq_len)
 
 
 def _as_precision(name: str) -> Precision:

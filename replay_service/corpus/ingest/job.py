@@ -23,17 +23,16 @@ def run_job(settings: IngestSettings, poll_s: float | None, on_progress: OnProgr
         Stopped: after SIGTERM or SIGINT; what is scored is kept.
         What `ingest` raises.
     """
-    with stop_signals():
+    with stop_signals() as is_stopped:
         start_ray()
-        with stop_signals() as is_stopped:
-            if poll_s is None:
-                return ingest(settings, on_progress, is_stopped)
+        if poll_s is None:
+            return ingest(settings, on_progress, is_stopped)
 
-            def wait() -> bool:
-                time.sleep(poll_s)
-                return True
+        def wait() -> bool:
+            time.sleep(poll_s)
+            return True
 
-            return follow(settings, wait, on_progress, is_stopped)
+        return follow(settings, wait, on_progress, is_stopped)
 
 
 def main() -> None:

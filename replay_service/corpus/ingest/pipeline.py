@@ -44,8 +44,9 @@ from replay_service.corpus.shards.sources import (
     in_pieces,
     read_documents,
 )
+from replay_service.errors import ReplayError
 from replay_service.language.model import best_device
-from replay_service.language.packing import PackedRows, Packer, id_dtype
+from replay_service.language.packing import Ends, PackedRows, Packer, id_dtype
 from replay_service.language.precision import Precision
 from replay_service.language.scoring import RowScorer
 from replay_service.language.tokenizer import ids_of, load_tokenizer
@@ -65,7 +66,7 @@ class PipelineSettings:
     """
 
     model: str
-    separator_id: int
+    ends: Ends
     vocab_size: int
     seq_len: int
     columns: Columns
@@ -120,7 +121,6 @@ _PARTS_AHEAD: Final = 64
 
 def run_pipeline(shards: Mapping[str, tuple[Shard, int]], settings: PipelineSettings) -> Iterator[StagedPart]:
     """Pack, score and stage shards, each (by its key) from the given row on; yields what has been staged."""
-    on_gpu = ray.cluster_resources().get("GPU", 0) > 0
     wanted = ray.data.from_items(
         [{"shard_key": key, "first_row": first} for key, (_, first) in shards.items()], override_num_blocks=len(shards)
     )
@@ -137,12 +137,17 @@ def run_pipeline(shards: Mapping[str, tuple[Shard, int]], settings: PipelineSett
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=settings.num_scorers),
-        num_gpus=settings.gpus_per_scorer if on_gpu else 0,
+        num_gpus=settings.gpus_per_scorer if on_gpu() else 0,
         fn_constructor_args=(settings,),
     )
     for batch in staged.iter_batches(batch_size=None, batch_format="pyarrow"):
         for part in batch.to_pylist():
             yield StagedPart(Piece(part["shard_key"], part["first"], part["stop"]), part["num_tokens"])
+
+
+def on_gpu() -> bool:
+    """Whether the machines that Ray runs on have any."""
+    return bool(ray.cluster_resources().get("GPU", 0) > 0)
 
 
 def _bound_memory(context: DataContext, settings: PipelineSettings) -> None:
@@ -224,7 +229,8 @@ def _packed(shard: Shard, settings: PipelineSettings, found: _Found, aside: IO[s
     dtype = id_dtype(settings.vocab_size)
     for some in _some_at_once(_documents(shard, settings, found, aside)):
         labelled: dict[_Label, list[Any]] = {}
-        ids = ids_of(_tokenizer(settings.model), [each.content for each in some], [not each.begins for each in some])
+        contents, goes_on = [each.content for each in some], [not each.begins for each in some]
+        ids = ids_of(_tokenizer(settings.model), contents, settings.vocab_size, goes_on)
         for document, line in zip(some, ids, strict=True):
             unfinished.append(line if document.begins and document.ends else np.array(line, dtype))
             if document.ends:
@@ -233,7 +239,7 @@ def _packed(shard: Shard, settings: PipelineSettings, found: _Found, aside: IO[s
                 unfinished = []
         for label, lines in labelled.items():
             if label not in packers:
-                packers[label] = Packer(settings.seq_len, settings.separator_id, dtype)
+                packers[label] = Packer(settings.seq_len, settings.ends, dtype)
             yield _table(label, packers[label].add(lines))
     for label, packer in packers.items():
         yield _table(label, packer.finish())
@@ -312,8 +318,9 @@ def _predicting(settings: PipelineSettings) -> Scoring:
         batch_size=settings.batch_size,
         topk=settings.topk,
         features=settings.features,
+        seq_len=settings.seq_len,
     )
-    return partial(predicted_rows, scorer, id_dtype(settings.vocab_size))
+    return partial(predicted_rows, scorer)
 
 
 def _classifying(settings: PipelineSettings) -> Scoring:
@@ -327,7 +334,11 @@ class ScoreAndStage:
     def __init__(self, settings: PipelineSettings) -> None:
         torch.set_num_threads(settings.threads_per_scorer)
         self._staging = settings.staging
-        self._scored = _predicting(settings) if settings.classes is None else _classifying(settings)
+        try:
+            self._scored = _predicting(settings) if settings.classes is None else _classifying(settings)
+        except ReplayError as error:
+            # Ray keeps of an error in a constructor nothing but its text; of one in a call it keeps all.
+            self._scored = partial(_fail, error)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         staged = [
@@ -339,6 +350,10 @@ class ScoreAndStage:
     def _stage(self, key: str, part: pa.Table) -> dict[str, Any]:
         (piece,) = write_parts(self._staging, key, self._scored(part))
         return {**piece._asdict(), "num_tokens": pa.compute.sum(part["length"]).as_py()}
+
+
+def _fail(error: ReplayError, _: pa.Table) -> pa.Table:
+    raise error
 
 
 _PART_SCHEMA = pa.schema(

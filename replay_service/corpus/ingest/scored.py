@@ -8,10 +8,11 @@ import pyarrow as pa
 from replay_service.classification.scoring import ClassScorer
 from replay_service.corpus.format.segments import list_rows, wide_binary, wide_list
 from replay_service.errors import CorpusError
+from replay_service.language.packing import id_dtype
 from replay_service.language.scoring import RowScorer, Scores
 
 
-def predicted_rows(scorer: RowScorer, id_dtype: "np.dtype[Any]", table: pa.Table) -> pa.Table:
+def predicted_rows(scorer: RowScorer, table: pa.Table) -> pa.Table:
     """Rows of tokens with base_loss, base_correct and what else the scorer gives.
 
     Raises:
@@ -21,7 +22,7 @@ def predicted_rows(scorer: RowScorer, id_dtype: "np.dtype[Any]", table: pa.Table
     scores = scorer.score(input_ids, table["length"].to_numpy())
     if not np.isfinite(scores.base_loss).all():
         raise CorpusError("the base model gives no finite loss for some rows; score with --precision float32")
-    for name, column in _columns(scores, id_dtype).items():
+    for name, column in _columns(scores, id_dtype(scorer.num_logits)).items():
         table = table.append_column(name, column)
     return table
 
@@ -43,13 +44,13 @@ def classified_rows(scorer: ClassScorer, table: pa.Table) -> pa.Table:
     return table.append_column("base_loss", pa.array(scores.base_loss)).append_column("base_correct", hit)
 
 
-def _columns(scores: Scores, id_dtype: "np.dtype[Any]") -> dict[str, pa.Array]:
+def _columns(scores: Scores, topk_dtype: "np.dtype[Any]") -> dict[str, pa.Array]:
     columns = {
         "base_loss": pa.array(scores.base_loss),
         "base_correct": wide_binary(np.packbits(scores.correct, axis=1, bitorder="little")),
     }
     if scores.topk_ids is not None and scores.topk_logprobs is not None:
-        columns["topk_ids"] = wide_list(scores.topk_ids.astype(id_dtype))
+        columns["topk_ids"] = wide_list(scores.topk_ids.astype(topk_dtype))
         columns["topk_logprobs"] = wide_list(scores.topk_logprobs)
     if scores.feature is not None:
         columns["feature"] = wide_list(scores.feature)

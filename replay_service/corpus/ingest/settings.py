@@ -4,12 +4,14 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from replay_service.classification.factory import is_factory
 from replay_service.corpus.format.segments import Kind
 from replay_service.corpus.shards.documents import Columns
+from replay_service.corpus.shards.places import AllowedPlaces
 from replay_service.errors import CorpusError
+from replay_service.language.packing import Bos
 from replay_service.language.precision import Precision
 from replay_service.names import NAME_RULE, is_name
 
@@ -36,8 +38,11 @@ class IngestSettings:
         gpus_per_scorer: how much of a GPU each takes where there are any.
         topk: how many of the base model's likeliest tokens to keep for each position, for distilled rehearsal.
         rows_per_segment: rows of one segment file. Each finished segment is a generation.
+        bos: whether each document begins with the tokenizer's bos token, and each row that goes on with one. `auto`: as
+            in the corpus, and in a new one if the tokenizer itself puts it before a text.
         kind: `classification` for samples with a label, which `columns` name; then `model` may be a factory
             (`replay_service.classification.model`), and `auto` precision is float32, in which a loop of one's own runs.
+        allowed: where shards may come from; None: from anywhere.
     """
 
     source: str = field(repr=False)
@@ -55,6 +60,8 @@ class IngestSettings:
     topk: int = 0
     rows_per_segment: int = 65_536
     kind: Kind = "language"
+    allowed: AllowedPlaces | None = field(default=None, repr=False)
+    bos: Bos = "auto"
 
     def __post_init__(self) -> None:
         if not is_name(self.name):
@@ -87,6 +94,8 @@ class IngestSettings:
             return
         if self.columns.label is None:
             raise CorpusError("samples to classify need a column of labels; name it")
+        if self.bos != "auto":
+            raise CorpusError("texts to classify get the special tokens of the tokenizer; leave bos out")
         if self.topk or self.num_clusters:
             raise CorpusError(
                 "of samples to classify neither the likeliest tokens nor clusters are kept; leave topk and clusters "
@@ -109,14 +118,13 @@ class IngestSettings:
             return "cluster"
         return "domain" if self.columns.group is None else f"column {self.columns.group}"
 
-    def recipe(self, fingerprint: str) -> str:
-        """Equal for settings whose rows and strata may stand in one corpus; `fingerprint` tells base models apart."""
+    def parts(self) -> dict[str, Any]:
+        """The settings that rows and strata depend on."""
         columns = asdict(self.columns)
         if self.kind == "language":  # as it was before there were other kinds: corpora of then go on growing
             del columns["inputs"], columns["label"]
-        parts = {
+        return {
             "model": self.model,
-            "tokenizer": fingerprint,
             "seq_len": self.seq_len,
             "columns": columns,
             "num_quantiles": self.num_quantiles,
@@ -125,7 +133,10 @@ class IngestSettings:
             "topk": self.topk,
             "rows_per_segment": self.rows_per_segment,
         }
-        return digest(json.dumps(parts, sort_keys=True))
+
+    def recipe(self, fingerprint: str) -> str:
+        """Equal for settings whose rows and strata may stand in one corpus; `fingerprint` tells base models apart."""
+        return digest(json.dumps({**self.parts(), "tokenizer": fingerprint}, sort_keys=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +152,11 @@ class IngestJob:
     @classmethod
     def from_json(cls, text: str) -> "IngestJob":
         values = json.loads(text)
-        poll_s, folder = values.pop("poll_s"), Path(values.pop("folder"))
-        return cls(IngestSettings(**{**values, "folder": folder, "columns": Columns(**values["columns"])}), poll_s)
+        poll_s = values.pop("poll_s")
+        values |= {"folder": Path(values["folder"]), "columns": Columns(**values["columns"])}
+        if values["allowed"] is not None:
+            values["allowed"] = AllowedPlaces(tuple(values["allowed"]["places"]))
+        return cls(IngestSettings(**values), poll_s)
 
 
 def digest(*words: str) -> str:

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
+import structlog
+
 from replay_service.corpus.format.manifest import write_json
 from replay_service.errors import ReplayError
 
@@ -18,6 +20,8 @@ MOST_NAMED: Final = 20
 _SECONDS_BETWEEN: Final = 1.0
 
 IngestState = Literal["running", "finished", "stopped", "failed"]
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class IngestStatus:
     Attributes:
         state: `stopped` was asked for; `running` means nothing if the process is gone.
         started_at, updated_at: seconds since 1970.
-        host, pid: the process.
+        host, pid, process: the process; a pid is given again, so `process` is what `identity_of` says of it.
         progress: how far it is.
         problem: what has ended it, when it failed.
         share_before: the `share_done` that it found when it began; None while it has told of nothing.
@@ -72,6 +76,7 @@ class IngestStatus:
     progress: IngestProgress
     problem: str | None = None
     share_before: float | None = None
+    process: str | None = None
 
     @property
     def seconds_left(self) -> float | None:
@@ -88,29 +93,61 @@ class IngestStatus:
             return False
         if self.host != socket.gethostname():
             return time.time() - self.updated_at < 60
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
+        identity = identity_of(self.pid)
+        return _exists(self.pid) if identity is None else identity == self.process
+
+
+def identity_of(pid: int) -> str | None:
+    """What no other process of this machine has or will have, not even one with the same pid after a restart.
+
+    It is the boot of the machine, and the start of the process in clock ticks since then. None where there is no such
+    process, or the system does not tell of it. One that has ended and was not waited for has an identity that no status
+    has.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # The name of the program, in parentheses, may hold anything.
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return "ended" if state in "ZX" else f"{boot} {numbers[18]}"
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
         return True
+    return True
 
 
 def read_status(folder: Path) -> IngestStatus | None:
-    """The status that stands in a corpus's folder; None when there is none."""
+    """The status that stands in a corpus's folder; None when there is none that can be read."""
     try:
         content = json.loads((folder / STATUS_NAME).read_text())
-    except FileNotFoundError:
+        return IngestStatus(**{**content, "progress": IngestProgress(**content["progress"])})
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return IngestStatus(**{**content, "progress": IngestProgress(**content["progress"])})
+    except (ValueError, TypeError, KeyError) as error:
+        _log.warning("status of an ingest cannot be read", corpus=folder.name, problem=str(error))
+        return None
 
 
 def write_begun(folder: Path, pid: int, now: float) -> IngestStatus:
     """The status of an ingest that the process `pid` of this host begins now."""
-    status = IngestStatus("running", now, now, socket.gethostname(), pid, IngestProgress(0, 0, 0.0, 0, 0, 0, 0))
+    nothing = IngestProgress(0, 0, 0.0, 0, 0, 0, 0)
+    status = IngestStatus("running", now, now, socket.gethostname(), pid, nothing, process=identity_of(pid))
     write_json(folder / STATUS_NAME, asdict(status))
     return status
+
+
+def write_stopped(folder: Path, pid: int, now: float) -> None:
+    """The process `pid`, which was told to stop, has ended; nothing if it has said itself how it ended."""
+    status = read_status(folder)
+    if status is not None and status.pid == pid and status.state == "running":
+        write_json(folder / STATUS_NAME, asdict(replace(status, state="stopped", updated_at=now)))
 
 
 @contextmanager

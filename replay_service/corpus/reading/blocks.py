@@ -4,6 +4,7 @@ A reader holds the blocks that its rows lie in, asks which are intact, and takes
 from, mapped files (`local_blocks`) or object storage (`remote_blocks`), makes no difference to it.
 """
 
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,20 @@ from replay_service.corpus.format.segment_file import num_blocks
 from replay_service.corpus.reading.damage import WRONG_CHECKSUMS, SegmentDamage, UnusableFile
 
 Int64Array = NDArray[np.int64]
+Part = tuple[int, int]
+"""A part of each row: where it begins in the row, and its length, bytes."""
+
+
+class FilesChanged(Exception):
+    """Files of some segments changed since their blocks were found intact; nothing was given out.
+
+    `segments` is empty where another thread has seen to them already.
+    """
+
+    def __init__(self, segments: Collection[int], epoch: int) -> None:
+        super().__init__(f"segments {sorted(segments)} have changed")
+        self.segments = segments
+        self.epoch = epoch
 
 
 class HeldBlocks(Protocol):
@@ -28,8 +43,12 @@ class HeldBlocks(Protocol):
         """
         ...
 
-    def take(self, positions: Int64Array, num_bytes: int) -> NDArray[np.void]:
-        """`num_bytes` bytes from each position (int64 [n]) on, all of them in intact blocks: void [n]."""
+    def take(self, positions: Int64Array, parts: Sequence[Part]) -> list[NDArray[np.void]]:
+        """Parts of the rows that begin at each position (int64 [n]), all of them in intact blocks: void [n] each.
+
+        Raises:
+            FilesChanged: when the blocks are not what was found intact any more; `look_again` sees to it.
+        """
         ...
 
 
@@ -50,6 +69,10 @@ class Blocks(Protocol):
         Raises:
             CorpusUnavailable: when a file that is there cannot be opened.
         """
+        ...
+
+    def look_again(self, changed: FilesChanged) -> None:
+        """Check what has changed again when it is held."""
         ...
 
     def read_ahead(self, blocks: Int64Array) -> None:

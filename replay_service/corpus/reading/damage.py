@@ -12,6 +12,8 @@ from replay_service.corpus.format.layout import Layout
 
 FAILS_CHECKSUM: Final = "a block fails its checksum"
 TOO_SHORT: Final = "the file is too short"
+UNREADABLE: Final = "a block cannot be read: the file was cut short, or its disk fails"
+CHANGING: Final = "the file changes again and again"
 MISSING: Final = "the file is missing"
 NO_CHECKSUMS: Final = "its checksums file (.crc32) is missing"
 WRONG_CHECKSUMS: Final = "its checksums file (.crc32) is damaged or of another segment"
@@ -19,11 +21,6 @@ WRONG_CHECKSUMS: Final = "its checksums file (.crc32) is damaged or of another s
 UNKNOWN: Final = 0
 INTACT: Final = 1
 DAMAGED: Final = 2
-
-_ADVICE: Final = (
-    "its samples in such blocks are served with length 0; put back the file from a copy of the corpus and start the "
-    "service again, or ingest the corpus again under another name"
-)
 
 _log = structlog.get_logger()
 
@@ -48,18 +45,21 @@ class SegmentDamage:
 
 
 class BlockStates:
-    """What is known of each block of a corpus; any thread may write it down."""
+    """What is known of each block of a corpus; any thread may write it down.
 
-    def __init__(self, layout: Layout, earlier: "BlockStates | None" = None) -> None:
+    Args:
+        advice: what brings samples of a damaged segment back, for the log.
+    """
+
+    def __init__(self, layout: Layout, advice: str) -> None:
         self._layout = layout
+        self._advice = advice
         self._lock = threading.Lock()
         self._problems: dict[int, str] = {}
         self.state: NDArray[np.uint8] = np.full(layout.first_block[-1], UNKNOWN, dtype=np.uint8)
         """uint8, by block: UNKNOWN, INTACT or DAMAGED."""
-        if earlier is not None:
-            self._take_over(earlier)
 
-    def _take_over(self, earlier: "BlockStates") -> None:
+    def take_over(self, earlier: "BlockStates") -> None:
         """What an earlier generation knew of the segments that both have."""
         num_common = self._layout.num_common(earlier._layout)
         end = self._layout.first_block[num_common]
@@ -75,14 +75,17 @@ class BlockStates:
             self.state[first:end] = DAMAGED
         if is_new:
             file, block = self._layout.segments[number].file, first - self._layout.span(number)[0]
-            _log.error("damaged segment", file=file, block=block, problem=problem, advice=_ADVICE)
+            advice = f"its samples in such blocks are served with length 0; {self._advice}"
+            _log.error("damaged segment", file=file, block=block, problem=problem, advice=advice)
 
     def forget(self, number: int) -> None:
         """Look at the blocks of a segment again when they are touched."""
         first, end = self._layout.span(number)
         with self._lock:
-            self._problems.pop(number, None)
+            was_damaged = self._problems.pop(number, None) is not None
             self.state[first:end] = UNKNOWN
+        if was_damaged:
+            _log.info("damaged segment has changed and is read again", file=self._layout.segments[number].file)
 
     def found(self) -> list[SegmentDamage]:
         """The damage of each segment that has any, in their order."""

@@ -1,5 +1,8 @@
 """Folders of corpora, on a disk of this machine or in object storage: to a reader, the same."""
 
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -12,6 +15,7 @@ from replay_service.corpus.reading.blocks import Blocks
 from replay_service.corpus.reading.local_blocks import LocalBlocks
 from replay_service.corpus.reading.object_storage import ObjectStorage, RetryPolicy, open_filesystem
 from replay_service.corpus.reading.remote_blocks import Fetcher, RemoteBlocks
+from replay_service.errors import CorpusUnavailable
 
 DEFAULT_CACHE_BYTES = 1 << 30
 
@@ -26,6 +30,10 @@ class Folder(Protocol):
     @property
     def is_remote(self) -> bool:
         """Whether reading waits for a network, so that it pays to read ahead."""
+        ...
+
+    def check(self) -> None:
+        """Raises CorpusUnavailable when the folder is not there, or storage does not answer."""
         ...
 
     def child(self, name: str) -> Self: ...
@@ -54,15 +62,22 @@ class Folder(Protocol):
 
 
 class LocalFolder:
-    """A folder on a disk of this machine."""
+    """A folder on a disk of this machine; `monotonic` is a clock, seconds."""
 
     is_remote = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._path = path
+        self._monotonic = monotonic
+
+    def check(self) -> None:
+        try:
+            os.scandir(self._path).close()
+        except OSError as error:
+            raise CorpusUnavailable(f"the folder of the corpora cannot be read: {error.strerror}") from error
 
     def child(self, name: str) -> "LocalFolder":
-        return LocalFolder(self._path / name)
+        return LocalFolder(self._path / name, self._monotonic)
 
     def corpora(self) -> list[str]:
         return [path.parent.name for path in self._path.glob(f"*/{MANIFEST_NAME}")]
@@ -82,7 +97,8 @@ class LocalFolder:
         return path.read_bytes() if path.is_file() else None
 
     def blocks(self, layout: Layout, earlier: Blocks | None = None) -> LocalBlocks:
-        return LocalBlocks(self._path, layout, earlier if isinstance(earlier, LocalBlocks) else None)
+        mine = earlier if isinstance(earlier, LocalBlocks) else None
+        return LocalBlocks(self._path, layout, mine, self._monotonic)
 
     def close(self) -> None:
         """There is nothing in the background."""
@@ -96,6 +112,9 @@ class RemoteFolder:
     def __init__(self, fetcher: Fetcher, path: str) -> None:
         self._fetcher = fetcher
         self._path = path.rstrip("/")
+
+    def check(self) -> None:
+        self._fetcher.storage.are_files([f"{self._path}/{MANIFEST_NAME}"])
 
     def child(self, name: str) -> "RemoteFolder":
         return RemoteFolder(self._fetcher, f"{self._path}/{name}" if self._path else name)

@@ -1,9 +1,18 @@
-"""Blocks of segment files on a disk of this machine: mapped, and checked when they are first touched."""
+"""Blocks of segment files on a disk of this machine: mapped, and checked when they are first touched.
 
+A file may be cut short, overwritten or replaced while it is served. So rows are copied out of the mapping first, and
+given out only if their files are still what they were when their blocks were checked. The epoch tells whether another
+thread has mapped a file again meanwhile.
+"""
+
+import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,58 +20,104 @@ from zlib_ng.zlib_ng import crc32
 
 from replay_service.corpus.format.layout import Layout
 from replay_service.corpus.format.segment_file import BLOCK_BYTES, checksums_file
-from replay_service.corpus.reading.blocks import HeldBlocks, parse_checksums
+from replay_service.corpus.reading.blocks import FilesChanged, HeldBlocks, Part, parse_checksums
 from replay_service.corpus.reading.damage import (
+    CHANGING,
+    DAMAGED,
     FAILS_CHECKSUM,
     INTACT,
     MISSING,
     NO_CHECKSUMS,
     TOO_SHORT,
     UNKNOWN,
+    UNREADABLE,
     BlockStates,
     SegmentDamage,
     UnusableFile,
 )
+from replay_service.corpus.reading.file_state import FileState, state_at
 from replay_service.corpus.reading.mapping import SideBySide
 from replay_service.errors import CorpusUnavailable
 
 Int64Array = NDArray[np.int64]
+_Known = TypeVar("_Known")
+
+SECONDS_BETWEEN_LOOKS: Final = 1.0
+"""At least, of one segment that changed or is damaged."""
+
+_TICK_NS: Final = 20_000_000
+"""Two changes of a file within a tick of the system's clock, which is shorter, may leave it the same times."""
+_MOST_TICKS: Final = 5
+
+_ADVICE: Final = "put back the file from a copy of the corpus; the service reads it again within seconds"
 
 
 class LocalBlocks:
     """The blocks of a corpus in a folder; what is known of an earlier generation's is taken over.
 
+    Args:
+        monotonic: a clock, seconds.
+
     Raises:
         CorpusUnavailable: when the system does not grant the addresses to map the corpus to.
     """
 
-    def __init__(self, folder: Path, layout: Layout, earlier: "LocalBlocks | None" = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        layout: Layout,
+        earlier: "LocalBlocks | None" = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._folder = folder
         self._layout = layout
+        self._monotonic = monotonic
+        self._paths = [os.fspath(folder / segment.file) for segment in layout.segments]
         self._lock = threading.Lock()
-        self._states: BlockStates = BlockStates(layout, None if earlier is None else earlier._states)
+        self._epoch = 0
         self._checksums: dict[int, NDArray[np.uint32]] = {}
+        self._seen: dict[int, tuple[FileState | None, FileState | None]] = {}
+        self._forgotten_in: dict[int, int] = {}
+        self._next_look: dict[int, float] = {}
         with _unavailable(folder, MISSING):
             self._files = SideBySide(int(layout.first_block[-1]) * BLOCK_BYTES)
-        self._starting_anywhere: dict[int, NDArray[np.void]] = {}
+        self._states = BlockStates(layout, _ADVICE)
         if earlier is not None:
-            self._map_again(earlier)
-        self._num_left = int((self._states.state != INTACT).sum())
+            with earlier._lock:
+                self._take_over(earlier)
+        self._count_left()
 
     def all_intact(self) -> HeldBlocks | None:
-        return None if self._num_left else self
+        held = _Held(self, self._epoch)
+        return None if self._num_left else held
 
     def found_intact(self, blocks: Int64Array) -> HeldBlocks | None:
-        return self if self.intact(blocks).all() else None
+        held = _Held(self, self._epoch)
+        return held if self.intact(blocks).all() else None
 
     def hold(self, blocks: Int64Array) -> HeldBlocks:
-        unknown = blocks[self._states.state[blocks] == UNKNOWN]
-        if len(unknown):
+        self._forget_changed(blocks[self._states.state[blocks] == DAMAGED])
+        held = _Held(self, self._epoch)
+        if len(self._unknown(blocks)):
             with self._lock:
-                self._open_segments_of(unknown)
-                # Another thread may have checked some meanwhile, and a file as a whole may be damaged.
-                self._check(np.unique(unknown[self._states.state[unknown] == UNKNOWN]))
-        return self
+                self._open_segments_of(self._unknown(blocks))
+                # A file as a whole may be damaged.
+                self._check(np.unique(self._unknown(blocks)))
+        return held
+
+    def look_again(self, changed: FilesChanged) -> None:
+        """Check segments again when they are touched; one that changes more than once a second is damaged for now."""
+        now = self._monotonic()
+        with self._lock:
+            for number in changed.segments:
+                if self._forgotten_in.get(number, -1) > changed.epoch:
+                    continue  # another thread has seen to it
+                if self._is_due(number, now):
+                    self._forget(number, now)
+                else:
+                    self._seen.pop(number, None)
+                    self._states.damaged(number, *self._layout.span(number), CHANGING)
+                    self._count_left()
 
     def read_ahead(self, blocks: Int64Array) -> None:
         """Nothing: the system reads a mapped file."""
@@ -71,37 +126,90 @@ class LocalBlocks:
         intact: NDArray[np.bool_] = self._states.state[blocks] == INTACT
         return intact
 
-    def take(self, positions: Int64Array, num_bytes: int) -> NDArray[np.void]:
-        stretches = self._starting_anywhere.get(num_bytes)
-        if stretches is None:
-            stretches = self._starting_anywhere[num_bytes] = _starting_anywhere(self._files.bytes, num_bytes)
-        return stretches[positions]
+    def take(self, positions: Int64Array, parts: Sequence[Part], epoch: int) -> list[NDArray[np.void]]:
+        """As `HeldBlocks.take`, of blocks that were intact in an epoch."""
+        # One copy of the bytes that hold all parts: the kernel takes longer to find a row than to copy it.
+        begin, end = min(offset for offset, _ in parts), max(offset + num_bytes for offset, num_bytes in parts)
+        copies, num_whole = self._files.gather(positions + begin, end - begin)
+        changed = self._segments_of(positions[num_whole : num_whole + 1] // BLOCK_BYTES)
+        touched = self._segments_of(positions // BLOCK_BYTES)
+        changed |= {number for number in touched if not self._is_as_checked(number)}
+        # Last, since a segment that is mapped again counts as checked only in a later epoch.
+        if changed or epoch != self._epoch:
+            raise FilesChanged(changed, epoch)
+        return [_part_of(copies, offset - begin, num_bytes) for offset, num_bytes in parts]
 
     def damage(self) -> list[SegmentDamage]:
         return self._states.found()
+
+    def _unknown(self, blocks: Int64Array) -> Int64Array:
+        unknown: Int64Array = blocks[self._states.state[blocks] == UNKNOWN]
+        return unknown
+
+    def _segments_of(self, blocks: Int64Array) -> set[int]:
+        return set(self._layout.segment_of(blocks).tolist())
+
+    def _is_as_checked(self, number: int) -> bool:
+        seen = self._seen.get(number)
+        return seen is not None and seen[0] is not None and seen[0] == state_at(self._paths[number])
+
+    def _files_now(self, number: int) -> tuple[FileState | None, FileState | None]:
+        """The states of a segment's file and of its checksums file."""
+        path = self._paths[number]
+        return state_at(path), state_at(checksums_file(path))
+
+    def _is_due(self, number: int, now: float) -> bool:
+        return now >= self._next_look.get(number, now)
+
+    def _forget_changed(self, damaged: Int64Array) -> None:
+        """Forget what is known of segments that were damaged, and whose files have changed since."""
+        now = self._monotonic()
+        due = {number for number in self._segments_of(damaged) if self._is_due(number, now)}
+        if not due:
+            return
+        with self._lock:
+            for number in due:
+                if self._is_due(number, now):  # else another thread has looked meanwhile
+                    self._next_look[number] = now + SECONDS_BETWEEN_LOOKS
+                    if self._files_now(number) != self._seen.get(number):
+                        self._forget(number, now)
+
+    def _forget(self, number: int, now: float) -> None:
+        self._next_look[number] = now + SECONDS_BETWEEN_LOOKS
+        self._states.forget(number)
+        self._checksums.pop(number, None)
+        self._count_left()
+        # Whoever sees the new epoch sees that the blocks are not checked.
+        self._epoch += 1
+        self._forgotten_in[number] = self._epoch
+
+    def _count_left(self) -> None:
+        self._num_left = int((self._states.state != INTACT).sum())
 
     def _check(self, blocks: Int64Array) -> None:
         numbers = self._layout.segment_of(blocks)
         within = blocks - self._layout.first_block[numbers]
         for block, number, index in zip(blocks.tolist(), numbers.tolist(), within.tolist(), strict=True):
             end = min((index + 1) * BLOCK_BYTES, self._layout.segments[number].num_bytes)
-            first = block * BLOCK_BYTES
-            content = self._files.bytes[first : first + end - index * BLOCK_BYTES]
-            if crc32(content.data) == self._checksums[number][index]:
+            content, is_whole = self._files.gather(np.array([block * BLOCK_BYTES]), end - index * BLOCK_BYTES)
+            if is_whole and crc32(content.view(np.uint8)) == self._checksums[number][index]:
                 self._states.state[block] = INTACT
                 self._num_left -= 1
             else:
-                self._states.damaged(number, block, block + 1, FAILS_CHECKSUM)
+                self._states.damaged(number, block, block + 1, FAILS_CHECKSUM if is_whole else UNREADABLE)
 
     def _open_segments_of(self, blocks: Int64Array) -> None:
-        for number in np.unique(self._layout.segment_of(blocks)).tolist():
+        for number in sorted(self._segments_of(blocks)):
             if number not in self._checksums:
                 self._open(number)
 
     def _open(self, number: int) -> None:
         """Map a segment; blocks that cannot be read, or not be checked, count as damaged from now on."""
         first, end = self._layout.span(number)
+        # Before the files are opened: what changes from now on will show.
+        self._seen[number] = self._files_now(number)
         try:
+            self._await_settled(number)
             num_bytes = self._map(number)
             self._checksums[number] = self._read_checksums(number)
         except UnusableFile as error:
@@ -110,6 +218,17 @@ class LocalBlocks:
         num_whole = num_bytes // BLOCK_BYTES
         if num_bytes < self._layout.num_bytes(number):
             self._states.damaged(number, first + num_whole, end, TOO_SHORT)
+
+    def _await_settled(self, number: int) -> None:
+        """Wait until a later change must show; raises UnusableFile when the file changes all the time."""
+        for _ in range(_MOST_TICKS):
+            state = self._seen[number][0]
+            if state is None or abs(time.time_ns() - state.ctime_ns) > _TICK_NS:
+                return
+            time.sleep(_TICK_NS / 1e9)
+            self._seen[number] = self._files_now(number)
+        del self._seen[number]
+        raise UnusableFile(CHANGING)
 
     def _read_checksums(self, number: int) -> NDArray[np.uint32]:
         segment = self._layout.segments[number]
@@ -120,24 +239,47 @@ class LocalBlocks:
     def _map(self, number: int) -> int:
         """Map a segment's file to its place; gives how many of the bytes that rows need are there."""
         path = self._folder / self._layout.segments[number].file
-        with _unavailable(path, MISSING):
-            return self._files.put(path, self._layout.span(number)[0] * BLOCK_BYTES, self._layout.num_bytes(number))
+        with _unavailable(path, MISSING), path.open("rb") as file:
+            num_bytes = min(self._layout.num_bytes(number), os.fstat(file.fileno()).st_size)
+            self._files.put(file.fileno(), self._layout.span(number)[0] * BLOCK_BYTES, num_bytes)
+            return num_bytes
 
-    def _map_again(self, earlier: "LocalBlocks") -> None:
+    def _take_over(self, earlier: "LocalBlocks") -> None:
         """Map what the earlier generation had mapped, so that what it checked can be read."""
         num_common = self._layout.num_common(earlier._layout)
-        for number, checksums in list(earlier._checksums.items()):
-            if number < num_common:
-                try:
-                    self._map(number)
-                    self._checksums[number] = checksums
-                except (UnusableFile, CorpusUnavailable):
-                    self._states.forget(number)
+        self._states.take_over(earlier._states)
+        self._seen = _first(num_common, earlier._seen)
+        self._next_look = _first(num_common, earlier._next_look)
+        for number, checksums in _first(num_common, earlier._checksums).items():
+            try:
+                self._map(number)
+                self._checksums[number] = checksums
+            except (UnusableFile, CorpusUnavailable):
+                self._states.forget(number)
 
 
-def _starting_anywhere(content: NDArray[np.uint8], num_bytes: int) -> NDArray[np.void]:
-    """At each place, the `num_bytes` bytes from there on: overlapping views, which one index gathers from."""
-    return np.ndarray(len(content) - num_bytes + 1, f"V{num_bytes}", content, strides=1)
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Blocks as they are in an epoch."""
+
+    _blocks: LocalBlocks
+    _epoch: int
+
+    def intact(self, blocks: Int64Array) -> NDArray[np.bool_]:
+        return self._blocks.intact(blocks)
+
+    def take(self, positions: Int64Array, parts: Sequence[Part]) -> list[NDArray[np.void]]:
+        return self._blocks.take(positions, parts, self._epoch)
+
+
+def _part_of(rows: NDArray[np.void], offset: int, num_bytes: int) -> NDArray[np.void]:
+    """A part of each row, contiguous; the rows themselves if it is all of them."""
+    rows_NB = rows.view(np.uint8).reshape(len(rows), rows.itemsize)
+    return np.ascontiguousarray(rows_NB[:, offset : offset + num_bytes]).reshape(-1).view(f"V{num_bytes}")
+
+
+def _first(num_segments: int, by_number: dict[int, _Known]) -> dict[int, _Known]:
+    return {number: known for number, known in by_number.items() if number < num_segments}
 
 
 @contextmanager

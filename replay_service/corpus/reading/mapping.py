@@ -1,13 +1,14 @@
-"""Files side by side in memory: numpy sees many mapped files as one array, and gathers from all of them at once."""
+"""Files side by side in memory: each byte of many mapped files has an address on one line."""
 
 import ctypes
 import mmap
 import os
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from replay_service.corpus.reading.copying import can_copy, copy_pieces
 
 _MAP_FIXED: Final = 0x10
 _FAILED: Final = ctypes.c_void_p(-1).value
@@ -16,8 +17,8 @@ _FAILED: Final = ctypes.c_void_p(-1).value
 class SideBySide:
     """A stretch of addresses that files are mapped into.
 
-    It takes up no memory of its own, and holds no file open. What no file was mapped to reads as zeros. A file must not
-    be cut short while it is mapped: the system ends a process that reads beyond its end.
+    It takes up no memory of its own, and holds no file open. What no file was mapped to reads as zeros. A file that is
+    cut short while it is mapped cannot be copied beyond its end; where `can_copy` is False, it ends the process.
 
     Args:
         num_bytes: the length of the stretch.
@@ -30,27 +31,50 @@ class SideBySide:
         # What can only be read is not counted as memory that may be needed.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._memory = mmap.mmap(-1, max(num_bytes, 1), flags=flags, prot=mmap.PROT_READ)
-        self.bytes: NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8)
-        """uint8 [num_bytes], read-only; keeps the stretch alive."""
+        self._bytes: NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8)
+        self._address = np.uint64(self._bytes.ctypes.data)
+        self._starting_anywhere: dict[int, NDArray[np.void]] = {}
+        self._can_copy = can_copy()
 
-    def put(self, path: Path, start: int, most_bytes: int) -> int:
-        """Map a file, or its first `most_bytes`, to `start`, a multiple of 64 KiB; gives how many bytes are there.
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def put(self, file: int, start: int, num_bytes: int) -> None:
+        """Map the first `num_bytes` of an open file to `start`, a multiple of 64 KiB, in place of what was there.
+
+        Args:
+            file: its descriptor, which may be closed afterwards.
 
         Raises:
-            OSError: when the file cannot be opened or mapped.
+            OSError: when the file cannot be mapped.
         """
-        if start < 0 or start + most_bytes > len(self.bytes):
-            raise ValueError(f"{most_bytes} bytes at {start} are beyond the {len(self.bytes)} that were set aside")
-        with path.open("rb") as file:
-            num_bytes = min(most_bytes, os.fstat(file.fileno()).st_size)
-            if num_bytes:
-                self._map(file.fileno(), start, num_bytes)
-        return num_bytes
+        if start < 0 or start + num_bytes > len(self):
+            raise ValueError(f"{num_bytes} bytes at {start} are beyond the {len(self)} that were set aside")
+        if num_bytes:
+            self._map(file, start, num_bytes)
 
-    def _map(self, descriptor: int, start: int, num_bytes: int) -> None:
+    def gather(self, positions: NDArray[np.int64], num_bytes: int) -> tuple[NDArray[np.void], int]:
+        """Copies of `num_bytes` bytes from each position (int64 [n], within the stretch) on.
+
+        Returns:
+            The copies, void [n], and how many of them, counted from the first, are whole. The others hold anything.
+        """
+        if not self._can_copy:
+            return self._bytes_from_anywhere(num_bytes)[positions], len(positions)
+        return copy_pieces(positions.astype(np.uint64) + self._address, num_bytes)
+
+    def _bytes_from_anywhere(self, num_bytes: int) -> NDArray[np.void]:
+        """At each place, the `num_bytes` bytes from there on: overlapping views, which one index gathers from."""
+        views = self._starting_anywhere.get(num_bytes)
+        if views is None:
+            views = np.ndarray(len(self) - num_bytes + 1, f"V{num_bytes}", self._bytes, strides=1)
+            self._starting_anywhere[num_bytes] = views
+        return views
+
+    def _map(self, file: int, start: int, num_bytes: int) -> None:
         flags = mmap.MAP_SHARED | _MAP_FIXED
-        address = self.bytes.ctypes.data + start
-        if _mmap()(address, num_bytes, mmap.PROT_READ, flags, descriptor, 0) == _FAILED:
+        address = int(self._address) + start
+        if _mmap()(address, num_bytes, mmap.PROT_READ, flags, file, 0) == _FAILED:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 

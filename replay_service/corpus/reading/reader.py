@@ -15,7 +15,7 @@ from replay_service.corpus.format.layout import Layout
 from replay_service.corpus.format.manifest import Manifest
 from replay_service.corpus.format.segments import SampleColumns, SampleRows
 from replay_service.corpus.format.texts import Texts, no_tokenizer
-from replay_service.corpus.reading.blocks import Blocks
+from replay_service.corpus.reading.blocks import Blocks, FilesChanged
 from replay_service.corpus.reading.damage import SegmentDamage
 from replay_service.corpus.reading.folders import DEFAULT_CACHE_BYTES, Folder, LocalFolder, open_folder
 from replay_service.errors import CorpusError, CorpusUnavailable, UnknownCorpus
@@ -110,10 +110,15 @@ class Corpus:
             held = self._blocks.found_intact(self._layout.blocks(positions, self._layout.record.itemsize))
         if held is None:
             return None
+        stretches = self._layout.stretches
+        try:
+            taken = held.take(positions, [(offset, type_.itemsize) for offset, type_ in stretches])
+        except FilesChanged:
+            return None
         columns: dict[str, NDArray[Any]] = {}
-        for offset, type_ in self._layout.stretches:
-            taken = held.take(positions + offset, type_.itemsize).view(type_)
-            columns |= {name: taken[name] for name in type_.names or ()}
+        for (_, type_), part in zip(stretches, taken, strict=True):
+            fields = part.view(type_)
+            columns |= {name: fields[name] for name in type_.names or ()}
         columns.setdefault("input_ids", np.empty((len(positions), 0), dtype=np.uint8))
         return SampleColumns(**columns)
 
@@ -138,6 +143,15 @@ class Corpus:
 
     def _read(self, positions: Int64Array, type_: np.dtype[Any]) -> tuple[NDArray[Any], BoolArray | None]:
         """What stands at each position, [n], zeros where damaged, and which could be read; None for all of them."""
+        # A segment that changes for the second time within a second is damaged, and not looked at: this ends.
+        while True:
+            try:
+                return self._read_once(positions, type_)
+            except FilesChanged as changed:
+                self._blocks.look_again(changed)
+
+    def _read_once(self, positions: Int64Array, type_: np.dtype[Any]) -> tuple[NDArray[Any], BoolArray | None]:
+        whole = [(0, type_.itemsize)]
         held = self._blocks.all_intact()
         if held is None:
             blocks = self._layout.blocks(positions, type_.itemsize)
@@ -145,9 +159,9 @@ class Corpus:
             readable: BoolArray = np.all(held.intact(blocks), axis=0)
             if not readable.all():
                 found = np.zeros(len(positions), dtype=type_)
-                found[readable] = held.take(positions[readable], type_.itemsize).view(type_)
+                found[readable] = held.take(positions[readable], whole)[0].view(type_)
                 return found, readable
-        return held.take(positions, type_.itemsize).view(type_), None
+        return held.take(positions, whole)[0].view(type_), None
 
 
 class CorpusStore:
@@ -181,6 +195,10 @@ class CorpusStore:
     def close(self) -> None:
         """Stop reading ahead."""
         self._folder.close()
+
+    def check(self) -> None:
+        """Raises CorpusUnavailable when the folder of the corpora cannot be reached; costs the same however many."""
+        self._folder.check()
 
     def names(self) -> list[str]:
         """The corpora that are ready to be rehearsed from."""

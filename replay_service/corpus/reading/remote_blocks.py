@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
@@ -13,7 +13,7 @@ from zlib_ng.zlib_ng import crc32
 from replay_service.corpus.format.layout import Layout
 from replay_service.corpus.format.manifest import Segment
 from replay_service.corpus.format.segment_file import BLOCK_BYTES, checksums_file
-from replay_service.corpus.reading.blocks import HeldBlocks, parse_checksums
+from replay_service.corpus.reading.blocks import FilesChanged, HeldBlocks, Part, parse_checksums
 from replay_service.corpus.reading.damage import (
     DAMAGED,
     FAILS_CHECKSUM,
@@ -34,6 +34,8 @@ NUM_REQUESTS: Final = 16
 """In flight at once, of one store."""
 
 MOST_BLOCKS_A_REQUEST: Final = 64
+
+_ADVICE: Final = "put back the file from a copy of the corpus, and start the service again"
 
 
 class BlockCache:
@@ -125,11 +127,12 @@ class RemoteBlocks:
         self._fetcher = fetcher
         self._folder = folder
         self._layout = layout
-        self._states: BlockStates = BlockStates(layout, None if earlier is None else earlier._states)
+        self._states = BlockStates(layout, _ADVICE)
         self._lock = threading.Lock()
         self._coming: dict[int, Future[Fetched]] = {}
         self._segments: dict[int, RemoteSegment] = {}
         if earlier is not None:
+            self._states.take_over(earlier._states)
             num_common = layout.num_common(earlier._layout)
             self._segments = {number: each for number, each in dict(earlier._segments).items() if number < num_common}
 
@@ -160,6 +163,9 @@ class RemoteBlocks:
                 coming |= dict.fromkeys(run, self._fetcher.threads.submit(self._fetch, number, run))
             self._coming |= coming
         return HeldRemoteBlocks(at_hand, set(coming.values()))
+
+    def look_again(self, changed: FilesChanged) -> None:
+        """Nothing: bytes that were checked are kept, whatever becomes of their file."""
 
     def read_ahead(self, blocks: Int64Array) -> None:
         """Begin to fetch blocks, but no more than half of the cache holds; those of the first rows come first."""
@@ -219,7 +225,10 @@ class HeldRemoteBlocks:
         self._coming = set()
         return np.isin(blocks, np.fromiter(self._at_hand, np.int64, len(self._at_hand)))
 
-    def take(self, positions: Int64Array, num_bytes: int) -> NDArray[np.void]:
+    def take(self, positions: Int64Array, parts: Sequence[Part]) -> list[NDArray[np.void]]:
+        return [self._part(positions + offset, num_bytes) for offset, num_bytes in parts]
+
+    def _part(self, positions: Int64Array, num_bytes: int) -> NDArray[np.void]:
         content = b"".join(piece for first in positions.tolist() for piece in self._pieces(first, num_bytes))
         return np.frombuffer(content, f"V{num_bytes}")
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 from pyarrow import fs
 
-from replay_service.errors import ReplayError, UnusableSource
+from replay_service.errors import ReplayError, SourceForbidden, UnusableSource
 
 _BUFFER_BYTES = 4 << 20
 """Read ahead of a stream: an object store answers a request in tens of milliseconds, however little is asked for."""
@@ -37,6 +37,18 @@ _CONTENT_HASHES = ("blob_id", "etag", "ETag", "md5")
 _CHUNK_BYTES = 256 << 10
 
 _FAILURES = (OSError, EOFError, ValueError, pa.ArrowException, tarfile.TarError)
+
+
+CheckPath = Callable[[str], None]
+
+
+class SplitUrl(NamedTuple):
+    """A URL: its scheme, user and password with their `@`, host or bucket and path, and query with its `?`."""
+
+    scheme: str
+    user: str
+    path: str
+    query: str
 
 
 class Found(NamedTuple):
@@ -94,13 +106,18 @@ class Place:
         return self.filesystem.open_input_file(self.path)
 
 
+@dataclass(frozen=True, slots=True)
 class LocalPlace(Place):
-    """A path on this machine. Links are followed, but for those that lead round in a circle."""
+    """A path on this machine. Links are followed, but for those that lead round in a circle.
 
-    __slots__ = ()
+    Attributes:
+        check: raises SourceForbidden for a path that may not be read; called with each folder, links resolved.
+    """
+
+    check: CheckPath
 
     def files(self, recursive: bool) -> Iterator[Found]:
-        yield from _local_files(self.path, "", recursive, frozenset())
+        yield from _local_files(self.path, "", recursive, frozenset(), self.check)
 
 
 class FsspecPlace(Place):
@@ -111,7 +128,9 @@ class FsspecPlace(Place):
     def version(self) -> str | None:
         try:
             info = self._fsspec().info(self.path)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if isinstance(error.__cause__, ReplayError):
+                raise error.__cause__ from None
             return None
         return _fsspec_version(info) if info["type"] == "file" else None
 
@@ -150,16 +169,31 @@ def resolved(url: str) -> str:
     return printable(url) + (f"?{server[1]}" if server else "")
 
 
-def locate(url: str) -> Place:
+def split_url(url: str) -> SplitUrl:
+    """The parts of a URL; `scheme://` + user + path + query is the URL again."""
+    parts = _OBJECT_URL.fullmatch(url)
+    if parts is not None:
+        return SplitUrl(parts["scheme"], parts["user"] or "", parts["path"], parts["query"] or "")
+    scheme, _, rest = url.partition("://")
+    path, mark, query = rest.partition("?") if scheme in ("http", "https") else (rest, "", "")
+    host, slash, below = path.partition("/")
+    user, at, host = host.rpartition("@")
+    return SplitUrl(scheme, user + at, host + slash + below, mark + query)
+
+
+def locate(url: str, check: CheckPath | None = None) -> Place:
     """The place that a normal path or URL names; nothing is asked of it but, for a bucket, its region.
+
+    Args:
+        check: where links and redirects must not lead anywhere else: what to check local folders by.
 
     Raises:
         UnusableSource: when no filesystem is known for the URL, or the package for it is missing.
     """
     if not is_url(url):
-        return LocalPlace(fs.LocalFileSystem(), url)
+        return LocalPlace(fs.LocalFileSystem(), url, check or _any_path)
     parts = _OBJECT_URL.fullmatch(url)
-    return _fsspec_place(url) if parts is None else _object_place(url, parts)
+    return _fsspec_place(url, follows_redirects=check is None) if parts is None else _object_place(url, parts)
 
 
 def child_url(url: str, name: str) -> str:
@@ -189,6 +223,8 @@ def failures_named(url: str, what: str = "") -> Iterator[None]:
     except ReplayError:
         raise
     except Exception as error:
+        if isinstance(error.__cause__, ReplayError):  # fsspec takes a refused redirect for a missing file
+            raise error.__cause__ from None
         # The filesystems of fsspec raise what the libraries below them raise.
         if not (foreign or isinstance(error, _FAILURES)):
             raise
@@ -216,28 +252,46 @@ def _object_place(url: str, parts: re.Match[str]) -> Place:
     return Place(filesystem, path)
 
 
-def _fsspec_place(url: str) -> FsspecPlace:
+def _any_path(_: str) -> None:
+    pass
+
+
+def _fsspec_place(url: str, follows_redirects: bool = True) -> FsspecPlace:
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:
         raise UnusableSource(f"{printable(url)} needs a package that is missing: pip install fsspec") from error
     try:
-        filesystem, path = url_to_fs(url)
+        is_http = url.startswith(("http://", "https://"))
+        filesystem, path = url_to_fs(url, **({} if follows_redirects or not is_http else _NO_REDIRECTS))
     except ImportError as error:
         reason = _without_secrets(str(error), url)
         raise UnusableSource(f"{printable(url)} needs a package that is missing: {reason}") from None
     return FsspecPlace(fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path)
 
 
-def _local_files(folder: str, prefix: str, recursive: bool, above: frozenset[str]) -> Iterator[Found]:
+async def _refuse_redirect(response: Any) -> None:
+    if 300 <= response.status < 400 and "location" in response.headers:
+        raise SourceForbidden(
+            f"{printable(str(response.url))} redirects to another address, which an ingest that a service starts does "
+            "not follow; name the address that it redirects to, in ingest_from and as the source"
+        )
+
+
+_NO_REDIRECTS = {"allow_redirects": False, "client_kwargs": {"raise_for_status": _refuse_redirect}}
+"""Options of fsspec's filesystem for HTTP, and of aiohttp's session below it."""
+
+
+def _local_files(folder: str, prefix: str, recursive: bool, above: frozenset[str], check: CheckPath) -> Iterator[Found]:
     real = os.path.realpath(folder)
     if real in above:
         return
+    check(real)
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
                 if recursive:
-                    yield from _local_files(entry.path, f"{prefix}{entry.name}/", recursive, above | {real})
+                    yield from _local_files(entry.path, f"{prefix}{entry.name}/", recursive, above | {real}, check)
             elif entry.is_file():
                 status = entry.stat()
                 yield Found(prefix + entry.name, _version(status.st_size, status.st_mtime_ns))

@@ -26,11 +26,11 @@ from replay_service.corpus.shards.filesystems import (
     child_url,
     failures_named,
     folder_url,
-    locate,
     normal,
     printable,
     resolved,
 )
+from replay_service.corpus.shards.places import AllowedPlaces, locate_within
 from replay_service.errors import UnusableSource
 
 _LINES, _TEXTS, _TARS = (".jsonl", ".ndjson", ".json"), (".txt", ".md"), (".tar",)
@@ -66,6 +66,7 @@ class Shard:
             name without its shard number.
         name: its path from the source on, or the file's name if it is the source: the same on every machine.
         version: changes when the file is written: its size, and the time of its last change or what its filesystem has.
+        allowed: the places that it may come from; None for any.
     """
 
     url: str = field(repr=False)
@@ -73,6 +74,7 @@ class Shard:
     domain: str
     name: str
     version: str
+    allowed: AllowedPlaces | None = field(default=None, repr=False)
 
     @property
     def num_bytes(self) -> int:
@@ -92,26 +94,27 @@ class Listing(NamedTuple):
     passed_over: list[str]
 
 
-def look_into(source: str | Path) -> Listing:
+def look_into(source: str | Path, allowed: AllowedPlaces | None = None) -> Listing:
     """The shards of a file, of a folder with all in it, or of the files that a glob matches.
 
     Raises:
         UnusableSource: when there is no such place, it cannot be looked into, or it holds nothing that can be read.
+        SourceForbidden: when the source, or a shard that it leads to, lies in none of the allowed places.
     """
     url = normal(source)
     with failures_named(url):
-        place = locate(url)
+        place = locate_within(url, allowed)
         if (version := place.version()) is not None:
-            return Listing([_only_shard(url, place, version)], [])
+            return Listing([_only_shard(url, place, version, allowed)], [])
         if place.is_folder():
-            root, found = url, _visible(url, place, recursive=True)
+            root, found = url, _visible(url, place, allowed, recursive=True)
             shards = _without_descriptions(found)
         elif _WILDCARD.search(place.path):
-            root, found = _matching(url, place)
+            root, found = _matching(url, place, allowed)
             shards = [name for name in found if kind_of(name)]
         else:
             raise UnusableSource(f"there is no file or folder {printable(url)}")
-    taken = _one_of_each_place([_shard(root, found[name]) for name in sorted(shards)])
+    taken = _one_of_each_place([_shard(root, found[name], allowed) for name in sorted(shards)])
     passed_over = sorted(found.keys() - {shard.name for shard in taken})
     if not taken:
         holds = f"; it holds {some_of(passed_over)}" if passed_over else ""
@@ -119,9 +122,9 @@ def look_into(source: str | Path) -> Listing:
     return Listing(taken, passed_over)
 
 
-def find_shards(source: str | Path) -> list[Shard]:
+def find_shards(source: str | Path, allowed: AllowedPlaces | None = None) -> list[Shard]:
     """The shards of `look_into`; raises what it raises."""
-    return look_into(source).shards
+    return look_into(source, allowed).shards
 
 
 def kind_of(name: str) -> str | None:
@@ -141,15 +144,18 @@ def some_of(names: list[str]) -> str:
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _only_shard(url: str, place: Place, version: str) -> Shard:
+def _only_shard(url: str, place: Place, version: str, allowed: AllowedPlaces | None) -> Shard:
     kind = kind_of(place.name)
     if kind is None:
         raise UnusableSource(f"{printable(url)} is no shard: shards end in {_ENDINGS}")
-    return Shard(url, kind, _domain(place.name), place.name, version)
+    return Shard(url, kind, _domain(place.name), place.name, version, allowed)
 
 
-def _shard(root: str, found: Found) -> Shard:
-    return Shard(child_url(root, found.name), kind_of(found.name) or "", _domain(found.name), found.name, found.version)
+def _shard(root: str, found: Found, allowed: AllowedPlaces | None) -> Shard:
+    url, kind = child_url(root, found.name), kind_of(found.name) or ""
+    if allowed is not None:
+        allowed.resolve(url)
+    return Shard(url, kind, _domain(found.name), found.name, found.version, allowed)
 
 
 def _domain(name: str) -> str:
@@ -177,13 +183,13 @@ def _may_describe(name: str) -> bool:
     return kind_of(name) == "text" or name.lower().endswith(".json")
 
 
-def _visible(url: str, place: Place, recursive: bool) -> dict[str, Found]:
+def _visible(url: str, place: Place, allowed: AllowedPlaces | None, recursive: bool) -> dict[str, Found]:
     """The files of a folder by name, without hidden ones and without what describes a data set."""
     found = {each.name: each for each in place.files(recursive) if not _is_hidden(each.name)}
     for name in [name for name in found if posixpath.basename(name) == "state.json"]:
         folder = posixpath.dirname(name)
         if posixpath.join(folder, "dataset_info.json") in found:
-            data = _saved_data(url, name)
+            data = _saved_data(url, name, allowed)
             found = {each: found[each] for each in found if posixpath.dirname(each) != folder or each in data}
             if missing := data - found.keys():
                 raise UnusableSource(f"{printable(child_url(url, name))} lists {min(missing)}, which is not there")
@@ -196,9 +202,10 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in name.split("/"))
 
 
-def _saved_data(url: str, name: str) -> set[str]:
+def _saved_data(url: str, name: str, allowed: AllowedPlaces | None) -> set[str]:
     """The data files of a folder that Hugging Face datasets saved, by its `state.json`."""
-    with failures_named(child_url(url, name)), locate(child_url(url, name)).open_stream() as content:
+    path = child_url(url, name)
+    with failures_named(path), locate_within(path, allowed).open_stream() as content:
         state = json.loads(content.read())
         try:
             return {posixpath.join(posixpath.dirname(name), each["filename"]) for each in state["_data_files"]}
@@ -206,16 +213,16 @@ def _saved_data(url: str, name: str) -> set[str]:
             raise ValueError("it lists no _data_files") from error
 
 
-def _matching(url: str, place: Place) -> tuple[str, dict[str, Found]]:
+def _matching(url: str, place: Place, allowed: AllowedPlaces | None) -> tuple[str, dict[str, Found]]:
     """The folder before the first part of a path with a wildcard, and the files in it that the path matches."""
     parts = place.path.split("/")
     first = next(i for i, part in enumerate(parts) if _WILDCARD.search(part))
     glob = parts[first:]
     root = normal(folder_url(url, "/".join(glob)))
-    folder = locate(root)
+    folder = locate_within(root, allowed)
     if not folder.is_folder():
         raise UnusableSource(f"there is no folder {printable(root)}")
-    found = _visible(root, folder, recursive=len(glob) > 1 or "**" in glob)
+    found = _visible(root, folder, allowed, recursive=len(glob) > 1 or "**" in glob)
     return root, {name: each for name, each in found.items() if _matches(name.split("/"), glob)}
 
 

@@ -11,8 +11,9 @@ from replay_service.corpus.shards.documents import (
     document_of,
     in_pieces,
 )
-from replay_service.corpus.shards.filesystems import failures_named, is_url, locate, printable
+from replay_service.corpus.shards.filesystems import failures_named, is_url, printable
 from replay_service.corpus.shards.listing import Listing, Shard, find_shards, look_into
+from replay_service.corpus.shards.places import locate_within
 from replay_service.corpus.shards.rows import check_head, read_rows
 
 __all__ = [
@@ -36,7 +37,7 @@ __all__ = [
 def fingerprint_of(shard: Shard) -> str:
     """The size of a shard and a hash of parts of its content; raises UnusableSource when it cannot be read."""
     with failures_named(shard.url, "shard "):
-        return locate(shard.url).fingerprint()
+        return locate_within(shard.url, shard.allowed).fingerprint()
 
 
 def check_readable(shard: Shard, columns: Columns) -> None:
@@ -47,7 +48,7 @@ def check_readable(shard: Shard, columns: Columns) -> None:
     """
     name = f"shard {printable(shard.url)}"
     with failures_named(shard.url, "shard "):
-        check_head(shard.kind, locate(shard.url), columns, name)
+        check_head(shard.kind, locate_within(shard.url, shard.allowed), columns, name)
 
 
 def read_documents(shard: Shard, columns: Columns) -> Iterator[Document | Labelled | SetAside]:
@@ -59,5 +60,6 @@ def read_documents(shard: Shard, columns: Columns) -> Iterator[Document | Labell
         UnusableSource: when the shard is missing or damaged, or lacks a column.
     """
     with failures_named(shard.url, "shard "):
-        for row in read_rows(shard.kind, locate(shard.url), columns, f"shard {printable(shard.url)}"):
+        place = locate_within(shard.url, shard.allowed)
+        for row in read_rows(shard.kind, place, columns, f"shard {printable(shard.url)}"):
             yield document_of(row, columns, shard.domain) if isinstance(row, Row) else row

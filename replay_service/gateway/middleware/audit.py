@@ -14,9 +14,15 @@ from replay_service.gateway.middleware.access import ANONYMOUS, Access, Caller, 
 from replay_service.names import is_name
 
 _REFUSED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_PASSED_ON: Final = "replay.passed_on"
 
 # At every level of the log, who changed what is written down.
 _log = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+
+
+def passed_on(scope: Scope) -> None:
+    """Say that another process of the service answers a request, and writes down what it changes."""
+    scope[_PASSED_ON] = True
 
 
 class Audit:
@@ -38,7 +44,7 @@ class Audit:
             return
 
         async def send_audited(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and _PASSED_ON not in scope:
                 status, access = message["status"], access_in(scope)
                 is_change = status < HTTPStatus.BAD_REQUEST and (access is None or access.is_change)
                 if is_change or status in _REFUSED:

@@ -62,7 +62,7 @@ def _first(messages: Sequence[Message], receive: Receive) -> Receive:
 
 
 def _with_checksum(send: Send) -> Send:
-    """Sends an answer with its checksum; one that comes in parts goes on without."""
+    """Sends an answer with its checksum, unless it has one; one that comes in parts goes on as it is."""
     held: list[Message] = []
 
     async def send_checked(message: Message) -> None:
@@ -71,7 +71,8 @@ def _with_checksum(send: Send) -> Send:
             return
         if held:
             start = held.pop()
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
+            is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if is_whole and not any(name == CHECKSUM_FIELD for name, _ in start["headers"]):
                 start["headers"] = [*start["headers"], (CHECKSUM_FIELD, checksum(message.get("body", b"")).encode())]
             await send(start)
         await send(message)

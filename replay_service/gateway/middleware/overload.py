@@ -1,7 +1,5 @@
 """Overload: more requests than can be answered soon are told so at once, rather than kept waiting."""
 
-import threading
-
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from replay_service.errors import Overloaded
@@ -9,37 +7,24 @@ from replay_service.gateway.middleware.access import OPEN_PATHS
 from replay_service.gateway.middleware.problems import of_error
 
 
-class InProgress:
-    """Counts the requests that are being answered or wait for it, `most` of them at a time; any thread may."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._places = threading.Semaphore(most)
-
-    def begin(self) -> bool:
-        """Whether there is a place for one more, which has it until its `end`."""
-        return self._places.acquire(blocking=False)
-
-    def end(self) -> None:
-        self._places.release()
-
-
 class Overload:
-    """Refuses requests for which there is no place. Health is told to anybody."""
+    """Refuses a request while `most` others are being answered or wait for it. Health is told to anybody."""
 
-    def __init__(self, app: ASGIApp, in_progress: InProgress) -> None:
+    def __init__(self, app: ASGIApp, most: int) -> None:
         self._app = app
-        self._in_progress = in_progress
+        self._most = most
+        self._num_in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        if not self._in_progress.begin():
-            error = Overloaded(f"{self._in_progress.most} requests are in progress already; ask again in a moment")
+        if self._num_in_progress >= self._most:
+            error = Overloaded(f"{self._most} requests are in progress already; ask again in a moment")
             await of_error(error)(scope, receive, send)
             return
+        self._num_in_progress += 1
         try:
             await self._app(scope, receive, send)
         finally:
-            self._in_progress.end()
+            self._num_in_progress -= 1

@@ -9,7 +9,6 @@ from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
-from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
@@ -106,20 +105,7 @@ def of_database_error(error: SQLAlchemyError, scope: Scope) -> JSONResponse:
 
 async def of_unforeseen(request: Request, error: Exception) -> Response:
     """What is said of any other exception; the log says more."""
-    return _of_unforeseen(error, request.scope)
-
-
-def of_exception(error: Exception, scope: Scope) -> Response:
-    """What is said of an exception that came up while a request was answered beside the routes."""
-    if isinstance(error, ValidationError):
-        return invalid([{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)])
-    if isinstance(error, ReplayError):
-        return of_error(error)
-    return of_database_error(error, scope) if isinstance(error, SQLAlchemyError) else _of_unforeseen(error, scope)
-
-
-def _of_unforeseen(error: Exception, scope: Scope) -> Response:
-    _log.error("unforeseen error", method=scope["method"], path=scope["path"], exc_info=error)
+    _log.error("unforeseen error", method=request.method, path=request.scope["path"], exc_info=error)
     response = problem(500, "internal-error", "Internal error", "the service failed; its log says why")
     response.headers.update(SAFE_HEADERS)  # this answer goes out past every middleware
     return response

@@ -1,4 +1,4 @@
-"""What protects a browser's user: names that the service answers to, and headers on its answers."""
+"""What protects a browser's user: the names that the service answers to, who may ask for changes, and safe headers."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from replay_service.errors import HostNotAllowed
+from replay_service.errors import CrossSite, HostNotAllowed, ReplayError
 from replay_service.gateway.middleware.access import OPEN_PATHS, header_in
 from replay_service.gateway.middleware.problems import SAFE_HEADERS, of_error
 from replay_service.settings import ServiceSettings, is_loopback
@@ -52,6 +52,39 @@ class HostCheck:
             await of_error(error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+
+class CrossSiteCheck:
+    """Refuses changes that a web page of another site makes a browser ask for.
+
+    A browser sends what looks like a form to any address for any page, and says which page asks. Besides, every route
+    that changes something takes a JSON or Arrow body and nothing that a form can send.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_change = scope["type"] == "http" and scope["method"] not in _SAFE_METHODS
+        error = self._problem(scope) if is_change else None
+        if error is None:
+            await self._app(scope, receive, send)
+        else:
+            await of_error(error)(scope, receive, send)
+
+    def _problem(self, scope: Scope) -> ReplayError | None:
+        site, origin = header_in(scope, b"sec-fetch-site"), header_in(scope, b"origin")
+        if site not in (None, "same-origin", "none") or (origin is not None and not _is_own(origin, scope)):
+            return CrossSite("a web page of another site asks for this change; ask from a page of this service")
+        return None
+
+
+def _is_own(origin: str, scope: Scope) -> bool:
+    """Whether a page is one of the service's: it comes from the name that the request was sent to."""
+    return origin.partition("://")[2] == header_in(scope, b"host")
+
+
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class HostRule:

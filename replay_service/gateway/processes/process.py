@@ -1,55 +1,74 @@
-"""One process of a service with several gateways.
+"""One process of a service with several gateways; its supervisor starts it.
 
-    python -m replay_service.gateway.processes.process owner|gateway SOCKET [PORT]
-
-The supervisor starts it, writes the settings to its standard input, and keeps that open for as long as it lives.
+python -m replay_service.gateway.processes.process owner|gateway
 """
 
 import os
+import shutil
 import signal
 import sys
 import threading
-from pathlib import Path
-from typing import Any
 
 from replay_service.gateway.app import create_app
 from replay_service.gateway.logs import configure_logs
-from replay_service.gateway.processes.front import create_gateway
-from replay_service.gateway.processes.owner_link import OWNER_KEEPS_S
-from replay_service.gateway.processes.owner_side import OwnerSide
+from replay_service.gateway.processes.child import StartMessage
+from replay_service.gateway.processes.gateway import create_gateway
+from replay_service.gateway.processes.owner import OwnerApp
+from replay_service.gateway.processes.owner_client import OWNER_KEEPS_S
 from replay_service.gateway.processes.supervisor import listener
-from replay_service.gateway.server import encryption, serve_application, stopping
-from replay_service.settings import ServiceSettings
+from replay_service.gateway.server import Server, encryption, make_server, run
 
 
 def main() -> None:
-    kind, owner_socket, *port = sys.argv[1:]
-    settings = ServiceSettings.model_validate_json(sys.stdin.readline())
-    configure_logs(settings.log_level)
-    threading.Thread(target=_end_with_supervisor, daemon=True).start()
-    if kind == "owner":
-        _serve_owner(settings, Path(owner_socket))
+    # A terminal sends them to all processes of a service; the supervisor alone knows in which order they must stop.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    message = StartMessage.model_validate_json(sys.stdin.readline())
+    configure_logs(message.settings.log_level)
+    if message.kind == "owner":
+        _serve_owner(message)
     else:
-        _serve_gateway(settings, Path(owner_socket), int(port[0]))
+        _serve_gateway(message)
 
 
-def _serve_owner(settings: ServiceSettings, path: Path) -> None:
-    app = create_app(settings)
-    keeps: dict[str, Any] = {"timeout_keep_alive": OWNER_KEEPS_S, "proxy_headers": False, "access_log": False}
-    serve_application(OwnerSide(app), settings, stopping(app), uds=str(path), **keeps)
+def _serve_owner(message: StartMessage) -> None:
+    app = create_app(message.settings, message.asks_for_tokens)
+    link = message.link
+    server = make_server(
+        OwnerApp(app, link),
+        app.state,
+        message.settings,
+        delay_s=0.0,  # it is told when no gateway is left
+        by_signals=False,
+        uds=str(link.path),
+        timeout_keep_alive=OWNER_KEEPS_S,
+        access_log=False,
+        proxy_headers=False,
+    )
+    _stop_with_supervisor(server)
+    try:
+        run(server)
+    finally:
+        shutil.rmtree(link.path.parent, ignore_errors=True)  # a supervisor that was killed has left it
 
 
-def _serve_gateway(settings: ServiceSettings, owner: Path, port: int) -> None:
-    app = create_gateway(settings, owner)
-    bound = listener(settings.host, port)
-    serve_application(app, settings, stopping(app), sockets=[bound], **encryption(settings))
+def _serve_gateway(message: StartMessage) -> None:
+    settings = message.settings
+    app = create_gateway(settings, message.link, message.asks_for_tokens)
+    server = make_server(app, app.state, settings, settings.shutdown_delay_s, by_signals=False, **encryption(settings))
+    _stop_with_supervisor(server)
+    run(server, [listener(settings.host, message.port)])
 
 
-def _end_with_supervisor() -> None:
-    """Its end of the pipe is closed when it ends, however that comes."""
-    while os.read(sys.stdin.fileno(), 1024):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
+def _stop_with_supervisor(server: Server) -> None:
+    """Tell the server to stop when standard input ends."""
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
+        server.stop()
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 if __name__ == "__main__":

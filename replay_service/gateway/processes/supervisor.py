@@ -1,30 +1,34 @@
 """Several gateways on one port: the process that starts them and the owner of the runs, and looks after them all.
 
-The owner serves on a Unix socket in a folder that nobody else can enter. Gateways share a port by SO_REUSEPORT. Each
-process has its settings, which may hold secrets, from its standard input, and ends when that is closed: so none is left
-when this process is killed.
+The owner serves on a Unix socket in a folder that nobody else can enter. Gateways share a port by SO_REUSEPORT. What
+all processes must hold to alike, such as whether callers need a token, is decided here, once.
 """
 
 import contextlib
+import fcntl
+import os
+import secrets
+import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from replay_service.errors import ReplayError
+from replay_service.gateway.processes.child import Child, Kind, StartMessage
 from replay_service.settings import ServiceSettings
 
 OWNER_SOCKET: Final = "owner.sock"
-_MODULE: Final = "replay_service.gateway.processes.process"
+_FOLDER_PREFIX: Final = "replay-service-"
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+_SETTLED_S: Final = 60.0
+"""A folder that is younger may be one whose service has not locked it yet."""
 _GRACE_S: Final = 5.0
 """Beyond the time to finish open requests, until a process that was told to stop is killed."""
 _SHORT_LIFE_S: Final = 1.0
@@ -37,58 +41,37 @@ class AddressInUse(ReplayError):
     slug, title = "address-in-use", "The port cannot be listened on"
 
 
-@dataclass(slots=True)
-class Child:
-    """A process of the service, and when it was started."""
-
-    process: "subprocess.Popen[bytes]"
-    started_at: float = field(default_factory=time.monotonic)
-
-    @classmethod
-    def start(cls, settings: ServiceSettings, *arguments: str | int | Path) -> "Child":
-        command = [sys.executable, "-m", _MODULE, *map(str, arguments)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE)
-        assert process.stdin is not None
-        process.stdin.write(settings.model_dump_json().encode() + b"\n")
-        process.stdin.flush()  # left open: its end tells the process that this one is gone
-        return cls(process)
-
-    def stop(self, within_s: float) -> None:
-        """Let it finish what it has begun."""
-        if self.process.poll() is None:
-            self.process.terminate()
-        try:
-            self.process.wait(within_s)
-        except subprocess.TimeoutExpired:
-            _log.error("a process did not stop in time and is killed", pid=self.process.pid)
-            self.process.kill()
-            self.process.wait()
-
-
 def supervise(settings: ServiceSettings) -> int:
     """Serve until SIGTERM or SIGINT, and give the exit code: 0, or 1 when the owner has ended by itself.
 
     Raises:
         AddressInUse: when the port is another program's.
     """
-    with reserved_port(settings.host, settings.port) as port, tempfile.TemporaryDirectory(prefix="replay-") as folder:
+    with reserved_port(settings.host, settings.port) as port, _folder_of_sockets() as folder:
         told, wake = socket.socketpair()
         with told, wake, _signals_to(wake):
-            return _Supervisor(settings, port, Path(folder) / OWNER_SOCKET, told).run()
+            message = StartMessage(
+                kind="owner",
+                settings=settings,
+                asks_for_tokens=settings.asks_for_tokens,
+                owner_socket=folder / OWNER_SOCKET,
+                secret=secrets.token_hex(32),
+                port=port,
+            )
+            return _Supervisor(message, told).run()
 
 
 @dataclass(slots=True)
 class _Supervisor:
-    settings: ServiceSettings
-    port: int
-    owner_socket: Path
+    message: StartMessage
     told: socket.socket
 
     def run(self) -> int:
         """Start all at once: until the owner serves, gateways tell callers to come again."""
-        owner = Child.start(self.settings, "owner", self.owner_socket)
-        gateways = [self._gateway() for _ in range(self.settings.gateways)]
-        _log.info("starting", host=self.settings.host, port=self.port, gateways=len(gateways))
+        settings = self.message.settings
+        owner = self._start("owner")
+        gateways = [self._start("gateway") for _ in range(settings.gateways)]
+        _log.info("starting", host=settings.host, port=self.message.port, gateways=len(gateways))
         try:
             is_orphaned = self._look_after(owner, gateways)
         finally:
@@ -98,17 +81,17 @@ class _Supervisor:
             _log.error("the process that owns the runs has ended, and the service with it", exit_code=exit_code)
         return int(is_orphaned)
 
-    def _gateway(self) -> Child:
-        return Child.start(self.settings, "gateway", self.owner_socket, self.port)
+    def _start(self, kind: Kind) -> Child:
+        return Child.start(self.message.model_copy(update={"kind": kind}))
 
     def _look_after(self, owner: Child, gateways: list[Child]) -> bool:
         """Start gateways again until somebody says to stop (False), or the owner ends (True)."""
-        while owner.process.poll() is None:
+        while not owner.has_ended:
             for index, each in enumerate(gateways):
-                if each.process.poll() is not None:
+                if each.has_ended:
                     _log.error("a gateway has ended and is started again", exit_code=each.process.returncode)
                     time.sleep(max(0.0, each.started_at + _SHORT_LIFE_S - time.monotonic()))
-                    gateways[index] = self._gateway()
+                    gateways[index] = self._start("gateway")
             if self._is_told_to_stop():
                 return False
         return True
@@ -121,12 +104,44 @@ class _Supervisor:
     def _stop_all(self, children: Sequence[Child]) -> None:
         """Gateways first, since they ask the owner; those that are told together finish together."""
         *gateways, owner = children
-        within_s = self.settings.drain_timeout_s + _GRACE_S
+        settings = self.message.settings
+        within_s = settings.shutdown_delay_s + settings.drain_timeout_s + _GRACE_S
         for each in gateways:
-            if each.process.poll() is None:
-                each.process.terminate()
-        for each in (*gateways, owner):
-            each.stop(within_s)
+            each.tell_to_stop()
+        for each in gateways:
+            each.await_end(within_s)
+        owner.tell_to_stop()
+        owner.await_end(within_s)
+
+
+@contextlib.contextmanager
+def _folder_of_sockets() -> Iterator[Path]:
+    """A new folder that only this user can enter; those that killed services have left are removed.
+
+    Whoever uses a folder holds a lock on it, which the system lets go however a process ends.
+    """
+    for each in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - each.stat().st_mtime > _SETTLED_S:
+                with _locked(each):
+                    shutil.rmtree(each)
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
+    try:
+        with _locked(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Raises OSError when another process holds the folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 import structlog
 from fastapi import APIRouter, Response
 
-from replay_service.classification.factory import is_factory
+from replay_service.corpus.ingest.model_files import check_model
 from replay_service.corpus.ingest.settings import IngestJob, IngestSettings
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.corpus.shards.documents import Columns
@@ -95,10 +95,7 @@ def _found(corpus: str, service: ReplayService) -> CorpusInTheMaking | CorpusInf
 
 
 def _settings(body: IngestCreate, corpora: Path) -> IngestSettings:
-    if is_factory(body.model):
-        raise InvalidRequest(
-            f"the factory {body.model!r} would run code in the service; start this ingest with `replay-service ingest`"
-        )
+    check_model(body.model)
     return IngestSettings(
         source=body.source,
         folder=corpora,
@@ -122,6 +119,7 @@ def _settings(body: IngestCreate, corpora: Path) -> IngestSettings:
         topk=body.topk,
         rows_per_segment=body.rows_per_segment,
         kind=body.kind,
+        bos=body.bos,
     )
 
 
@@ -158,6 +156,7 @@ def _describe(service: ReplayService, corpus: Corpus) -> CorpusInfo:
         tokenizer_fingerprint=manifest.tokenizer_fingerprint,
         vocab_size=manifest.vocab_size,
         separator_id=manifest.separator_id,
+        bos_id=manifest.bos_id,
         seq_len=manifest.seq_len,
         precision=manifest.precision,
         num_samples=manifest.num_samples,

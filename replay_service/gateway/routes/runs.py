@@ -6,10 +6,11 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from replay_service.errors import InvalidRun
-from replay_service.gateway.middleware.access import READ, TRAIN, RequestAccess, RunName
+from replay_service.gateway.middleware.access import ADMIN, READ, TRAIN, RequestAccess, RunName
 from replay_service.gateway.middleware.problems import responses
 from replay_service.gateway.models import (
     AdoptRequest,
+    CloseRequest,
     RewindRequest,
     RunChange,
     RunCreate,
@@ -92,10 +93,26 @@ def rewind_run(run: RunName, body: RewindRequest, service: Service) -> RunInfo:
 
 
 @router.post("/{run}/close", operation_id="close_run", dependencies=TRAIN, responses=responses(404, 422))
-def close_run(run: RunName, service: Service) -> RunInfo:
+def close_run(run: RunName, _body: CloseRequest, service: Service) -> RunInfo:
     """Plan no further step (409). Plans that were made are still served, and reports of them still count."""
     service.owners.get(run).close()
     return _describe(service, run)
+
+
+@router.delete(
+    "/{run}",
+    operation_id="delete_run",
+    dependencies=ADMIN,
+    responses=responses(404, 409, 422),
+)
+def delete_run(run: RunName, service: Service) -> RunSummary:
+    """Remove a closed run with its journal and all statistics, for good; its name is free then.
+
+    The answer says what it was. Batches that trainers still have of it cannot be reported. The corpus stays.
+    """
+    record = service.journal.run(run)
+    service.owners.delete(run)
+    return RunSummary(**_summary(record))
 
 
 def _describe(service: ReplayService, run: str) -> RunInfo:

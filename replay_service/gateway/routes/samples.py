@@ -30,7 +30,7 @@ def list_samples(
     cursor: Annotated[str | None, Query(description="Where the page before ended.")] = None,
 ) -> SamplePage:
     """The rehearsed samples of a run, the most damaged first, page by page."""
-    corpus = service.corpora.get(service.journal.run(run).corpus)
+    corpus = service.corpus_of(service.journal.run(run))
     name = order.removeprefix("-")
     if name not in SAMPLE_ORDERS:
         raise InvalidRequest(f"order must be one of {_ORDERS}, or one of them with a minus, not {order!r}")
@@ -44,7 +44,7 @@ def list_samples(
 @router.get("/{sample_id}", operation_id="get_sample", dependencies=READ, responses=responses(404, 422))
 def get_sample(run: RunName, sample_id: int, service: Service) -> SampleHistory:
     """One rehearsed sample and its reports, oldest first."""
-    corpus = service.corpora.get(service.journal.run(run).corpus)
+    corpus = service.corpus_of(service.journal.run(run))
     found = service.journal.sample(run, sample_id, corpus.partition) if 0 <= sample_id <= MAX_INT64 else None
     if found is None:
         raise UnknownSample(f"nothing was reported of sample {sample_id} in run {run!r}; its samples can be listed")

@@ -24,7 +24,7 @@ def get_stats(run: RunName, service: Service) -> RunStats:
 def get_strata(run: RunName, service: Service) -> StrataList:
     """The statistics, the damage rate and the probability of each stratum."""
     owner = service.owners.get(run)
-    groups = service.corpora.get(owner.record.corpus).partition.groups
+    groups = service.corpus_of(owner.record).partition.groups
     return owner.read(lambda state: list_strata(run, state, groups))
 
 

@@ -4,7 +4,7 @@ A batch is one record batch with a row for each rehearsed sample, in step order,
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -141,6 +141,14 @@ class Batch:
         first, last = self.step.searchsorted((step, step + 1))
         steps = [each for each in self.header.steps if each.step == step]
         return self._of(replace(self.header, steps=steps), slice(first, last))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Batch"]) -> "Batch":
+        """The samples of one rank in adjacent windows as one batch."""
+        header = replace(parts[0].header, steps=[step for part in parts for step in part.header.steps])
+        columns = ([getattr(part, name) for part in parts] for name in _ARRAYS)
+        arrays: list[Any] = [None if each[0] is None else np.concatenate(each) for each in columns]
+        return cls(header, *arrays)
 
     def _of(self, header: BatchHeader, rows: slice) -> "Batch":
         arrays: list[Any] = [None if each is None else each[rows] for each in map(self.__getattribute__, _ARRAYS)]

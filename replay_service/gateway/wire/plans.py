@@ -16,7 +16,7 @@ from replay_service.ledger.windows import Window
 from replay_service.sampling.events import PLANNED_ROW, Planned
 
 _LENGTH_BYTES: Final = 4
-_SAID_OF_RUN: Final = ("run", "corpus", "generation", "attempt", "injection_ratio", "is_new")
+_SAID_OF_RUN: Final = ("run", "corpus", "corpus_fingerprint", "generation", "attempt", "injection_ratio", "is_new")
 _SAID_BY_PROBLEM: Final = ("type", "title", "status", "detail")
 
 

@@ -32,6 +32,7 @@ from tests.corpus.ingested import (
     write_source,
 )
 from tests.corpus.worlds import sentences, write_jsonl
+from tests.language.faulty_models import bert_encoder
 from tests.support import make_tiny_model
 
 TOPK = 3
@@ -255,13 +256,30 @@ def test_what_a_killed_ingest_has_left_in_staging_is_taken_away(copied: IngestSe
     assert not (copied.corpus_folder / "staging").exists()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"seq_len": 16}, {"num_quantiles": 4}, {"rows_per_segment": 60}, {"topk": 0}, {"num_clusters": 2}],
-)
-def test_a_corpus_that_was_made_with_other_settings_is_refused(made: Made, change: dict[str, int]) -> None:
-    with pytest.raises(CorpusError, match=f"corpus '{NAME}' exists already, made with other settings .* seq_len 32, 3"):
-        ingest(replace(made.settings, **change))  # type: ignore[arg-type]
+def test_a_corpus_that_was_made_with_other_settings_is_refused_and_they_are_named(made: Made) -> None:
+    said = "made with other settings: seq_len 32 and not 16, topk 3 and not 0; repeat them"
+    with pytest.raises(CorpusError, match=f"corpus '{NAME}' exists already, {said}"):
+        ingest(replace(made.settings, seq_len=16, topk=0))
+
+
+def test_the_same_model_by_another_path_is_no_other_model(copied: IngestSettings, made: Made, tmp_path: Path) -> None:
+    elsewhere = shutil.copytree(copied.model, tmp_path / "elsewhere")
+    assert ingest(replace(copied, model=str(elsewhere))) == made.manifest
+
+
+def test_a_model_of_the_same_name_with_other_weights_does_not_fit(copied: IngestSettings, tmp_path: Path) -> None:
+    tuned = make_tiny_model(tmp_path / "tuned", seed=1)
+    with pytest.raises(ModelMismatch, match=r"with other weights, or another config\.json"):
+        ingest(replace(copied, model=str(tuned)))
+
+
+def test_an_error_of_a_base_model_in_a_process_of_ray_is_shown_as_ours(made: Made, tmp_path: Path) -> None:
+    model = bert_encoder(Path(made.settings.model), tmp_path / "encoder")
+    with pytest.raises(CorpusError) as refused:
+        ingest(replace(made.settings, model=str(model), folder=tmp_path / "corpora"))
+    assert type(refused.value) is CorpusError
+    assert str(refused.value).startswith("the model (bert) is not causal") and "\n" not in str(refused.value)
+    assert list((tmp_path / "corpora").iterdir()) == []
 
 
 def test_how_fast_it_is_made_is_not_a_setting_of_the_corpus(made: Made) -> None:

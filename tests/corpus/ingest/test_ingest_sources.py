@@ -14,8 +14,9 @@ from replay_service.corpus.ingest.driver import follow, ingest
 from replay_service.corpus.ingest.status import read_status
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.corpus.shards.documents import BLANK
+from replay_service.corpus.shards.places import AllowedPlaces
 from replay_service.corpus.shards.sources import Columns
-from replay_service.errors import EmptyCorpus, UnusableSource
+from replay_service.errors import CorpusError, EmptyCorpus, SourceForbidden, UnusableSource
 from tests.corpus.ingested import NAME, all_rows, cut_by_hand, settings_of
 from tests.corpus.real_text import domains
 from tests.corpus.shard_files import write
@@ -153,3 +154,25 @@ def test_real_text_of_many_domains_and_languages_in_shards_of_every_kind(
     (sample,) = sample_texts(corpus, "russian/q1", 1, seed=0)
     whole = "<|endoftext|>".join(real_text["russian"])
     assert sample.text.strip("\N{REPLACEMENT CHARACTER}") in whole
+
+
+def test_an_ingest_that_a_service_starts_reads_no_link_out_of_its_places(tmp_path: Path, tiny_model: Path) -> None:
+    write_jsonl(tmp_path / "shards/a.jsonl", sentences("en", 5))
+    (tmp_path / "shards/b.jsonl").symlink_to(write_jsonl(tmp_path / "secrets.jsonl", ["secret"]))
+    allowed = AllowedPlaces((str(tmp_path / "shards"),))
+    settings = settings_of(tmp_path / "shards", tmp_path / "corpora", tiny_model, allowed=allowed)
+    with pytest.raises(SourceForbidden, match=r"b\.jsonl"):
+        ingest(settings)
+    assert not settings.corpus_folder.exists()
+
+
+def test_an_ingest_that_a_service_starts_loads_no_pickle(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "shards/a.jsonl", sentences("en", 5))
+    for name in ("config.json", "pytorch_model.bin"):
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model" / name).write_text("{}")
+    allowed = AllowedPlaces((str(tmp_path / "shards"),))
+    settings = settings_of(tmp_path / "shards", tmp_path / "corpora", tmp_path / "model", allowed=allowed)
+    with pytest.raises(CorpusError, match="loads no pickle"):
+        ingest(settings)
+    assert not settings.corpus_folder.exists()

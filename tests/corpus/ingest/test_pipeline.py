@@ -1,5 +1,6 @@
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ from transformers import AutoTokenizer
 
 from replay_service.corpus.format.segments import list_rows
 from replay_service.corpus.ingest import pipeline
-from replay_service.corpus.ingest.pipeline import PipelineSettings, pack_shard
+from replay_service.corpus.ingest.pipeline import PipelineSettings, ScoreAndStage, pack_shard
 from replay_service.corpus.ingest.staging import SET_ASIDE, Packed, read_packed
 from replay_service.corpus.shards.documents import BLANK, NO_GROUP, NOT_A_STRING, NOT_JSON
 from replay_service.corpus.shards.sources import Columns, Shard, find_shards
 from replay_service.errors import CorpusError, UnusableSource
+from replay_service.language.packing import Ends, id_dtype, pack
 from replay_service.language.pieces import PIECE_CHARACTERS
-from replay_service.language.tokenizer import load_tokenizer, separator_id
+from replay_service.language.tokenizer import ends_of, load_tokenizer
 from tests.corpus.ingested import cut_by_hand
 from tests.corpus.shard_files import compressed, write
 from tests.corpus.worlds import sentences, write_jsonl
+from tests.language.faulty_models import with_prefix
 
 SEQ_LEN = 16
 ROWS_A_PART = 16
@@ -41,7 +44,7 @@ def settings_for(model: Path, staging: Path, columns: Columns | None = None) -> 
     tokenizer = load_tokenizer(str(model))
     return PipelineSettings(
         model=str(model),
-        separator_id=separator_id(tokenizer),
+        ends=ends_of(tokenizer),
         vocab_size=len(tokenizer),
         seq_len=SEQ_LEN,
         columns=columns or Columns(),
@@ -211,6 +214,21 @@ def test_a_long_document_is_packed_as_a_whole_one_is(
     assert packed is not None and packed.num_documents == len(texts)
 
 
+def test_a_bos_token_begins_a_long_document_and_each_of_its_rows_but_not_its_pieces(
+    tiny_model: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    texts = ["before", " ".join(sentences("long", 15_000)), "after"]
+    assert len(texts[1]) > 2 * PIECE_CHARACTERS
+    without = settings_for(tiny_model, tmp_path)
+    ends, num_ids = Ends(without.ends.separator_id, without.vocab_size), without.vocab_size + 1
+    shard = only_shard(write_jsonl(tmp_path / "a.jsonl", texts))
+    rows = [ids for *_, ids in rows_of(list(pack_shard("key", shard, replace(without, ends=ends, vocab_size=num_ids))))]
+    assert {row[0] for row in rows} == {ends.bos_id}
+    documents = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    whole = pack(documents, SEQ_LEN, ends, id_dtype(num_ids))
+    assert rows == [tuple(ids[:n].tolist()) for ids, n in zip(whole.input_ids, whole.length, strict=True)]
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.arrow"])
 def test_ready_made_tokens_are_packed_as_they_are(tiny_model: Path, tmp_path: Path, name: str) -> None:
     ids = [np.arange(1, 1 + n).tolist() for n in (5, 40, 1)]
@@ -219,6 +237,15 @@ def test_ready_made_tokens_are_packed_as_they_are(tiny_model: Path, tmp_path: Pa
     line = [token for each in ids for token in [*each, 0]]
     assert len(line) == 3 * SEQ_LEN + 1
     assert [ids for *_, ids in rows] == [tuple(line[first : first + SEQ_LEN]) for first in (0, 16, 32)]
+
+
+def test_an_actor_that_cannot_load_its_model_says_so_when_it_is_called(tmp_path: Path, tiny_model: Path) -> None:
+    wrapped = with_prefix(tiny_model, tmp_path / "wrapped", "module.")
+    actor = ScoreAndStage(replace(settings_for(tiny_model, tmp_path), model=str(wrapped)))
+    shard = only_shard(write(tmp_path / "a.jsonl", [{"text": "the cat sat on the mat"}]))
+    (part,) = pack_shard("key", shard, settings_for(tiny_model, tmp_path))
+    with pytest.raises(CorpusError, match="would stay random"):
+        actor(pa.table({"shard_key": ["key"], "part": pipeline._as_value(part)}))
 
 
 def test_ready_made_tokens_of_another_tokenizer_are_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from replay_service.corpus.ingest.settings import IngestSettings, digest
+from replay_service.corpus.ingest.settings import IngestJob, IngestSettings, digest
 from replay_service.corpus.shards.documents import Columns
 from replay_service.errors import CorpusError
 
@@ -39,6 +39,17 @@ def test_a_setting_out_of_range_is_refused_with_its_value(name: str, value: obje
 @pytest.mark.parametrize("value", [0.25, 1.0, 2.0, 8.0])
 def test_a_scorer_takes_part_of_a_gpu_or_whole_ones(value: float) -> None:
     assert replace(SETTINGS, gpus_per_scorer=value).gpus_per_scorer == value
+
+
+def test_texts_to_classify_have_no_bos_of_their_own() -> None:
+    labelled = replace(SETTINGS, kind="classification", columns=Columns(label="label"))
+    with pytest.raises(CorpusError, match="leave bos out"):
+        replace(labelled, bos="never")
+
+
+def test_a_job_keeps_its_settings_on_the_way_to_its_process() -> None:
+    job = IngestJob(replace(SETTINGS, bos="always", columns=BY_LANGUAGE), 2.0)
+    assert IngestJob.from_json(job.to_json()) == job
 
 
 def test_clusters_and_a_column_of_groups_do_not_go_together() -> None:

@@ -8,8 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from replay_service.corpus.ingest.status import STATUS_NAME, IngestProgress, IngestStatus, read_status, status_of
+from replay_service.corpus.ingest.status import (
+    STATUS_NAME,
+    IngestProgress,
+    IngestStatus,
+    identity_of,
+    read_status,
+    status_of,
+    write_begun,
+    write_stopped,
+)
 from replay_service.corpus.shards.sources import find_shards
 from replay_service.errors import EmptyCorpus, ReplayError
 
@@ -117,20 +127,69 @@ def test_a_new_ingest_begins_a_new_status(tmp_path: Path) -> None:
         assert (written(tmp_path).state, written(tmp_path).problem) == ("running", None)
 
 
-def running(**changes: object) -> IngestStatus:
-    status = IngestStatus("running", 1000.0, 1000.0, socket.gethostname(), os.getpid(), NOTHING)
+def running(pid: int | None = None, **changes: object) -> IngestStatus:
+    pid = os.getpid() if pid is None else pid
+    status = IngestStatus("running", 1000.0, 1000.0, socket.gethostname(), pid, NOTHING, process=identity_of(pid))
     return replace(status, **changes)  # type: ignore[arg-type]
 
 
 def test_a_process_that_is_gone_runs_no_ingest() -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        process.wait()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        status = running(pid=process.pid)
+        assert status.is_alive
+        process.communicate(b"\n")
     assert running().is_alive
-    assert not running(pid=process.pid).is_alive
+    assert not status.is_alive
+
+
+def test_a_process_that_has_ended_and_is_not_waited_for_runs_no_ingest() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        status = running(pid=process.pid)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not status.is_alive
 
 
 def test_a_process_of_somebody_else_is_alive() -> None:
     assert running(pid=1).is_alive
+
+
+@pytest.mark.parametrize("process", [None, "another-boot 1", "ended"])
+def test_another_process_that_was_given_the_pid_runs_no_ingest(process: str | None) -> None:
+    """As after a restart of a container, where the pids of an earlier life are given again."""
+    assert not running(process=process).is_alive
+
+
+def test_each_process_has_an_identity_of_its_own_that_stays() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        identities = {identity_of(process.pid), identity_of(os.getpid()), identity_of(1)}
+        assert identity_of(process.pid) in identities
+        process.communicate(b"\n")
+    assert len(identities) == 3
+    assert identity_of(process.pid) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"state": "running", "progress": {}}'])
+def test_a_status_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / STATUS_NAME).write_text(text)
+    with capture_logs() as logs:
+        assert read_status(tmp_path) is None
+    assert [each["event"] for each in logs] == ["status of an ingest cannot be read"]
+
+
+def test_a_process_that_was_stopped_before_it_could_say_so_is_stopped(tmp_path: Path) -> None:
+    write_begun(tmp_path, os.getpid(), 1000.0)
+    write_stopped(tmp_path, 1, 1001.0)
+    assert written(tmp_path).state == "running"
+    write_stopped(tmp_path, os.getpid(), 1002.0)
+    assert (written(tmp_path).state, written(tmp_path).updated_at) == ("stopped", 1002.0)
+
+
+def test_what_a_process_has_said_of_its_end_stands(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), status_of(tmp_path, lambda _: None, lambda: False, Clock()):
+        raise RuntimeError
+    write_stopped(tmp_path, os.getpid(), 2000.0)
+    assert written(tmp_path).state == "failed"
 
 
 def test_on_another_host_whoever_has_written_within_a_minute_is_alive() -> None:

@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
 from replay_service.errors import CorpusError
+from replay_service.gateway.wire.arrow import ARROW_STREAM
 from replay_service.settings import load_settings
 from tests.gateway.worlds import (
     RUN,
@@ -62,9 +63,9 @@ def test_every_change_is_written_down_with_who_made_it(guarded: TestClient, toke
 
 def test_what_was_refused_for_want_of_a_token_is_written_down(guarded: TestClient, token: str) -> None:
     with capture_logs() as logs:
-        guarded.post("/v1/runs/tune/close")
+        guarded.post("/v1/runs/tune/close", json={})
         guarded.post("/v1/runs", json=RUN | {"run": "mine"}, headers=bearer(token))
-        guarded.post("/v1/runs/other/close", headers=bearer(token))
+        guarded.post("/v1/runs/other/close", json={}, headers=bearer(token))
         guarded.delete("/v1/corpora/wiki", headers=bearer(token))
         guarded.post("/v1/what?ever=1")
     lines = [
@@ -91,7 +92,7 @@ def test_what_changes_nothing_is_not_written_down(running: TestClient) -> None:
     with capture_logs() as logs:
         all_of(running)
         running.post("/v1/runs", json={})
-        running.post("/v1/runs/nobody/close")
+        running.post("/v1/runs/nobody/close", json={})
         running.delete("/v1/runs/tune")
     assert audited(logs) == []
 
@@ -110,7 +111,7 @@ def test_neither_a_body_nor_a_token_nor_a_query_is_in_the_log(root: Path, guarde
     with capture_logs() as logs:
         for headers in (bearer(token), bearer("rpl_swordfish"), {}):
             guarded.post("/v1/runs?password=swordfish", json=RUN | {"injection_ratio": "0.0625"}, headers=headers)
-            guarded.post("/v1/runs/tune/losses", content=b"swordfish", headers=headers)
+            guarded.post("/v1/runs/tune/losses", content=b"swordfish", headers=headers | {"content-type": ARROW_STREAM})
     assert len(audited(logs)) == 5
     for secret in (token, "swordfish", "0.0625"):
         assert secret not in str(logs)
@@ -126,7 +127,8 @@ def test_a_line_of_the_log_cannot_be_forged_by_a_path(root: Path) -> None:
     with running_service(root, options=["--log-level", "debug"]) as (base_url, _):
         for path in (f"/v1/runs/{forged}", f"/v1/runs/{forged}/close", f"/{forged}?{forged}"):
             for method in ("GET", "POST"):
-                response = httpx2.request(method, base_url + path, headers=bearer("rpl_swordfish"))
+                headers = bearer("rpl_swordfish") | {"content-type": "application/json"}
+                response = httpx2.request(method, base_url + path, headers=headers)
                 assert response.status_code in (404, 405)
     assert [line for line in lines_of(root) if line.get("who") == "chief"] == []
     assert "swordfish" not in (root / "serve.log").read_text()

@@ -131,7 +131,6 @@ def test_more_requests_than_the_limit_are_told_to_come_again(root: Path) -> None
             expecting = head("/v1/runs/tune/losses", len(body))
             stream.sendall(expecting.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
             assert stream.recv(1 << 16).startswith(b"HTTP/1.1 100"), "the request is in progress"
-            assert client.post("/v1/runs/tune/batches", json={"step": 0}).status_code == 200, "it need not wait"
             refused = client.post("/v1/runs/tune/batches", json={"step": 5})
             assert_problem(refused, 503, "overloaded")
             assert refused.headers["retry-after"] == "1"

@@ -12,6 +12,7 @@ from replay_service.gateway.app import create_app
 from replay_service.settings import load_settings
 from tests.gateway.worlds import ask, assert_problem, client_on
 
+AS_JSON = {"content-type": "application/json"}
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 UNKNOWN_NAMES = ("nobody", "A%20B", "%00", "..", "x" * 300, "%ED%A0%80", "%F0%9F%90%88")
 
@@ -41,8 +42,9 @@ def body_of(path: str, method: str) -> dict[str, Any] | None:
         "/v1/runs/{run}/losses": {"rows": []},
         "/v1/runs/{run}/rewind": {"step": 0},
         "/v1/runs/{run}/adopt": {},
+        "/v1/runs/{run}/close": {},
     }
-    return None if method == "GET" else bodies.get(path)
+    return None if method in ("GET", "DELETE") else bodies.get(path)
 
 
 @pytest.mark.parametrize("name", UNKNOWN_NAMES)
@@ -55,8 +57,7 @@ def test_every_route_answers_an_unknown_name_with_a_problem(client: TestClient, 
 def test_every_route_answers_a_body_that_is_no_json_with_a_problem(client: TestClient) -> None:
     for path, method in routes():
         if body_of(path, method) is not None:
-            headers = {"content-type": "application/json"}
-            response = client.request(method, named(path, "nobody"), content=b"{", headers=headers)
+            response = client.request(method, named(path, "nobody"), content=b"{", headers=AS_JSON)
             assert_problem(response, 422, "invalid-request")
 
 
@@ -114,7 +115,7 @@ def test_a_request_over_the_limit_is_a_problem_on_every_route(root: Path) -> Non
     with client_on(root, max_body_bytes=1024) as client:
         for path, method in routes():
             if body_of(path, method) is not None:
-                response = client.request(method, named(path, "nobody"), content=b"x" * 2000)
+                response = client.request(method, named(path, "nobody"), content=b"x" * 2000, headers=AS_JSON)
                 assert_problem(response, 413, "body-too-large")
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.gateway.worlds import ask, assert_problem, bearer, client_on, make_token
+from replay_service.gateway.app import create_app
+from replay_service.settings import load_settings
+from tests.gateway.worlds import all_of, ask, assert_problem, bearer, client_on, make_token
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8400", "localhost:1", "LOCALHOST", "[::1]:8400", "127.9.9.9"])
@@ -68,7 +70,7 @@ def test_no_answer_is_guessed_at_or_kept_on_the_way(root: Path, running: TestCli
             running.post("/v1/runs", json={}),
             running.get("/v1/runs", headers={"host": "evil.example"}),
             guarded.get("/v1/runs"),
-            guarded.post("/v1/runs", headers=bearer(token)),
+            guarded.post("/v1/runs", json={}, headers=bearer(token)),
         ]
     assert {each.status_code for each in answers} >= {200, 401, 403, 404, 421, 422}
     (root / "corpora" / "wiki" / "manifest.json").write_text("[]")
@@ -88,3 +90,57 @@ def test_an_answer_to_what_was_not_foreseen_is_safe_too(root: Path, running: Tes
     assert response.status_code == 500
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["cache-control"] == "no-store"
+
+
+FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain", "")
+CHANGES: list[tuple[str, str, dict[str, object]]] = [
+    ("POST", "/v1/runs", {"run": "mine", "corpus": "wiki", "global_batch_size": 8, "injection_ratio": "0.3"}),
+    ("POST", "/v1/runs/tune/batches", {"step": 0}),
+    ("POST", "/v1/runs/tune/losses", {"rows": []}),
+    ("POST", "/v1/runs/tune/rewind", {"step": -1}),
+    ("POST", "/v1/runs/tune/adopt", {}),
+    ("POST", "/v1/runs/tune/close", {}),
+    ("PATCH", "/v1/runs/tune", {"floor": 0.2}),
+    ("POST", "/v1/corpora", {"corpus": "mine", "source": "/data", "model": "m"}),
+]
+
+
+def test_every_change_that_takes_a_body_is_tried() -> None:
+    paths = create_app(load_settings()).openapi()["paths"]
+    found = {(method.upper(), path) for path, each in paths.items() for method in each if method in ("post", "patch")}
+    assert found == {(method, path.replace("tune", "{run}")) for method, path, _ in CHANGES}
+
+
+@pytest.mark.parametrize("content_type", FORM_TYPES)
+def test_nothing_that_a_form_can_send_changes_anything(running: TestClient, content_type: str) -> None:
+    """A page of another site can make a browser send it, without asking the service first."""
+    before = all_of(running)
+    for method, path, body in CHANGES:
+        response = running.request(method, path, content=json.dumps(body), headers={"content-type": content_type})
+        assert response.status_code in (415, 422), (method, path)
+    assert running.post("/v1/runs/tune/close").status_code == 422
+    assert all_of(running) == before
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:9"},
+    ],
+)
+def test_a_page_of_another_site_changes_nothing(running: TestClient, headers: dict[str, str]) -> None:
+    before = all_of(running)
+    for method, path, body in CHANGES:
+        assert_problem(running.request(method, path, json=body, headers=headers), 403, "cross-site")
+    assert_problem(running.delete("/v1/runs/tune", headers=headers), 403, "cross-site")
+    assert all_of(running) == before
+    assert running.get("/v1/runs/tune", headers=headers).status_code == 200, "it cannot read the answer"
+
+
+@pytest.mark.parametrize("headers", [{"sec-fetch-site": "same-origin", "origin": "http://127.0.0.1"}, {}])
+def test_a_page_of_the_service_and_a_program_may_change_something(running: TestClient, headers: dict[str, str]) -> None:
+    assert running.patch("/v1/runs/tune", json={"floor": 0.2}, headers=headers).status_code == 200

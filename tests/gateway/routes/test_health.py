@@ -18,5 +18,5 @@ def test_a_service_that_cannot_read_its_journal_lives_but_is_not_ready(root: Pat
         journal.execute("DROP TABLE runs")
     assert client.get("/healthz").status_code == 200
     with capture_logs() as logs:
-        assert_problem(client.get("/readyz"), 503, "journal-unavailable")
+        assert_problem(client.get("/readyz"), 503, "not-ready")
     assert "no such table: runs" in str(logs[0]["exc_info"])

@@ -1,9 +1,11 @@
 """Corpora as a service: an ingest that is started, watched and stopped over HTTP."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import pytest
 import ray
 from fastapi.testclient import TestClient
 
+from replay_service.corpus.format.manifest import write_json
 from replay_service.corpus.ingest.settings import IngestJob, IngestSettings
-from replay_service.errors import IngestRunning, NoIngest, SourceForbidden
-from replay_service.gateway.ingests import Ingests
+from replay_service.corpus.ingest.status import STATUS_NAME, write_begun
+from replay_service.corpus.shards.places import AllowedPlaces
+from replay_service.errors import CorpusUnavailable, IngestRunning, NoIngest, SourceForbidden
+from replay_service.gateway.ingests import JOB, LOG_NAME, Ingests
 from tests.corpus.worlds import sentences, write_jsonl
 from tests.gateway.worlds import assert_problem, client_on, create_run
 
@@ -24,6 +29,8 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready", flush=True)
 time.sleep(600)
 """
+
+PRINTING = "import sys; print(sys.stdin.read())"
 
 
 @pytest.mark.parametrize(
@@ -100,13 +107,19 @@ def test_a_link_that_leads_out_of_a_place_is_elsewhere(ingests: Ingests, tmp_pat
         ("s3://bucket/web", True),
         ("s3://bucket/website/a.parquet", False),
         ("s3://bucket/web/../books", False),
+        ("s3://bucket/web/%2e%2e/books", False),
+        ("s3://bucket/web/a?endpoint_override=evil.example", False),
         ("s3://bucket", False),
     ],
 )
 def test_urls_are_allowed_below_a_url(tmp_path: Path, source: str, is_allowed: bool) -> None:
-    ingests = Ingests(tmp_path, ["s3://bucket/web"], 0.2, [sys.executable, "-c", ""])
+    ingests = Ingests(tmp_path, ["s3://bucket/web?region=us-east-1"], 0.2, [sys.executable, "-c", PRINTING])
     if is_allowed:
         ingests.start(job_of(tmp_path, source))
+        until(lambda: not ingests.is_alive("made"))
+        told = json.loads((tmp_path / "made/ingest.log").read_text())
+        assert told["source"] == f"{source}?region=us-east-1"
+        assert told["allowed"] == {"places": ["s3://bucket/web?region=us-east-1"]}
     else:
         with pytest.raises(SourceForbidden):
             ingests.start(job_of(tmp_path, source))
@@ -136,6 +149,47 @@ def test_a_job_that_does_not_stop_is_killed(ingests: Ingests, tmp_path: Path) ->
         ingests.stop("made")
 
 
+@pytest.mark.parametrize("command", [JOB, (sys.executable, "-c", STUBBORN)])
+def test_a_job_that_is_stopped_before_it_has_begun_is_stopped(tmp_path: Path, command: Sequence[str]) -> None:
+    ingests = Ingests(tmp_path, [str(tmp_path)], stop_timeout_s=0.5, command=command)
+    ingests.start(job_of(tmp_path, tmp_path))
+    ingests.stop("made")
+    status = ingests.status("made")
+    assert status is not None
+    assert (status.state, status.problem) == ("stopped", None)
+    assert not ingests.is_alive("made")
+    assert "Traceback" not in (tmp_path / "made" / LOG_NAME).read_text()
+    ingests.start(job_of(tmp_path, tmp_path))
+    ingests.close()
+    status = ingests.status("made")
+    assert status is not None
+    assert status.state == "stopped"
+
+
+def test_a_job_that_ends_before_it_reads_its_orders_is_gone(tmp_path: Path) -> None:
+    ingests = Ingests(tmp_path, [str(tmp_path)], stop_timeout_s=0.2, command=[sys.executable, "-c", ""])
+    for _ in range(3):
+        ingests.start(job_of(tmp_path, tmp_path))
+        until(lambda: not ingests.is_alive("made"))
+
+
+def test_an_ingest_of_an_earlier_life_of_the_container_does_not_run(ingests: Ingests, tmp_path: Path) -> None:
+    """Its pid is another process's now."""
+    folder = tmp_path / "corpora/made"
+    folder.mkdir(parents=True)
+    status = write_begun(folder, os.getpid(), time.time())
+    assert ingests.is_alive("made")
+    write_json(folder / STATUS_NAME, asdict(replace(status, process="an-earlier-boot 7")))
+    assert not ingests.is_alive("made")
+    ingests.start(job_of(tmp_path / "corpora", tmp_path / "shards"))
+
+
+def test_a_folder_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "corpora").write_text("no folder")
+    with pytest.raises(CorpusUnavailable, match="the ingest cannot be started"):
+        Ingests(tmp_path / "corpora", [str(tmp_path)], 0.2).start(job_of(tmp_path / "corpora", tmp_path))
+
+
 def test_jobs_stop_with_the_service(ingests: Ingests, tmp_path: Path) -> None:
     ingests.start(job_of(tmp_path / "corpora", tmp_path / "shards"))
     ingests.close()
@@ -144,8 +198,10 @@ def test_jobs_stop_with_the_service(ingests: Ingests, tmp_path: Path) -> None:
 
 def test_a_job_reads_what_was_asked_for() -> None:
     job = job_of(Path("/corpora"), "s3://key:secret@bucket/web")
-    assert IngestJob.from_json(job.to_json()) == job
-    assert "secret" not in repr(job)
+    allowed = AllowedPlaces(("s3://key:secret@bucket/web", "/data"))
+    for each in (job, replace(job, settings=replace(job.settings, allowed=allowed))):
+        assert IngestJob.from_json(each.to_json()) == each
+        assert "secret" not in repr(each)
 
 
 def test_without_a_place_to_take_shards_from_nothing_is_started(client: TestClient) -> None:
@@ -167,6 +223,40 @@ def test_an_ingest_that_cannot_be_is_refused(root: Path, body: dict[str, Any], s
     with client_on(root, ingest_from=(str(root),)) as client:
         whole = {"corpus": "made", "source": str(root), "model": "none"} | body
         assert_problem(client.post("/v1/corpora", json=whole), 422, slug)
+
+
+def strange() -> dict[str, str]:
+    return {"null": "a\\u0000b", "surrogate": "\\ud800", "long": "x" * 10_000, "name too long": "x" * 300}
+
+
+@pytest.mark.parametrize("text", strange().values(), ids=strange())
+@pytest.mark.parametrize("field", ["corpus", "source", "model", "source below", "model below", "factory"])
+def test_no_text_of_a_request_is_a_fault_of_the_service(root: Path, field: str, text: str) -> None:
+    """Written as JSON, in which half of a surrogate pair can be spelt."""
+    key, _, how = field.partition(" ")
+    text = f"{root}/{text}" if how == "below" else f"a:b{text}" if key == "factory" else text
+    key = "model" if key == "factory" else key
+    whole = {"corpus": "made", "source": str(root), "model": "none"} | {key: text}
+    body = "{" + ", ".join(f'"{name}": "{value}"' for name, value in whole.items()) + "}"
+    with client_on(root, ingest_from=(str(root),), drain_timeout_s=1) as client:
+        answer = client.post("/v1/corpora", content=body, headers={"content-type": "application/json"})
+        if field == "source below" and text.endswith("x" * 300) and len(text) < 4096:
+            assert answer.status_code == 202  # the job says that there is no such file
+        else:
+            assert 400 <= answer.status_code < 500, answer.text
+            assert answer.json()["detail"]
+            assert not (root / "corpora/made").exists()
+
+
+def test_a_model_whose_weights_are_a_pickle_is_refused(root: Path) -> None:
+    (root / "model").mkdir()
+    for name in ("config.json", "pytorch_model.bin"):
+        (root / "model" / name).write_text("{}")
+    with client_on(root, ingest_from=(str(root),)) as client:
+        body = {"corpus": "made", "source": str(root), "model": str(root / "model")}
+        told = assert_problem(client.post("/v1/corpora", json=body), 422, "corpus-error")["detail"]
+    assert "loads no pickle" in told
+    assert not (root / "corpora/made").exists()
 
 
 def test_nothing_is_stopped_where_nothing_runs(client: TestClient) -> None:

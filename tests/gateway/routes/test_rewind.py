@@ -97,7 +97,7 @@ def test_a_change_that_cannot_be_made_changes_nothing(running: TestClient, chang
 
 def test_a_closed_run_plans_no_further_step(running: TestClient) -> None:
     batch = batch_of(running, 0, 3)
-    assert running.post("/v1/runs/tune/close").json()["closed"] is True
+    assert running.post("/v1/runs/tune/close", json={}).json()["closed"] is True
     assert batch_of(running, 0, 3).sample_id.tolist() == batch.sample_id.tolist()
     assert report(running, losses_of(batch)).json()["accepted"] == len(batch)
     assert_problem(ask(running, step=3), 409, "run-closed")

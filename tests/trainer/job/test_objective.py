@@ -1,6 +1,7 @@
 """The methods in the loop: what each makes of the loss, and all of them together."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,23 @@ def test_rehearsed_rows_can_be_distilled(tmp_path: Path, tiny_model: Path, servi
     assert batch.topk_ids is not None
     assert batch.topk_ids.shape == (len(batch), SEQ_LEN - 1, 4)
     assert (batch.topk_ids[:, :, 0] == batch.input_ids[:, 1:]).all()
+
+
+def test_likeliest_tokens_that_the_model_does_not_predict_are_refused(
+    tmp_path: Path, tiny_model: Path, service_url: str
+) -> None:
+    distilled = {"rehearsal_loss": "distill"}
+    job = a_job(tmp_path, tiny_model, service_url, run="wider", corpus="with-topk", rehearsal=distilled)
+    preflight(job)
+    model = load_model(job.model)
+    with open_feed(job, load_tokenizer(job.model), 0, 1) as feed:
+        feed.next(0)
+        batch = feed.next(1)
+    assert batch.rehearsed is not None and batch.rehearsed.topk_ids is not None
+    wider = replace(batch, rehearsed=replace(batch.rehearsed, topk_ids=batch.rehearsed.topk_ids + 1000))
+    objective = Objective("float32", "distill", None, Stopwatch(CPU, False))
+    with pytest.raises(CorpusMismatch, match=r"stores token ids up to .* tune the base model"):
+        objective.measure(model, wider, Counts(*Counts.of(wider).tolist()), 1)
 
 
 def test_a_corpus_without_likeliest_tokens_is_refused_before_training(

@@ -9,6 +9,7 @@ import pytest
 
 from replay_service.sampling.injection import exact_ratio, num_rehearsed
 from tests.gateway.worlds import make_token
+from tests.language.faulty_models import with_prefix
 from tests.support import make_tiny_model, running_service
 from tests.trainer.worlds import AloneWorker, a_job, corpus_for
 from trainer.client import ReplayClient
@@ -116,6 +117,12 @@ def test_another_tokenizer_is_refused(tmp_path: Path, service_url: str) -> None:
     other = make_tiny_model(tmp_path / "other", vocab_size=280)
     with pytest.raises(CorpusMismatch, match="tokenizer"):
         preflight(a_job(tmp_path, other, service_url, run="other"))
+
+
+def test_a_model_whose_weights_are_not_all_there_is_refused_before_any_worker(tmp_path: Path, tiny_model: Path) -> None:
+    model = with_prefix(tiny_model, tmp_path / "compiled", "_orig_mod.")
+    with pytest.raises(InvalidTraining, match="would stay random"):
+        preflight(a_job(tmp_path, model, None))
 
 
 def test_rows_of_another_width_are_refused(tmp_path: Path, tiny_model: Path, service_url: str) -> None:

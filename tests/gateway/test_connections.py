@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx2
 
-from replay_service.gateway.middleware.connections import WholeAnswers
+from replay_service.gateway.connections import ConnectionTransport
 from tests.support import make_corpus, running_service
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -19,6 +19,10 @@ class Recorded(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[bytes] = []
+        self.is_closed = False
+
+    def is_closing(self) -> bool:
+        return self.is_closed
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.calls.append(bytes(data))
@@ -26,14 +30,18 @@ class Recorded(asyncio.Transport):
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         self.calls.append(b"".join(list_of_data))
 
+    def abort(self) -> None:
+        self.is_closed = True
+
     def close(self) -> None:
         self.calls.append(b"closed")
+        self.is_closed = True
 
 
 async def sent(*pieces: bytes | None) -> list[bytes]:
     """What reaches the system of these pieces; None lets the event loop come round."""
     recorded = Recorded()
-    transport = WholeAnswers(recorded, asyncio.get_running_loop())
+    transport = ConnectionTransport(recorded, asyncio.get_running_loop())
     for piece in pieces:
         if piece is None:
             await asyncio.sleep(0)
@@ -59,6 +67,20 @@ def test_answers_of_one_connection_keep_their_order() -> None:
         HEAD + b"three",
         b"closed",
     ]
+
+
+async def sent_after_the_end() -> list[bytes]:
+    recorded = Recorded()
+    transport = ConnectionTransport(recorded, asyncio.get_running_loop())
+    transport.write(HEAD)
+    recorded.abort()
+    transport.write(b"one")
+    await asyncio.sleep(0)
+    return recorded.calls
+
+
+def test_what_is_written_after_a_connection_was_cut_off_is_dropped() -> None:
+    assert asyncio.run(sent_after_the_end()) == []
 
 
 def test_a_batch_comes_in_one_piece_with_its_head(tmp_path: Path) -> None:

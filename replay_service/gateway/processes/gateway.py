@@ -1,0 +1,78 @@
+"""A gateway of several: it serves batches itself, from plans that the owner makes, and passes on all else.
+
+Every request passes the middlewares here first, so the owner hears only of callers who may ask; it checks them again,
+since it alone knows what a run is.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from replay_service.corpus.reading.reader import CorpusStore
+from replay_service.errors import Stopping
+from replay_service.gateway.app import batch_source, templates, tokens_in_force
+from replay_service.gateway.middleware.audit import passed_on
+from replay_service.gateway.middleware.problems import install_problem_handlers, of_error
+from replay_service.gateway.middleware.stack import add_middleware
+from replay_service.gateway.processes.link import Link, without_link
+from replay_service.gateway.processes.owner_client import OwnerClient
+from replay_service.gateway.routes import batches
+from replay_service.settings import ServiceSettings
+
+_OF_ONE_CONNECTION: Final = frozenset(
+    [b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect", b"content-length"]
+)
+"""Headers of a request that are not passed on (RFC 9110, section 7.6.1), and the length, which is counted anew."""
+
+_OF_THE_LINK: Final = frozenset([b"connection", b"keep-alive", b"transfer-encoding", b"date"])
+"""Headers of an answer that are not passed on."""
+
+
+def create_gateway(settings: ServiceSettings, link: Link, asks_for_tokens: bool) -> FastAPI:
+    """The application of a gateway."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.tokens = tokens_in_force(settings, asks_for_tokens)
+        store = CorpusStore(settings.corpora_place, settings.block_cache_bytes)
+        app.state.owner = OwnerClient(link)
+        app.state.batches = batch_source(settings, app.state.owner, store)
+        try:
+            yield
+        finally:
+            await app.state.owner.close()
+            store.close()
+
+    app = FastAPI(lifespan=lifespan, openapi_url=None)
+    app.state.is_stopping = False
+    app.state.link = link
+    install_problem_handlers(app)
+    app.include_router(batches.router)
+    app.mount("", pass_on)
+    add_middleware(app, settings, templates())
+    return app
+
+
+async def pass_on(scope: Scope, receive: Receive, send: Send) -> None:
+    """Let the owner answer a request, and give its answer."""
+    state = scope["app"].state
+    if state.is_stopping and scope["path"] == "/readyz":
+        error = Stopping("the service finishes what it has begun, and takes nothing new")
+        await of_error(error)(scope, receive, send)
+        return
+    passed_on(scope)
+    body = await Request(scope, receive).body()
+    query = b"?" + scope["query_string"] if scope["query_string"] else b""
+    headers = [each for each in without_link(scope["headers"]) if each[0] not in _OF_ONE_CONNECTION]
+    answer = await state.owner.request(
+        scope["method"], scope["raw_path"] + query, [*headers, *state.link.headers(scope)], body
+    )
+    fields = [each for each in answer.headers if each[0] not in _OF_THE_LINK]
+    if not any(name == b"content-length" for name, _ in fields):  # it came in parts
+        fields.append((b"content-length", b"%d" % len(answer.body)))
+    await send({"type": "http.response.start", "status": answer.status, "headers": fields})
+    await send({"type": "http.response.body", "body": answer.body})

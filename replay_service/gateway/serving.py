@@ -1,0 +1,29 @@
+"""`replay-service serve`: the whole service, in one process or in several."""
+
+import sys
+
+import structlog
+
+from replay_service.gateway.app import create_app
+from replay_service.gateway.logs import configure_logs
+from replay_service.gateway.processes.supervisor import supervise
+from replay_service.gateway.server import encryption, serve_application
+from replay_service.settings import ServiceSettings
+
+_log = structlog.get_logger()
+
+
+def run_service(settings: ServiceSettings) -> None:
+    """Serve until SIGTERM or SIGINT; open requests are finished first.
+
+    Raises:
+        UnusableCertificate: when there is to be TLS and its files cannot be used.
+        AddressInUse: when the service is to have several gateways, and another program has the port.
+    """
+    configure_logs(settings.log_level)
+    options = encryption(settings)
+    if settings.asks_for_tokens and not (options or settings.listens_on_loopback):
+        _log.warning("tokens cross the network unencrypted; set tls_certificate and tls_key, or put TLS in front")
+    if settings.gateways > 1:
+        sys.exit(supervise(settings))
+    serve_application(create_app(settings), settings, host=settings.host, port=settings.port, **options)
