@@ -107,7 +107,7 @@ class ServiceSettings(BaseSettings):
         description="How long requests are still taken after SIGTERM, while /readyz says that the service stops; as "
         "long as a load balancer takes to notice.",
     )
-    drain_timeout_s: int = Field(30, ge=1, description="How long to finish open requests after SIGTERM.")
+    drain_timeout_s: int = Field(30, ge=1, description="How long to finish open requests after that.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe level logged.")
 
     @field_validator("database_url")

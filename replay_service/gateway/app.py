@@ -5,11 +5,13 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Final
 
+import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 import replay_service
 from replay_service.corpus.reading.reader import CorpusStore
+from replay_service.errors import CorpusError
 from replay_service.gateway.batches import BatchSource
 from replay_service.gateway.ingests import Ingests
 from replay_service.gateway.middleware.problems import install_problem_handlers, responses
@@ -24,6 +26,8 @@ from replay_service.ledger.owner import OwnerLimits
 from replay_service.ledger.owners import Owners
 from replay_service.settings import ServiceSettings
 from replay_service.tokens import TokensInForce
+
+_log = structlog.get_logger()
 
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     batches.router,
@@ -56,6 +60,7 @@ def create_app(settings: ServiceSettings, asks_for_tokens: bool | None = None) -
         app.state.batches = batch_source(settings, OwnersPlan(owners, journal, settings.max_steps_ahead), store)
         app.state.service = ReplayService(settings, store, journal, owners, ingests, _now)
         app.state.readiness = Readiness(settings, journal, store)
+        _tell_of(settings, store)
         try:
             yield
         finally:
@@ -95,6 +100,20 @@ def tokens_in_force(settings: ServiceSettings, asks_for_tokens: bool | None = No
 def templates() -> list[str]:
     """The paths of all routes that ask for a token."""
     return [route.path for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+
+
+def _tell_of(settings: ServiceSettings, store: CorpusStore) -> None:
+    """Log what is served: a service that was started without its volume finds nothing."""
+    root = str(settings.root.absolute())
+    try:
+        names = store.names()
+    except CorpusError as error:
+        _log.warning("the corpora cannot be read now", root=root, problem=error.detail)
+        return
+    if names:
+        _log.info("serving", root=root, corpora=names)
+    else:
+        _log.info("there are no corpora: ingest one, or see that the volume with them is at the root", root=root)
 
 
 def _now() -> str:

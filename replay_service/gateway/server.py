@@ -34,8 +34,12 @@ SWITCH_INTERVAL_S: Final = 0.0005
 KEPT_BYTES: Final = 64 << 20
 """What the allocator keeps of freed memory: enough for the batches that are made at one time."""
 
+TRIM_EVERY_S: Final = 30.0
+"""How often the rest is given back: freed memory between pieces that are in use, such as slow readers leave behind."""
+
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 """Options of mallopt, in the C library's <malloc.h>."""
 
 
@@ -57,8 +61,8 @@ class Server(uvicorn.Server):
         self._state = state
         self._delay_s = delay_s
         self._by_signals = by_signals
-        self._signal: tuple[int, FrameType | None] | None = None
         self._stops_at: float | None = None
+        self._trimmed_at = time.monotonic()
 
     def stop(self) -> None:
         """Tell it to stop; any thread may."""
@@ -69,14 +73,17 @@ class Server(uvicorn.Server):
         if not self._by_signals:
             return
         if self._stops_at is None:
-            self._signal = sig, frame
             self.stop()
         else:
             super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
-        if self._stops_at is not None and time.monotonic() >= self._stops_at:
+        now = time.monotonic()
+        if self._stops_at is not None and now >= self._stops_at:
             self.should_exit = True
+        if now - self._trimmed_at >= TRIM_EVERY_S:
+            self._trimmed_at = now
+            _give_back_memory()
         return await super().on_tick(counter)
 
 
@@ -140,12 +147,21 @@ def _allow_connections(most: int) -> None:
 def _keep_freed_memory() -> None:
     """Let the allocator keep what one batch has freed for the next one, where the C library is glibc.
 
-    By default it gives large pieces back to the system. To get a fresh page costs more than to fill it.
+    By default it gives large pieces back to the system. To get a fresh page costs more than to fill it. All threads
+    share what is kept: otherwise each would keep as much, and nobody gives that back.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES // 2)
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def _give_back_memory() -> None:
+    """Give freed memory back to the system, but for KEPT_BYTES, where the C library is glibc."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(ctypes.c_size_t(KEPT_BYTES))
 
 
 def encryption(settings: ServiceSettings) -> dict[str, Any]:

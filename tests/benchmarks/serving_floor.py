@@ -3,12 +3,13 @@ file."""
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Final
 
 import numpy as np
 from starlette.types import Receive, Scope, Send
 
-from replay_service.gateway.server import serve_application
+from replay_service.gateway.server import make_server, run
 from replay_service.gateway.wire.arrow import ARROW_STREAM
 from replay_service.settings import load_settings
 
@@ -39,7 +40,8 @@ def main() -> None:
             rest = body[len(rows) :]
         await send({"type": "http.response.body", "body": rest})
 
-    serve_application(answer, load_settings(log_level="warning"), port=port)
+    state = SimpleNamespace(is_stopping=False)
+    run(make_server(answer, state, load_settings(log_level="warning"), delay_s=0.0, port=port))
 
 
 if __name__ == "__main__":

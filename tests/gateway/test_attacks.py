@@ -1,12 +1,8 @@
 """Peers that do not play by the rules, at a real server of one process and at one of several gateways."""
 
 import json
-import os
-import signal
 import socket
 import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +15,7 @@ import pytest
 
 from replay_service.gateway.connections import MAX_HEAD_BYTES
 from tests.gateway.raw import JSON_TYPE, LAST, all_of, answers_in, connect, exchange, request
-from tests.gateway.worlds import batch_of, bearer, create_run, make_token
+from tests.gateway.worlds import batch_of, create_run
 from tests.support import make_corpus, running_service
 
 SEVERAL = ["--gateways", "2"]
@@ -42,6 +38,16 @@ class Target:
     def run(self) -> dict[str, Any]:
         found: dict[str, Any] = httpx2.get(f"{self.url}/v1/runs/tune", timeout=60).json()
         return found
+
+    def owner_sockets(self) -> list[str]:
+        """Where its owner listens for gateways; nowhere where there are none."""
+        children = psutil.Process(self.process.pid).children()
+        return [
+            str(each.laddr)
+            for child in children
+            for each in child.net_connections("unix")
+            if str(each.laddr).endswith("owner.sock") and "owner" in child.cmdline()
+        ][:1]
 
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.root / "serve.log").read_text().splitlines()]
@@ -191,88 +197,12 @@ def test_nobody_says_who_they_are_or_what_they_speak(target: Target) -> None:
     assert audited == ["127.0.0.1"]
 
 
-def owner_sockets() -> list[Path]:
-    return list(Path(tempfile.gettempdir()).glob("replay-service-*/owner.sock"))
-
-
 def test_the_owner_hears_its_gateways_alone(target: Target) -> None:
-    if target.process.args.count("--gateways") == 0:  # type: ignore[union-attr]
-        pytest.skip("there is no owner of its own")
-    for path in owner_sockets():
+    for path in target.owner_sockets():
         for fields in ([], [b"replay-gateway-secret: x"], [b"replay-gateway-client: " + b'["127.0.0.1", 1, "http"]']):
             for where in ("/plans", "/v1/runs", "/v1/runs/tune/close"):
                 with socket.socket(socket.AF_UNIX) as stream:
-                    stream.connect(str(path))
+                    stream.connect(path)
                     stream.sendall(request("POST", where, JSON_TYPE, *fields, body=b'{"run": "tune"}'))
                     (answer,) = answers_in(all_of(stream))
                 assert answer.status == 403
-
-
-def test_a_gateway_that_starts_while_the_tokens_file_is_gone_lets_nobody_in(tmp_path: Path) -> None:
-    make_corpus(tmp_path / "corpora")
-    token = bearer(make_token(tmp_path, "read"))
-    tokens = tmp_path / "tokens.toml"
-    with running_service(tmp_path, options=SEVERAL) as (url, service):
-        content = tokens.read_text()
-        tokens.unlink()
-        gateways = [each for each in psutil.Process(service.pid).children() if "gateway" in each.cmdline()]
-        for each in gateways:
-            each.send_signal(signal.SIGKILL)
-        statuses = collect(url, token, 401)
-        assert 200 not in statuses, "the file was gone when they started"
-        assert httpx2.get(f"{url}/v1/runs").status_code == 401
-        tokens.write_text(content)
-        collect(url, token, 200)
-        assert httpx2.get(f"{url}/v1/runs").status_code == 401
-
-
-def collect(url: str, headers: dict[str, str], until: int) -> set[int]:
-    """The statuses of requests, up to some that are all as expected."""
-    found: set[int] = set()
-    as_expected = 0
-    for _ in range(600):
-        with suppress(httpx2.TransportError):
-            status = httpx2.get(f"{url}/v1/runs", headers=headers, timeout=30).status_code
-            found.add(status)
-            as_expected = as_expected + 1 if status == until else 0
-            if as_expected == 8:
-                return found
-        time.sleep(0.05)
-    raise AssertionError(f"no row of {until}: {found}")
-
-
-@pytest.mark.parametrize("options", [[], SEVERAL], ids=["one process", "gateways"])
-def test_tokens_that_are_made_after_the_start_are_not_asked_for_by_some_processes_alone(
-    tmp_path: Path, options: list[str]
-) -> None:
-    make_corpus(tmp_path / "corpora")
-    with running_service(tmp_path, options=options) as (url, service):
-        make_token(tmp_path, "read")
-        for each in psutil.Process(service.pid).children():
-            if "gateway" in each.cmdline():
-                each.send_signal(signal.SIGKILL)
-                break
-        collect(url, {}, 200)
-
-
-def test_a_killed_service_leaves_no_folder_behind_for_the_next_one(tmp_path: Path) -> None:
-    make_corpus(tmp_path / "corpora")
-    with running_service(tmp_path, options=SEVERAL) as (_, service):
-        mine = folder_of(service)
-        for each in (*psutil.Process(service.pid).children(), psutil.Process(service.pid)):
-            each.send_signal(signal.SIGKILL)
-        service.wait(30)
-    assert mine.exists()
-    long_ago = time.time() - 3600
-    os.utime(mine, (long_ago, long_ago))
-    with running_service(tmp_path, options=SEVERAL) as (_, service):
-        assert not mine.exists()
-        mine = folder_of(service)
-    assert not mine.exists()
-
-
-def folder_of(service: "subprocess.Popen[bytes]") -> Path:
-    """The folder of a service's sockets."""
-    owner = next(each for each in psutil.Process(service.pid).children() if "owner" in each.cmdline())
-    paths = [Path(each.laddr) for each in owner.net_connections("unix") if str(each.laddr).endswith("owner.sock")]
-    return paths[0].parent
