@@ -26,9 +26,11 @@ from replay_service.corpus.shards.filesystems import (
     child_url,
     failures_named,
     folder_url,
+    is_url,
     normal,
     printable,
     resolved,
+    split_url,
 )
 from replay_service.corpus.shards.places import AllowedPlaces, locate_within
 from replay_service.errors import UnusableSource
@@ -109,7 +111,7 @@ def look_into(source: str | Path, allowed: AllowedPlaces | None = None) -> Listi
         if place.is_folder():
             root, found = url, _visible(url, place, allowed, recursive=True)
             shards = _without_descriptions(found)
-        elif _WILDCARD.search(place.path):
+        elif _WILDCARD.search(split_url(url).path if is_url(url) else url):  # the query of a URL is no wildcard
             root, found = _matching(url, place, allowed)
             shards = [name for name in found if kind_of(name)]
         else:

@@ -224,6 +224,14 @@ def http_server(folder: Path) -> Iterator[str]:
             thread.join()
 
 
+def test_the_query_of_a_url_is_no_wildcard(folder: Path) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads HTTP by aiohttp")
+    with http_server(folder) as host:
+        assert texts_of(find_shards(f"{host}/shards/web/a.jsonl?token=t")) == ["mine"]
+        with pytest.raises(UnusableSource, match=rf"there is no file or folder {host}/shards/web/b.jsonl$"):
+            find_shards(f"{host}/shards/web/b.jsonl?token=t")
+
+
 def test_no_redirect_leads_out_of_a_place(folder: Path) -> None:
     pytest.importorskip("aiohttp", reason="fsspec reads HTTP by aiohttp")
     with http_server(folder) as host:
