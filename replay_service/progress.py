@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 if TYPE_CHECKING:
     from replay_service.corpus.ingest.status import IngestProgress
 
 
-def progress_bar(console: Console) -> Progress:
+def progress_bar(console: Console, bar_width: int = 16) -> Progress:
     """The one form that all progress lines of the project have; a task's `note` field stands at the end."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description:<23}"),
-        BarColumn(bar_width=16),
+        TextColumn("{task.description}", table_column=Column(max_width=23, no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=bar_width),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
@@ -26,8 +27,8 @@ def progress_bar(console: Console) -> Progress:
 
 @contextmanager
 def ingest_progress(console: Console, title: str) -> Iterator[Callable[["IngestProgress"], None]]:
-    """A bar over the shards' bytes; the note counts rows and tokens, and says how long the rest may take."""
-    with progress_bar(console) as bar:
+    """A bar over the shards' bytes in 80 columns: rows and tokens, and how long the rest may take."""
+    with progress_bar(console, bar_width=8) as bar:
         task = bar.add_task(title, total=None, note="starting the base model")
         began, begun_with = time.monotonic(), None
 
@@ -35,9 +36,8 @@ def ingest_progress(console: Console, title: str) -> Iterator[Callable[["IngestP
             nonlocal begun_with
             begun_with = progress.share_done if begun_with is None else begun_with
             left = seconds_left(time.monotonic() - began, progress.share_done - begun_with, 1 - progress.share_done)
-            note = f"{progress.num_rows:,} rows, {progress.num_tokens:,} tokens"
-            note += f", {progress.num_set_aside:,} set aside" if progress.num_set_aside else ""
-            note += "" if left is None else f", about {duration(left)} left"
+            note = f"{short(progress.num_rows)} rows, {short(progress.num_tokens)} tokens"
+            note += "" if left is None else f", {duration(left)} left"
             bar.update(task, total=1.0, completed=progress.share_done, note=note)
 
         yield show
@@ -46,6 +46,14 @@ def ingest_progress(console: Console, title: str) -> Iterator[Callable[["IngestP
 def seconds_left(elapsed_s: float, share_done: float, share_left: float) -> float | None:
     """How long the rest takes if it goes on as it went; None while nothing is done, or nothing is left."""
     return elapsed_s * share_left / share_done if share_done > 0 and share_left > 0 else None
+
+
+def short(number: int) -> str:
+    """A count in at most five characters or so: 950, 12.3k, 4.5M."""
+    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}" if number < 100 * size else f"{number / size:.0f}{unit}"
+    return str(number)
 
 
 def duration(seconds: float) -> str:

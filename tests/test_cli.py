@@ -7,7 +7,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from replay_service import __version__
 from replay_service.cli import app
+from trainer.cli import app as trainer_app
 
 COMMANDS = (
     "ingest",
@@ -49,6 +51,12 @@ def test_help_names_every_command() -> None:
     assert result.exit_code == 0
     assert all(name.split()[0] in result.output for name in COMMANDS)
     assert set(commands()) == set(COMMANDS)
+
+
+def test_both_commands_say_their_version() -> None:
+    for command in (app, trainer_app):
+        result = CliRunner().invoke(command, ["--version"])
+        assert (result.exit_code, result.output) == (0, f"{__version__}\n")
 
 
 def test_no_argument_at_all_shows_the_help() -> None:

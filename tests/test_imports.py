@@ -160,13 +160,15 @@ def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> No
         "replay_service.sampling.damage",
         "replay_service.sampling.policies",
         "replay_service.sampling.run_config",
-        "replay_service.corpus.shards.sources",
+        "replay_service.corpus.shards",
         "replay_service.language",
         "replay_service.classification",
         "replay_service.errors",
         "replay_service.names",
         "replay_service.ray_session",
         "replay_service.progress",
+        "replay_service.stopping",
+        "replay_service.version",
         "trainer",
     )
     assert strangers(ours("trainer"), *allowed) == []

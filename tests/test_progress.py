@@ -3,8 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
+from replay_service import progress
 from replay_service.corpus.ingest.status import IngestProgress
-from replay_service.progress import duration, ingest_progress, seconds_left
+from replay_service.progress import duration, ingest_progress, seconds_left, short
 
 
 @pytest.mark.parametrize(
@@ -35,13 +36,31 @@ def test_a_duration_is_said_as_people_say_it(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 
 
-def test_an_ingest_is_shown_by_its_rows_tokens_and_what_was_set_aside() -> None:
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(0, "0"), (999, "999"), (12_345, "12.3k"), (678_900, "679k"), (1_000_000, "1.0M"), (10**13, "10.0T")],
+)
+def test_a_count_is_said_in_short(number: int, said: str) -> None:
+    assert short(number) == said
+
+
+def test_an_ingest_is_shown_by_its_rows_and_tokens_in_80_columns() -> None:
     shown = io.StringIO()
-    with ingest_progress(Console(file=shown, width=160), "ingest wiki") as show:
+    with ingest_progress(Console(file=shown, width=80), "ingest a-corpus-with-a-long-name") as show:
         show(IngestProgress(0, 4, 0.5, 0, 0, 0, 0))
         show(IngestProgress(3, 4, 0.75, 12_345, 678_900, 0, 1))
         show(IngestProgress(4, 4, 1.0, 20_000, 1_000_000, 1_234, 2))
     text = shown.getvalue()
-    assert "ingest wiki" in text
-    assert "20,000 rows, 1,000,000 tokens, 1,234 set aside" in text
+    assert "ingest a-corpus" in text
+    assert "20.0k rows, 1.0M tokens" in text
     assert "left" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_longest_line_of_an_ingest_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(progress, "seconds_left", lambda *_: 7199.0)
+    with ingest_progress(Console(file=shown, width=80), "ingest a-corpus-with-a-long-name") as show:
+        show(IngestProgress(3, 4, 0.75, 999_499_000, 999_499_000_000, 1_234, 1))
+    assert "999M rows, 999G tokens, 120 min left" in shown.getvalue()
+    assert max(map(len, shown.getvalue().splitlines())) <= 80

@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 
 from replay_service.errors import RayUnavailable
+from replay_service.stopping import Stopped, stop_signals
+from replay_service.version import say_version
 from trainer.config import TrainConfig, read_config
 from trainer.errors import TrainerError
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _ASK_EVERY_S = 5.0
 _WARM_UP_STEPS = 2
+_MOST_NAMED = 5
 
 app = typer.Typer(
     help="Fine-tune a language model that does not forget.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -31,7 +34,9 @@ console = Console(stderr=True)
 
 
 @app.callback()
-def _commands() -> None:
+def _commands(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=say_version, help="Say which.")] = False,
+) -> None:
     """Fine-tune a language model that does not forget."""
 
 
@@ -62,8 +67,12 @@ def train(
         job = read_config(config, {name: value for name, value in overrides.items() if value is not None})
         from replay_service.ray_session import start_ray
 
-        start_ray()
-        watch_training(job, console, "train")
+        with stop_signals():
+            start_ray()
+            watch_training(job, console, "train")
+    except Stopped as stopped:
+        console.print("stopped; run the same command again to go on from the last checkpoint", highlight=False)
+        sys.exit(stopped.exit_code)
     except (TrainerError, RayUnavailable) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
         sys.exit(2)
@@ -106,20 +115,22 @@ def score(
     try:
         from trainer.scoring import ScoringSettings
 
-        watch_scoring(
-            ScoringSettings(
-                source=source,
-                output=output,
-                model=model,
-                response_column=response_column or text_column or "text",
-                prompt_column=prompt_column,
-                seq_len=seq_len,
-                precision=precision,
-                batch_size=batch_size,
-                bos=bos,
-            ),
-            console,
+        settings = ScoringSettings(
+            source=source,
+            output=output,
+            model=model,
+            response_column=response_column or text_column or "text",
+            prompt_column=prompt_column,
+            seq_len=seq_len,
+            precision=precision,
+            batch_size=batch_size,
+            bos=bos,
         )
+        with stop_signals():
+            watch_scoring(settings, console)
+    except Stopped as stopped:
+        console.print("stopped; nothing was written", highlight=False)
+        sys.exit(stopped.exit_code)
     except TrainerError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
@@ -144,6 +155,13 @@ def watch_scoring(settings: "ScoringSettings", console: Console) -> None:
         soft_wrap=True,
         markup=False,
     )
+    if summary.as_json:
+        console.print(f"kept as JSON in text: {', '.join(summary.as_json)}", soft_wrap=True, markup=False)
+    if summary.unusable:
+        first = "; ".join(f"{each.place}: {each.reason}" for each in summary.unusable[:_MOST_NAMED])
+        more = f"; and {len(summary.unusable) - _MOST_NAMED:,} more" if len(summary.unusable) > _MOST_NAMED else ""
+        num = f"{len(summary.unusable):,} of {summary.num_rows:,}"
+        console.print(f"no loss for {num} rows: {first}{more}", soft_wrap=True, markup=False)
 
 
 def watch_training(job: TrainConfig, console: Console, title: str) -> None:

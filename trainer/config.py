@@ -2,6 +2,7 @@
 
 import math
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from replay_service.sampling.injection import InjectionMode, exact_ratio
 from replay_service.sampling.policies import PolicyName
 from replay_service.sampling.run_config import AUTO, FeedbackMode, RunConfig
 from trainer.errors import InvalidTraining
+from trainer.keys import keys_at, unknown_key, unknown_keys
 from trainer.methods.flow import Form, Normalize
 from trainer.windows import Auto
 
@@ -153,10 +155,13 @@ class RehearsalConfig(Section):
     def _can_be_held(self) -> "RehearsalConfig":
         """The service checks how much is rehearsed, too; here it is found before any worker starts."""
         names = ("injection_ratio", "injection_mode", "schedule", "budget", "injection_fixed")
+        values = {name: getattr(self, name) for name in names}
+        if wrong := list(unknown_keys(RunConfig, values, "rehearsal")):
+            raise ValueError("; ".join(wrong))
         try:
-            RunConfig.from_dict({"global_batch_size": 1, **{name: getattr(self, name) for name in names}})
-        except TypeError as error:  # a key that a schedule or a budget does not have
-            raise ValueError(str(error)) from error
+            RunConfig.from_dict({"global_batch_size": 1, **values})
+        except TypeError as error:  # a key that a schedule or a budget needs
+            raise ValueError(f"in schedule or budget: {str(error).partition(' ')[2]}") from error
         return self
 
     @model_validator(mode="after")
@@ -267,8 +272,15 @@ def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainCon
     try:
         return _absolute(TrainConfig.model_validate(content), path.parent.absolute())
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, each['loc'])) or 'the whole'}: {each['msg']}" for each in error.errors()]
-        raise InvalidTraining(f"configuration {path}: " + "; ".join(problems)) from error
+        raise InvalidTraining(f"configuration {path}: " + "; ".join(map(_problem, error.errors()))) from error
+
+
+def _problem(error: Mapping[str, Any]) -> str:
+    place = [str(each) for each in error["loc"]]
+    said = error["msg"]
+    if error["type"] == "extra_forbidden":
+        said = unknown_key(place[-1], keys_at(TrainConfig, place[:-1]))
+    return f"{'.'.join(place) or 'the whole'}: {said}"
 
 
 def _absolute(config: TrainConfig, folder: Path) -> TrainConfig:

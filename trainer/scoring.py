@@ -20,7 +20,7 @@ from replay_service.language.precision import Precision
 from replay_service.language.scoring import RowScorer
 from replay_service.language.tokenizer import bos_id
 from trainer.batches.examples import Example, check_text_columns, examples_of, scored_with
-from trainer.batches.tables import Tables, find_tables, parquet_writer
+from trainer.batches.tables import Tables, Unusable, find_tables, parquet_writer
 from trainer.errors import InvalidTraining
 
 ADDED: Final = (
@@ -77,6 +77,10 @@ class Summary:
     num_unscored: int = 0
     num_truncated: int = 0
     num_tokens: int = 0
+    unusable: Sequence[Unusable] = ()
+    """Rows that could not be read, which are null."""
+    as_json: Sequence[str] = ()
+    """Columns that are kept as JSON in text, since no type holds all of their values."""
     _nats: float = field(default=0.0, repr=False)
 
     def mean_nats(self) -> float:
@@ -102,10 +106,12 @@ def score_rows(settings: ScoringSettings, on_progress: OnProgress = lambda _done
     Prompt and response are tokenized apart, without special tokens but a bos token, and joined. The file's metadata
     says under `base_loss` which model, precision, `seq_len` and `bos_id` the losses are of.
 
+    A row whose line, or one of whose texts, cannot be read has no loss, and the summary names it.
+
     Raises:
-        InvalidTraining: when rows, columns, model or output cannot be used; nothing is written then.
+        InvalidTraining: when no row, or columns, model or output cannot be used; nothing is written then.
     """
-    tables = find_tables(settings.source)
+    tables = find_tables(settings.source, settings.columns())
     _check_columns(tables, settings)
     try:
         tokenizer = outline_of(settings.model, settings.seq_len).tokenizer
@@ -116,7 +122,7 @@ def score_rows(settings: ScoringSettings, on_progress: OnProgress = lambda _done
         )
     except ReplayError as error:
         raise InvalidTraining(error.detail) from error
-    summary = Summary(precision)
+    summary = Summary(precision, unusable=tables.unusable, as_json=tables.as_json)
     on_progress(0, tables.num_rows)
     with parquet_writer(settings.output, _schema(tables.schema, settings, precision, before)) as writer:
         for batch in tables.batches():

@@ -1,17 +1,29 @@
 """The command line `replay-service`: make a corpus, serve it, see it work."""
 
+from typing import Annotated
+
 import typer
 
 from replay_service.cli import corpus, journal, token
 from replay_service.cli.demo import demo
 from replay_service.cli.ingest import ingest
 from replay_service.cli.serve import serve
+from replay_service.version import say_version
 
 app = typer.Typer(
     help="Rehearse the right pretraining samples while fine-tuning, so that the model does not forget.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=say_version, help="Say which.")] = False,
+) -> None:
+    """Rehearse the right pretraining samples while fine-tuning, so that the model does not forget."""
+
+
 for command in (ingest, serve, demo):
     app.command()(command)
 app.add_typer(corpus.app, name="corpus")

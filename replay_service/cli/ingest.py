@@ -80,9 +80,10 @@ def ingest(
     """
     with errors_as_messages():
         settings = read_settings(config, root=root)
-        from replay_service.corpus.shards.sources import Columns, find_shards
+        from replay_service.corpus.shards.listing import look_into, some_of
+        from replay_service.corpus.shards.sources import Columns
 
-        find_shards(source)  # a mistyped path shows before Ray starts, which takes seconds
+        found = look_into(source)  # a mistyped path shows before Ray starts, which takes seconds
         from replay_service.corpus.ingest.settings import IngestSettings
 
         wanted = IngestSettings(
@@ -122,3 +123,6 @@ def ingest(
         f"{manifest.num_set_aside:,} rows set aside, generation {manifest.generation}",
         soft_wrap=True,
     )
+    if found.passed_over:
+        num, files = len(found.passed_over), "file" if len(found.passed_over) == 1 else "files"
+        console.print(f"passed over {num:,} {files}: {some_of(found.passed_over)}", soft_wrap=True, markup=False)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from replay_service.errors import ReplayError
+from replay_service.stopping import Stopped
 
 console = Console(stderr=True, emoji=False)
 
@@ -37,9 +38,12 @@ def read_settings(config: Path | None, **flags: Any) -> Any:
 
 @contextlib.contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """A mistake of the user's ends with one message and exit code 2, not with a traceback."""
+    """A mistake of the user's ends with one message and exit code 2, not with a traceback; a signal with 128 + it."""
     try:
         yield
+    except Stopped as stopped:
+        console.print("stopped; run the same command again to go on", highlight=False)
+        sys.exit(stopped.exit_code)
     except ReplayError as error:
         console.print(f"[red]{error.title}:[/red] {escape(error.detail)}", highlight=False, soft_wrap=True)
         sys.exit(2)

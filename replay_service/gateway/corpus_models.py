@@ -48,6 +48,8 @@ class IngestInfo(Model):
     tokens_per_s: float
     seconds_left: float | None = Field(description="If it goes on as it went.")
     num_set_aside: int = Field(description="Rows of shards that could not be used.")
+    num_passed_over: int = Field(description="Files of the source that are no shards.")
+    passed_over: list[str] = Field(description="Names of the first of them.")
     generation: int = Field(description="The latest generation; 0 while there is none.")
     problem: str | None = Field(description="What has ended it, when it failed.")
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from replay_service.errors import CorpusError
 from replay_service.language.packing import Bos, Ends
+from replay_service.language.pieces import encode_in_pieces
 from replay_service.language.pretrained import loading
 
 _SEPARATORS: Final = ("<|endoftext|>", "<|end_of_text|>", "</s>")
@@ -135,20 +136,30 @@ def largest_id(tokenizer: Any) -> int:
     return int(max({*tokenizer.get_vocab().values()} - special | around))
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text. Nothing is added, nothing is cut, and text that spells a special token stays text.
+def encode(
+    tokenizer: Any, texts: Sequence[str], goes_on: Sequence[bool] | None = None, most: int | None = None
+) -> list[list[int]]:
+    """Token ids of each text. Nothing is added, and text that spells a special token stays text.
 
-    It asks the tokenizer's Rust form: the Python around it would make columns that nobody looks at.
+    Long texts are encoded in pieces (`encode_in_pieces`, also for `goes_on` and `most`). It asks the tokenizer's Rust
+    form: the Python around it would make columns that nobody looks at.
     """
     rust = tokenizer.backend_tokenizer
     rust.encode_special_tokens = True
     rust.no_truncation()
     rust.no_padding()
-    return [encoding.ids for encoding in rust.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_batch(some: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in rust.encode_batch_fast(some, add_special_tokens=False)]
+
+    return encode_in_pieces(encode_batch, texts, goes_on, most)
 
 
 def ids_of(
-    tokenizer: Any, documents: Sequence[str | NDArray[np.int64]], num_ids: int | None = None
+    tokenizer: Any,
+    documents: Sequence[str | NDArray[np.int64]],
+    num_ids: int | None = None,
+    goes_on: Sequence[bool] | None = None,
 ) -> list[Sequence[int] | NDArray[np.int64]]:
     """Token ids of each document: texts are encoded, ready-made ids are taken as they are.
 
@@ -160,8 +171,10 @@ def ids_of(
     Raises:
         CorpusError: when a ready-made id is beyond that, so that another tokenizer has made it.
     """
-    encoded = iter(encode(tokenizer, [each for each in documents if isinstance(each, str)]))
-    if num_ids is None and not all(isinstance(each, str) for each in documents):
+    places = [place for place, each in enumerate(documents) if isinstance(each, str)]
+    texts = [each for each in documents if isinstance(each, str)]
+    encoded = iter(encode(tokenizer, texts, None if goes_on is None else [goes_on[place] for place in places]))
+    if num_ids is None and len(texts) < len(documents):
         num_ids = vocab_size(tokenizer)
     return [next(encoded) if isinstance(each, str) else _known(each, num_ids or 0) for each in documents]
 

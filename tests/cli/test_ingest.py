@@ -1,12 +1,9 @@
-"""What `replay-service ingest` refuses before it starts anything, and how it is stopped."""
+"""What `replay-service ingest` refuses before it starts anything."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
 
-from replay_service.corpus.ingest.job import stop_signals
 from tests.cli.worlds import assert_message, run
 from tests.corpus.worlds import write_jsonl
 
@@ -68,32 +65,3 @@ def test_a_source_on_a_machine_that_is_not_there_is_named_without_its_secrets() 
     result = run("ingest", source, "--corpus", "wiki", "--model", "tiny")
     assert_message(result, "http://127.0.0.1:9/data/a.jsonl")
     assert "swordfish" not in result.output
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_asks_to_stop_and_the_second_does_what_it_always_does(
-    number: signal.Signals, capsys: pytest.CaptureFixture[str]
-) -> None:
-    caught: list[int] = []
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(number, lambda caught_number, _: caught.append(caught_number))
-    try:
-        with stop_signals() as stop:
-            assert not stop.is_set()
-            os.kill(os.getpid(), number)
-            assert stop.is_set()
-            assert caught == []
-            os.kill(os.getpid(), number)
-            assert caught == [number]
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-    assert "stopping" in capsys.readouterr().err
-
-
-def test_without_a_signal_everything_is_as_it_was() -> None:
-    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-    with stop_signals() as stop:
-        assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] != before
-    assert not stop.is_set()
-    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before

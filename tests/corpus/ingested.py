@@ -18,17 +18,19 @@ TEXTS = {
     "en/one.jsonl": sentences("english", 40),
     "en/two.parquet": sentences("more english", 30),
     "fr/one.jsonl": sentences("français", 50),
-    "essay.txt": [" ".join(sentences("essay", 40))],
+    "essay/1.txt": [" ".join(sentences("essay", 40))],
 }
 NUM_WITHOUT_TEXT = 2
 
 
 def write_source(folder: Path) -> Path:
-    """The shards of TEXTS, and two rows without text."""
+    """The shards of TEXTS, two rows without text, and a file that is no shard."""
     write_jsonl(folder / "en/one.jsonl", [None, *TEXTS["en/one.jsonl"], ""])
     pq.write_table(pa.table({"text": TEXTS["en/two.parquet"]}), folder / "en/two.parquet")
     write_jsonl(folder / "fr/one.jsonl", TEXTS["fr/one.jsonl"])
-    (folder / "essay.txt").write_text(TEXTS["essay.txt"][0])
+    (folder / "notes.csv").touch()
+    (folder / "essay").mkdir()
+    (folder / "essay/1.txt").write_text(TEXTS["essay/1.txt"][0])
     return folder
 
 

@@ -1,22 +1,34 @@
 """The same rows as a shard of every kind."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
 
 from replay_service.corpus.shards.sources import Columns, Document, SetAside, find_shards, read_documents
 
 TABLES = ("web.parquet", "web.arrow", "web.feather", "web.stream.ipc")
-LINES = ("web.jsonl", "web.json", "web.ndjson", "web.jsonl.gz", "web.ndjson.zst")
-ARCHIVES = ("web.tar", "web.tar.gz", "web.tgz")
+LINES = ("web.jsonl", "web.json", "web.ndjson", "web.jsonl.gz", "web.ndjson.zst", "web.jsonl.bz2", "web.json.xz")
+ARCHIVES = ("web.tar", "web.tar.gz", "web.tgz", "web.tar.zst")
 COLUMNED = (*TABLES, *LINES, *ARCHIVES)
+
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".tgz": gzip.compress,
+    ".zst": zstandard.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -24,7 +36,7 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.name.endswith((".parquet", ".arrow", ".feather", ".ipc")):
         write_table(path, pa.Table.from_pylist(list(rows)))
-    elif path.name.endswith((".tar", ".tar.gz", ".tgz")):
+    elif ".tar" in path.name or path.suffix == ".tgz":
         members = [(f"{number:04d}.json", json.dumps(row).encode()) for number, row in enumerate(rows)]
         path.write_bytes(compressed(path, archive(members)))
     else:
@@ -55,9 +67,7 @@ def archive(members: Sequence[tuple[str, bytes]]) -> bytes:
 
 def compressed(path: Path, content: bytes) -> bytes:
     """The content as the ending of the name wants it."""
-    if path.suffix in (".gz", ".tgz"):
-        return gzip.compress(content)
-    return pa.compress(content, "zstd", asbytes=True) if path.suffix == ".zst" else content
+    return COMPRESS[path.suffix](content) if path.suffix in COMPRESS else content
 
 
 def read(source: Path | str, columns: Columns | None = None) -> list[Document | SetAside]:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,38 @@ def test_flags_override_keys_of_sections(tmp_path: Path) -> None:
     config = read_config(written(tmp_path), {"num_steps": 7, "rehearsal.injection_ratio": "0.1"})
     assert config.rehearsal is not None
     assert (config.num_steps, config.rehearsal.injection_ratio) == (7, "0.1")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("learning_rat = 1", "rehearsal.learning_rat: unknown key; known are service_url, "),
+        ("injection_mod = 1", "rehearsal.injection_mod: unknown key; did you mean injection_mode?"),
+        (
+            "schedule = { curve = 'cosine', num_step = 5 }",
+            "rehearsal.schedule.num_step: unknown key; did you mean num_st",
+        ),
+        ("schedule = { curve = 'cosin' }", "schedule.curve must be one of"),
+        ("[rehearsl]", "rehearsl: unknown key; did you mean rehearsal?"),
+        ("[lora]\nrank = 5", "lora.rank: unknown key; known are r, alpha"),
+    ],
+)
+def test_an_unknown_key_is_named_with_what_was_probably_meant(tmp_path: Path, more: str, said: str) -> None:
+    with pytest.raises(InvalidTraining, match=re.escape(said)):
+        read_config(written(tmp_path, WHOLE + more))
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ("{ nat = 0.1 }", "rehearsal.budget.nat: unknown key; did you mean nats?"),
+        ("{ nats = 0.1, law = { alfa = 1 } }", "rehearsal.budget.law.alfa: unknown key"),
+    ],
+)
+def test_an_unknown_key_of_a_budget_is_named(tmp_path: Path, budget: str, said: str) -> None:
+    text = WHOLE.replace('"0.05"', f'"auto"\nbudget = {budget}')
+    with pytest.raises(InvalidTraining, match=re.escape(said)):
+        read_config(written(tmp_path, text))
 
 
 def test_the_run_gets_what_the_file_says(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
+from replay_service.corpus.shards.documents import NOT_UTF8
 from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer
 from tests.language.faulty_models import bert_encoder, roberta_decoder, with_prefix
@@ -216,10 +217,11 @@ def test_the_command_scores_and_says_what_it_did(tmp_path: Path, tiny_model: Pat
         ([{"text": "x"}], ["--seq-len", 1], "seq_len must be at least 2"),
         ([{"text": "x"}], ["--batch-size", 0], "batch_size must be at least 1"),
         ([{"text": "x"}], ["--model", "/nowhere"], "/nowhere"),
-        ([{"text": "x"}, 5], [], "line 2 is no JSON object"),
+        ([5, 6], [], "holds no rows: rows.jsonl line 1: not a JSON object"),
+        ([{"text": [{"role": "user"}]}], [], "not text; chats"),
+        ([{"text": {}}, {"text": 5}], [], "holds values of several types, not text"),
         ([{"text": "x"}], ["--prompt-column", "text"], "go together"),
         ([{"text": "x"}], ["--prompt-column", "a", "--response-column", "b", "--text-column", "c"], "--text-column"),
-        ([{"text": "x", "meta": {}}], [], "cannot be written"),
         ([{"text": "x"}], ["--output", "/proc/nowhere/out.parquet"], "cannot be written"),
         ([{"text": "x"}], ["--precision", "float8"], "float8"),
     ],
@@ -233,6 +235,41 @@ def test_what_cannot_be_scored_ends_with_a_message_and_writes_nothing(
     assert said in result.output
     assert "Traceback" not in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_rows_that_cannot_be_read_are_null_and_named_and_the_others_scored(tmp_path: Path, tiny_model: Path) -> None:
+    good = {"text": "the cat sat", "id": 2**63 + 5, "meta": {}}
+    rows = [good, {**good, "text": "\ud83d"}, {**good, "text": 5}, good]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b'{"text": "a",}\n')
+    result = run(path, "--model", tiny_model, "--output", tmp_path / "out.parquet", "--seq-len", 32)
+    assert result.exit_code == 0, result.output
+    assert "kept as JSON in text: meta" in result.output
+    assert "no loss for 3 of 5 rows: rows.jsonl line 2: half a surrogate pair; " in result.output
+    assert "rows.jsonl line 3: the text is not a string; rows.jsonl line 5: not a JSON object" in result.output
+    table = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["base_loss"] is None for row in table] == [False, True, True, False, True]
+    assert [row["text"] for row in table] == ["the cat sat", None, None, "the cat sat", None]
+    assert [row["id"] for row in table] == [2**63 + 5] * 4 + [None]
+    assert [row["meta"] for row in table] == ["{}"] * 4 + [None]
+
+
+def test_parquet_texts_that_are_not_utf8_are_named_and_other_columns_kept(tmp_path: Path, tiny_model: Path) -> None:
+    bad = pa.array([b"the cat sat", b"\xff", b"the cat"]).view(pa.string())
+    other = pa.array([b"\xfe", b"b", b"c"]).view(pa.string())
+    pq.write_table(pa.table({"text": bad, "other": other}), tmp_path / "rows.parquet")
+    settings = ScoringSettings(tmp_path / "rows.parquet", tmp_path / "out.parquet", str(tiny_model), seq_len=32)
+    summary = score_rows(settings)
+    assert [(each.place, each.reason) for each in summary.unusable] == [("rows.parquet row 1", NOT_UTF8)]
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert [loss is None for loss in table["base_loss"].to_pylist()] == [False, True, False]
+    assert table["other"].combine_chunks().view(pa.binary()).to_pylist() == [b"\xfe", b"b", b"c"]
+
+
+def test_a_long_text_is_cut_as_a_short_one_is(tmp_path: Path, tiny_model: Path) -> None:
+    short, long = scored(tmp_path, tiny_model, [{"text": "the cat sat " * 100}, {"text": "the cat sat " * 100_000}])
+    assert short["truncated"] is long["truncated"] is True
+    np.testing.assert_allclose(short["base_token_losses"], long["base_token_losses"], atol=1e-4)
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path: Path, tiny_model: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from replay_service.language.tokenizer import encode
-from trainer.batches.tables import Tables
+from trainer.batches.tables import Tables, texts_of
 from trainer.errors import InvalidTraining
 
 _MEASURED: Final = b"base_loss"
@@ -51,7 +51,8 @@ def examples_of(
     prompts = _texts(batch, prompt_column) if prompt_column else [""] * len(batch)
     # Blank text says nothing, as in the shards of a corpus.
     responses = [text if text.strip() else "" for text in _texts(batch, response_column)]
-    pairs = zip(encode(tokenizer, prompts), encode(tokenizer, responses), strict=True)
+    most = seq_len + 1
+    pairs = zip(encode(tokenizer, prompts, most=most), encode(tokenizer, responses, most=most), strict=True)
     return [_joined(before + prompt, response, seq_len) for prompt, response in pairs]
 
 
@@ -60,9 +61,14 @@ def check_text_columns(tables: Tables, source: object, names: Sequence[str]) -> 
     for name in names:
         if tables.schema.names.count(name) != 1:
             raise InvalidTraining(f"{source} has no column {name!r}; its columns: {', '.join(tables.schema.names)}")
+        if name in tables.as_json:
+            raise InvalidTraining(f"column {name!r} of {source} holds values of several types, not text")
         kind = tables.schema.field(name).type
         if not _is_text(kind):
-            raise InvalidTraining(f"column {name!r} of {source} holds {kind}, not text")
+            raise InvalidTraining(
+                f"column {name!r} of {source} holds {kind}, not text; chats (lists of messages) are written as strings "
+                "first, with the model's tokenizer.apply_chat_template(messages, tokenize=False)"
+            )
 
 
 def scored_with(model: str, precision: str, seq_len: int, bos_id: int | None) -> dict[bytes, bytes]:
@@ -87,7 +93,7 @@ def _named(bos_id: int | None) -> str:
 
 
 def _texts(batch: pa.RecordBatch, column: str) -> list[str]:
-    return [text or "" for text in batch.column(column).to_pylist()]
+    return [text or "" for text in texts_of(batch.column(column))]
 
 
 def _joined(prompt: list[int], response: list[int], seq_len: int) -> Example:

@@ -1,24 +1,38 @@
-"""Tables: the rows of a fine-tuning set with all their columns, Parquet or JSON lines, some at a time."""
+"""Tables: the rows of a fine-tuning set with all their columns, Parquet or JSON lines, some at a time.
 
-import gzip
-import json
+A row that cannot be used is kept, so that what is scored has the rows of what came in; what was wrong with it is known
+before anything else begins.
+"""
+
 import os
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from replay_service.corpus.shards.documents import HALF_A_PAIR, NOT_A_STRING, NOT_UTF8, Columns, Row, SetAside, decoded
+from replay_service.corpus.shards.filesystems import failures_named, locate
+from replay_service.corpus.shards.listing import Shard, find_shards
+from replay_service.corpus.shards.rows import read_rows, values_of
+from replay_service.errors import ReplayError
+from trainer.batches.json_columns import JsonColumns
 from trainer.errors import InvalidTraining
 
-ROWS_AT_ONCE = 2048
-_JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
+ROWS_AT_ONCE: Final = 2048
+_KINDS: Final = "tables are files ending in .parquet, .jsonl, .ndjson or .json, of the last three also compressed ones"
+
+
+class Unusable(NamedTuple):
+    """A row without a text that could be read: where it stands, and why."""
+
+    place: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,41 +41,64 @@ class Tables:
 
     Attributes:
         files: in name order.
-        schema: the columns of all of them; a key that some JSON lines lack is null there.
+        schema: the columns of all of them; what a file or a line lacks is null there.
         num_rows: of all of them together.
+        unusable: rows whose line, or one of whose texts, cannot be read; null in the batches.
+        as_json: the columns whose values no type holds, which are JSON as text in the batches.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[Shard, ...]
     schema: pa.Schema
     num_rows: int
+    unusable: tuple[Unusable, ...] = ()
+    as_json: tuple[str, ...] = ()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows in order, at most `ROWS_AT_ONCE` at a time; raises InvalidTraining when a file was damaged since."""
         for file in self.files:
-            yield from _batches(file, self.schema)
+            with _reading(file):
+                read = _parquet_batches if file.kind == "parquet" else self._json_batches
+                for batch in read(file):
+                    yield _as_schema(batch, self.schema)
+
+    def _json_batches(self, file: Shard) -> Iterator[pa.RecordBatch]:
+        for rows in _json_rows(file):
+            yield JsonColumns.batch(
+                [row.fields if isinstance(row, Row) else {} for row in rows],
+                self.schema,
+                self.as_json,
+                lambda index, rows=rows: _place(file, rows[index]),  # type: ignore[misc]
+            )
 
 
-def find_tables(source: Path) -> Tables:
+def find_tables(source: Path | str, texts: Sequence[str] = ()) -> Tables:
     """The tables of a file, or of a folder and those in it.
 
-    JSON lines are read to their end, since only then it is known what columns they have and that none is damaged.
+    JSON lines, and the columns of `texts`, are read to their end, since only then it is known what columns they have
+    and which rows can be used.
 
     Raises:
         InvalidTraining: when there is no such path or no row in it, when a file cannot be read, or when the columns of
             one do not go together with those of another.
     """
-    heads = {file: _head(file) for file in _files(source)}
-    num_rows = sum(rows for _, rows in heads.values())
-    if not num_rows:
-        raise InvalidTraining(f"{source} holds no rows")
-    try:
-        schema = reduce(_united, [own for own, _ in heads.values()])
-    except pa.ArrowException as error:
-        raise InvalidTraining(f"the files of {source} have columns that do not go together: {error}") from error
-    for file, (own, _) in heads.items():
-        if file.suffix == ".parquet" and not own.equals(schema):
-            raise InvalidTraining(f"{file} has other columns than the other files of {source}: {', '.join(own.names)}")
-    return Tables(tuple(heads), schema, num_rows)
+    files = _files(source)
+    heads = {file.name: _parquet_schema(file) for file in files if file.kind == "parquet"}
+    lines, num_rows, unusable = JsonColumns(texts), 0, list[Unusable]()
+    for file in files:
+        with _reading(file):
+            looked = _look_at_parquet(file, texts) if file.kind == "parquet" else _look_at_lines(file, texts, lines)
+            for num, wrong in looked:
+                num_rows += num
+                unusable += wrong
+    if num_rows == len([each for each in unusable if each.reason not in _OF_TEXTS]):
+        first = f": {unusable[0].place}: {unusable[0].reason}" if unusable else ""
+        raise InvalidTraining(f"{source} holds no rows{first}")
+    if len(heads) < len(files):
+        heads["the JSON lines"] = lines.schema()
+    return Tables(tuple(files), _united(heads), num_rows, tuple(unusable), tuple(lines.as_json()))
+
+
+_OF_TEXTS: Final = (NOT_A_STRING, HALF_A_PAIR, NOT_UTF8)
 
 
 @contextmanager
@@ -85,74 +122,123 @@ def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
         partial.unlink(missing_ok=True)
 
 
-def _files(source: Path) -> list[Path]:
-    if source.is_file():
-        if not _is_table(source):
-            raise InvalidTraining(f"{source} is no table: {_KINDS}")
-        return [source]
-    if not source.is_dir():
-        raise InvalidTraining(f"there is no file or folder {source}")
-    files = [path for path in sorted(source.rglob("*")) if path.is_file() and _is_table(path)]
+def texts_of(column: pa.Array) -> list[str | None]:
+    """The texts in a column; None where there is none, and where it is not UTF-8."""
+    values = values_of(column)
+    return [decoded(each) if isinstance(each, bytes) else each for each in values]
+
+
+def _files(source: Path | str) -> list[Shard]:
+    try:
+        shards = find_shards(source)
+    except ReplayError as error:
+        raise InvalidTraining(error.detail) from error
+    files = [shard for shard in shards if shard.kind in ("parquet", "jsonl")]
     if not files:
         raise InvalidTraining(f"{source} holds no table: {_KINDS}")
     return files
 
 
-def _is_table(path: Path) -> bool:
-    ending = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    return not path.name.startswith(".") and (path.suffix == ".parquet" or ending in _JSON_ENDINGS)
+def _look_at_lines(file: Shard, texts: Sequence[str], columns: JsonColumns) -> Iterator[tuple[int, list[Unusable]]]:
+    """How many rows there are, and which of them cannot be used, some at a time; adds them to `columns`."""
+    for rows in _json_rows(file):
+        columns.add([row.fields for row in rows if isinstance(row, Row)])
+        found = ((row, _unusable_line(row, texts)) for row in rows)
+        yield len(rows), [Unusable(_place(file, row), reason) for row, reason in found if reason]
 
 
-_KINDS = f"tables are files ending in .parquet, {', '.join(_JSON_ENDINGS)} or .jsonl.gz"
+def _unusable_line(row: Row | SetAside, texts: Sequence[str]) -> str | None:
+    if isinstance(row, SetAside):
+        return row.reason
+    values = [value for name in texts if (value := row.fields.get(name)) is not None]
+    if not all(isinstance(value, str) for value in values):
+        return NOT_A_STRING
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError:
+        return HALF_A_PAIR
+    return None
 
 
-def _head(file: Path) -> tuple[pa.Schema, int]:
-    """Columns and number of rows of a file."""
-    with _reading(file):
-        if file.suffix == ".parquet":
-            with pq.ParquetFile(file) as table:
-                return table.schema_arrow, table.metadata.num_rows
-        schema, num_rows = pa.schema([]), 0
-        for rows in _json_rows(file):
-            schema = _united(schema, pa.schema(pa.array(rows).type))
-            num_rows += len(rows)
-        return schema, num_rows
+def _look_at_parquet(file: Shard, texts: Sequence[str]) -> Iterator[tuple[int, list[Unusable]]]:
+    with locate(file.url).open_file() as content, pq.ParquetFile(content) as table:
+        yield table.metadata.num_rows, []
+        number = 0
+        for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=_present(table, texts)):
+            columns = [values_of(column) for column in batch.columns]
+            for values in zip(*columns, strict=True):
+                if any(isinstance(each, bytes) and decoded(each) is None for each in values):
+                    yield 0, [Unusable(f"{file.name} row {number}", NOT_UTF8)]
+                number += 1
 
 
-def _united(one: pa.Schema, other: pa.Schema) -> pa.Schema:
-    return pa.unify_schemas([one, other], promote_options="permissive")
+def _present(table: pq.ParquetFile, texts: Sequence[str]) -> list[str]:
+    return [name for name in dict.fromkeys(texts) if table.schema_arrow.names.count(name) == 1]
 
 
-def _batches(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    with _reading(file):
-        if file.suffix == ".parquet":
-            with pq.ParquetFile(file) as table:
-                for batch in table.iter_batches(batch_size=ROWS_AT_ONCE):
-                    batch.validate(full=True)
-                    yield batch
-            return
-        for rows in _json_rows(file):
-            yield pa.RecordBatch.from_struct_array(pa.array(rows, pa.struct(schema)))
+def _parquet_schema(file: Shard) -> pa.Schema:
+    with _reading(file), locate(file.url).open_file() as content, pq.ParquetFile(content) as table:
+        return table.schema_arrow
 
 
-def _json_rows(file: Path) -> Iterator[list[dict[str, Any]]]:
-    opener = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rt", encoding="utf-8") as text:
-        rows = (_json_row(number, line) for number, line in enumerate(text, start=1) if line.strip())
-        while some := list(islice(rows, ROWS_AT_ONCE)):
-            yield some
+def _parquet_batches(file: Shard) -> Iterator[pa.RecordBatch]:
+    with locate(file.url).open_file() as content, pq.ParquetFile(content) as table:
+        yield from table.iter_batches(batch_size=ROWS_AT_ONCE)
 
 
-def _json_row(number: int, line: str) -> dict[str, Any]:
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError(f"line {number} is no JSON object, and JSON lines have one a line")
-    return row
+def _json_rows(file: Shard) -> Iterator[list[Row | SetAside]]:
+    rows = read_rows("jsonl", locate(file.url), Columns(), file.name)
+    while some := list(islice(rows, ROWS_AT_ONCE)):
+        yield some
+
+
+def _place(file: Shard, row: Row | SetAside) -> str:
+    number = row.number if isinstance(row, Row) else row.row
+    return f"{file.name} line {number + 1}"
+
+
+def _united(schemas: dict[str, pa.Schema]) -> pa.Schema:
+    """One schema for files, by what each is called."""
+    if len(schemas) == 1:
+        return next(iter(schemas.values()))
+    for of, schema in schemas.items():
+        if twice := [name for name in schema.names if schema.names.count(name) > 1]:
+            raise InvalidTraining(f"{of} has more than one column {twice[0]!r}; rename one of them")
+    types: dict[str, tuple[str, pa.Field]] = {}
+    for of, schema in schemas.items():
+        for each in schema:
+            first, before = types.get(each.name, (of, each))
+            types[each.name] = first, _common(before, each, first, of)
+    return pa.schema([each for _, each in types.values()], metadata=next(iter(schemas.values())).metadata)
+
+
+def _common(one: pa.Field, other: pa.Field, of_one: str, of_other: str) -> pa.Field:
+    try:
+        schemas = [pa.schema([one]), pa.schema([other])]
+        return reduce(lambda a, b: pa.unify_schemas([a, b], promote_options="permissive"), schemas).field(0)
+    except pa.ArrowException as error:
+        raise InvalidTraining(
+            f"column {one.name!r} holds {one.type} in {of_one} and {other.type} in {of_other}; write them with one type"
+        ) from error
+
+
+def _as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The batch with what it lacks as nulls, and its columns in the types of all files."""
+    if batch.schema.equals(schema):
+        return batch
+    columns = [
+        batch.column(each.name).cast(each.type) if each.name in batch.schema.names else pa.nulls(len(batch), each.type)
+        for each in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema([each.with_nullable(True) for each in schema]))
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[None]:
+def _reading(file: Shard) -> Iterator[None]:
     try:
-        yield
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error, pa.ArrowException) as error:
-        raise InvalidTraining(f"{file} cannot be read: {error}") from error
+        with failures_named(file.url):
+            yield
+    except InvalidTraining:
+        raise
+    except ReplayError as error:
+        raise InvalidTraining(error.detail) from error

@@ -81,8 +81,12 @@ def load_target(data: DataConfig, flow: FlowConfig | None, tokenizer: Any, ends:
         return TrainingRows(packed.input_ids, packed.length)
     if data.tokens_column is not None or is_url(data.target):
         raise InvalidTraining("examples, and rows that FLOW weighs, are tables of text on this machine")
-    tables, response = find_tables(Path(data.target)), data.response_column or data.text_column
-    check_text_columns(tables, data.target, [name for name in (data.prompt_column, response) if name is not None])
+    response = data.response_column or data.text_column
+    texts = [name for name in (data.prompt_column, response) if name is not None]
+    tables = find_tables(Path(data.target), texts)
+    check_text_columns(tables, data.target, texts)
+    if tables.unusable:
+        _log.warning("rows left out", left_out=len(tables.unusable), of=tables.num_rows, first=tables.unusable[0])
     found = _weighed(tables, data, flow, tokenizer, response, ends.bos_id)
     usable = [(example, weight) for example, weight in found if example.num_counted]
     if len(usable) < len(found):
@@ -202,9 +206,14 @@ def _contents_by_domain(source: str | Path, columns: Columns) -> dict[str, list[
     contents: dict[str, list[str | NDArray[np.int64]]] = {}
     for shard in find_shards(source):
         check_readable(shard, columns)
+        pieces: list[Any] = []
         for document in read_documents(shard, columns):
             if isinstance(document, Document):
-                contents.setdefault(document.domain, []).append(document.content)
+                pieces.append(document.content)
+                if document.ends:
+                    whole = pieces[0] if len(pieces) == 1 else "".join(pieces)
+                    contents.setdefault(document.domain, []).append(whole)
+                    pieces = []
     return contents
 
 

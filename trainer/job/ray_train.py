@@ -30,6 +30,9 @@ from trainer.transport import CA_FILE_VARIABLE
 
 _STATE_FILE = "state.pt"
 
+_CODES_OF_SIGINT = (0, 1)
+"""Ray Train has a handler of SIGINT of its own, which aborts the job and ends the program with one of these."""
+
 
 @dataclass(frozen=True, slots=True)
 class RayWorker:
@@ -81,6 +84,7 @@ def run_training(config: TrainConfig) -> None:
         CorpusMismatch: when the model's tokenizer or seq_len is not the corpus's.
         InvalidTraining: when the model, the text or the configuration cannot be used.
         ServiceError: when the service cannot be reached or refuses the run.
+        KeyboardInterrupt: after SIGINT.
     """
     precision = preflight(config)
     config.output.mkdir(parents=True, exist_ok=True)
@@ -100,6 +104,10 @@ def run_training(config: TrainConfig) -> None:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise error_within(error, TrainerError) or error from error
+    except SystemExit as ended:
+        if ended.code not in _CODES_OF_SIGINT:
+            raise
+        raise KeyboardInterrupt from None
 
 
 def _scaling(config: TrainConfig) -> ScalingConfig:

@@ -32,10 +32,10 @@ from replay_service.corpus.ingest.growth import GroupOf, GrowingCorpus
 from replay_service.corpus.ingest.model_files import check_safetensors
 from replay_service.corpus.ingest.pipeline import PipelineSettings, on_gpu, run_pipeline
 from replay_service.corpus.ingest.settings import IngestSettings, digest
-from replay_service.corpus.ingest.shard_list import ListedShard, in_order, listed, read_shard_list, write_shard_list
+from replay_service.corpus.ingest.shard_list import ListedShard, Pending, in_order, read_shard_list, write_shard_list
 from replay_service.corpus.ingest.staging import Piece, ReadyRows, parts_of, read_packed
-from replay_service.corpus.ingest.status import IngestProgress, OnProgress, status_of
-from replay_service.corpus.shards.sources import Shard, check_readable, find_shards, printable
+from replay_service.corpus.ingest.status import MOST_NAMED, IngestProgress, OnProgress, status_of
+from replay_service.corpus.shards.sources import Listing, Shard, check_readable, look_into, printable
 from replay_service.errors import CorpusError, EmptyCorpus, ReplayError
 from replay_service.language.model import faster_precision
 from replay_service.language.packing import id_dtype
@@ -65,7 +65,7 @@ def ingest(
             writes it, or when the model cannot be used.
     """
     with _writing(settings, on_progress, is_stopped) as tell:
-        return _ingest(settings, find_shards(settings.source, settings.allowed), tell, is_stopped)
+        return _ingest(settings, look_into(settings.source, settings.allowed), tell, is_stopped)
 
 
 def follow(
@@ -79,14 +79,12 @@ def follow(
     A shard that comes later is taken when two looks in a row find it the same, so that none is read half-written.
     """
     with _writing(settings, on_progress, is_stopped) as tell:
-        shards = find_shards(settings.source, settings.allowed)
-        manifest = _ingest(settings, shards, tell, is_stopped)
-        seen = {listed(shard) for shard in shards}
+        found = look_into(settings.source, settings.allowed)
+        manifest = _ingest(settings, found, tell, is_stopped)
         while not is_stopped() and wait():
-            shards = find_shards(settings.source, settings.allowed)
-            settled = [shard for shard in shards if listed(shard) in seen]
-            seen = {listed(shard) for shard in shards}
-            manifest = _ingest(settings, settled, tell, is_stopped)
+            seen, found = set(found.shards), look_into(settings.source, settings.allowed)
+            settled = [shard for shard in found.shards if shard in seen]
+            manifest = _ingest(settings, found._replace(shards=settled), tell, is_stopped)
         return manifest
 
 
@@ -108,25 +106,25 @@ def _writing(settings: IngestSettings, on_progress: OnProgress, is_stopped: IsSt
         raise
 
 
-def _ingest(settings: IngestSettings, found: Sequence[Shard], tell: OnProgress, is_stopped: IsStopped) -> Manifest:
+def _ingest(settings: IngestSettings, found: Listing, tell: OnProgress, is_stopped: IsStopped) -> Manifest:
     folder = settings.corpus_folder
     standing = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
     if standing is not None and standing.kind != settings.kind:
         raise CorpusError(f"corpus {settings.name!r} exists already, of kind {standing.kind}; choose another name")
     if settings.allowed is not None:
         check_safetensors(settings.model, partial(_file_of_model, settings.model))
-    base = base_model_of(settings, standing, found)
-    plan = _planned(settings, base, standing, found)
+    base = base_model_of(settings, standing, found.shards)
+    plan = _planned(settings, base, standing, found.shards)
     if plan.standing is not None and not plan.pending and not (folder / STAGING).exists():
         return plan.standing
-    for shard in plan.pending:
-        check_readable(shard, settings.columns)
+    for each in plan.pending:
+        check_readable(each.shard, settings.columns)
     if base.classes is None:
         _check_runs(settings, base.checkpoint)
-    work = _prepared(settings, base, plan)
-    pending = {listed(shard).key: shard for shard in plan.pending}
+    work = _prepared(settings, base, plan, found.passed_over)
+    pending = {each.listed.key: each.shard for each in plan.pending}
     before = [each for each in plan.begun if each.key not in pending]
-    write_shard_list(folder, [*before, *map(listed, plan.pending)])
+    write_shard_list(folder, [*before, *(each.listed for each in plan.pending)])
     return work.run([each.key for each in before], pending, tell, is_stopped)
 
 
@@ -147,7 +145,7 @@ class _Plan(NamedTuple):
     standing: Manifest | None
     begun: list[ListedShard]
     """The shards of which rows stand in the corpus."""
-    pending: list[Shard]
+    pending: list[Pending]
     """What is to be read, in order; the first may be one that was begun."""
 
 
@@ -177,7 +175,7 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan) -> "_Work":
+def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan, passed_over: list[str]) -> "_Work":
     standing = plan.standing
     recipe = settings.recipe(base.identity) if standing is None else standing.recipe
     staging = settings.corpus_folder / STAGING / digest(recipe, str(base.ends), str(id_dtype(base.num_logits)))
@@ -218,7 +216,7 @@ def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan) -> "_Work"
         checkpoint_fingerprint=base.checkpoint,
         settings=settings.parts(),
     )
-    return _Work(settings, pipeline, manifest)
+    return _Work(settings, pipeline, manifest, passed_over)
 
 
 @dataclass(slots=True)
@@ -228,8 +226,11 @@ class _Work:
     settings: IngestSettings
     pipeline: PipelineSettings
     manifest: Manifest
+    passed_over: list[str]
     _ready: dict[str, ReadyRows] = field(default_factory=dict)
     _unfinished: dict[str, Shard] = field(default_factory=dict)
+    _rows_packed: dict[str, int] = field(default_factory=dict)
+    """Of shards that are packed to their end: how many rows they have."""
     _num_rows: int = 0
     _num_tokens: int = 0
 
@@ -268,8 +269,11 @@ class _Work:
         self._unfinished.clear()
         tell(self._progress(shards, growing))
         if not growing.manifest.generation:
-            source = printable(self.settings.source)
-            raise EmptyCorpus(f"the {len(shards)} shards of {source} hold nothing to make a corpus of")
+            source, reasons = printable(self.settings.source), growing.manifest.set_aside
+            rows = (
+                "; ".join(f"{num:,} rows set aside: {reason}" for reason, num in reasons.items()) or "they have no rows"
+            )
+            raise EmptyCorpus(f"the {len(shards)} shards of {source} hold nothing to make a corpus of ({rows})")
         shutil.rmtree(self.settings.corpus_folder / STAGING)
         return growing.manifest
 
@@ -298,12 +302,18 @@ class _Work:
     def _forget_finished(self, keys: list[str]) -> None:
         for key in keys:
             packed = read_packed(self.pipeline.staging, key)
-            if packed is not None and self._num_ready(key) == packed.num_rows:
-                self._unfinished.pop(key, None)
+            if packed is not None:
+                self._rows_packed[key] = packed.num_rows
+                if self._num_ready(key) == packed.num_rows:
+                    self._unfinished.pop(key, None)
+
+    def _share_left(self, key: str) -> float:
+        num_rows = self._rows_packed.get(key)
+        return 1 - self._num_ready(key) / num_rows if num_rows else 1.0
 
     def _progress(self, shards: dict[str, Shard], growing: GrowingCorpus) -> IngestProgress:
         all_bytes = sum(shard.num_bytes for shard in shards.values())
-        bytes_left = sum(shard.num_bytes for shard in self._unfinished.values())
+        bytes_left = sum(shard.num_bytes * self._share_left(key) for key, shard in self._unfinished.items())
         return IngestProgress(
             shards_done=len(growing.shards) - len(self._unfinished),
             num_shards=len(growing.shards),
@@ -312,6 +322,8 @@ class _Work:
             num_tokens=self._num_tokens,
             num_set_aside=sum(growing.manifest.set_aside.values()),
             generation=growing.manifest.generation,
+            num_passed_over=len(self.passed_over),
+            passed_over=self.passed_over[:MOST_NAMED],
         )
 
 

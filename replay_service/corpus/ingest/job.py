@@ -4,11 +4,8 @@
 URL stands in no list of processes.
 """
 
-import contextlib
-import signal
 import sys
-import threading
-from collections.abc import Iterator
+import time
 
 from replay_service.corpus.format.manifest import Manifest
 from replay_service.corpus.ingest.driver import follow, ingest
@@ -16,41 +13,26 @@ from replay_service.corpus.ingest.settings import IngestJob, IngestSettings
 from replay_service.corpus.ingest.status import OnProgress
 from replay_service.errors import ReplayError
 from replay_service.ray_session import start_ray
+from replay_service.stopping import Stopped, stop_signals
 
 
 def run_job(settings: IngestSettings, poll_s: float | None, on_progress: OnProgress = lambda _: None) -> Manifest:
-    """Ingest, and with `poll_s` look for new shards every so many seconds; the first SIGTERM or SIGINT stops it.
+    """Ingest, and with `poll_s` look for new shards every so many seconds.
 
-    Raises what `ingest` raises.
+    Raises:
+        Stopped: after SIGTERM or SIGINT; what is scored is kept.
+        What `ingest` raises.
     """
-    with stop_signals() as stop:
+    with stop_signals() as is_stopped:
         start_ray()
         if poll_s is None:
-            return ingest(settings, on_progress, stop.is_set)
-        return follow(settings, lambda: not stop.wait(poll_s), on_progress, stop.is_set)
+            return ingest(settings, on_progress, is_stopped)
 
+        def wait() -> bool:
+            time.sleep(poll_s)
+            return True
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or SIGINT sets; a second one does what it does elsewhere."""
-    stop = threading.Event()
-    usual = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-
-    def ask_to_stop(_number: int, _frame: object) -> None:
-        print("stopping; what is scored is kept", file=sys.stderr)
-        stop.set()
-        bring_back()
-
-    def bring_back() -> None:
-        for each, handler in usual.items():
-            signal.signal(each, handler)
-
-    for each in usual:
-        signal.signal(each, ask_to_stop)
-    try:
-        yield stop
-    finally:
-        bring_back()
+        return follow(settings, wait, on_progress, is_stopped)
 
 
 def main() -> None:
@@ -59,6 +41,8 @@ def main() -> None:
         run_job(job.settings, job.poll_s)
     except ReplayError as error:
         sys.exit(f"{error.title}: {error.detail}")
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from replay_service.corpus.format.manifest import Classes
 from replay_service.corpus.format.segments import wide_list
 from replay_service.corpus.shards.documents import Labelled, SetAside, set_aside
 from replay_service.language.packing import id_dtype
+from replay_service.language.pieces import cut_place
 
 NO_CLASS: Final = "the label is no class of the base model"
 OTHER_SHAPE: Final = "the inputs are of another shape or type than the corpus"
@@ -69,6 +70,7 @@ def _ids_of(samples: Sequence[Labelled], tokenizer: Any, seq_len: int) -> list[A
     contents = [each.content for each in samples]
     if not isinstance(contents[0], str):
         return [each[:seq_len] for each in contents]
+    contents = [each[: cut_place(str(each))] for each in contents]  # what lies beyond would be cut off anyway
     found: list[Any] = tokenizer(contents, truncation=True, max_length=seq_len)["input_ids"]
     return found
 

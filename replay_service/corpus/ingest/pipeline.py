@@ -35,7 +35,15 @@ from replay_service.corpus.format.segments import wide_list
 from replay_service.corpus.ingest.labelled import judged, labelled_table
 from replay_service.corpus.ingest.scored import classified_rows, predicted_rows
 from replay_service.corpus.ingest.staging import Packed, Piece, write_packed, write_parts, written_aside
-from replay_service.corpus.shards.sources import Columns, Document, Labelled, SetAside, Shard, read_documents
+from replay_service.corpus.shards.sources import (
+    Columns,
+    Document,
+    Labelled,
+    SetAside,
+    Shard,
+    in_pieces,
+    read_documents,
+)
 from replay_service.errors import ReplayError
 from replay_service.language.model import best_device
 from replay_service.language.packing import Ends, PackedRows, Packer, id_dtype
@@ -101,7 +109,7 @@ _CPUS_A_PACKER: Final = 4
 """Tokenizing costs far less than scoring: more packers would only load their libraries, beside the scorers."""
 
 _DOCUMENTS_AT_ONCE: Final = 256
-_CHARACTERS_AT_ONCE: Final = 1 << 22
+_CHARACTERS_AT_ONCE: Final = 1 << 20
 """Or ready-made tokens; ids take tens of bytes each until they are packed."""
 
 _BATCHES_A_PART: Final = 16
@@ -217,14 +225,21 @@ class _Label(NamedTuple):
 def _packed(shard: Shard, settings: PipelineSettings, found: _Found, aside: IO[str]) -> Iterator[pa.Table]:
     """Packed rows of a shard, some at a time; documents of one label are laid end to end."""
     packers: dict[_Label, Packer] = {}
+    unfinished: list[Any] = []
+    dtype = id_dtype(settings.vocab_size)
     for some in _some_at_once(_documents(shard, settings, found, aside)):
         labelled: dict[_Label, list[Any]] = {}
-        ids = ids_of(_tokenizer(settings.model), [each.content for each in some], settings.vocab_size)
+        contents, goes_on = [each.content for each in some], [not each.begins for each in some]
+        ids = ids_of(_tokenizer(settings.model), contents, settings.vocab_size, goes_on)
         for document, line in zip(some, ids, strict=True):
-            labelled.setdefault(_Label(document.domain, document.group), []).append(line)
+            unfinished.append(line if document.begins and document.ends else np.array(line, dtype))
+            if document.ends:
+                whole = unfinished[0] if len(unfinished) == 1 else np.concatenate(unfinished)
+                labelled.setdefault(_Label(document.domain, document.group), []).append(whole)
+                unfinished = []
         for label, lines in labelled.items():
             if label not in packers:
-                packers[label] = Packer(settings.seq_len, settings.ends, id_dtype(settings.vocab_size))
+                packers[label] = Packer(settings.seq_len, settings.ends, dtype)
             yield _table(label, packers[label].add(lines))
     for label, packer in packers.items():
         yield _table(label, packer.finish())
@@ -238,13 +253,16 @@ def _labelled(shard: Shard, settings: PipelineSettings, found: _Found, aside: IO
 
 
 def _documents(shard: Shard, settings: PipelineSettings, found: _Found, aside: IO[str]) -> Iterator[Any]:
-    """The documents or samples of a shard; rows that give none are written down."""
+    """The documents, or their pieces, or the samples of a shard; rows that give none are written down."""
     for each in read_documents(shard, settings.columns):
         if isinstance(each, Labelled) and settings.classes is not None:
             each = judged(each, settings.classes, settings.vocab_size)  # noqa: PLW2901
         if isinstance(each, SetAside):
             found.set_aside[each.reason] = found.set_aside.get(each.reason, 0) + 1
             aside.write(json.dumps({"shard": shard.name, **each._asdict()}) + "\n")
+        elif isinstance(each, Document):
+            found.num_documents += each.ends
+            yield from in_pieces(each)
         else:
             found.num_documents += 1
             yield each

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -16,6 +16,7 @@ from replay_service.corpus.format.manifest import write_json
 from replay_service.errors import ReplayError
 
 STATUS_NAME: Final = "status.json"
+MOST_NAMED: Final = 20
 _SECONDS_BETWEEN: Final = 1.0
 
 IngestState = Literal["running", "finished", "stopped", "failed"]
@@ -30,11 +31,14 @@ class IngestProgress:
     Attributes:
         shards_done: shards of which every row is scored.
         num_shards: all of them.
-        share_done: the share of the shards' bytes that is in shards that are done, in [0, 1].
+        share_done: the share of the shards' bytes that is done, in [0, 1]; of a shard that is not packed to its end,
+            nothing is.
         num_rows: rows that this ingest has scored.
         num_tokens: tokens in them.
         num_set_aside: rows of shards that could not be used.
         generation: the latest generation of the corpus; 0 while there is none.
+        num_passed_over: files of the source that are no shards.
+        passed_over: the names of the first `MOST_NAMED` of them.
     """
 
     shards_done: int
@@ -44,6 +48,8 @@ class IngestProgress:
     num_tokens: int
     num_set_aside: int
     generation: int
+    num_passed_over: int = 0
+    passed_over: list[str] = field(default_factory=list)
 
 
 OnProgress = Callable[[IngestProgress], None]

@@ -1,12 +1,14 @@
 """Documents: what a row of a shard gives, or why it gives nothing."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from replay_service.language.pieces import PIECE_CHARACTERS, pieces_of, with_last
 
 NO_COLUMN = "no such column in this row"
 NOT_A_STRING = "the text is not a string"
@@ -21,6 +23,7 @@ NOT_A_TENSOR = "the inputs are not numbers of one shape"
 NOT_FINITE = "the inputs are not all finite, or too large for 32 bits"
 NOT_A_LABEL = "the label is not a whole number"
 NO_MEMBER = "a sample with neither text nor json"
+LINK = "a link, whose content stands elsewhere"
 
 EXCERPT_CHARACTERS = 80
 
@@ -61,11 +64,15 @@ class Document(NamedTuple):
         domain: the domain.
         group: the value of the group column; None when there is no such column.
         content: the text, or the ready-made token ids, int64 [at least 1].
+        begins, ends: whether the document begins, and ends, with this content; the pieces of a long one come one
+            after the other.
     """
 
     domain: str
     group: str | None
     content: str | NDArray[np.int64]
+    begins: bool = True
+    ends: bool = True
 
 
 class Labelled(NamedTuple):
@@ -101,10 +108,15 @@ class SetAside(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row as it was read: its number in the shard, and what stands in its columns. Bytes are text in UTF-8."""
+    """A row as it was read: its number in the shard, and what stands in its columns. Bytes are text in UTF-8.
+
+    A long text comes in several rows of one number, of which one begins it and one ends it.
+    """
 
     number: int
     fields: Mapping[str, Any]
+    begins: bool = True
+    ends: bool = True
 
 
 class _UnusableError(Exception):
@@ -125,13 +137,37 @@ def document_of(row: Row, columns: Columns, domain: str) -> Document | Labelled 
         document = Document(
             (_label(row.fields[columns.domain]) if columns.domain is not None else "") or domain,
             _group(row.fields[columns.group]) if columns.group is not None else None,
-            _content(row.fields, columns),
+            _content(row, columns),
+            row.begins,
+            row.ends,
         )
         if columns.label is None:
             return document
-        return Labelled(*document, label=_class(row.fields[columns.label]), row=row.number)
+        return Labelled(*document[:3], label=_class(row.fields[columns.label]), row=row.number)
     except _UnusableError as error:
         return set_aside(row.number, error.reason, error.value)
+
+
+def in_pieces(document: Document) -> Iterator[Document]:
+    """A document as pieces that tokenizers take at once; a short one, or one of ready-made ids, as it is."""
+    if not isinstance(document.content, str) or len(document.content) <= PIECE_CHARACTERS:
+        yield document
+        return
+    begins = document.begins
+    for text, is_last in with_last(pieces_of(document.content)):
+        yield document._replace(content=text, begins=begins, ends=is_last and document.ends)
+        begins = False
+
+
+def is_of_another_type(row: Row, columns: Columns) -> bool:
+    """Whether the content of a row is there, and of no type that could be used."""
+    try:
+        _content(row, columns)
+    except _UnusableError as error:
+        return error.value is not None and error.reason in (NOT_A_STRING, NOT_TOKENS, NOT_A_TENSOR)
+    except KeyError:
+        return False
+    return False
 
 
 def set_aside(row: int, reason: str, value: object) -> SetAside:
@@ -178,10 +214,13 @@ def tensor_of(value: object) -> NDArray[Any]:
 _NARROW: Final = {"f8": np.float32, "i8": np.int32, "u8": np.uint32, "b1": np.uint8}
 
 
-def _content(fields: Mapping[str, Any], columns: Columns) -> str | NDArray[Any]:
+def _content(row: Row, columns: Columns) -> str | NDArray[Any]:
     if columns.inputs is not None:
-        return tensor_of(fields[columns.inputs])
-    return _text(fields[columns.text]) if columns.tokens is None else token_ids(fields[columns.tokens])
+        return tensor_of(row.fields[columns.inputs])
+    if columns.tokens is not None:
+        return token_ids(row.fields[columns.tokens])
+    value = row.fields[columns.text]
+    return _text(value) if row.begins and row.ends else _encodable(value)
 
 
 def _class(value: object) -> int:

@@ -1,5 +1,6 @@
 """Places: a path or URL as a file or folder of a filesystem. What is secret in a URL stays out of every message."""
 
+import hashlib
 import os
 import re
 import tarfile
@@ -29,6 +30,11 @@ _QUERY = re.compile(r"\?[\w.-]+=.*$", re.DOTALL)
 _HARMLESS = ("region", "scheme", "endpoint_override")
 _IDENTITY = ("blob_id", "etag", "ETag", "md5", "mtime", "LastModified", "last_modified", "updated", "created")
 """What the filesystems of fsspec call that which changes with a file."""
+
+_CONTENT_HASHES = ("blob_id", "etag", "ETag", "md5")
+"""Those of them that follow from the content."""
+
+_CHUNK_BYTES = 256 << 10
 
 _FAILURES = (OSError, EOFError, ValueError, pa.ArrowException, tarfile.TarError)
 
@@ -69,6 +75,19 @@ class Place:
         info = self.filesystem.get_file_info(self.path)
         return _version(info.size, info.mtime_ns) if info.type == fs.FileType.File else None
 
+    def fingerprint(self) -> str:
+        """Equal for files of one content, whatever they are called and whenever they were written.
+
+        The size, and a hash of the first, the middle and the last 256 KiB.
+        """
+        digest = hashlib.sha256()
+        with self.open_file() as content:
+            size = content.size()
+            for first in (0, (size - _CHUNK_BYTES) // 2, size - _CHUNK_BYTES):
+                content.seek(max(0, first))
+                digest.update(content.read(_CHUNK_BYTES))
+        return f"{size}-{digest.hexdigest()[:16]}"
+
     def is_folder(self) -> bool:
         return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.Directory)
 
@@ -78,9 +97,9 @@ class Place:
             if info.type == fs.FileType.File:
                 yield Found(_below(self.path, info.path), _version(info.size, info.mtime_ns))
 
-    def open_stream(self, compression: str | None = None) -> pa.NativeFile:
-        """The content from front to back, decompressed."""
-        return self.filesystem.open_input_stream(self.path, compression=compression, buffer_size=_BUFFER_BYTES)
+    def open_stream(self) -> pa.NativeFile:
+        """The content from front to back, as it is."""
+        return self.filesystem.open_input_stream(self.path, compression=None, buffer_size=_BUFFER_BYTES)
 
     def open_file(self) -> pa.NativeFile:
         """The content, to read at any position."""
@@ -120,6 +139,14 @@ class FsspecPlace(Place):
         for path, info in found.items():
             yield Found(_below(self.path, path), _fsspec_version(info))
 
+    def fingerprint(self) -> str:
+        info = self._fsspec().info(self.path)
+        found = next((info[name] for name in _CONTENT_HASHES if info.get(name)), None)
+        try:
+            return Place.fingerprint(self) if found is None else f"{info['size']}-{found}"
+        except (OSError, ValueError):  # some servers give no parts of a file
+            return _fsspec_version(info)
+
     def _fsspec(self) -> Any:
         return self.filesystem.handler.fs
 
@@ -132,6 +159,14 @@ def normal(source: str | Path) -> str:
     """The absolute path of what is local, a URL as it is."""
     text = str(source).removeprefix("file://")
     return text if is_url(text) else str(Path(os.path.abspath(text)))  # noqa: PTH100 (`resolve` follows links)
+
+
+def resolved(url: str) -> str:
+    """The same for every way to a place: a normal path without links, a URL without secrets."""
+    if not is_url(url):
+        return os.path.realpath(url)
+    server = re.search(r"[?&](endpoint_override=[^&]*)", url)
+    return printable(url) + (f"?{server[1]}" if server else "")
 
 
 def split_url(url: str) -> SplitUrl:
@@ -188,6 +223,8 @@ def failures_named(url: str, what: str = "") -> Iterator[None]:
     except ReplayError:
         raise
     except Exception as error:
+        if isinstance(error.__cause__, ReplayError):  # fsspec takes a refused redirect for a missing file
+            raise error.__cause__ from None
         # The filesystems of fsspec raise what the libraries below them raise.
         if not (foreign or isinstance(error, _FAILURES)):
             raise
@@ -202,6 +239,8 @@ def _object_place(url: str, parts: re.Match[str]) -> Place:
     bucket = path.split("/")[0]
     if not bucket:
         raise UnusableSource(f"{printable(url)} names no bucket")
+    if "//" in path:
+        raise UnusableSource(f"{printable(url)} cannot be read: its key has an empty part (//); copy it to another key")
     user = quote(parts["user"] or "", safe="%:@")
     try:
         filesystem, _ = fs.FileSystem.from_uri(f"{parts['scheme']}://{user}{bucket}{parts['query'] or ''}")
@@ -261,7 +300,7 @@ def _local_files(folder: str, prefix: str, recursive: bool, above: frozenset[str
 
 
 def _below(folder: str, path: str) -> str:
-    return path.removeprefix(folder.rstrip("/")).lstrip("/")
+    return path.removeprefix(folder.rstrip("/")).removeprefix("/")
 
 
 def _split_query(url: str) -> tuple[str, str]:

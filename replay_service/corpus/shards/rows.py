@@ -1,27 +1,29 @@
-"""Readers: the rows of a shard of each kind, in order, in bounded memory but for a plain text, which is one row.
+"""Readers: the rows of a shard of each kind, in order, in bounded memory.
 
 kind      a row is           its columns
 parquet   a table row        those that are asked for
 arrow     a table row        those that are asked for
 jsonl     a line             the members of the line's object
-text      the whole file     the text
+text      the whole file     the text; of a long file in several rows, one after the other
 tar       a sample           the members of its `.json` member's object; the text is its `.txt` member if it has one
 """
 
+import codecs
 import io
 import json
-import tarfile
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, closing
-from functools import partial
+from contextlib import closing, contextmanager
 from itertools import islice
-from pathlib import PurePosixPath
-from typing import Any, Self
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from replay_service.corpus.shards.archives import members_of
+from replay_service.corpus.shards.compression import compression_of, decompressed
 from replay_service.corpus.shards.documents import (
+    BLANK,
+    LINK,
     NO_MEMBER,
     NOT_JSON,
     NOT_UTF8,
@@ -29,11 +31,14 @@ from replay_service.corpus.shards.documents import (
     Row,
     SetAside,
     decoded,
+    document_of,
+    is_of_another_type,
     set_aside,
 )
 from replay_service.corpus.shards.filesystems import Place
 from replay_service.corpus.shards.tensors import is_list, tensors_of
 from replay_service.errors import UnusableSource
+from replay_service.language.pieces import cut_place, with_last
 
 Rows = Generator[Row | SetAside, None, None]
 
@@ -44,8 +49,8 @@ _HEAD_ROWS = 100
 _MOST_ROWS_AT_ONCE = 1024
 _BYTES_AT_ONCE = 4 << 20
 _PARQUET_BUFFER_BYTES = 8 << 20
-_COMPRESSIONS = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd"}
 _CHUNK_BYTES = 1 << 20
+_LONG_TEXT_BYTES = 4 << 20
 _BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 
 
@@ -63,14 +68,16 @@ def check_head(kind: str, place: Place, columns: Columns, name: str) -> None:
     """Read a few rows, so that what is plainly wrong shows; raises what `read_rows` raises."""
     if kind == "text":
         _require_plain(columns, name)
-        with place.open_stream(_compression(place)) as content:
+        with _content(place) as content:
             content.read(1)
-        return None
+        return
     first = None
     with closing(read_rows(kind, place, columns, name)) as rows:
         for row in islice(rows, _HEAD_ROWS):
             if isinstance(row, Row):
-                return _require_columns(columns, list(row.fields), name)
+                _require_columns(columns, list(row.fields), name)
+                _require_types(row, rows, columns, name)
+                return
             first = first or row
             if row.excerpt.startswith("["):
                 break  # one array of many lines, some of which could pass for rows
@@ -78,7 +85,31 @@ def check_head(kind: str, place: Place, columns: Columns, name: str) -> None:
         raise UnusableSource(
             f"{name} begins with nothing to read: row {first.row} is {first.reason}: {first.excerpt}; take it out"
         )
-    return None
+
+
+def _require_types(first: Row, others: Rows, columns: Columns, name: str) -> None:
+    """Refuse a shard whose first rows hold values of another type than is asked for, and nothing that can be used."""
+    wrong = None
+    for row in (first, *islice(others, _HEAD_ROWS)):
+        found = document_of(row, columns, "") if isinstance(row, Row) else row
+        if not isinstance(found, SetAside):
+            return
+        if wrong is None and isinstance(row, Row) and is_of_another_type(row, columns):
+            wrong = found
+    if wrong is not None:
+        raise UnusableSource(
+            f"{name} holds nothing that can be used in its first rows: row {wrong.row}: {wrong.reason}: "
+            f"{wrong.excerpt}; {_advice(columns)}"
+        )
+
+
+def _advice(columns: Columns) -> str:
+    if columns.inputs is not None or columns.tokens is not None:
+        return "name another column"
+    return (
+        "name a column of strings; chats (lists of messages) are written as strings first, with the model's "
+        "tokenizer.apply_chat_template(messages, tokenize=False)"
+    )
 
 
 def _require_plain(columns: Columns, name: str) -> None:
@@ -94,8 +125,12 @@ def _require_columns(columns: Columns, present: list[str], name: str) -> None:
             raise UnusableSource(f"{name} {lack} column {column!r} (its columns: {have}); name another {role} column")
 
 
-def _compression(place: Place) -> str | None:
-    return _COMPRESSIONS.get(PurePosixPath(place.name).suffix.lower())
+@contextmanager
+def _content(place: Place) -> Iterator[IO[bytes]]:
+    """The content of a file from front to back, decompressed."""
+    compression = compression_of(place.name)
+    with place.open_stream() as content:
+        yield content if compression is None else decompressed(content, compression)
 
 
 def _read_parquet(place: Place, columns: Columns, name: str) -> Rows:
@@ -150,12 +185,12 @@ def _table_rows(batches: Iterable[pa.RecordBatch], columns: Columns) -> Rows:
         rows = _rows_at_once(sum(batch.column(each).nbytes for each in wanted), len(batch))
         for first in range(0, len(batch), rows):
             part = batch.slice(first, rows)
-            for values in zip(*(_values(part.column(each), each == columns.inputs) for each in wanted), strict=True):
+            for values in zip(*(values_of(part.column(each), each == columns.inputs) for each in wanted), strict=True):
                 yield Row(number, dict(zip(wanted, values, strict=True)))
                 number += 1
 
 
-def _values(column: pa.Array, are_tensors: bool = False) -> list[Any]:
+def values_of(column: pa.Array, are_tensors: bool = False) -> list[Any]:
     """The values of a column: text as bytes, since it may not be UTF-8, and lists of integers as numpy arrays."""
     column = _sound(column)
     if are_tensors:
@@ -183,7 +218,7 @@ def _integers(values: pa.Array | None) -> Any:
 
 
 def _read_jsonl(place: Place, columns: Columns, name: str) -> Rows:
-    with place.open_stream(_compression(place)) as content, io.BufferedReader(content, _CHUNK_BYTES) as lines:
+    with _content(place) as content, io.BufferedReader(content, _CHUNK_BYTES) as lines:  # type: ignore[type-var]
         number = 0
         while line := lines.readline(MAX_LINE_BYTES + 1):
             if len(line) > MAX_LINE_BYTES:
@@ -206,68 +241,75 @@ def _json_row(number: int, content: bytes) -> Row | SetAside:
 
 def _read_text(place: Place, columns: Columns, name: str) -> Rows:
     _require_plain(columns, name)
-    with place.open_stream(_compression(place)) as content:
-        fields = {} if columns.domain is None else {columns.domain: None}
-        yield Row(0, fields | {columns.text: content.read()})
+    fields = {} if columns.domain is None else {columns.domain: None}
+    with _content(place) as content:
+        head = content.read(_LONG_TEXT_BYTES)
+        if len(head) < _LONG_TEXT_BYTES:
+            yield Row(0, fields | {columns.text: head})
+            return
+    reason = _unusable_text(place)
+    if reason is not None:
+        yield set_aside(0, reason, head)
+        return
+    begins = True
+    for text, is_last in with_last(_decoded(place)):
+        yield Row(0, fields | {columns.text: text}, begins, is_last)
+        begins = False
+
+
+def _unusable_text(place: Place) -> str | None:
+    """Why a long text cannot be used; None if it can. A text is one document, which is taken whole or not at all."""
+    try:
+        return BLANK if all(not piece.strip() for piece in _decoded(place)) else None
+    except UnicodeDecodeError:
+        return NOT_UTF8
+
+
+def _decoded(place: Place) -> Iterator[str]:
+    """A text in UTF-8 in pieces, cut where tokenizers have no token across."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    rest = ""
+    with _content(place) as content:
+        while piece := content.read(_CHUNK_BYTES):
+            rest += decoder.decode(piece)
+            while (end := cut_place(rest)) < len(rest):
+                yield rest[:end]
+                rest = rest[end:]
+        decoder.decode(b"", final=True)
+    yield rest
 
 
 def _read_tar(place: Place, columns: Columns, name: str) -> Rows:
-    """Samples of a WebDataset archive: neighbours whose paths are the same up to the first dot of the name."""
-    number, key, members = 0, None, dict[str, bytes]()
-    for path, content in _tar_members(place):
-        stem, _, ending = path.name.partition(".")
-        if key not in (None, path.with_name(stem)):
-            yield _sample(number, key, members, columns)
-            number, members = number + 1, {}
-        key = path.with_name(stem)
-        if ending.lower() in ("txt", "json"):
-            members[ending.lower()] = content()
+    """Samples of a WebDataset archive: neighbours whose paths are the same up to the first dot of the name.
+
+    A second member of one name begins a sample of its own, so that none is lost.
+    """
+    number, key, members = 0, None, dict[str, bytes | None]()
+    with _content(place) as content:
+        for member in members_of(content):
+            stem, _, ending = member.path.name.partition(".")
+            ending = ending.lower()
+            if key not in (None, member.path.with_name(stem)) or ending in members:
+                yield _sample(number, key, members, columns)
+                number, members = number + 1, {}
+            key = member.path.with_name(stem)
+            if ending in ("txt", "json"):
+                members[ending] = None if member.content is None else member.content()
     if key is not None:
         yield _sample(number, key, members, columns)
 
 
-def _tar_members(place: Place) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
-    """The path of each file in an archive, hidden ones passed over, and how to read it before the next one comes."""
-    with ExitStack() as stack:
-        content = stack.enter_context(place.open_stream(_compression(place)))
-        archive = stack.enter_context(tarfile.open(fileobj=content, mode="r|", tarinfo=_Member))
-        while (member := archive.next()) is not None:
-            path = PurePosixPath(member.name)
-            if member.isfile() and not path.name.startswith("."):
-                yield path, partial(_content, archive, member)
-            archive.members.clear()  # type: ignore[attr-defined] # it would keep every member of a stream
-        while content.read(_CHUNK_BYTES):
-            pass  # the end of what was compressed shows whether all of it was there
-
-
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    content = archive.extractfile(member)
-    return b"" if content is None else content.read()
-
-
-class _Member(tarfile.TarInfo):
-    """A member whose header must be sound: tarfile alone would take a damaged one for the end of the archive."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(
-                f"the archive breaks off or is damaged at byte {archive.offset}: {error}"
-            ) from error
-
-
-def _sample(number: int, key: object, members: dict[str, bytes], columns: Columns) -> Row | SetAside:
-    needs_json = "txt" not in members or set(columns.roles()) != {"text"}
+def _sample(number: int, key: object, members: dict[str, bytes | None], columns: Columns) -> Row | SetAside:
     if not members:
         return set_aside(number, NO_MEMBER, str(key))
-    row = _json_row(number, members["json"]) if needs_json and "json" in members else Row(number, {})
-    if isinstance(row, SetAside) or "txt" not in members:
+    text, described = members.get("txt"), members.get("json")
+    if None in members.values():
+        return set_aside(number, LINK, str(key))
+    needs_json = text is None or set(columns.roles()) != {"text"}
+    row = _json_row(number, described) if needs_json and described is not None else Row(number, {})
+    if isinstance(row, SetAside) or text is None:
         return row
-    return Row(number, {**row.fields, columns.text: members["txt"]})
+    return Row(number, {**row.fields, columns.text: text})
 
 
 _READERS: dict[str, Callable[[Place, Columns, str], Rows]] = {

@@ -199,9 +199,17 @@ def test_each_finished_segment_is_a_generation_that_can_be_read_at_once(made: Ma
 
 def test_progress_counts_up_to_every_shard_row_and_token(made: Made) -> None:
     manifest = made.manifest
-    assert made.progress[0] == IngestProgress(0, len(TEXTS), 0.0, 0, 0, 0, 0)
+    assert made.progress[0] == IngestProgress(0, len(TEXTS), 0.0, 0, 0, 0, 0, 1, ["notes.csv"])
     assert made.progress[-1] == IngestProgress(
-        len(TEXTS), len(TEXTS), 1.0, manifest.num_samples, manifest.num_tokens, NUM_WITHOUT_TEXT, manifest.generation
+        len(TEXTS),
+        len(TEXTS),
+        1.0,
+        manifest.num_samples,
+        manifest.num_tokens,
+        NUM_WITHOUT_TEXT,
+        manifest.generation,
+        num_passed_over=1,
+        passed_over=["notes.csv"],
     )
     for name in ("shards_done", "share_done", "num_rows", "num_tokens", "generation"):
         seen = [getattr(each, name) for each in made.progress]
@@ -279,9 +287,11 @@ def test_how_fast_it_is_made_is_not_a_setting_of_the_corpus(made: Made) -> None:
 
 
 def test_a_shard_that_has_changed_is_refused(copied: IngestSettings) -> None:
+    write_jsonl(Path(copied.source) / "de/new.jsonl", sentences("new", 20))
+    ingest(copied)
     before = content_of(copied.corpus_folder)
-    write_jsonl(Path(copied.source) / "en/one.jsonl", sentences("other", 3))
-    with pytest.raises(CorpusError, match=r"shard en/one.jsonl has changed since it was ingested"):
+    write_jsonl(Path(copied.source) / "de/new.jsonl", sentences("other", 3))
+    with pytest.raises(CorpusError, match=r"shard de/new.jsonl has changed since it was ingested"):
         ingest(copied)
     assert content_of(copied.corpus_folder) == before
 

@@ -112,11 +112,11 @@ def test_a_worker_that_dies_is_replaced(
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
-    for _ in range(300):
+    for _ in range(1200):
         if is_so():
             return
         time.sleep(0.1)
-    raise AssertionError("it did not come about within 30 s")
+    raise AssertionError("it did not come about within 120 s")
 
 
 def test_an_ingest_that_is_stopped_keeps_what_is_scored_and_goes_on_there(
@@ -138,6 +138,28 @@ def test_an_ingest_that_is_stopped_keeps_what_is_scored_and_goes_on_there(
     assert_clusters(settings, manifest.num_samples)
     assert manifest.segments[: len(stopped.segments)] == stopped.segments
     assert manifest == read_manifest(settings.corpus_folder)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_command_that_is_stopped_by_a_signal_says_so_and_can_go_on(
+    source: Path, tiny_model: Path, tmp_path: Path, ray_session: None, number: int, code: int
+) -> None:
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    for shard in range(40):
+        write_jsonl(tmp_path / f"source/{shard}.jsonl", sentences(f"shard {shard}", 200))
+    arguments = ["ingest", tmp_path / "source", "--corpus", NAME, "--root", tmp_path, "--model", tiny_model]
+    command = [sys.executable, "-m", "replay_service", *map(str, arguments), "--seq-len", "16"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        folder = tmp_path / "corpora" / NAME
+        wait_until(lambda: any(folder.glob("staging/*/*/*.arrow")))
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "stopped; run the same command again to go on" in said
+    assert "Traceback" not in said
+    status = read_status(folder)
+    assert status is not None and status.state == "stopped"
+    wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
 
 
 def assert_clusters(settings: IngestSettings, num_samples: int) -> None:

@@ -18,6 +18,8 @@ from replay_service.corpus.ingest.staging import SET_ASIDE, Packed, read_packed
 from replay_service.corpus.shards.documents import BLANK, NO_GROUP, NOT_A_STRING, NOT_JSON
 from replay_service.corpus.shards.sources import Columns, Shard, find_shards
 from replay_service.errors import CorpusError, UnusableSource
+from replay_service.language.packing import Ends, id_dtype, pack
+from replay_service.language.pieces import PIECE_CHARACTERS
 from replay_service.language.tokenizer import ends_of, load_tokenizer
 from tests.corpus.ingested import cut_by_hand
 from tests.corpus.shard_files import compressed, write
@@ -192,6 +194,39 @@ def test_few_long_documents_are_tokenized_at_once(
     shard = broken_off(tmp_path / "a.jsonl.gz", [" ".join(sentences(f"long {i}", 200)) for i in range(200)])
     parts = pack_shard("key", shard, settings_for(tiny_model, tmp_path))
     assert numbers_of([next(parts)]) == list(range(ROWS_A_PART))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_long_document_is_packed_as_a_whole_one_is(
+    tiny_model: Path, tokenizer: Any, tmp_path: Path, name: str
+) -> None:
+    """It is tokenized in pieces, and a separator comes at its end alone."""
+    text = " ".join(sentences("long", 15_000))
+    assert len(text) > 2 * PIECE_CHARACTERS
+    texts = [text] if name == "a.txt" else ["before", text, "after"]
+    if name == "a.txt":
+        (tmp_path / name).write_text(text)
+    else:
+        write_jsonl(tmp_path / name, texts)
+    parts = list(pack_shard("key", only_shard(tmp_path / name), settings_for(tiny_model, tmp_path)))
+    assert [ids for *_, ids in rows_of(parts)] == list(cut_by_hand(texts, tokenizer, SEQ_LEN))
+    packed = read_packed(tmp_path, "key")
+    assert packed is not None and packed.num_documents == len(texts)
+
+
+def test_a_bos_token_begins_a_long_document_and_each_of_its_rows_but_not_its_pieces(
+    tiny_model: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    texts = ["before", " ".join(sentences("long", 15_000)), "after"]
+    assert len(texts[1]) > 2 * PIECE_CHARACTERS
+    without = settings_for(tiny_model, tmp_path)
+    ends, num_ids = Ends(without.ends.separator_id, without.vocab_size), without.vocab_size + 1
+    shard = only_shard(write_jsonl(tmp_path / "a.jsonl", texts))
+    rows = [ids for *_, ids in rows_of(list(pack_shard("key", shard, replace(without, ends=ends, vocab_size=num_ids))))]
+    assert {row[0] for row in rows} == {ends.bos_id}
+    documents = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    whole = pack(documents, SEQ_LEN, ends, id_dtype(num_ids))
+    assert rows == [tuple(ids[:n].tolist()) for ids, n in zip(whole.input_ids, whole.length, strict=True)]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.arrow"])

@@ -5,12 +5,21 @@ import http.server
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from replay_service.corpus.shards.places import AllowedPlaces
-from replay_service.corpus.shards.sources import Columns, Document, Shard, find_shards, read_documents
+from replay_service.corpus.shards.sources import (
+    Columns,
+    Document,
+    Shard,
+    check_readable,
+    find_shards,
+    fingerprint_of,
+    read_documents,
+)
 from replay_service.errors import SourceForbidden, UnusableSource
 from tests.corpus.worlds import write_jsonl
 from tests.object_storage import s3_server, upload, url_query
@@ -23,6 +32,14 @@ HTTP = AllowedPlaces(("https://host/web?token=t",))
 def texts_of(shards: list[Shard]) -> list[object]:
     found = (each for shard in shards for each in read_documents(shard, Columns()))
     return [each.content for each in found if isinstance(each, Document)]
+
+
+READS: tuple[Callable[[Shard], object], ...] = (
+    fingerprint_of,
+    lambda shard: check_readable(shard, Columns()),
+    lambda shard: texts_of([shard]),
+)
+"""All that reads a shard after it was found."""
 
 
 @pytest.mark.parametrize(
@@ -142,8 +159,9 @@ def test_no_link_leads_out_of_a_place_whether_it_is_named_walked_or_matched(
 
 
 def test_a_link_within_a_place_is_followed(folder: Path) -> None:
-    (folder / "shards/fr").symlink_to(folder / "shards/web")
-    assert texts_of(find_shards(folder / "shards", AllowedPlaces((str(folder / "shards"),)))) == ["mine", "mine"]
+    write_jsonl(folder / "books/a.jsonl", ["book"])
+    (folder / "shards/fr").symlink_to(folder / "books")
+    assert texts_of(find_shards(folder / "shards", AllowedPlaces((str(folder),)))) == ["book", "mine"]
 
 
 def test_a_place_may_itself_be_a_link(folder: Path) -> None:
@@ -155,8 +173,9 @@ def test_a_file_that_becomes_a_link_after_it_was_found_is_not_read(folder: Path)
     (shard,) = find_shards(folder / "shards", AllowedPlaces((str(folder / "shards"),)))
     (folder / "shards/web/a.jsonl").unlink()
     (folder / "shards/web/a.jsonl").symlink_to(folder / "secrets/a.jsonl")
-    with pytest.raises(SourceForbidden):
-        texts_of([shard])
+    for read in READS:
+        with pytest.raises(SourceForbidden):
+            read(shard)
 
 
 def test_a_place_in_object_storage_gives_its_query_to_what_lies_below(folder: Path) -> None:
@@ -205,6 +224,14 @@ def http_server(folder: Path) -> Iterator[str]:
             thread.join()
 
 
+def test_the_query_of_a_url_is_no_wildcard(folder: Path) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads HTTP by aiohttp")
+    with http_server(folder) as host:
+        assert texts_of(find_shards(f"{host}/shards/web/a.jsonl?token=t")) == ["mine"]
+        with pytest.raises(UnusableSource, match=rf"there is no file or folder {host}/shards/web/b.jsonl$"):
+            find_shards(f"{host}/shards/web/b.jsonl?token=t")
+
+
 def test_no_redirect_leads_out_of_a_place(folder: Path) -> None:
     pytest.importorskip("aiohttp", reason="fsspec reads HTTP by aiohttp")
     with http_server(folder) as host:
@@ -214,6 +241,9 @@ def test_no_redirect_leads_out_of_a_place(folder: Path) -> None:
         with pytest.raises(SourceForbidden, match="redirects to another address"):
             find_shards(f"{host}/shards/moved.jsonl", allowed)
         (shard,) = find_shards(f"{host}/shards/web/a.jsonl", allowed)
+        for read in READS:
+            with pytest.raises(SourceForbidden, match="redirects to another address"):
+                read(replace(shard, url=f"{host}/shards/moved.jsonl"))
         (folder / "shards/web/a.jsonl").unlink()
         with pytest.raises(UnusableSource):
             texts_of([shard])

@@ -26,7 +26,15 @@ from replay_service.corpus.shards.documents import (
     NOT_TOKENS,
     NOT_UTF8,
 )
-from replay_service.corpus.shards.sources import Columns, Document, SetAside, Shard, find_shards, read_documents
+from replay_service.corpus.shards.sources import (
+    Columns,
+    Document,
+    SetAside,
+    Shard,
+    check_readable,
+    find_shards,
+    read_documents,
+)
 from replay_service.errors import UnusableSource
 from tests.corpus.shard_files import (
     ARCHIVES,
@@ -118,7 +126,13 @@ TEXT_TYPES = [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.
 @pytest.mark.parametrize("name", ["web.arrow", "web.stream.ipc", "web.parquet"])
 def test_text_may_have_any_type_that_holds_text(tmp_path: Path, name: str, type_: pa.DataType) -> None:
     table = pa.table({"text": pa.array(["één", "", None, "één"], pa.string()).cast(type_)})
-    assert [each[-1] for each in read(write_table(tmp_path / name, table))] == ["één", "", "None", "één"]
+    found = read(write_table(tmp_path / name, table))
+    assert [each.content if isinstance(each, Document) else each.excerpt for each in found] == [
+        "één",
+        "",
+        "None",
+        "één",
+    ]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -131,7 +145,7 @@ def test_a_table_row_that_is_not_utf8_is_set_aside(tmp_path: Path, name: str) ->
 
 def test_blank_lines_are_passed_over_but_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\r\n\n  \n{"text": 1}\n{"text": "y"}')
-    assert [each[-1] for each in read(tmp_path)] == ["x", "1", "y"]
+    assert [each.content for each in read(tmp_path) if isinstance(each, Document)] == ["x", "y"]
     assert reasons(tmp_path) == [(3, NOT_A_STRING)]
 
 
@@ -174,6 +188,46 @@ def test_a_text_file_that_is_blank_or_not_utf8_is_set_aside(tmp_path: Path) -> N
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "b.txt").write_bytes(b"")
     assert read(tmp_path) == [SetAside(0, NOT_UTF8, "\\xff\\xfe\\x00"), SetAside(0, BLANK, "")]
+
+
+@pytest.mark.parametrize("name", ["story.txt", "story.txt.gz"])
+def test_a_long_text_is_one_document_in_pieces(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "_LONG_TEXT_BYTES", 1000)
+    monkeypatch.setattr(readers, "_CHUNK_BYTES", 777)
+    text = "été " * 200_000
+    (tmp_path / name).write_bytes(compressed(tmp_path / name, b"\xef\xbb\xbf" + text.encode()))
+    pieces = [each for each in read(tmp_path) if isinstance(each, Document)]
+    assert "".join(str(piece.content) for piece in pieces) == text
+    assert len(pieces) > 2
+    assert [piece.begins for piece in pieces] == [True, *[False] * (len(pieces) - 1)]
+    assert [piece.ends for piece in pieces] == [*[False] * (len(pieces) - 1), True]
+
+
+@pytest.mark.parametrize("end", [b"\xff", b"\xc3"])
+def test_a_long_text_is_taken_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: bytes) -> None:
+    monkeypatch.setattr(readers, "_LONG_TEXT_BYTES", 1000)
+    (tmp_path / "a.txt").write_bytes(b"word " * 300 + end)
+    assert reasons(tmp_path) == [(0, NOT_UTF8)]
+    (tmp_path / "a.txt").write_bytes(b" \n" * 1000)
+    assert reasons(tmp_path) == [(0, BLANK)]
+
+
+@pytest.mark.parametrize("name", COLUMNED)
+def test_a_shard_whose_first_rows_hold_another_type_is_refused_at_its_head(tmp_path: Path, name: str) -> None:
+    chat = [{"role": "user", "content": "hello"}]
+    write(tmp_path / name, [{"messages": chat, "ids": ["a"]}] * 3)
+    (shard,) = find_shards(tmp_path)
+    with pytest.raises(UnusableSource, match=r"row 0: the text is not a string: .*apply_chat_template"):
+        check_readable(shard, Columns(text="messages"))
+    with pytest.raises(UnusableSource, match=r"row 0: the token ids are not .*name another column"):
+        check_readable(shard, Columns(tokens="ids"))
+
+
+@pytest.mark.parametrize("name", COLUMNED)
+def test_a_shard_that_begins_without_text_is_not_refused_for_it(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, [{"text": None}, {"text": " "}, {"text": "at last"}])
+    (shard,) = find_shards(tmp_path)
+    check_readable(shard, Columns())
 
 
 @pytest.mark.parametrize("name", ARCHIVES)

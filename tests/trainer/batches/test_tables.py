@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.batches.tables import ROWS_AT_ONCE, find_tables, parquet_writer
+from replay_service.corpus.shards.documents import HALF_A_PAIR, NOT_A_STRING, NOT_JSON, NOT_UTF8
+from tests.corpus.shard_files import compressed
+from trainer.batches.tables import ROWS_AT_ONCE, Unusable, find_tables, parquet_writer, texts_of
 from trainer.errors import InvalidTraining
 
 
@@ -71,20 +73,39 @@ def test_parquet_keeps_its_types_and_its_metadata(tmp_path: Path) -> None:
     assert pa.Table.from_batches(tables.batches()).equals(table)
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ('{"id": 1}\n{"id": \n', "cannot be read"),
-        ('{"id": 1}\n[2]\n', "line 2 is no JSON object"),
-        ('{"id": 1}\n{"id": "one"}\n', "cannot be read"),
-        ("", "holds no rows"),
-        ("\n \n", "holds no rows"),
-    ],
-)
-def test_damaged_lines_are_named_before_anything_is_read(tmp_path: Path, content: str, said: str) -> None:
+@pytest.mark.parametrize("content", ["", "\n \n", "[1]\n", '{"id": '])
+def test_a_file_without_any_row_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "rows.jsonl").write_text(content)
-    with pytest.raises(InvalidTraining, match=said):
+    with pytest.raises(InvalidTraining, match="holds no rows"):
         find_tables(tmp_path / "rows.jsonl")
+
+
+def test_lines_that_are_no_rows_are_null_and_named_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"id": 1}\n{"id": \n\n[2]\n\xff\n{"id": 2}\n')
+    tables = find_tables(tmp_path / "rows.jsonl")
+    assert tables.unusable == (
+        Unusable("rows.jsonl line 2", NOT_JSON),
+        Unusable("rows.jsonl line 4", NOT_JSON),
+        Unusable("rows.jsonl line 5", NOT_UTF8),
+    )
+    assert [row["id"] for row in rows_of(tmp_path)] == [1, None, None, None, 2]
+
+
+def test_texts_that_cannot_be_read_are_null_and_named(tmp_path: Path) -> None:
+    rows = [{"text": "a"}, {"text": "\ud83d"}, {"text": 5}, {"text": None}, {}, {"text": "b"}]
+    tables = find_tables(write_lines(tmp_path / "rows.jsonl", rows), ["text"])
+    assert [(each.place, each.reason) for each in tables.unusable] == [
+        ("rows.jsonl line 2", HALF_A_PAIR),
+        ("rows.jsonl line 3", NOT_A_STRING),
+    ]
+    (batch,) = tables.batches()
+    assert texts_of(batch["text"]) == ["a", None, None, None, None, "b"]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.zst", "rows.jsonl.bz2", "rows.json.xz"])
+def test_lines_are_read_as_an_ingest_reads_them(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(compressed(tmp_path / name, b'\xef\xbb\xbf{"id": 1}\n{"id": 2}'))
+    assert rows_of(tmp_path) == [{"id": 1}, {"id": 2}]
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -94,26 +115,46 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
             find_tables(tmp_path / name)
 
 
-def test_parquet_text_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
-    damaged = pa.array([b"\xff\xfe"]).view(pa.string())
+def test_parquet_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    damaged = pa.array([b"a", b"\xff\xfe"]).view(pa.string())
     pq.write_table(pa.table({"text": damaged}), tmp_path / "rows.parquet")
-    with pytest.raises(InvalidTraining, match="cannot be read"):
-        rows_of(tmp_path / "rows.parquet")
+    assert find_tables(tmp_path, ["text"]).unusable == (Unusable("rows.parquet row 1", NOT_UTF8),)
+    assert find_tables(tmp_path).unusable == ()
 
 
-def test_files_whose_columns_do_not_go_together_are_refused(tmp_path: Path) -> None:
+def test_files_of_other_types_and_columns_are_brought_together(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array(["a"]), "id": pa.array([1], pa.int32())}), tmp_path / "a.parquet")
+    large = pa.table({"text": pa.array(["b"], pa.large_string()), "id": pa.array([2], pa.int64()), "more": [0.5]})
+    pq.write_table(large, tmp_path / "b.parquet")
+    pq.write_table(pa.table({"text": pa.array(["c"]), "id": pa.array([None], pa.null())}), tmp_path / "c.parquet")
+    write_lines(tmp_path / "d.jsonl", [{"text": "d", "more": None}])
+    assert [tuple(row.values()) for row in rows_of(tmp_path)] == [
+        ("a", 1, None),
+        ("b", 2, 0.5),
+        ("c", None, None),
+        ("d", None, None),
+    ]
+
+
+def test_files_whose_columns_do_not_go_together_are_refused_with_both_types(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [1]}), tmp_path / "a.parquet")
-    pq.write_table(pa.table({"id": [1], "more": [2]}), tmp_path / "b.parquet")
-    with pytest.raises(InvalidTraining, match=r"a\.parquet has other columns"):
-        find_tables(tmp_path)
     pq.write_table(pa.table({"id": ["one"]}), tmp_path / "b.parquet")
-    with pytest.raises(InvalidTraining, match="do not go together"):
+    with pytest.raises(InvalidTraining, match=r"'id' holds int64 in a\.parquet and string in b\.parquet"):
+        find_tables(tmp_path)
+
+
+def test_a_table_with_two_columns_of_a_name_does_not_go_with_others(tmp_path: Path) -> None:
+    twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["id", "id"])
+    pq.write_table(twice, tmp_path / "a.parquet")
+    assert find_tables(tmp_path).num_rows == 1
+    write_lines(tmp_path / "b.jsonl", [{"id": 1}])
+    with pytest.raises(InvalidTraining, match="more than one column 'id'"):
         find_tables(tmp_path)
 
 
 def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.txt").touch()
-    for source, said in (("text.txt", "is no table"), ("", "holds no table"), ("none", "there is no file")):
+    for source, said in (("text.txt", "holds no table"), ("", "holds no table"), ("none", "there is no file")):
         with pytest.raises(InvalidTraining, match=said):
             find_tables(tmp_path / source)
 

@@ -17,13 +17,15 @@ from trainer.job.metrics import MetricsFile
 
 
 def breaking_down(monkeypatch: pytest.MonkeyPatch, breaks: Callable[[int], bool], value: float = float("inf")) -> None:
-    """Models whose last row comes out as `value` in the forward passes that `breaks` names."""
+    """Models whose last row comes out as `value` in the training's forward passes that `breaks` names."""
 
     def load(name: str) -> Any:
         model, num_passes = load_model(name), 0
 
-        def hook(_module: Any, _inputs: Any, hidden_BTD: Tensor) -> Tensor:
+        def hook(module: Any, _inputs: Any, hidden_BTD: Tensor) -> Tensor:
             nonlocal num_passes
+            if not module.training:  # the model is tried before it is trained
+                return hidden_BTD
             num_passes += 1
             return torch.cat([hidden_BTD[:-1], hidden_BTD[-1:] * value]) if breaks(num_passes - 1) else hidden_BTD
 

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from replay_service.sampling.injection import exact_ratio, num_rehearsed
+from replay_service.stopping import Stopped, stop_signals
 from tests.gateway.worlds import make_token
 from tests.language.faulty_models import with_prefix
 from tests.support import make_tiny_model, running_service
@@ -69,6 +70,23 @@ def test_a_killed_worker_resumes_to_the_same_losses(tmp_path: Path, tiny_model: 
     with ReplayClient(service_url) as client:
         stats = client.stats("struck")
     assert (stats["num_reported"], stats["num_pending"]) == (72, 0)
+
+
+def test_a_signal_ends_a_job_with_the_exit_code_of_shells(tmp_path: Path, tiny_model: Path) -> None:
+    """Ray Train replaces the handler of SIGINT while it trains."""
+    job = a_job(tmp_path, tiny_model, None, num_steps=100_000)
+    sender = threading.Thread(target=send_after_a_step, args=(job.output, signal.SIGINT))
+    sender.start()
+    with pytest.raises(Stopped) as stopped, stop_signals():
+        run_training(job)
+    sender.join()
+    assert stopped.value.exit_code == 130
+
+
+def send_after_a_step(output: Path, number: int) -> None:
+    while not steps_of(output):
+        threading.Event().wait(0.02)
+    os.kill(os.getpid(), number)
 
 
 @pytest.mark.slow
