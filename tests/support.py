@@ -152,6 +152,12 @@ def free_port() -> int:
             return port
 
 
+def processes_of(service: "subprocess.Popen[bytes]", kind: str) -> list[int]:
+    """The process ids of the gateways of a service with several, or of its owner."""
+    children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
+    return [int(pid) for pid in children if kind in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
+
+
 @contextmanager
 def running_service(
     root: Path,
