@@ -259,13 +259,14 @@ class Journal:
         with self._engine.connect() as connection:
             return connection.execute(query.limit(1)).first() is not None
 
-    def latest_snapshot(self, run: str, most_next_step: int | None = None) -> Snapshot | None:
-        """The latest snapshot of a run, or of those whose next step is at most `most_next_step`."""
-        query = select(snapshots).where(snapshots.c.run == run).order_by(snapshots.c.seq.desc()).limit(1)
+    def latest_snapshot(self, run: str, most_seq: int, most_next_step: int | None = None) -> Snapshot | None:
+        """The latest snapshot of at most `most_seq` events of a run, or of those whose next step is at most
+        `most_next_step`."""
+        query = select(snapshots).where(snapshots.c.run == run, snapshots.c.seq <= most_seq)
         if most_next_step is not None:
             query = query.where(snapshots.c.next_step <= most_next_step)
         with self._engine.connect() as connection:
-            row = connection.execute(query).first()
+            row = connection.execute(query.order_by(snapshots.c.seq.desc()).limit(1)).first()
         return None if row is None else _snapshot(row)
 
     def snapshots(self, run: str) -> list[Snapshot]:

@@ -50,7 +50,7 @@ SETTINGS: Final[dict[str, Any]] = {
 }
 LAG: Final = MOST_STEPS_A_WINDOW + 4
 """In fenced mode. A window may have as many steps; the rest is what a rank may hold back."""
-PATIENT: Final = RetryPolicy(give_up_after_s=60.0, first_wait_s=0.02, longest_wait_s=0.05)
+PATIENT: Final = RetryPolicy(give_up_after_s=300.0, first_wait_s=0.02, longest_wait_s=0.05)
 
 _SHARE_KILLED_AT_START: Final = 0.125
 
