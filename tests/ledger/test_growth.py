@@ -44,7 +44,7 @@ def owner_on(journal: Journal, folder: Path, **config: object) -> RunOwner:
 
 def another_owner(journal: Journal, folder: Path) -> RunOwner:
     store = CorpusStore(folder)
-    return RunOwner(journal, journal.run("tuning"), lambda: store.get("wiki"), OwnerLimits(snapshot_every=3))
+    return RunOwner(journal, "tuning", lambda _: store.get("wiki"), OwnerLimits(snapshot_every=3))
 
 
 def seen(owner: RunOwner) -> tuple[int, list[int]]:
@@ -316,7 +316,7 @@ def test_a_process_that_knows_an_earlier_generation_alone_takes_nothing_back(
     owner.adopt()
     owner.plan(0, 2, AHEAD)
     num_events = journal.num_events("tuning")
-    other = RunOwner(journal, journal.run("tuning"), lambda: behind)
+    other = RunOwner(journal, "tuning", lambda _: behind)
     with pytest.raises(CorpusUnavailable, match="generation 2"):
         other.plan(2, 1, AHEAD)
     with pytest.raises(InvalidRun):
