@@ -176,7 +176,10 @@ def running_service(
     if database_url is not None:
         command += ["--database-url", database_url]
     command += map(str, options)
-    with (root / "serve.log").open("ab") as log, subprocess.Popen(command, stderr=log) as process:
+    with (
+        (root / "serve.log").open("ab") as log,
+        subprocess.Popen(command, stderr=log, start_new_session=True) as process,
+    ):
         base_url = f"{'http' if trusted is None else 'https'}://127.0.0.1:{port}"
         try:
             _await_ready(base_url, process, trusted or True)
