@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import numpy as np
+from sqlalchemy.exc import SQLAlchemyError
 
 from replay_service.errors import InvalidReport, InvalidRun, RunClosed, RunOpen, RunTaken, StepOutOfRange
 from replay_service.ledger import restoring
@@ -82,9 +83,12 @@ class RunOwner:
         self._recent.forget()
         try:
             restored = restoring.latest(self._journal, self.record)
-        finally:
+        except SQLAlchemyError:
+            raise
+        except Exception:
             # Of a run that another process has deleted and created again, what was read need not fit together.
             self._journal.check(self._lease)
+            raise
         self._state, self._num_events = restored.state, restored.num_events
         self._attempt, self._last_snapshot = restored.attempt, restored.snapshot_seq
 
