@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from structlog.testing import capture_logs
 
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import JournalUnavailable
@@ -80,7 +81,7 @@ def test_the_client_gives_up_a_host_that_is_lost(engine: Engine) -> None:
         assert driver is not None
         given = driver.info.get_parameters()
     limits = ("connect_timeout", "tcp_user_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count")
-    assert [given[name] for name in limits] == ["5", "15000", "5", "5", "2"]
+    assert [given[name] for name in limits] == ["1", "15000", "5", "5", "2"]
 
 
 USES: list[Callable[[Journal], object]] = [
@@ -119,7 +120,7 @@ def test_a_commit_ends_and_the_owner_goes_on(silencing: Silencing, journal: Jour
     owner = owner_of(journal, corpus)
     (plan,) = owner.plan(0, 1, 64)
     silencing.proxy.fall_silent()
-    with pytest.raises((JournalUnavailable, SQLAlchemyError)):
+    with capture_logs(), pytest.raises((JournalUnavailable, SQLAlchemyError)):
         owner.plan(1, 1, 64)
     with pytest.raises((JournalUnavailable, SQLAlchemyError)):
         owner.read(lambda state: state.next_step)
@@ -155,7 +156,7 @@ def test_a_service_says_that_its_database_is_silent_and_goes_on_when_it_speaks(
     tmp_path: Path, silencing: Silencing
 ) -> None:
     make_corpus(tmp_path / "corpora")
-    with client_on(tmp_path, database_url=silencing.url, database_timeout_s=TIMEOUT_S) as client:
+    with capture_logs(), client_on(tmp_path, database_url=silencing.url, database_timeout_s=TIMEOUT_S) as client:
         create_run(client)
         rows = losses_of(batch_of(client, 0, 4))
         silencing.proxy.fall_silent()
