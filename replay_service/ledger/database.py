@@ -115,6 +115,7 @@ def _connect_bounded(timeout_s: float) -> Callable[..., Any]:
                     self.close()
                 raise
 
+    connect_s = min(_CONNECT_S, math.ceil(timeout_s))
     silence = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 2}
 
     def connect(_dialect: Any, _entry: Any, arguments: list[Any], options: dict[str, Any]) -> Any:

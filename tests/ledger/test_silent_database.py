@@ -90,7 +90,7 @@ USES: list[Callable[[Journal], object]] = [
     lambda journal: journal.planned("tuning", 0, 4),
     lambda journal: journal.take("tuning"),
     lambda journal: journal.create_run(record_of("another")),
-    lambda journal: list(journal.entries("tuning")),
+    lambda journal: journal.snapshots("tuning"),
 ]
 
 
