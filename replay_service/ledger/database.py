@@ -120,7 +120,7 @@ def _connect_bounded(timeout_s: float) -> Callable[..., Any]:
 
     def connect(_dialect: Any, _entry: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
         limits = {
-            "connect_timeout": min(_CONNECT_S, math.ceil(timeout_s)),
+            "connect_timeout": connect_s,
             "tcp_user_timeout": _SILENT_S * 1000,
             **silence,
         }
