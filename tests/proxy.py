@@ -1,4 +1,5 @@
-"""A TCP proxy that does to a connection what networks do: delay, cut, reset, trickle, damage, and silence."""
+"""A TCP proxy that does to a connection what networks do: delay, cut, reset, trickle, damage, and silence, for good or
+for a while."""
 
 import socket
 import struct
@@ -62,19 +63,34 @@ class FaultyProxy:
     _sockets: list[socket.socket] = field(default_factory=list)
     _threads: list[threading.Thread] = field(default_factory=list)
     _stopped: threading.Event = field(default_factory=threading.Event)
+    _speaks: threading.Event = field(default_factory=threading.Event)
+
+    def fall_silent(self) -> None:
+        """Hold back whatever comes on any connection, and open connections all the same."""
+        self._speaks.clear()
+
+    def speak(self) -> None:
+        """Pass on what was held back, and all that comes."""
+        self._speaks.set()
+
+    @property
+    def port(self) -> int:
+        return int(self._listener.getsockname()[1])
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> "FaultyProxy":
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen()
+        self._speaks.set()
         self._start(self._accept)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
+        self._speaks.set()
         for each in [self._listener, *self._sockets]:
             _end(each)
         for thread in self._threads:
@@ -105,6 +121,7 @@ class FaultyProxy:
         num_passed = 0
         with suppress(OSError):
             while data := source.recv(1 << 16):
+                self._speaks.wait()
                 before = max(0, fault.after - num_passed)
                 if fault.kind == "none" or len(data) <= before:
                     sink.sendall(data)

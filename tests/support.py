@@ -158,6 +158,12 @@ def free_port() -> int:
             return port
 
 
+def processes_of(service: "subprocess.Popen[bytes]", kind: str) -> list[int]:
+    """The process ids of the gateways of a service with several, or of its owner."""
+    children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
+    return [int(pid) for pid in children if kind in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
+
+
 @contextmanager
 def running_service(
     root: Path,
@@ -176,7 +182,10 @@ def running_service(
     if database_url is not None:
         command += ["--database-url", database_url]
     command += map(str, options)
-    with (root / "serve.log").open("ab") as log, subprocess.Popen(command, stderr=log) as process:
+    with (
+        (root / "serve.log").open("ab") as log,
+        subprocess.Popen(command, stderr=log, start_new_session=True) as process,
+    ):
         base_url = f"{'http' if trusted is None else 'https'}://127.0.0.1:{port}"
         try:
             _await_ready(base_url, process, trusted or True)

@@ -78,6 +78,10 @@ def test_a_port_that_is_none_is_refused(port: object) -> None:
         ("max_steps_per_request", 0),
         ("max_steps_ahead", 0),
         ("drain_timeout_s", 0),
+        ("database_timeout_s", 0.9),
+        ("database_timeout_s", 3601),
+        ("shutdown_delay_s", -1),
+        ("max_response_bytes", 1000),
         ("log_level", "loud"),
     ],
 )

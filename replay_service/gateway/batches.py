@@ -60,24 +60,44 @@ class BatchSource:
                 "`--store-topk 8`, or ask without topk"
             )
         _check_size(mine, corpus.record_bytes, MOST_JSON_BYTES if as_json else self.max_response_bytes)
-        samples = await _samples(corpus, mine)
+        samples = await self._samples(window, corpus, mine)
         if corpus.is_remote:
             await self._read_ahead(corpus, window, asked)
         return _batch(window, asked, corpus, mine, samples), window.is_new
 
     async def _corpus(self, window: Window) -> Corpus:
-        """The corpus that a window's run began on."""
+        """The corpus that a window's run began on, as it is at hand if it is."""
         if self.corpora.is_remote:
             corpus = await run_in_threadpool(self.corpora.at, window.corpus, window.generation)
         else:
             corpus = self.corpora.at(window.corpus, window.generation)
-        if window.corpus_fingerprint not in (None, corpus.fingerprint):
+        if not _is_of(window, corpus):
+            return await self._corpus_now(window)
+        corpus.need(window.generation)  # the process that plans may have seen a later one
+        return corpus
+
+    async def _corpus_now(self, window: Window) -> Corpus:
+        """The corpus that a window's run began on, looked for again."""
+        corpus = await run_in_threadpool(self.corpora.get, window.corpus)
+        if not _is_of(window, corpus):
             raise CorpusReplaced(
                 f"corpus {window.corpus!r} is not the one that run {window.run!r} began on, but another one of its "
                 "name; bring the corpus back, or create a new run"
             )
-        corpus.need(window.generation)  # the process that plans may have seen a later one
+        corpus.need(window.generation)
         return corpus
+
+    async def _samples(self, window: Window, corpus: Corpus, mine: "RankRows") -> SampleRows | SampleColumns:
+        """The samples of a rank.
+
+        Those that cannot be read are damaged, unless another corpus stands where theirs was.
+        """
+        samples = await _read(corpus, mine)
+        if not samples.length.all():
+            now = await self._corpus_now(window)
+            if now is not corpus:
+                return await _read(now, mine)
+        return samples
 
     async def _read_ahead(self, corpus: Corpus, window: Window, asked: BatchRequest) -> None:
         """Begin to fetch the rank's samples of the next window, as far as another rank has had it planned."""
@@ -105,7 +125,12 @@ class RankRows:
         return cls(stacked(parts), [len(each) for each in parts])
 
 
-async def _samples(corpus: Corpus, mine: RankRows) -> SampleRows | SampleColumns:
+def _is_of(window: Window, corpus: Corpus) -> bool:
+    """Whether a window's run began on this corpus."""
+    return window.corpus_fingerprint in (None, corpus.fingerprint)
+
+
+async def _read(corpus: Corpus, mine: RankRows) -> SampleRows | SampleColumns:
     """The samples, read in a thread unless that is a matter of microseconds."""
     sample_ids = mine.rows["sample_id"]
     is_small = len(sample_ids) * corpus.record_bytes <= MOST_BYTES_AT_ONCE

@@ -34,6 +34,7 @@ class Readiness:
     """Looks whether the service can answer.
 
     Args:
+        least_free_bytes: of the disk of `root`; with less, it is full.
         monotonic: a clock, seconds.
     """
 
@@ -42,11 +43,13 @@ class Readiness:
         settings: ServiceSettings,
         journal: Journal,
         store: CorpusStore,
+        least_free_bytes: int = LEAST_FREE_BYTES,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._journal = journal
         self._store = store
+        self._least_free_bytes = least_free_bytes
         self._monotonic = monotonic
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="readiness")
         self._look: asyncio.Future[str] | None = None
@@ -79,7 +82,7 @@ class Readiness:
         except (SQLAlchemyError, OSError) as error:
             _log.error("the journal or the corpora cannot be read", exc_info=error)
             return f"the journal or the corpora cannot be read: {error.__class__.__name__}; the service's log says more"
-        if shutil.disk_usage(self._settings.root).free < LEAST_FREE_BYTES:
+        if shutil.disk_usage(self._settings.root).free < self._least_free_bytes:
             return "the disk of the service's root is full"
         return ""
 

@@ -69,6 +69,11 @@ class Server(uvicorn.Server):
         self._state.is_stopping = True
         self._stops_at = time.monotonic() + self._delay_s
 
+    def stop_at_once(self) -> None:
+        """Tell it not to go on for a while first; any thread may."""
+        self._state.is_stopping = True
+        self._stops_at = time.monotonic()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self._by_signals:
             return

@@ -1,5 +1,6 @@
 """The ledger's database: SQLite on one machine, PostgreSQL for many; opened, made durable, and brought up to date."""
 
+import math
 import sqlite3
 import threading
 import time
@@ -114,10 +115,15 @@ def _connect_bounded(timeout_s: float) -> Callable[..., Any]:
                     self.close()
                 raise
 
+    connect_s = min(_CONNECT_S, math.ceil(timeout_s))
     silence = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 2}
 
     def connect(_dialect: Any, _entry: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
-        limits = {"connect_timeout": _CONNECT_S, "tcp_user_timeout": _SILENT_S * 1000, **silence}
+        limits = {
+            "connect_timeout": connect_s,
+            "tcp_user_timeout": _SILENT_S * 1000,
+            **silence,
+        }
         return BoundedConnection.connect(*arguments, **limits | options)
 
     return connect

@@ -118,7 +118,7 @@ class Journal:
         with self._engine.connect() as connection:
             row = connection.execute(_RECORDS.where(runs.c.run == name)).first()
         if row is None:
-            raise UnknownRun(f"there is no run {name!r}; GET /v1/runs lists them, POST /v1/runs creates one")
+            raise _unknown(name)
         return _record(row)
 
     def take(self, run: str) -> Lease:
@@ -127,14 +127,14 @@ class Journal:
         with self._engine.begin() as connection:
             epoch = connection.execute(one_more.returning(runs.c.owner_epoch)).scalar_one_or_none()
         if epoch is None:
-            raise UnknownRun(f"there is no run {run!r} to own")
+            raise _unknown(run)
         return Lease(run, epoch)
 
     def check(self, lease: Lease) -> None:
         """Raises RunTaken when somebody else has become the owner of the run."""
         epoch = self._epoch.scalar({"the_run": lease.run})
         if epoch != lease.epoch:
-            lease.failure = lease.failure or run_taken(lease.run)
+            lease.failure = run_taken(lease.run)
             raise lease.failure
 
     def append(
@@ -259,13 +259,14 @@ class Journal:
         with self._engine.connect() as connection:
             return connection.execute(query.limit(1)).first() is not None
 
-    def latest_snapshot(self, run: str, most_next_step: int | None = None) -> Snapshot | None:
-        """The latest snapshot of a run, or of those whose next step is at most `most_next_step`."""
-        query = select(snapshots).where(snapshots.c.run == run).order_by(snapshots.c.seq.desc()).limit(1)
+    def latest_snapshot(self, run: str, most_seq: int, most_next_step: int | None = None) -> Snapshot | None:
+        """The latest snapshot of at most `most_seq` events of a run, or of those whose next step is at most
+        `most_next_step`."""
+        query = select(snapshots).where(snapshots.c.run == run, snapshots.c.seq <= most_seq)
         if most_next_step is not None:
             query = query.where(snapshots.c.next_step <= most_next_step)
         with self._engine.connect() as connection:
-            row = connection.execute(query).first()
+            row = connection.execute(query.order_by(snapshots.c.seq.desc()).limit(1)).first()
         return None if row is None else _snapshot(row)
 
     def snapshots(self, run: str) -> list[Snapshot]:
@@ -284,6 +285,10 @@ class Journal:
         with self._engine.connect() as connection:
             query = select(func.count()).select_from(events).where(events.c.run == run)
             return connection.execute(query).scalar_one()
+
+
+def _unknown(run: str) -> UnknownRun:
+    return UnknownRun(f"there is no run {run!r}; GET /v1/runs lists them, POST /v1/runs creates one")
 
 
 def _measured(rows: np.ndarray, sample_id: int) -> np.ndarray:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import numpy as np
+from sqlalchemy.exc import SQLAlchemyError
 
 from replay_service.errors import InvalidReport, InvalidRun, RunClosed, RunOpen, RunTaken, StepOutOfRange
 from replay_service.ledger import restoring
 from replay_service.ledger.combining import Combiner
 from replay_service.ledger.fence import Fence
 from replay_service.ledger.intake import HandedIn, Intake, ReportOutcome
-from replay_service.ledger.journal import Journal, RunRecord, Snapshot
+from replay_service.ledger.journal import Journal, Snapshot
 from replay_service.ledger.reports import check_values
 from replay_service.ledger.sampled_corpus import SampledCorpus, check_same, partition_seen
 from replay_service.ledger.windows import RecentPlans, Window
@@ -48,31 +49,46 @@ class RunOwner:
 
     Events are checked, made durable, folded in, then answered. Reports that wait for their turn are taken in together,
     and made durable by one commit.
+
+    Args:
+        corpus_of: gives a corpus by name.
+
+    Raises:
+        UnknownRun: when there is no such run.
+        RunTaken: when another process takes the run meanwhile.
     """
 
     def __init__(
         self,
         journal: Journal,
-        record: RunRecord,
-        corpus: Callable[[], SampledCorpus],
+        run: str,
+        corpus_of: Callable[[str], SampledCorpus],
         limits: OwnerLimits = DEFAULT_LIMITS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.record = record
         self._journal = journal
-        self._find_corpus = corpus
+        self._lease = journal.take(run)
+        # Read after that: from now on nobody can put another run of this name in its place unnoticed.
+        self.record = record = journal.run(run)
+        self._corpus_of = corpus_of
         self._snapshot_every = limits.snapshot_every
         self._fence = Fence(record.run, limits.seal_after_s, monotonic)
         self._intake = Intake(record.run, journal, self.corpus)
         self._combiner = Combiner(self._take_in)
         self._lock = threading.Lock()
         self._recent = RecentPlans()
-        self._lease = journal.take(record.run)
         self._load()
 
     def _load(self) -> None:
         self._recent.forget()
-        restored = restoring.latest(self._journal, self.record)
+        try:
+            restored = restoring.latest(self._journal, self.record)
+        except SQLAlchemyError:
+            raise
+        except Exception:
+            # Of a run that another process has deleted and created again, what was read need not fit together.
+            self._journal.check(self._lease)
+            raise
         self._state, self._num_events = restored.state, restored.num_events
         self._attempt, self._last_snapshot = restored.attempt, restored.snapshot_seq
 
@@ -108,7 +124,7 @@ class RunOwner:
 
     def corpus(self) -> SampledCorpus:
         """The run's corpus; raises CorpusReplaced when another one has its name, UnknownCorpus when none has."""
-        corpus = self._find_corpus()
+        corpus = self._corpus_of(self.record.corpus)
         check_same(self.record, corpus.fingerprint)
         return corpus
 

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from functools import partial
 
 import structlog
 
@@ -77,11 +76,10 @@ class Owners:
         """
         with self._lock:
             if run not in self._owners or self._owners[run].is_taken:
-                record = self._journal.run(run)
-                corpus = partial(self._corpus_of, record.corpus)
-                if run in self._owners:
-                    _log.warning("taking the run back from another process", run=run)
-                self._owners[run] = RunOwner(self._journal, record, corpus, self._limits)
+                former = self._owners.pop(run, None)
+                self._owners[run] = RunOwner(self._journal, run, self._corpus_of, self._limits)
+                if former is not None:
+                    _log.warning("took the run back from another process", run=run)
             return self._owners[run]
 
 

@@ -39,13 +39,22 @@ class Restored:
 
 def latest(journal: Journal, record: RunRecord) -> Restored:
     """The state after all events of a run."""
-    return _folded(journal, record, _held(journal.latest_snapshot(record.run), record))
+    return _restored(journal, record)
 
 
 def after_step(journal: Journal, record: RunRecord, step: int) -> RunState:
     """The fold of all events of steps up to `step`, from the latest snapshot that holds no later one."""
-    held = _held(journal.latest_snapshot(record.run, most_next_step=step + 1), record)
-    return _folded(journal, record, held, step).state
+    return _restored(journal, record, step).state
+
+
+def _restored(journal: Journal, record: RunRecord, step: int | None = None) -> Restored:
+    """The state after all events that there are now, or those of steps up to `step`.
+
+    Another process may append events meanwhile, a rewind too. So every read stops at the same event.
+    """
+    end_seq = journal.end_seq(record.run)
+    snapshot = journal.latest_snapshot(record.run, end_seq, None if step is None else step + 1)
+    return _folded(journal, record, _held(snapshot, record), end_seq, math.inf if step is None else step)
 
 
 def _held(snapshot: Snapshot | None, record: RunRecord) -> Restored:
@@ -58,10 +67,10 @@ def _held(snapshot: Snapshot | None, record: RunRecord) -> Restored:
     return Restored(RunState.initial(record.created), 1, 1, 1)
 
 
-def _folded(journal: Journal, record: RunRecord, held: Restored, most_step: float = math.inf) -> Restored:
-    """The fold of the events after those in `held`, of steps up to `most_step`, that no later rewind has forgotten."""
-    # Another process may append meanwhile: what is read is what there is now, in both reads.
-    events = partial(journal.entries, record.run, held.num_events, end_seq=journal.end_seq(record.run))
+def _folded(journal: Journal, record: RunRecord, held: Restored, end_seq: int, most_step: float) -> Restored:
+    """The fold of the events from those in `held` to before `end_seq`, of steps up to `most_step`, that no later rewind
+    has forgotten."""
+    events = partial(journal.entries, record.run, held.num_events, end_seq=end_seq)
     rewinds = [entry.event.step for entry in events(kind="rewound")]
     # The last step that counts: before the first rewind, between it and the next one, and so on; from the last.
     bounds = list(itertools.accumulate([most_step, *reversed(rewinds)], min))

@@ -215,7 +215,7 @@ def restoring(root: Path, corpus: Corpus, repeats: int, lengths: Sequence[int]) 
             write_history(owner_of(journal, corpus, name), journal, length)
         ways = [lambda name=name: seconds_to_restore(journal, corpus, name) for name in names]
         seconds = repeated(repeats, ways)
-        snapshots = [journal.latest_snapshot(name) for name in names]
+        snapshots = [journal.latest_snapshot(name, journal.end_seq(name)) for name in names]
     rows = [
         [f"{length:,}", f"{length - (0 if snapshot is None else snapshot.seq):,}", *measured(own, seconds[0], "ms")]
         for length, snapshot, own in zip(lengths, snapshots, seconds, strict=True)

@@ -1,14 +1,18 @@
-"""Kill a serving process again and again while the ranks of a job use it, then hold it to every promise.
+"""Kill services again and again while the ranks of a job use them, then hold them to every promise.
 
 python -m tests.kill.kill --kills 200 --database postgresql --clients 4 --seed 0 --mode fenced
+python -m tests.kill.kill --kills 40 --gateways 2
+python -m tests.kill.kill --kills 40 --services 2
+
+A service of several gateways has its gateways and its owner killed, too. Some of the kills are SIGTERM for all of its
+processes at once. Two services have one journal, and are asked in turn: each takes the run from the other.
 """
 
 import argparse
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +27,7 @@ from tests.databases import find_postgresql, fresh_database, postgresql_server
 from tests.kill.promises import (
     Exported,
     check_epochs,
+    check_log,
     check_plans,
     check_ratio,
     check_reports,
@@ -32,7 +37,7 @@ from tests.kill.promises import (
     undisturbed,
 )
 from tests.kill.ranks import MOST_STEPS_A_WINDOW, Given, Job, Rank, steps_of
-from tests.kill.serving import Service, replay_service, serving
+from tests.kill.serving import Blow, Service, replay_service, serving
 from tests.support import make_corpus
 from trainer.client import ReplayClient, RetryPolicy
 
@@ -45,24 +50,36 @@ SETTINGS: Final[dict[str, Any]] = {
 }
 LAG: Final = MOST_STEPS_A_WINDOW + 4
 """In fenced mode. A window may have as many steps; the rest is what a rank may hold back."""
-PATIENT: Final = RetryPolicy(give_up_after_s=60.0, first_wait_s=0.02, longest_wait_s=0.05)
+PATIENT: Final = RetryPolicy(give_up_after_s=300.0, first_wait_s=0.02, longest_wait_s=0.05)
 
 _SHARE_KILLED_AT_START: Final = 0.125
 
 
-def kill_often(service: Service, num_kills: int, rng: np.random.Generator, ranks: list[Future[None]]) -> None:
-    """Kill the service at random instants, some before it is ready; leaves it running."""
+def blows_for(service: Service, rng: np.random.Generator) -> Iterator[Blow]:
+    """What the service is to suffer, without end: in any order, but every kind as often as the others."""
+    while True:
+        blows = service.blows
+        rng.shuffle(blows)
+        yield from blows
+
+
+def kill_often(
+    services: Sequence[Service], num_kills: int, rng: np.random.Generator, ranks: list[Future[None]]
+) -> None:
+    """Strike the services at random instants, some before they are ready; leaves them running."""
+    blows = [blows_for(each, rng) for each in services]
     for _ in range(num_kills):
-        if rng.random() < _SHARE_KILLED_AT_START:
+        i = int(rng.integers(len(services)))
+        blow = next(blows[i])
+        if blow == "kill" and rng.random() < _SHARE_KILLED_AT_START:
             time.sleep(rng.uniform(0.0, 1.5))
         else:
-            service.await_ready()
+            services[i].await_ready()
             time.sleep(rng.uniform(0.0, 1.0))
         assert not any(each.done() for each in ranks), "a rank gave up"
-        service.end(signal.SIGKILL)
-        time.sleep(rng.uniform(0.0, 0.1))
-        service.start()
-    service.await_ready()
+        services[i].suffer(blow, rng)
+    for each in services:
+        each.await_ready()
 
 
 def served_again(client: ReplayClient, num_steps: int, at_once: int = 256) -> list[Given]:
@@ -121,6 +138,7 @@ def gather(service: Service, client: ReplayClient) -> Evidence:
 
 def check(evidence: Evidence, ranks: list[Rank], folder: Path, seed: int) -> None:
     """Every promise but that of the epochs; in fenced mode one more, that nothing of the kills shows in the plans."""
+    check_log(folder / "serve.log")
     planned, config = evidence.journal.planned, evidence.config
     check_plans(planned, ranks, evidence.served)
     check_ratio([*evidence.served, *(each for rank in ranks for each in rank.given)], config)
@@ -131,9 +149,17 @@ def check(evidence: Evidence, ranks: list[Rank], folder: Path, seed: int) -> Non
 
 
 def survive(
-    folder: Path, database_url: str, *, num_kills: int, num_clients: int, seed: int, mode: FeedbackMode = "latest"
+    folder: Path,
+    database_url: str,
+    *,
+    num_kills: int,
+    num_clients: int,
+    seed: int,
+    mode: FeedbackMode = "latest",
+    num_gateways: int = 1,
+    num_services: int = 1,
 ) -> Outcome:
-    """Play a job on a service that is killed `num_kills` times.
+    """Play a job on services of one journal that are struck `num_kills` times.
 
     Raises:
         AssertionError: names the promise that was broken.
@@ -142,16 +168,19 @@ def survive(
     manifest = make_corpus(folder / "corpora", domains=("de", "en", "fr"), rows_per_domain=301, num_quantiles=7)
     lag = LAG if mode == "fenced" else None
     killing, *playing = np.random.default_rng(seed).spawn(num_clients + 1)
-    with serving(folder, database_url) as service, ExitStack() as clients:
-        connected = [clients.enter_context(ReplayClient(service.base_url, retry=PATIENT)) for _ in playing]
-        connected[0].ensure_run(RUN, manifest.name, {**SETTINGS, "feedback": {"mode": mode, "lag": LAG}})
-        ranks = [Rank(RUN, i, num_clients, connected[i], rng, seed, lag) for i, rng in enumerate(playing)]
-        play(service, ranks, num_kills, killing)
-        evidence = gather(service, connected[0])
+    with ExitStack() as stack:
+        services = [stack.enter_context(serving(folder, database_url, num_gateways)) for _ in range(num_services)]
+        clients = [
+            [stack.enter_context(ReplayClient(each.base_url, retry=PATIENT)) for each in services] for _ in playing
+        ]
+        clients[0][0].ensure_run(RUN, manifest.name, {**SETTINGS, "feedback": {"mode": mode, "lag": LAG}})
+        ranks = [Rank(RUN, i, num_clients, clients[i], rng, seed, lag) for i, rng in enumerate(playing)]
+        play(services, ranks, num_kills, killing)
+        evidence = gather(services[0], clients[0][0])
     check(evidence, ranks, folder, seed)
     return Outcome(
         kills=num_kills,
-        restarts=service.num_starts - 1,
+        restarts=sum(each.num_starts - 1 for each in services),
         steps=evidence.num_steps,
         batches=sum(each.num_batches for each in ranks),
         reports=sum(each.num_reports for each in ranks),
@@ -162,13 +191,13 @@ def survive(
     )
 
 
-def play(service: Service, ranks: list[Rank], num_kills: int, rng: np.random.Generator) -> None:
-    """Let the ranks train while the service is killed; raises what any of them raised."""
+def play(services: Sequence[Service], ranks: list[Rank], num_kills: int, rng: np.random.Generator) -> None:
+    """Let the ranks train while the services are killed; raises what any of them raised."""
     job = Job()
     with ThreadPoolExecutor(len(ranks)) as threads:
         playing = [threads.submit(rank.play, job) for rank in ranks]
         try:
-            kill_often(service, num_kills, rng, playing)
+            kill_often(services, num_kills, rng, playing)
         finally:
             job.stop()
             for each in playing:
@@ -197,6 +226,8 @@ def main() -> None:
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--gateways", type=int, default=1, help="of each service")
+    parser.add_argument("--services", type=int, default=1, help="on one journal, asked in turn")
     parser.add_argument("--mode", choices=FEEDBACK_MODES, default="latest", help="when reports count")
     wanted = parser.parse_args()
     stamina.instrumentation.set_on_retry_hooks([])
@@ -208,8 +239,11 @@ def main() -> None:
             num_clients=wanted.clients,
             seed=wanted.seed,
             mode=wanted.mode,
+            num_gateways=wanted.gateways,
+            num_services=wanted.services,
         )
-    print(f"{wanted.database}, {wanted.mode}, {wanted.clients} clients, seed {wanted.seed}: {outcome}")
+    of_what = f"{wanted.services} services of {wanted.gateways} gateways"
+    print(f"{wanted.database}, {wanted.mode}, {of_what}, {wanted.clients} clients, seed {wanted.seed}: {outcome}")
 
 
 if __name__ == "__main__":

@@ -87,6 +87,12 @@ def check_reports(reported: dict[str, np.ndarray], ranks: list[Rank], stats: dic
     assert stats["num_reported"] == len(pairs)
 
 
+def check_log(path: Path) -> None:
+    """No request was answered with 500, whoever got the answer."""
+    errors = [line for line in path.read_text(errors="replace").splitlines() if "unforeseen error" in line]
+    assert not errors, f"{len(errors)} requests were answered with 500, such as: {errors[0]}"
+
+
 def _plans_of(planned: dict[str, np.ndarray]) -> dict[int, tuple[int, ...]]:
     """The sample ids of each step, in the order in which they stand in the journal."""
     steps, first = np.unique(planned["step"].astype(int), return_index=True)

@@ -81,6 +81,8 @@ class Job:
 class Rank:
     """One rank of the job that uses `run`; `lag` is that of fenced feedback, or None.
 
+    Of several services on one journal it asks now this one and now that one.
+
     Before a fenced rank asks for plans, it reports what they wait for. Then ranks never wait for each other: of those
     that wait, the one whose window ends first waits for nobody, since no window is longer than the lag.
     """
@@ -88,7 +90,7 @@ class Rank:
     run: str
     rank: int
     world_size: int
-    client: ReplayClient
+    clients: Sequence[ReplayClient]
     rng: np.random.Generator
     seed: int
     lag: int | None = None
@@ -113,6 +115,9 @@ class Rank:
         for each in [*self._to_report, *self._late]:
             self._report(each)
 
+    def _client(self) -> ReplayClient:
+        return self.clients[int(self.rng.integers(len(self.clients)))]
+
     def _choose_window(self) -> tuple[int, int]:
         first, num_steps = self.next_step, int(self.rng.integers(1, MOST_STEPS_A_WINDOW + 1))
         if self.rng.random() < _SHARE_ASKED_AGAIN:
@@ -130,7 +135,7 @@ class Rank:
                 self._report(each)
 
     def _pull(self, first: int, num_steps: int) -> None:
-        batch = self.client.batch(self.run, first, num_steps=num_steps, rank=self.rank, world_size=self.world_size)
+        batch = self._client().batch(self.run, first, num_steps=num_steps, rank=self.rank, world_size=self.world_size)
         self.num_batches += 1
         given = list(steps_of(batch))
         assert [each.step for each in given] == list(range(first, first + num_steps))
@@ -153,7 +158,7 @@ class Rank:
 
     def _report(self, given: Given) -> None:
         rows = losses_of(self.seed, given.step, self.rank, given.sample_ids)
-        result = self.client.report(self.run, rows)
+        result = self._client().report(self.run, rows)
         self.num_reports += 1
         self.num_rejected += result.rejected
         assert result.accepted + result.duplicate + result.rejected == len(rows)

@@ -19,7 +19,7 @@ def journal(journal_of_a_run: Journal) -> Journal:
 
 def a_long_run(journal: Journal, corpus: Corpus) -> RunOwner:
     """Twenty steps, reports, a change, and a rewind from step 15 to step 9; a snapshot every five events."""
-    owner = RunOwner(journal, journal.run("tuning"), lambda: corpus, OwnerLimits(snapshot_every=5))
+    owner = RunOwner(journal, "tuning", lambda _: corpus, OwnerLimits(snapshot_every=5))
     for step in range(16):
         (plan,) = owner.plan(step, 1, 100)
         owner.report(losses_of(step, ids_of(plan)))

@@ -38,7 +38,7 @@ def fenced(journal: Journal, corpus: Corpus, clock: Clock, run: str = "tuning") 
     if run not in [record.run for record in journal.runs()]:
         journal.create_run(record_of(run, policy="mix_cd", feedback={"mode": "fenced", "lag": LAG}, floor=0.0))
     limits = OwnerLimits(snapshot_every=7, seal_after_s=60.0)
-    return RunOwner(journal, journal.run(run), lambda: corpus, limits, clock)
+    return RunOwner(journal, run, lambda _: corpus, limits, clock)
 
 
 def a_life(owner: RunOwner, seed: int) -> list[bytes]:
@@ -69,7 +69,7 @@ def test_plans_do_not_depend_on_when_and_in_which_order_reports_come(
 def test_plans_learn_from_reports(journal: Journal, corpus: Corpus, clock: Clock) -> None:
     learned = a_life(fenced(journal, corpus, clock), 0)
     journal.create_run(record_of("uniform", policy="uniform"))
-    blind = RunOwner(journal, journal.run("uniform"), lambda: corpus)
+    blind = RunOwner(journal, "uniform", lambda _: corpus)
     unlearned = [plan.rows["sample_id"].tobytes() for plan in blind.plan(0, 20, 100)]
     assert learned != unlearned
 
@@ -107,7 +107,7 @@ def test_steps_that_rehearse_nothing_are_planned_at_once_however_many_they_are(
     journal.create_run(
         record_of("seldom", injection_ratio="0.1", global_batch_size=1, feedback={"mode": "fenced", "lag": LAG})
     )
-    owner = RunOwner(journal, journal.run("seldom"), lambda: corpus)
+    owner = RunOwner(journal, "seldom", lambda _: corpus)
     assert [len(plan.rows) for plan in owner.plan(8, LAG + 1, 100)] == [0, 1, 0, 0]
     with pytest.raises(AwaitingReports):
         owner.plan(19, 1, 100)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from replay_service.corpus.reading.reader import Corpus, CorpusStore
-from replay_service.errors import CorpusUnavailable, InvalidRun
+from replay_service.errors import CorpusReplaced, CorpusUnavailable, InvalidRun
 from replay_service.ledger import audit
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import OwnerLimits, RunOwner
@@ -44,7 +44,7 @@ def owner_on(journal: Journal, folder: Path, **config: object) -> RunOwner:
 
 def another_owner(journal: Journal, folder: Path) -> RunOwner:
     store = CorpusStore(folder)
-    return RunOwner(journal, journal.run("tuning"), lambda: store.get("wiki"), OwnerLimits(snapshot_every=3))
+    return RunOwner(journal, "tuning", lambda _: store.get("wiki"), OwnerLimits(snapshot_every=3))
 
 
 def seen(owner: RunOwner) -> tuple[int, list[int]]:
@@ -290,7 +290,7 @@ def test_another_corpus_of_the_same_name_and_sizes_is_refused(journal: Journal, 
     num_events = journal.num_events("tuning")
     for restart in (False, True):
         each = another_owner(journal, folder) if restart else owner
-        with pytest.raises(InvalidRun, match="another one of its name"):
+        with pytest.raises(CorpusReplaced, match="another one of its name"):
             each.plan(3, 1, AHEAD)
     assert journal.num_events("tuning") == num_events
     assert all(map(same_plan, each.plan(0, 2, AHEAD), plans))
@@ -316,7 +316,7 @@ def test_a_process_that_knows_an_earlier_generation_alone_takes_nothing_back(
     owner.adopt()
     owner.plan(0, 2, AHEAD)
     num_events = journal.num_events("tuning")
-    other = RunOwner(journal, journal.run("tuning"), lambda: behind)
+    other = RunOwner(journal, "tuning", lambda _: behind)
     with pytest.raises(CorpusUnavailable, match="generation 2"):
         other.plan(2, 1, AHEAD)
     with pytest.raises(InvalidRun):

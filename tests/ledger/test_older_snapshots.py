@@ -50,7 +50,7 @@ def left(journal: Journal, corpus: Corpus, database_url: str) -> tuple[RunOwner,
     snapshots = {each.seq: of_version(STATE_VERSION - 1, each.state) for each in journal.snapshots("tuning")}
     assert len(snapshots) > 3
     rewrite_snapshots(database_url, snapshots)
-    return RunOwner(journal, journal.run("tuning"), lambda: corpus), before
+    return RunOwner(journal, "tuning", lambda _: corpus), before
 
 
 def test_a_run_is_restored_from_its_first_event(left: tuple[RunOwner, bytes]) -> None:
@@ -70,7 +70,7 @@ def test_it_goes_on_and_is_rewound(left: tuple[RunOwner, bytes], journal: Journa
     owner.rewind(4)
     assert owner.read(lambda state: state.next_step) == 5
     after_4 = image(owner)
-    again = RunOwner(journal, journal.run("tuning"), lambda: corpus)
+    again = RunOwner(journal, "tuning", lambda _: corpus)
     assert image(again) == after_4
     assert again.attempt == 5
 

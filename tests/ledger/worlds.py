@@ -1,10 +1,12 @@
 """A corpus on disk, a journal on SQLite and run owners on both."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from sqlalchemy import Engine, event
 
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import RunTaken
@@ -49,7 +51,7 @@ def create(owners: Owners, record: RunRecord) -> bool:
 
 def owner_of(journal: Journal, corpus: Corpus, run: str = "tuning") -> RunOwner:
     """The owner that a process which has just started would hold."""
-    return RunOwner(journal, journal.run(run), lambda: corpus)
+    return RunOwner(journal, run, lambda _: corpus)
 
 
 def losses_of(
@@ -81,6 +83,25 @@ def write(journal: Journal, run: str, first_seq: int, events: Sequence[JournalEv
 def events_of(journal: Journal, run: str = "tuning") -> list[JournalEvent]:
     """What happened to a run since it was created."""
     return [entry.event for entry in journal.entries(run, first_seq=1)]
+
+
+@contextmanager
+def before_query(engine: Engine, number: int, then: Callable[[], None]) -> Iterator[None]:
+    """Call `then` before an engine executes the statement of this number, from 1: what another process does then."""
+    num_executed = 0
+
+    def count(*_: Any) -> None:
+        nonlocal num_executed
+        num_executed += 1
+        if num_executed == number:
+            then()
+
+    event.listen(engine, "before_cursor_execute", count)
+    try:
+        yield
+    finally:
+        event.remove(engine, "before_cursor_execute", count)
+    assert num_executed >= number, "it was not called"
 
 
 def bytes_of(owner: RunOwner) -> bytes:

@@ -1,9 +1,12 @@
 """A process of the service as its supervisor sees it, and what it is told when it starts.
 
-Settings may hold secrets, so a process reads them from its standard input. That stays open for as long as the process
-is to serve: when it is closed, by the supervisor or by its end, the process finishes what it has begun and ends.
+Settings may hold secrets, so a process reads them from its standard input, the first line. The next line tells it to
+stop as the service stops. When there is no next line, because the supervisor has closed its end or has ended, the
+process finishes what it has begun at once, and ends.
 """
 
+import contextlib
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +23,10 @@ from replay_service.settings import ServiceSettings
 Kind = Literal["owner", "gateway"]
 
 _MODULE: Final = "replay_service.gateway.processes.process"
+
+IGNORED: Final = (signal.SIGTERM, signal.SIGINT)
+"""Signals that a terminal or a service manager sends to all processes of a service. The supervisor alone heeds them: it
+knows in which order processes must stop."""
 
 _log = structlog.get_logger()
 
@@ -54,27 +61,39 @@ class Child:
 
     @classmethod
     def start(cls, message: StartMessage) -> "Child":
-        # The kind is given only so that a list of processes shows it.
-        process = subprocess.Popen([sys.executable, "-m", _MODULE, message.kind], stdin=subprocess.PIPE)
-        assert process.stdin is not None
-        process.stdin.write(message.model_dump_json().encode() + b"\n")
-        process.stdin.flush()
-        return cls(process)
+        # What is sent to all processes of a service must not end one that has not come so far as to ignore it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+        try:
+            # The kind is given only so that a list of processes shows it.
+            process = subprocess.Popen([sys.executable, "-m", _MODULE, message.kind], stdin=subprocess.PIPE)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        child = cls(process)
+        child._say(message.model_dump_json().encode())
+        return child
 
     @property
     def has_ended(self) -> bool:
         return self.process.poll() is not None
 
     def tell_to_stop(self) -> None:
-        """Let it finish what it has begun; returns at once."""
+        """Let it stop as the service does; returns at once."""
+        self._say(b"stop")
+
+    def tell_to_hurry(self) -> None:
+        """Let it only finish what it has begun; returns at once."""
         assert self.process.stdin is not None
         self.process.stdin.close()
 
-    def await_end(self, within_s: float) -> None:
-        """Kill it if it does not end in time."""
-        try:
-            self.process.wait(within_s)
-        except subprocess.TimeoutExpired:
+    def _say(self, line: bytes) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended
+            self.process.stdin.write(line + b"\n")
+            self.process.stdin.flush()
+
+    def kill(self) -> None:
+        """End it now, if it has not ended."""
+        if not self.has_ended:
             _log.error("a process did not stop in time and is killed", pid=self.process.pid)
             self.process.kill()
             self.process.wait()

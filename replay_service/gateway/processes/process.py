@@ -3,7 +3,6 @@
 python -m replay_service.gateway.processes.process owner|gateway
 """
 
-import os
 import shutil
 import signal
 import sys
@@ -11,7 +10,7 @@ import threading
 
 from replay_service.gateway.app import create_app
 from replay_service.gateway.logs import configure_logs
-from replay_service.gateway.processes.child import StartMessage
+from replay_service.gateway.processes.child import IGNORED, StartMessage
 from replay_service.gateway.processes.gateway import create_gateway
 from replay_service.gateway.processes.owner import OwnerApp
 from replay_service.gateway.processes.owner_client import OWNER_KEEPS_S
@@ -20,9 +19,9 @@ from replay_service.gateway.server import Server, encryption, make_server, run
 
 
 def main() -> None:
-    # A terminal sends them to all processes of a service; the supervisor alone knows in which order they must stop.
-    for each in (signal.SIGTERM, signal.SIGINT):
+    for each in IGNORED:
         signal.signal(each, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
     message = StartMessage.model_validate_json(sys.stdin.readline())
     configure_logs(message.settings.log_level)
     if message.kind == "owner":
@@ -61,12 +60,13 @@ def _serve_gateway(message: StartMessage) -> None:
 
 
 def _stop_with_supervisor(server: Server) -> None:
-    """Tell the server to stop when standard input ends."""
+    """Tell the server to stop when the supervisor says so, and to stop at once when there is nobody to say anything."""
 
     def wait() -> None:
-        while os.read(sys.stdin.fileno(), 1024):
-            pass
-        server.stop()
+        if sys.stdin.readline():
+            server.stop()
+            sys.stdin.readline()
+        server.stop_at_once()
 
     threading.Thread(target=wait, daemon=True).start()
 

@@ -104,14 +104,23 @@ class _Supervisor:
     def _stop_all(self, children: Sequence[Child]) -> None:
         """Gateways first, since they ask the owner; those that are told together finish together."""
         *gateways, owner = children
-        settings = self.message.settings
-        within_s = settings.shutdown_delay_s + settings.drain_timeout_s + _GRACE_S
-        for each in gateways:
+        for each in (gateways, [owner]):
+            self._stop(each)
+
+    def _stop(self, children: Sequence[Child]) -> None:
+        """Tell processes to stop, at once when somebody says so a second time; kill those that do not."""
+        for each in children:
             each.tell_to_stop()
-        for each in gateways:
-            each.await_end(within_s)
-        owner.tell_to_stop()
-        owner.await_end(within_s)
+        settings = self.message.settings
+        ends_at = time.monotonic() + settings.shutdown_delay_s + settings.drain_timeout_s + _GRACE_S
+        while not all(each.has_ended for each in children) and time.monotonic() < ends_at:
+            self.told.settimeout(max(0.01, ends_at - time.monotonic()))
+            with contextlib.suppress(TimeoutError):
+                if self._is_told_to_stop():
+                    for each in children:
+                        each.tell_to_hurry()
+        for each in children:
+            each.kill()
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from tests.gateway.worlds import (
     make_token,
     report,
 )
-from tests.support import grow_corpus, running_service
+from tests.support import grow_corpus, processes_of, running_service
 from trainer.client import ReplayClient, RetryPolicy
 
 SEVERAL = ["--gateways", "2"]
@@ -87,12 +87,6 @@ def answers(client: httpx2.Client) -> Iterator[tuple[str, int, dict[str, str], b
 
 def log_of(root: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (root / "serve.log").read_text().splitlines()]
-
-
-def processes_of(service: "subprocess.Popen[bytes]", kind: str) -> list[int]:
-    """The process ids of the service's gateways, or of its owner."""
-    children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
-    return [int(pid) for pid in children if kind in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
 
 
 def test_several_gateways_answer_as_one_process_does_byte_for_byte(root: Path, admin: dict[str, str]) -> None:
