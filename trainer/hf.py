@@ -27,6 +27,7 @@ from trainer.batches.added import Added
 from trainer.batches.samples import MixedSamples
 from trainer.errors import InvalidTraining
 from trainer.plain import Rehearsal, RehearsalLoop
+from trainer.trained import Trained
 
 _MIXED: Final = "mixed_with_rehearsal"
 """Key of a micro-batch under which its rehearsed rows travel from the loader to the loss."""
@@ -36,6 +37,8 @@ _CROSS_ENTROPY: Final = (None, "nll", "chunked_nll")
 
 _OF_PREFERENCES: Final = ("chosen", "rejected", "prompt_", "completion_ids", "KL_")
 """Beginnings of the names of columns."""
+
+_ALWAYS_LOGGED: Final = frozenset(Trained().metrics())
 
 _AnyTrainer: Any = object
 
@@ -48,7 +51,8 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
 
     Args:
         rehearsal: what to rehearse. Its run has injection_mode `add`, and as global_batch_size the rows of an
-            optimizer step: per_device_train_batch_size * gradient_accumulation_steps * processes.
+            optimizer step: per_device_train_batch_size * gradient_accumulation_steps * processes; without the
+            processes where accelerate splits batches between them (`split_batches`).
         args, options: those of the Trainer.
 
     Raises, from the constructor:
@@ -112,10 +116,13 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
-        """The Trainer's, with how many rows this process could not measure so far, if there are any."""
-        loop = self._rehearsal_loop
-        if loop is not None and loop.reporter.num_unmeasured:
-            logs["num_unmeasured_rows"] = loop.reporter.num_unmeasured
+        """The Trainer's, with what this process has trained on since training began here (`RehearsalLoop.metrics`).
+
+        Of rows that could not be measured, or whose reports had no effect, the number is there if there are any.
+        """
+        if self._rehearsal_loop is not None:
+            found = self._rehearsal_loop.metrics()
+            logs.update({name: value for name, value in found.items() if value or name in _ALWAYS_LOGGED})
         super().log(logs, *args, **options)
 
     def _share_of_a_prediction(self, num_items: Any) -> Tensor | float | None:
@@ -134,7 +141,7 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
             self.accelerator.num_processes,
             first_step=self.state.global_step,
             num_steps=self.state.max_steps,
-            global_batch_size=self.get_total_train_batch_size(self.args),
+            global_batch_size=_global_batch_size(self),
             model=self.model,
             tokenizer=_tokenizer_of(self.processing_class),
         )
@@ -220,6 +227,12 @@ def _check_devices(trainer: Any) -> None:
             "each process must have whole rows of its own, but here devices share them; start one process a device "
             "with torchrun or accelerate, without tensor, context or sequence parallelism"
         )
+
+
+def _global_batch_size(trainer: Any) -> int:
+    """The rows of an optimizer step: what the Trainer calls its total, unless processes share each batch."""
+    total: int = trainer.get_total_train_batch_size(trainer.args)
+    return total // trainer.accelerator.num_processes if trainer.accelerator.split_batches else total
 
 
 def _logits(outputs: Any) -> Tensor:

@@ -130,7 +130,7 @@ def test_weighing_gives_the_mean_with_rehearsed_samples_at_their_weight(
 ) -> None:
     a_run(client, "weights")
     rehearsal = Rehearsal(client, "weights", rehearsal_weight=weight, prepare=torch.Tensor.float)
-    with rehearsal.open(num_steps=1) as loop:
+    with rehearsal.open(num_steps=1, on_existing="rewind") as loop:
         parts = loop.spread(0, [batch_of(4 // num_parts, seed) for seed in range(num_parts)])
     for part in parts:
         logits = torch.randn(len(part.inputs["labels"]), NUM_CLASSES)
@@ -146,7 +146,7 @@ def test_weighing_gives_the_mean_with_rehearsed_samples_at_their_weight(
 def test_texts_are_padded_to_the_wider_and_padding_is_masked(texts: ReplayClient) -> None:
     for width in (3, NUM_TOKENS, 20):
         ids = torch.randint(1, 50, (4, width))
-        with a_run(texts, "texts").open(num_steps=1) as loop:
+        with a_run(texts, "texts").open(num_steps=1, on_existing="rewind") as loop:
             mixed = loop.mix(0, {"input_ids": ids, "labels": torch.zeros(4, dtype=torch.long)})
         rehearsed = mixed.rehearsed
         assert torch.equal(mixed.inputs["input_ids"][:4, :width], ids)
@@ -187,7 +187,8 @@ def test_a_sample_that_could_not_be_read_counts_nowhere_and_is_told_of(client: R
     ],
 )
 def test_a_batch_that_cannot_be_mixed_is_refused(client: ReplayClient, batch: dict[str, Any], message: str) -> None:
-    with a_run(client, "refused").open(num_steps=1) as loop, pytest.raises(InvalidTraining, match=message):
+    loop = a_run(client, "refused").open(num_steps=1, on_existing="rewind")
+    with loop, pytest.raises(InvalidTraining, match=message):
         loop.mix(0, batch)
 
 

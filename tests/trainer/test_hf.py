@@ -158,6 +158,10 @@ def test_a_short_step_at_the_end_of_an_epoch_rehearses_its_plan_too(
     trainer.train()
     assert [trainer.num_rows[step] - len(trainer.samples[step]) for step in range(6)] == [4, 4, 2, 4, 4, 2]
     assert client.stats("short")["num_reported"] == 16
+    last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
+    assert (last["num_target_rows"], last["num_rehearsed_rows"]) == (20, 16)
+    assert last["rehearsed_share"] == pytest.approx(16 / 36)
+    assert last["num_rehearsed_tokens"] == 16 * (SEQ_LEN - 1) and last["num_target_tokens"] == 20 * 8
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.25])
