@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import structlog
 import torch.distributed
 
 from trainer.errors import InvalidTraining, ServiceUnavailable
@@ -17,6 +18,8 @@ from trainer.rehearsal import RehearsalStream
 OnExisting = Literal["refuse", "rewind"]
 
 _ASK_EVERY_S: Final = 0.2
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,24 @@ class Beginning:
 
     def _is_rewound(self, stream: RehearsalStream) -> bool:
         return bool(stream.client.run(stream.run)["attempt"] != self.attempt)
+
+
+def warn_if_undecided(run: Mapping[str, Any], num_steps: int | None) -> None:
+    """Say so where an `auto` injection ratio is decided for the first time after the last step of a job."""
+    config = run["config"]
+    if config["injection_ratio"] != "auto" or num_steps is None:
+        return
+    budget = config["budget"]
+    every_steps = budget["every_steps"] or max(1, round(config["half_life_steps"]))
+    if every_steps >= num_steps:
+        _log.warning(
+            "ratio_stays_as_it_begins",
+            run=run["run"],
+            num_steps=num_steps,
+            decided_every_steps=every_steps,
+            hint="an auto injection ratio is decided after so many steps, which this job does not reach; set "
+            "budget.every_steps or half_life_steps to fewer steps than the job has, or write the ratio down",
+        )
 
 
 def _wait_for_ranks(world_size: int) -> bool:

@@ -56,8 +56,8 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         args, options: those of the Trainer.
 
     Raises, from the constructor:
-        InvalidTraining: when the Trainer learns from preferences or rewards, has a loss other than the model's, or
-            splits rows between devices.
+        InvalidTraining: when the Trainer learns from preferences or rewards, has a loss other than the model's,
+            other labels than `labels`, or splits rows between devices.
 
     Raises, from `train`:
         InvalidTraining: when the run is made for something else, or a batch or the model's output cannot be mixed.
@@ -70,6 +70,7 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         self.rehearsal = rehearsal
         self._rehearsal_loop: RehearsalLoop | None = None
         _check_batches(self)
+        _check_label_names(self)
         _check_loss(self)
         _check_devices(self)
         self.add_callback(_Hooks(self))
@@ -196,6 +197,15 @@ def _check_batches(trainer: Any) -> None:
         raise InvalidTraining(
             f"a {type(trainer).__name__} trains on {', '.join(found)}, not on rows with labels, which rehearsed rows "
             "are; rehearse in Trainer or trl's SFTTrainer, or in a loop of your own (trainer.plain)"
+        )
+
+
+def _check_label_names(trainer: Any) -> None:
+    names = trainer.args.label_names
+    if names is not None and "labels" not in names:
+        raise InvalidTraining(
+            f"label_names is {names}, but rehearsed rows join a batch's `labels`; have the collator call them labels, "
+            "and leave label_names out"
         )
 
 

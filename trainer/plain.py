@@ -25,8 +25,8 @@ from replay_service.language.tokenizer import is_known_as
 from trainer.batches.added import Added, Losses
 from trainer.batches.flat import check_apart, is_flat
 from trainer.batches.rows import add_rows
-from trainer.batches.samples import Prepare, add_samples
-from trainer.beginning import Beginning, OnExisting
+from trainer.batches.samples import Prepare, add_samples, try_tensors
+from trainer.beginning import Beginning, OnExisting, warn_if_undecided
 from trainer.client import CorpusInfo, ReplayClient
 from trainer.errors import CorpusMismatch, InvalidTraining
 from trainer.rehearsal import RehearsalStream
@@ -63,6 +63,7 @@ class RehearsalLoop:
     tally: Tally = field(default_factory=Tally)
     _current: Batch | None = field(default=None, init=False, repr=False)
     _keeps_apart: bool = field(default=False, init=False, repr=False)
+    _has_tried: bool = field(default=False, init=False, repr=False)
 
     def __enter__(self) -> "RehearsalLoop":
         return self
@@ -115,6 +116,9 @@ class RehearsalLoop:
         first, end = (len(rehearsed) * number // num_parts for number in (part, part + 1))
         mixed = add(inputs, rehearsed.rows(slice(first, end)), self.rehearsal_weight, self.prepare)
         mixed = replace(mixed, part=part)
+        if not (self._has_tried or mixed.num_rehearsed):
+            try_tensors(inputs, rehearsed, self.prepare)
+        self._has_tried = True
         self.tally.add(mixed, inputs)
         return mixed
 
@@ -254,12 +258,14 @@ class Rehearsal:
 
         Raises:
             InvalidTraining: when the run's injection_mode or global_batch_size is not that of the loop.
-            CorpusMismatch: when the tokenizer, the base model or the vocabulary of the model does not fit the corpus.
+            CorpusMismatch: when the tokenizer, the base model, or the model's vocabulary or classes do not fit the
+                corpus.
             ServiceError: as ReplayClient does.
         """
         info = self.client.run(self.run)
         self._check(info, global_batch_size, model, tokenizer)
         size = StepSize(self.run, info["config"]["global_batch_size"], world_size, global_batch_size is not None)
+        warn_if_undecided(info, num_steps)
         beginning = Beginning.of_run(info, on_existing, world_size)
         stream = RehearsalStream(
             self.client, self.run, rank, world_size, num_steps, self.window_steps, next_step=first_step
@@ -285,6 +291,7 @@ class Rehearsal:
             if corpus.tokenizer_fingerprint:
                 _check_tokenizer(tokenizer, corpus)
             _check_vocabulary(model, corpus)
+            _check_classes(model, corpus)
             self._check_base_model(corpus)
 
     def _check_base_model(self, corpus: CorpusInfo) -> None:
@@ -319,4 +326,14 @@ def _check_vocabulary(model: Any, corpus: CorpusInfo) -> None:
             f"corpus {corpus.corpus!r} has token ids up to {corpus.vocab_size - 1}, but the model knows only "
             f"{num_known} tokens; tune the model that the corpus was made for, or ingest the pretraining shards "
             "with this model"
+        )
+
+
+def _check_classes(model: Any, corpus: CorpusInfo) -> None:
+    """A model that does not say how many classes it has is checked by its first logits of rehearsed samples."""
+    num_known = getattr(getattr(model, "config", None), "num_labels", None)
+    if corpus.classes is not None and num_known is not None and num_known < corpus.classes["num_classes"]:
+        raise CorpusMismatch(
+            f"samples of corpus {corpus.corpus!r} are of {corpus.classes['num_classes']} classes, but the model has "
+            f"{num_known}; keep the classes of the base model, and put new ones after them"
         )

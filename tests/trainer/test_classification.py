@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,29 @@ def test_a_batch_that_cannot_be_mixed_is_refused(client: ReplayClient, batch: di
     loop = a_run(client, "refused").open(num_steps=1, on_existing="rewind")
     with loop, pytest.raises(InvalidTraining, match=message):
         loop.mix(0, batch)
+
+
+def test_samples_that_cannot_be_mixed_are_refused_before_any_is_rehearsed(client: ReplayClient) -> None:
+    rehearsal = a_run(client, "rare", injection_ratio="0.01")
+    for changes, message in (
+        ({"images": torch.zeros(4, *SHAPE, dtype=torch.uint8)}, "torch.uint8"),
+        ({"images": torch.zeros(4, 3, 8, 8)}, "a sample, and rehearsed samples are"),
+    ):
+        with rehearsal.open(on_existing="rewind") as loop, pytest.raises(InvalidTraining, match=message):
+            loop.mix(0, {**batch_of(), **changes})
+    with rehearsal.open(on_existing="rewind") as loop:
+        assert loop.mix(0, batch_of()).num_rehearsed == 0
+
+
+def test_a_model_with_fewer_classes_than_the_corpus_is_refused_when_the_loop_is_opened(client: ReplayClient) -> None:
+    model = tiny_net()
+    for num_labels, is_taken in ((NUM_CLASSES, True), (NUM_CLASSES - 1, False)):
+        model.config = SimpleNamespace(num_labels=num_labels)  # type: ignore[assignment]
+        if is_taken:
+            a_run(client, "classes").open(model=model).close()
+        else:
+            with pytest.raises(CorpusMismatch, match=f"the model has {num_labels}; keep the classes"):
+                a_run(client, "classes").open(model=model)
 
 
 def test_logits_of_something_else_or_without_a_rehearsed_class_are_refused(client: ReplayClient) -> None:

@@ -262,6 +262,9 @@ def test_what_would_count_differently_is_refused(client: ReplayClient, model: nn
         RehearsalTrainer(
             rehearsal=rehearsal, model=model, args=arguments(tmp_path), compute_loss_func=lambda *_, **__: None
         )
+    named = arguments(tmp_path, label_names=["label"])
+    with pytest.raises(InvalidTraining, match="label_names is"):
+        RehearsalTrainer(rehearsal=rehearsal, model=model, args=named, train_dataset=dataset())
     larger = arguments(tmp_path, gradient_accumulation_steps=3)
     with pytest.raises(InvalidTraining, match="takes 12 fine-tuning rows"):
         RehearsalTrainer(rehearsal=rehearsal, model=model, args=larger, train_dataset=dataset()).train()

@@ -345,6 +345,18 @@ def test_a_script_that_is_run_again_is_refused_or_begins_its_run_anew(client: Re
     assert client.run("rerun")["next_step"] == 4
 
 
+@pytest.mark.parametrize(("every_steps", "num_warnings"), [(9, 0), (10, 1), (0, 1)])
+def test_an_auto_ratio_that_no_step_of_the_job_decides_is_told_of(
+    client: ReplayClient, every_steps: int, num_warnings: int
+) -> None:
+    budget = {"nats": 0.05, "every_steps": every_steps}
+    run = a_run(client, f"auto-{every_steps}", injection_ratio="auto", budget=budget)
+    with capture_logs() as logs:
+        run.open(num_steps=10).close()
+        run.open().close()
+    assert [each["event"] for each in logs].count("ratio_stays_as_it_begins") == num_warnings
+
+
 def test_ranks_wait_until_the_first_has_rewound(client: ReplayClient) -> None:
     rehearsal = a_run(client, "rerun-ranks")
     client.batch("rerun-ranks", 0, num_steps=4)

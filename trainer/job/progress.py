@@ -16,7 +16,7 @@ _RECENT: Final = 20
 
 
 class ProgressLine:
-    """Step, losses, forgetting, share of rehearsed rows, share of waiting for data, rows without a finite loss, time left.
+    """Step, losses, forgetting, shares of rehearsal and of waiting for data, rows without a finite loss, time left.
 
     In a terminal it is one line that changes; elsewhere a line each twentieth of the steps. A context manager.
 
