@@ -10,7 +10,7 @@ class Answer:
     """An answer that has come whole.
 
     Attributes:
-        url: what was asked, without whatever the URL says of a user.
+        url: what was asked, to be shown: without whatever the URL says of a user, and with the proxy, if one was asked.
         status: of HTTP.
         headers: those that a client looks at, by their names in small letters.
         content: the body as it came.

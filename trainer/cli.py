@@ -177,22 +177,32 @@ def watch_training(job: TrainConfig, console: Console, title: str) -> None:
 
 @dataclass(slots=True)
 class _Watched:
-    """A job as its metrics file and its run at the service show it."""
+    """A job as its metrics file and its run at the service show it.
+
+    Lines that stood in the file before the job began are of another one, and are not shown.
+    """
 
     job: TrainConfig
     line: "ProgressLine"
-    _shown: int = -1
+    _seen: list[dict[str, Any]] = field(init=False)
     _of_run: dict[str, float | None] = field(default_factory=dict)
     _asked_at: float = float("-inf")
 
+    def __post_init__(self) -> None:
+        self._seen = self._lines()
+
     def show_new(self) -> None:
         """Show the steps that were trained since the last time."""
+        lines = self._lines()
+        for number, line in enumerate(lines):
+            if line["kind"] == "step" and line not in self._seen[number : number + 1]:
+                self.line.show(line["step"], {**self._statistics(), **line})
+        self._seen = lines
+
+    def _lines(self) -> list[dict[str, Any]]:
         from trainer.job.metrics import MetricsFile
 
-        for step in MetricsFile(self.job.output / "metrics.jsonl").lines():
-            if step["kind"] == "step" and step["step"] > self._shown:
-                self._shown = step["step"]
-                self.line.show(self._shown, {**self._statistics(), **step})
+        return list(MetricsFile(self.job.output / "metrics.jsonl").lines())
 
     def _statistics(self) -> dict[str, float | None]:
         """What the service says of the run, asked now and then; without an answer, what it said last."""
@@ -206,7 +216,7 @@ class _Watched:
                 ReplayClient(rehearsal.service_url, retry=RetryPolicy(give_up_after_s=1.0)) as client,
             ):
                 found = client.stats(rehearsal.run)
-                self._of_run = {"forgetting": found["forgetting_nats"], "injection_ratio": found["injection_ratio"]}
+                self._of_run = {"forgetting": found["forgetting_nats"]}
         return self._of_run
 
 

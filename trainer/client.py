@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
@@ -10,10 +11,11 @@ from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import httpx2
 import numpy as np
-import stamina
+import structlog
 
 from replay_service.gateway.wire.arrow import (
     ARROW_STREAM,
@@ -26,9 +28,10 @@ from replay_service.gateway.wire.arrow import (
 )
 from trainer.answer import Answer, Way
 from trainer.direct import Direct
-from trainer.errors import AnswerTooLarge, RunGone, ServiceError, ServiceRefused, ServiceUnavailable
-from trainer.refusals import ATTEMPT_SUPERSEDED, StatusError, json_of, may_pass, refusal
-from trainer.transport import CA_FILE_VARIABLE, ByTransport, DeadlineTransport, is_distrust, proxy_to, trusted_by
+from trainer.errors import AnswerTooLarge, RunGone, ServiceError, ServiceRefused, ServiceUnavailable, ServiceUnknown
+from trainer.proxies import proxy_to
+from trainer.refusals import ATTEMPT_SUPERSEDED, CORPUS_IN_THE_MAKING, StatusError, json_of, may_pass, refusal
+from trainer.transport import CA_FILE_VARIABLE, ByTransport, DeadlineTransport, is_absence, is_distrust, trusted_by
 
 TOKEN_VARIABLE = "REPLAY_TOKEN"
 
@@ -39,6 +42,8 @@ _LEAST_S: Final = 1.0
 _JSON: Final = {"Accept": "*/*", "Content-Type": "application/json"}
 _BATCH: Final = {"Accept": ARROW_STREAM, "Content-Type": "application/json"}
 _LOSSES: Final = {"Accept": "*/*", "Content-Type": ARROW_STREAM}
+
+_log = structlog.get_logger()
 
 T = TypeVar("T")
 
@@ -78,19 +83,29 @@ class RetryPolicy:
     """How long to go on trying: waits double from `first_wait_s` to `longest_wait_s`, with jitter.
 
     Retry-After is honoured, up to `longest_wait_s`. A restart of the service within `give_up_after_s` goes unnoticed.
-    No attempt begins later than one wait after `give_up_after_s`, and such a last one is given one second.
+    No attempt begins later than `give_up_after_s`, and the last one is given one second.
+
+    A service that refuses connections, or whose host is unknown, and that never answered this client is waited for
+    `first_contact_s` alone: its URL is likely wrong, or nobody started it.
     """
 
     give_up_after_s: float = 300.0
     first_wait_s: float = 0.1
     longest_wait_s: float = 10.0
+    first_contact_s: float = 10.0
+
+    def wait_s(self, number: int) -> float:
+        """How long to wait after a number of failures, from 0: twice as long each time, less up to half of it."""
+        longest = min(self.first_wait_s * 2.0 ** min(number, 60), self.longest_wait_s)
+        return random.uniform(0.5, 1.0) * longest
 
 
 @dataclass(slots=True)
 class ReplayClient:
     """Talks to one service. Every request is safe to repeat, and is repeated until the service answers.
 
-    Nothing hangs for ever, whatever the other side does, and nothing is taken for right whose checksum is not.
+    Nothing hangs for ever, whatever the other side does, and nothing is taken for right whose checksum is not. A forked
+    process opens its own connections. A client can be pickled unless it was given its token or a transport.
 
     Attributes:
         base_url: such as "http://127.0.0.1:8400" or "https://replay.example.org".
@@ -115,9 +130,16 @@ class ReplayClient:
     timeout_s: float = 60.0
     transport: httpx2.BaseTransport | None = None
     _way: Way = field(init=False, repr=False)
+    _where: str = field(init=False, repr=False)
+    """What errors call the service."""
+    _has_token: bool = field(init=False, repr=False)
+    _has_answered: bool = field(default=False, init=False, repr=False)
+    _is_out: bool = field(default=False, init=False, repr=False)
+    """Whether the log has told of the failures that go on."""
     _is_closed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self, token: str | None) -> None:
+        self._has_token = bool(token)
         headers = {
             "User-Agent": "replay-trainer",
             "Accept-Encoding": "identity",
@@ -125,13 +147,24 @@ class ReplayClient:
         }
         self._way = self._make_way(headers)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._has_token or self.transport is not None:
+            raise ServiceError(
+                "a client that was given its token or a transport cannot be pickled, since a token is kept nowhere; "
+                f"set the environment variable {TOKEN_VARIABLE} and leave the token out, or make a client in each "
+                "process"
+            )
+        return ReplayClient, (self.base_url, None, self.ca_file, self.retry, self.timeout_s)
+
     def _make_way(self, headers: Mapping[str, str]) -> Way:
+        self._where = f"the service at {_without_user(self.base_url)}"
         if self.transport is not None:
             return ByTransport(self.base_url, headers, self.transport, self.timeout_s)
         trusted = trusted_by(self.ca_file or os.environ.get(CA_FILE_VARIABLE))
         proxy = proxy_to(self.base_url)
         if proxy is not None:
-            return ByTransport(self.base_url, headers, DeadlineTransport(trusted, proxy), self.timeout_s)
+            self._where += f" ({proxy})"
+            return ByTransport(self.base_url, headers, DeadlineTransport(trusted, proxy), self.timeout_s, proxy)
         return Direct(self.base_url, headers, trusted)
 
     def __enter__(self) -> "ReplayClient":
@@ -150,14 +183,24 @@ class ReplayClient:
         """A corpus by name."""
         answer = self._json("GET", f"/v1/corpora/{corpus}")
         if not answer["generation"]:
-            state = answer["ingest"]["state"]
-            detail = f"corpus {corpus!r} has no generation yet (its ingest is {state}); train when it has one"
-            raise ServiceRefused("corpus-in-the-making", detail, 200)
+            raise ServiceRefused(CORPUS_IN_THE_MAKING, _in_the_making(corpus, answer["ingest"]), HTTPStatus.OK)
         return CorpusInfo(**{name: answer[name] for name in CorpusInfo.__dataclass_fields__ if name in answer})
 
     def ensure_run(self, run: str, corpus: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Create a run, or find it if it is there with the same settings."""
-        return self._json("POST", "/v1/runs", json={"run": run, "corpus": corpus, **settings})
+        try:
+            return self._json("POST", "/v1/runs", json={"run": run, "corpus": corpus, **settings})
+        except ServiceUnknown:
+            self._check_in_the_making(corpus)
+            raise
+
+    def _check_in_the_making(self, corpus: str) -> None:
+        """Raises what `corpus` does where an ingest is making a corpus's first generation."""
+        try:
+            self.corpus(corpus)
+        except ServiceRefused as error:
+            if error.slug == CORPUS_IN_THE_MAKING:
+                raise
 
     def run(self, run: str) -> dict[str, Any]:
         """A run, its configuration and how far it is, as GET /v1/runs/{run} gives it."""
@@ -230,7 +273,7 @@ class ReplayClient:
             try:
                 batch = decode_batch(answer.content)
             except ValueError as error:
-                raise ServiceError(f"the service at {self.base_url} sent no batch: {error}") from error
+                raise ServiceError(f"{self._where} sent no batch: {error}") from error
             header = batch.header
             steps = [each.step for each in header.steps]
             if (header.run, header.rank, header.world_size, steps) != (run, rank, world_size, list(asked)):
@@ -267,44 +310,38 @@ class ReplayClient:
         """What `read` makes of the answer, which has come whole."""
         if body:
             headers = {**headers, CHECKSUM_HEADER: checksum(body)}
-        ends_at = time.monotonic() + self.retry.give_up_after_s
-
-        def attempt() -> T:
-            return read(self._answer(method, path, headers, body, ends_at))
-
-        try:
+        began, number = time.monotonic(), 0
+        ends_at = began + self.retry.give_up_after_s
+        while True:
             try:
-                return attempt()
+                return read(self._answer(method, path, headers, body, ends_at))
             except (StatusError, httpx2.TransportError) as error:
-                return self._again(attempt, error)
-        except StatusError as error:
-            raise refusal(error.answer) from error
-        except httpx2.TransportError as error:
-            if is_distrust(error):
-                raise ServiceError(
-                    f"the certificate of the service at {self.base_url} cannot be trusted: {error}; name the file of "
-                    f"the authority that vouches for it in the environment variable {CA_FILE_VARIABLE}"
-                ) from error
-            raise ServiceUnavailable(
-                f"the service at {self.base_url} did not answer for {self.retry.give_up_after_s:.0f} s: {error!r}; "
-                "check that it runs and can be reached from here"
-            ) from error
+                waited_s = time.monotonic() - began
+                wait_s = self._wait_s(error, number, waited_s)
+                if wait_s is None:
+                    raise self._error_of(error, waited_s) from error
+                self._log_once(error)
+            time.sleep(wait_s)
+            number += 1
 
-    def _again(self, attempt: Callable[[], T], error: Exception) -> T:
-        """What comes of further attempts, where the first ended with `error`."""
-        failures = [error]
-        for each in stamina.retry_context(
-            on=self._wait_for,
-            attempts=None,
-            timeout=self.retry.give_up_after_s,
-            wait_initial=self.retry.first_wait_s,
-            wait_max=self.retry.longest_wait_s,
-        ):
-            with each:
-                if failures:
-                    raise failures.pop()
-                return attempt()
-        raise AssertionError("a retry loop ends with an answer or an error")
+    def _error_of(self, error: StatusError | httpx2.TransportError, waited_s: float) -> ServiceError:
+        if isinstance(error, StatusError):
+            return refusal(error.answer)
+        if is_distrust(error):
+            return ServiceError(
+                f"the certificate of {self._where} cannot be trusted: {error}; name the file of the authority that "
+                f"vouches for it in the environment variable {CA_FILE_VARIABLE}"
+            )
+        return ServiceUnavailable(
+            f"{self._where} did not answer for {waited_s:.0f} s: {error}; check the URL, and that the service runs and "
+            "can be reached from here"
+        )
+
+    def _log_once(self, error: Exception) -> None:
+        """Tell of an outage at its first failure. An answer that says to ask again is none."""
+        if isinstance(error, httpx2.TransportError) and not self._is_out:
+            self._is_out = True
+            _log.warning("service_unavailable", service=self._where, error=str(error), hint="asking again")
 
     def _answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes, ends_at: float) -> Answer:
         """One attempt: an answer that is right, and as it was sent."""
@@ -316,22 +353,28 @@ class ReplayClient:
         promised = answer.headers.get(_CHECKSUM_NAME)
         if promised is not None and checksum(answer.content) != promised:
             raise _Damaged(f"{len(answer.content)} bytes of which not all are right")
+        self._is_out, self._has_answered = False, self._has_answered or promised is not None
         if not 200 <= answer.status < 300:
             raise StatusError(answer)
         if promised is None:
             raise ServiceError(f"{answer.url} answered without a checksum; is it a replay service of this release?")
         return answer
 
-    def _wait_for(self, error: Exception) -> bool | float:
-        """Whether to try again after `error`, or after how many seconds."""
-        if self._is_closed:
-            return False
-        if isinstance(error, httpx2.TransportError):
-            return not is_distrust(error)
-        if not isinstance(error, StatusError) or not may_pass(error.answer):
-            return False
-        after = error.answer.headers.get("retry-after", "")
-        return min(float(after), self.retry.longest_wait_s) if after.isdigit() and int(after) else True
+    def _wait_s(self, error: StatusError | httpx2.TransportError, number: int, waited_s: float) -> float | None:
+        """How long to wait before the next attempt; None: there is none."""
+        is_first_contact = not self._has_answered and is_absence(error)
+        give_up_after_s = self.retry.give_up_after_s
+        left_s = (min(self.retry.first_contact_s, give_up_after_s) if is_first_contact else give_up_after_s) - waited_s
+        if self._is_closed or left_s <= 0 or is_distrust(error):
+            return None
+        wait_s = self.retry.wait_s(number)
+        if isinstance(error, StatusError):
+            if not may_pass(error.answer):
+                return None
+            after = error.answer.headers.get("retry-after", "")
+            if after.isdigit() and int(after):
+                wait_s = min(float(after), self.retry.longest_wait_s)
+        return min(wait_s, left_s)
 
 
 def _joined(run: str, parts: Sequence[Batch]) -> Batch:
@@ -357,6 +400,23 @@ def _object_of(answer: Answer) -> dict[str, Any]:
 
 def _json_bytes(asked: dict[str, Any]) -> bytes:
     return json.dumps(asked, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _without_user(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _in_the_making(corpus: str, ingest: Mapping[str, Any]) -> str:
+    """That a corpus cannot be rehearsed from yet, and how far its ingest is."""
+    left = "" if ingest.get("seconds_left") is None else f", about {ingest['seconds_left']:.0f} s left"
+    advice = "train when it has its first generation" if ingest["state"] == "running" else "start the ingest again"
+    problem = f": {ingest['problem']}" if ingest.get("problem") else ""
+    return (
+        f"corpus {corpus!r} has no generation yet; its ingest is {ingest['state']}{problem} "
+        f"({ingest['num_rows']:,} rows scored, {ingest['shards_done']} of {ingest['num_shards']} shards, "
+        f"{ingest['share_done']:.0%} of their bytes{left}); {advice}"
+    )
 
 
 def _authorization(token: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 Answers are parsed by llhttp (`httptools`). A body of a stated length is received where it stays, without a copy.
 """
 
+import os
 import select
 import socket
 import ssl
@@ -43,7 +44,7 @@ class Direct:
     """Opens sockets, and keeps those that are idle for the next request of any thread.
 
     A request ends at its deadline, however slowly the other side reads or writes. Only looking up a host's name is left
-    to the system's own limits.
+    to the system's own limits. A process that is forked opens sockets of its own.
     """
 
     def __init__(self, base_url: str, headers: Mapping[str, str], trusted: ssl.SSLContext) -> None:
@@ -57,7 +58,7 @@ class Direct:
         self._path = url.raw_path.decode("ascii").rstrip("/")
         self._base_url = f"{url.scheme}://{host}{self._path}"
         self._headers = _lines({"Host": host, **headers, **_basic(url)})
-        self._idle = _Idle()
+        self._process, self._idle = os.getpid(), _Idle()
 
     def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: float) -> Answer:
         target = self._path + quote(path)
@@ -72,6 +73,9 @@ class Direct:
         self._idle.close()
 
     def _exchanged(self, request: bytes, deadline: float) -> "_Received":
+        if self._process != os.getpid():
+            # Two processes that read one socket would get parts of each other's answers.
+            self._process, self._idle = os.getpid(), _Idle()
         connection = self._idle.take() or _Connection(self._connect(deadline))
         is_sent = False
         try:

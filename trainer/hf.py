@@ -27,6 +27,7 @@ from trainer.batches.added import Added
 from trainer.batches.samples import MixedSamples
 from trainer.errors import InvalidTraining
 from trainer.plain import Rehearsal, RehearsalLoop
+from trainer.trained import Trained
 
 _MIXED: Final = "mixed_with_rehearsal"
 """Key of a micro-batch under which its rehearsed rows travel from the loader to the loss."""
@@ -36,6 +37,8 @@ _CROSS_ENTROPY: Final = (None, "nll", "chunked_nll")
 
 _OF_PREFERENCES: Final = ("chosen", "rejected", "prompt_", "completion_ids", "KL_")
 """Beginnings of the names of columns."""
+
+_ALWAYS_LOGGED: Final = frozenset(Trained().metrics())
 
 _AnyTrainer: Any = object
 
@@ -48,12 +51,13 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
 
     Args:
         rehearsal: what to rehearse. Its run has injection_mode `add`, and as global_batch_size the rows of an
-            optimizer step: per_device_train_batch_size * gradient_accumulation_steps * processes.
+            optimizer step: per_device_train_batch_size * gradient_accumulation_steps * processes; without the
+            processes where accelerate splits batches between them (`split_batches`).
         args, options: those of the Trainer.
 
     Raises, from the constructor:
-        InvalidTraining: when the Trainer learns from preferences or rewards, has a loss other than the model's, or
-            splits rows between devices.
+        InvalidTraining: when the Trainer learns from preferences or rewards, has a loss other than the model's,
+            other labels than `labels`, or splits rows between devices.
 
     Raises, from `train`:
         InvalidTraining: when the run is made for something else, or a batch or the model's output cannot be mixed.
@@ -66,6 +70,7 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         self.rehearsal = rehearsal
         self._rehearsal_loop: RehearsalLoop | None = None
         _check_batches(self)
+        _check_label_names(self)
         _check_loss(self)
         _check_devices(self)
         self.add_callback(_Hooks(self))
@@ -112,10 +117,13 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
-        """The Trainer's, with how many rows this process could not measure so far, if there are any."""
-        loop = self._rehearsal_loop
-        if loop is not None and loop.reporter.num_unmeasured:
-            logs["num_unmeasured_rows"] = loop.reporter.num_unmeasured
+        """The Trainer's, with what this process has trained on since training began here (`RehearsalLoop.metrics`).
+
+        Of rows that could not be measured, or whose reports had no effect, the number is there if there are any.
+        """
+        if self._rehearsal_loop is not None:
+            found = self._rehearsal_loop.metrics()
+            logs.update({name: value for name, value in found.items() if value or name in _ALWAYS_LOGGED})
         super().log(logs, *args, **options)
 
     def _share_of_a_prediction(self, num_items: Any) -> Tensor | float | None:
@@ -134,7 +142,7 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
             self.accelerator.num_processes,
             first_step=self.state.global_step,
             num_steps=self.state.max_steps,
-            global_batch_size=self.get_total_train_batch_size(self.args),
+            global_batch_size=_global_batch_size(self),
             model=self.model,
             tokenizer=_tokenizer_of(self.processing_class),
         )
@@ -192,6 +200,15 @@ def _check_batches(trainer: Any) -> None:
         )
 
 
+def _check_label_names(trainer: Any) -> None:
+    names = trainer.args.label_names
+    if names is not None and "labels" not in names:
+        raise InvalidTraining(
+            f"label_names is {names}, but rehearsed rows join a batch's `labels`; have the collator call them labels, "
+            "and leave label_names out"
+        )
+
+
 def _check_loss(trainer: Any) -> None:
     what = None
     if trainer.compute_loss_func is not None:
@@ -220,6 +237,12 @@ def _check_devices(trainer: Any) -> None:
             "each process must have whole rows of its own, but here devices share them; start one process a device "
             "with torchrun or accelerate, without tensor, context or sequence parallelism"
         )
+
+
+def _global_batch_size(trainer: Any) -> int:
+    """The rows of an optimizer step: what the Trainer calls its total, unless processes share each batch."""
+    total: int = trainer.get_total_train_batch_size(trainer.args)
+    return total // trainer.accelerator.num_processes if trainer.accelerator.split_batches else total
 
 
 def _logits(outputs: Any) -> Tensor:

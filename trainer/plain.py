@@ -13,7 +13,7 @@ Shapes: B rows, the last R of them rehearsed, T tokens, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -25,18 +25,24 @@ from replay_service.language.tokenizer import is_known_as
 from trainer.batches.added import Added, Losses
 from trainer.batches.flat import check_apart, is_flat
 from trainer.batches.rows import add_rows
-from trainer.batches.samples import Prepare, add_samples
+from trainer.batches.samples import Prepare, add_samples, try_tensors
+from trainer.beginning import Beginning, OnExisting, warn_if_undecided
 from trainer.client import CorpusInfo, ReplayClient
 from trainer.errors import CorpusMismatch, InvalidTraining
 from trainer.rehearsal import RehearsalStream
 from trainer.reporting import LossReporter
+from trainer.trained import StepSize, Tally, Trained
 from trainer.windows import Auto
 
 
 def add(
     inputs: Mapping[str, Any], rehearsed: Batch, rehearsal_weight: float = 1.0, prepare: Prepare | None = None
 ) -> Added:
-    """A loader's batch with rehearsed rows at its end: `add_rows`, or `add_samples` from a corpus to classify."""
+    """A loader's batch with rehearsed rows at its end: `add_rows`, or `add_samples` from a corpus to classify.
+
+    Raises:
+        InvalidTraining: as they do.
+    """
     if rehearsed.header.kind == "classification":
         return add_samples(inputs, rehearsed, rehearsal_weight, prepare)
     return add_rows(inputs, rehearsed, rehearsal_weight)
@@ -53,8 +59,11 @@ class RehearsalLoop:
     reporter: LossReporter
     rehearsal_weight: float = 1.0
     prepare: Prepare | None = None
+    beginning: Beginning | None = None
+    tally: Tally = field(default_factory=Tally)
     _current: Batch | None = field(default=None, init=False, repr=False)
     _keeps_apart: bool = field(default=False, init=False, repr=False)
+    _has_tried: bool = field(default=False, init=False, repr=False)
 
     def __enter__(self) -> "RehearsalLoop":
         return self
@@ -78,33 +87,72 @@ class RehearsalLoop:
             check_apart(model, inputs)
             self._keeps_apart = True
 
-    def mix(self, step: int, inputs: Mapping[str, Any]) -> Added:
-        """The batch of an optimizer step with what this rank rehearses in it; see `add_rows` and `add_samples`."""
-        return self.spread(step, [inputs])[0]
+    def mix(self, step: int, inputs: Mapping[str, Any], *, part: int = 0, num_parts: int = 1) -> Added:
+        """The batch of an optimizer step with what this rank rehearses in it; see `add_rows` and `add_samples`.
 
-    def spread(self, step: int, parts: Sequence[Mapping[str, Any]]) -> list[Added]:
-        """Likewise for a step whose gradient is accumulated over parts, one at least; rehearsed rows are spread evenly.
+        Steps come in order. The last one may be asked for again, until its losses are reported.
 
-        Steps come in order. The last one may be asked for again.
+        Args:
+            step: of the optimizer, counted from 0.
+            inputs: the loader's batch: a mapping with `labels`.
+            part: which micro-batch of the step it is, where the gradient is accumulated over several.
+            num_parts: how many micro-batches the step has. Each gets its share of the step's rehearsed rows; together
+                they get each row once.
 
         Raises:
-            InvalidTraining: when the step is another, or a batch cannot be mixed.
+            InvalidTraining: when the step is another, was reported already, has not as many rows as the run's
+                global_batch_size says, or the batch cannot be mixed.
         """
-        if is_flat(parts[0]) and not self._keeps_apart:
+        if not isinstance(inputs, Mapping):
+            raise InvalidTraining(
+                f"the batch is a {type(inputs).__name__}, not a mapping of names to tensors; give mix what the model "
+                'is called with, and labels, such as {"input_ids": ids, "labels": labels}'
+            )
+        if is_flat(inputs) and not self._keeps_apart:
             raise InvalidTraining(
                 "the batches are flat, and not every model keeps their samples apart; call check_model before the first"
             )
-        rehearsed, num_parts = self._rows_of(step), len(parts)
-        bounds = [len(rehearsed) * number // num_parts for number in range(num_parts + 1)]
-        return [
-            add(part, rehearsed.rows(slice(bounds[number], bounds[number + 1])), self.rehearsal_weight, self.prepare)
-            for number, part in enumerate(parts)
-        ]
+        rehearsed = self._rows_of(step, part, num_parts)
+        first, end = (len(rehearsed) * number // num_parts for number in (part, part + 1))
+        mixed = add(inputs, rehearsed.rows(slice(first, end)), self.rehearsal_weight, self.prepare)
+        mixed = replace(mixed, part=part)
+        if not (self._has_tried or mixed.num_rehearsed):
+            try_tensors(inputs, rehearsed, self.prepare)
+        self._has_tried = True
+        self.tally.add(mixed, inputs)
+        return mixed
+
+    def spread(self, step: int, parts: Sequence[Mapping[str, Any]]) -> list[Added]:
+        """Likewise for all micro-batches of a step at once, one at least.
+
+        Raises:
+            InvalidTraining: as `mix` does.
+        """
+        return [self.mix(step, each, part=number, num_parts=len(parts)) for number, each in enumerate(parts)]
 
     def report(self, batch: Added, losses: Losses) -> None:
-        """Send the losses of a batch's rehearsed rows, without waiting; call it before the optimizer's step."""
+        """Send the losses of a batch's rehearsed rows, without waiting; call it before the optimizer's step.
+
+        Raises:
+            InvalidTraining: when those of this part of the step were reported already.
+        """
+        self.tally.report(batch)
         if batch.num_rehearsed:
             self.reporter.send(batch.loss_rows(losses, self.stream.rank))
+
+    @property
+    def trained(self) -> Trained:
+        """What this rank has trained on so far, counted from its batches; the service cannot know it."""
+        return self.tally.trained
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of this rank to log: what it has trained on, and the reported rows that had no effect."""
+        counts = {
+            "num_unmeasured_rows": self.reporter.num_unmeasured,
+            "num_duplicate_rows": self.reporter.num_duplicate,
+            "num_rejected_rows": self.reporter.num_rejected,
+        }
+        return {**self.trained.metrics(), **counts}
 
     def rewind(self) -> None:
         """Make the run ready to go on at this loop's next step; one rank calls this, before any asks for a batch."""
@@ -119,11 +167,15 @@ class RehearsalLoop:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold; waits until the reports of all steps before it are durable."""
         self.flush()
-        return self.stream.state_dict()
+        return {**self.stream.state_dict(), "trained": asdict(self.trained)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken, with the samples that came then; `rewind` must follow, on one rank."""
+        """Go on where `state` was taken, with the samples that came then.
+
+        `rewind` must follow, on one rank, unless the loop was opened with on_existing "rewind".
+        """
         self.stream.load_state_dict(state)
+        self.tally.go_on_from(Trained(**state.get("trained", {})), self.stream.next_step)
         self._current = None
 
     def close(self) -> None:
@@ -131,14 +183,20 @@ class RehearsalLoop:
         self.stream.close()
         self.reporter.close()
 
-    def _rows_of(self, step: int) -> Batch:
+    def _rows_of(self, step: int, part: int, num_parts: int) -> Batch:
+        """What this rank rehearses in a step; all checks come before it is asked for."""
         if self._current is not None and step == self.stream.next_step - 1:
+            self.tally.begin(step, part, num_parts)
             return self._current
         if step != self.stream.next_step:
             raise InvalidTraining(
                 f"step {step} was asked for, but the next one is {self.stream.next_step}; steps come in order, and "
                 "load_state_dict goes back to that of a checkpoint"
             )
+        self.tally.begin(step, part, num_parts)
+        if self.beginning is not None:
+            self.beginning.settle(self.stream)
+            self.beginning = None
         self._current = next(self.stream, None)
         if self._current is None:
             raise InvalidTraining(
@@ -179,33 +237,43 @@ class Rehearsal:
         first_step: int = 0,
         num_steps: int | None = None,
         global_batch_size: int | None = None,
+        on_existing: OnExisting = "refuse",
         model: Any = None,
         tokenizer: Any = None,
     ) -> RehearsalLoop:
-        """The loop of one rank.
+        """The loop of one rank. All ranks open theirs before any mixes; with torch.distributed they wait for that.
 
         Args:
             rank: in [0, world_size).
             world_size: processes that have batches of their own.
             first_step: where it begins.
             num_steps: where it ends; None if nobody knows. Steps beyond are not asked for ahead.
-            global_batch_size: fine-tuning rows of an optimizer step, if the loop knows; must be the run's.
+            global_batch_size: fine-tuning rows of an optimizer step, if the loop knows; must be the run's. Then steps
+                may have fewer rows, which are counted (`RehearsalLoop.trained`). Else only the last step of an epoch
+                may, and other batches are refused.
+            on_existing: what to do at the first `mix` where the run is ahead of the loop, as it is when a script is
+                run again: `refuse`, or `rewind` it to the loop's step, by which later plans and reports are forgotten.
             model: the model to tune, if the loop knows; must know the corpus's tokens.
             tokenizer: of the loop, if it knows; must be that of a corpus that says which it was made with.
 
         Raises:
             InvalidTraining: when the run's injection_mode or global_batch_size is not that of the loop.
-            CorpusMismatch: when the tokenizer, the base model or the vocabulary of the model does not fit the corpus.
+            CorpusMismatch: when the tokenizer, the base model, or the model's vocabulary or classes do not fit the
+                corpus.
             ServiceError: as ReplayClient does.
         """
-        self._check(global_batch_size, model, tokenizer)
+        info = self.client.run(self.run)
+        self._check(info, global_batch_size, model, tokenizer)
+        size = StepSize(self.run, info["config"]["global_batch_size"], world_size, global_batch_size is not None)
+        warn_if_undecided(info, num_steps)
+        beginning = Beginning.of_run(info, on_existing, world_size)
         stream = RehearsalStream(
             self.client, self.run, rank, world_size, num_steps, self.window_steps, next_step=first_step
         )
-        return RehearsalLoop(stream, LossReporter(self.client, self.run), self.rehearsal_weight, self.prepare)
+        reporter, tally = LossReporter(self.client, self.run), Tally(size, has_full_step=first_step > 0)
+        return RehearsalLoop(stream, reporter, self.rehearsal_weight, self.prepare, beginning, tally)
 
-    def _check(self, global_batch_size: int | None, model: Any, tokenizer: Any) -> None:
-        info = self.client.run(self.run)
+    def _check(self, info: Mapping[str, Any], global_batch_size: int | None, model: Any, tokenizer: Any) -> None:
         config = info["config"]
         if config["injection_mode"] != "add":
             raise InvalidTraining(
@@ -223,6 +291,7 @@ class Rehearsal:
             if corpus.tokenizer_fingerprint:
                 _check_tokenizer(tokenizer, corpus)
             _check_vocabulary(model, corpus)
+            _check_classes(model, corpus)
             self._check_base_model(corpus)
 
     def _check_base_model(self, corpus: CorpusInfo) -> None:
@@ -257,4 +326,14 @@ def _check_vocabulary(model: Any, corpus: CorpusInfo) -> None:
             f"corpus {corpus.corpus!r} has token ids up to {corpus.vocab_size - 1}, but the model knows only "
             f"{num_known} tokens; tune the model that the corpus was made for, or ingest the pretraining shards "
             "with this model"
+        )
+
+
+def _check_classes(model: Any, corpus: CorpusInfo) -> None:
+    """A model that does not say how many classes it has is checked by its first logits of rehearsed samples."""
+    num_known = getattr(getattr(model, "config", None), "num_labels", None)
+    if corpus.classes is not None and num_known is not None and num_known < corpus.classes["num_classes"]:
+        raise CorpusMismatch(
+            f"samples of corpus {corpus.corpus!r} are of {corpus.classes['num_classes']} classes, but the model has "
+            f"{num_known}; keep the classes of the base model, and put new ones after them"
         )

@@ -22,6 +22,8 @@ ANSWER_TOO_LARGE: Final = "answer-too-large"
 STEP_OUT_OF_RANGE: Final = "step-out-of-range"
 ATTEMPT_SUPERSEDED: Final = "attempt-superseded"
 """The client's own: the service serves a later attempt of the run than the one that the job began with."""
+CORPUS_IN_THE_MAKING: Final = "corpus-in-the-making"
+"""The client's own: the first generation of the corpus is not there yet."""
 
 _KINDS: Final[dict[str, type[ServiceRefused]]] = {
     "unknown-run": RunGone,

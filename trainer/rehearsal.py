@@ -1,16 +1,18 @@
 """The rehearsal stream: this rank's samples, step by step, fetched ahead."""
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NoReturn
 
 from replay_service.gateway.wire.arrow import Batch
 from trainer.client import ReplayClient
 from trainer.errors import InvalidTraining, NotReady, RunGone, ServiceRefused
 from trainer.foreseen import Foreseen
+from trainer.processes import check_process, not_for_others
 from trainer.refusals import ATTEMPT_SUPERSEDED, STEP_OUT_OF_RANGE
 from trainer.windows import Auto, WindowRule
 
@@ -37,6 +39,7 @@ class RehearsalStream:
         RunGone: when the run is closed, unknown, or was rewound since this stream began or was loaded: what it has
             prefetched and reported is not of the plans that are in force.
         ServiceError: as ReplayClient does. A plan that waits for reports is waited for.
+        InvalidTraining: in a process that was forked from the stream's own.
     """
 
     client: ReplayClient
@@ -60,6 +63,7 @@ class RehearsalStream:
     """The steps from the next one up to here are asked for, or hold nothing."""
     _executor: ThreadPoolExecutor = field(init=False, repr=False)
     _closed: bool = field(default=False, init=False, repr=False)
+    _process: int = field(default_factory=os.getpid, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.window_steps != "auto":
@@ -72,6 +76,7 @@ class RehearsalStream:
         return self
 
     def __next__(self) -> Batch:
+        check_process(self._process, "a RehearsalStream")
         step = self.next_step
         if self.num_steps is not None and step >= self.num_steps:
             raise StopIteration
@@ -105,6 +110,9 @@ class RehearsalStream:
         self._asked.clear()
         self._latest = self._attempt = None
         self.next_step = state["next_step"]
+
+    def __reduce__(self) -> NoReturn:
+        raise not_for_others("RehearsalStream")
 
     def close(self) -> None:
         self._closed = True

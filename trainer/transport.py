@@ -1,5 +1,8 @@
 """The way to the service through a transport of httpx: what a test brings, or HTTP by way of a proxy."""
 
+import errno
+import os
+import socket
 import ssl
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,8 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import quote
 
 import httpcore2
 import httpx2
@@ -16,21 +18,33 @@ import httpx2
 from trainer.answer import Answer
 from trainer.direct import IDLE_S
 from trainer.errors import ServiceError
+from trainer.proxies import NamedProxy
 
 CA_FILE_VARIABLE = "REPLAY_CA_FILE"
 
 _WRITTEN_AT_ONCE: Final = 16 << 10
 _MOST_CONNECTIONS: Final = 100
+_UNREACHABLE: Final = (errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 _deadline: ContextVar[float] = ContextVar("deadline", default=float("inf"))
 
 
 class ByTransport:
-    """Hands requests to a transport; each has its deadline as the extension `deadline`."""
+    """Hands requests to a transport; each has its deadline as the extension `deadline`.
+
+    Args:
+        proxy: that the transport asks, for the URLs of answers to name.
+    """
 
     def __init__(
-        self, base_url: str, headers: Mapping[str, str], transport: httpx2.BaseTransport, timeout_s: float
+        self,
+        base_url: str,
+        headers: Mapping[str, str],
+        transport: httpx2.BaseTransport,
+        timeout_s: float,
+        proxy: NamedProxy | None = None,
     ) -> None:
+        self._by = "" if proxy is None else f" ({proxy})"
         self._http = httpx2.Client(base_url=base_url, headers=dict(headers), transport=transport, timeout=timeout_s)
 
     def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: float) -> Answer:
@@ -38,7 +52,7 @@ class ByTransport:
             method, quote(path), headers=dict(headers), content=body, extensions={"deadline": deadline}
         )
         answer = self._http.send(request)
-        return Answer(str(answer.url), answer.status_code, answer.headers, answer.content)
+        return Answer(f"{answer.url}{self._by}", answer.status_code, answer.headers, answer.content)
 
     def close(self) -> None:
         self._http.close()
@@ -48,17 +62,21 @@ class DeadlineTransport(httpx2.BaseTransport):
     """Opens sockets. A request whose extension `deadline` is a time of `time.monotonic` is over then, whatever comes.
 
     httpx's own timeouts hold for each read alone: a peer that sends a byte now and then would keep a request for ever.
-    Only looking up a host's name is left to the system's own limits. A proxy is taken from the environment, as
-    `urllib.request` does.
+    Only looking up a host's name is left to the system's own limits. A process that is forked opens its own.
 
     Raises, from every request:
         httpx2.TransportError: when the connection failed, or the deadline has passed.
     """
 
-    def __init__(self, trusted: ssl.SSLContext, proxy: httpcore2.Proxy | None = None) -> None:
-        self._pool = httpcore2.ConnectionPool(
-            ssl_context=trusted,
-            proxy=proxy,
+    def __init__(self, trusted: ssl.SSLContext, proxy: NamedProxy | None = None) -> None:
+        self._trusted = trusted
+        self._proxy = None if proxy is None else httpcore2.Proxy(proxy.url, auth=proxy.auth)
+        self._process, self._pool = os.getpid(), self._make_pool()
+
+    def _make_pool(self) -> httpcore2.ConnectionPool:
+        return httpcore2.ConnectionPool(
+            ssl_context=self._trusted,
+            proxy=self._proxy,
             max_connections=_MOST_CONNECTIONS,
             keepalive_expiry=IDLE_S,
             network_backend=_Backend(),
@@ -73,6 +91,8 @@ class DeadlineTransport(httpx2.BaseTransport):
             content=request.stream,
             extensions=request.extensions,
         )
+        if self._process != os.getpid():
+            self._process, self._pool = os.getpid(), self._make_pool()
         with _failures(deadline):
             received = self._pool.handle_request(sent)
         assert isinstance(received.stream, Iterable)
@@ -180,20 +200,21 @@ def trusted_by(ca_file: Path | str | None) -> ssl.SSLContext:
         raise ServiceError(f"the CA file {ca_file} is no PEM file of certificates: {error}") from error
 
 
-def proxy_to(base_url: str) -> httpcore2.Proxy | None:
-    """The proxy that the environment names for a URL, if it names one."""
-    url = urlsplit(base_url)
-    proxies = getproxies()
-    named = proxies.get(url.scheme) or proxies.get("all")
-    if not named or proxy_bypass(url.netloc):
-        return None
-    proxy = urlsplit(named if "://" in named else f"http://{named}")
-    auth = (unquote(proxy.username), unquote(proxy.password or "")) if proxy.username else None
-    return httpcore2.Proxy(proxy._replace(netloc=proxy.netloc.rpartition("@")[2]).geturl(), auth=auth)
-
-
-def is_distrust(error: BaseException | None) -> bool:
+def is_distrust(error: BaseException) -> bool:
     """Whether a failed connection was the certificate's fault, which stays as it is."""
-    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+    return any(isinstance(each, ssl.SSLCertVerificationError) for each in _causes(error))
+
+
+def is_absence(error: BaseException) -> bool:
+    """Whether nobody listens where a connection was tried, or there is no such place."""
+    return any(
+        isinstance(each, ConnectionRefusedError | socket.gaierror)
+        or (isinstance(each, OSError) and each.errno in _UNREACHABLE)
+        for each in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
         error = error.__cause__ or error.__context__
-    return error is not None

@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import stamina
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
@@ -110,7 +109,6 @@ def main() -> None:
     parser.add_argument("--ratios", nargs="*", default=["0.02", "0.06"])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    stamina.instrumentation.set_on_retry_hooks([])  # it would tell of every plan that was waited for
     start_ray()
     kept = {each.name: Kept() for each in [Method("base model"), *methods(options.ratios)]}
     for seed in range(options.seeds):

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import stamina.instrumentation
 
 from replay_service.sampling.run_config import FEEDBACK_MODES, FeedbackMode, RunConfig
 from tests.databases import find_postgresql, fresh_database, postgresql_server
@@ -230,7 +229,6 @@ def main() -> None:
     parser.add_argument("--services", type=int, default=1, help="on one journal, asked in turn")
     parser.add_argument("--mode", choices=FEEDBACK_MODES, default="latest", help="when reports count")
     wanted = parser.parse_args()
-    stamina.instrumentation.set_on_retry_hooks([])
     with tempfile.TemporaryDirectory() as folder, database(wanted.database, Path(folder)) as url:
         outcome = survive(
             Path(folder),

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 -m tests.trainer.hf_ranks URL MODEL FOLDER
 
-Trains, then trains again from the checkpoint at its third step. Each rank writes what it rehearsed into FOLDER.
+Trains, then trains again from the checkpoint at its third step, then without padding, then with batches that the
+processes split. Each rank writes what it rehearsed into FOLDER.
 """
 
 import json
@@ -56,14 +57,22 @@ class Watched(RehearsalTrainer):
 
 
 def train(
-    client: ReplayClient, run: str, model: Path, folder: Path, world_size: int, *, resume: bool, flat: bool = False
+    client: ReplayClient,
+    run: str,
+    model: Path,
+    folder: Path,
+    world_size: int,
+    *,
+    resume: bool,
+    flat: bool = False,
+    split: bool = False,
 ) -> Seen:
     """Train as one of `world_size` processes, each of which accumulates two parts of its share of a step."""
     client.ensure_run(run, "pretraining", SETTINGS)
     trainer = Watched(
         rehearsal=Rehearsal(client, run),
         model=AutoModelForCausalLM.from_pretrained(model),
-        args=arguments(folder, GLOBAL_BATCH_SIZE // (2 * world_size)),
+        args=arguments(folder, GLOBAL_BATCH_SIZE // (2 if split else 2 * world_size), split),
         train_dataset=dataset(),
         data_collator=DataCollatorWithFlattening() if flat else None,
     )
@@ -71,11 +80,12 @@ def train(
     return Seen(trainer.samples, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
 
 
-def arguments(folder: Path, rows: int) -> TrainingArguments:
+def arguments(folder: Path, rows: int, split: bool) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=2,
+        accelerator_config={"split_batches": split},
         max_steps=NUM_STEPS,
         learning_rate=1e-3,
         logging_steps=1,
@@ -98,15 +108,17 @@ def main(url: str, model: str, folder: str) -> None:
     torch.set_num_threads(1)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     with ReplayClient(url) as client:
-        for name in ("whole", "resumed", "flat"):
+        for name in ("whole", "resumed", "flat", "split"):
+            run = name if name in ("flat", "split") else "together"
             found = train(
                 client,
-                "flat" if name == "flat" else "together",
+                run,
                 Path(model),
-                Path(folder) / ("flat" if name == "flat" else "together"),
+                Path(folder) / run,
                 world_size,
                 resume=name == "resumed",
                 flat=name == "flat",
+                split=name == "split",
             )
             seen = {"samples": found.samples, "losses": found.losses}
             (Path(folder) / f"{name}-{rank}.json").write_text(json.dumps(seen))

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_weighing_gives_the_mean_with_rehearsed_samples_at_their_weight(
 ) -> None:
     a_run(client, "weights")
     rehearsal = Rehearsal(client, "weights", rehearsal_weight=weight, prepare=torch.Tensor.float)
-    with rehearsal.open(num_steps=1) as loop:
+    with rehearsal.open(num_steps=1, on_existing="rewind") as loop:
         parts = loop.spread(0, [batch_of(4 // num_parts, seed) for seed in range(num_parts)])
     for part in parts:
         logits = torch.randn(len(part.inputs["labels"]), NUM_CLASSES)
@@ -146,7 +147,7 @@ def test_weighing_gives_the_mean_with_rehearsed_samples_at_their_weight(
 def test_texts_are_padded_to_the_wider_and_padding_is_masked(texts: ReplayClient) -> None:
     for width in (3, NUM_TOKENS, 20):
         ids = torch.randint(1, 50, (4, width))
-        with a_run(texts, "texts").open(num_steps=1) as loop:
+        with a_run(texts, "texts").open(num_steps=1, on_existing="rewind") as loop:
             mixed = loop.mix(0, {"input_ids": ids, "labels": torch.zeros(4, dtype=torch.long)})
         rehearsed = mixed.rehearsed
         assert torch.equal(mixed.inputs["input_ids"][:4, :width], ids)
@@ -187,8 +188,32 @@ def test_a_sample_that_could_not_be_read_counts_nowhere_and_is_told_of(client: R
     ],
 )
 def test_a_batch_that_cannot_be_mixed_is_refused(client: ReplayClient, batch: dict[str, Any], message: str) -> None:
-    with a_run(client, "refused").open(num_steps=1) as loop, pytest.raises(InvalidTraining, match=message):
+    loop = a_run(client, "refused").open(num_steps=1, on_existing="rewind")
+    with loop, pytest.raises(InvalidTraining, match=message):
         loop.mix(0, batch)
+
+
+def test_samples_that_cannot_be_mixed_are_refused_before_any_is_rehearsed(client: ReplayClient) -> None:
+    rehearsal = a_run(client, "rare", injection_ratio="0.01")
+    for changes, message in (
+        ({"images": torch.zeros(4, *SHAPE, dtype=torch.uint8)}, "torch.uint8"),
+        ({"images": torch.zeros(4, 3, 8, 8)}, "a sample, and rehearsed samples are"),
+    ):
+        with rehearsal.open(on_existing="rewind") as loop, pytest.raises(InvalidTraining, match=message):
+            loop.mix(0, {**batch_of(), **changes})
+    with rehearsal.open(on_existing="rewind") as loop:
+        assert loop.mix(0, batch_of()).num_rehearsed == 0
+
+
+def test_a_model_with_fewer_classes_than_the_corpus_is_refused_when_the_loop_is_opened(client: ReplayClient) -> None:
+    model = tiny_net()
+    for num_labels, is_taken in ((NUM_CLASSES, True), (NUM_CLASSES - 1, False)):
+        model.config = SimpleNamespace(num_labels=num_labels)  # type: ignore[assignment]
+        if is_taken:
+            a_run(client, "classes").open(model=model).close()
+        else:
+            with pytest.raises(CorpusMismatch, match=f"the model has {num_labels}; keep the classes"):
+                a_run(client, "classes").open(model=model)
 
 
 def test_logits_of_something_else_or_without_a_rehearsed_class_are_refused(client: ReplayClient) -> None:

@@ -1,13 +1,27 @@
+import os
+import pickle
+import time
 import traceback
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
+from replay_service.corpus.format.manifest import write_json
+from replay_service.corpus.ingest.status import STATUS_NAME, write_begun
+from replay_service.gateway.app import create_app
 from replay_service.sampling.events import LOSS_ROW
+from replay_service.settings import load_settings
+from replay_service.testing.transport import in_process
 from tests.gateway.worlds import make_token
+from tests.proxy import NO_FAULT, FaultyProxy
 from tests.support import free_port, make_corpus, running_service
 from trainer.client import ReplayClient, RetryPolicy
 from trainer.errors import (
@@ -197,13 +211,95 @@ def test_a_closed_client_gives_up(service_url: str) -> None:
         client.corpus("wiki")
 
 
-def test_a_proxy_is_taken_from_the_environment(service_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", f"http://somebody:secret@127.0.0.1:{free_port()}")
-    with ReplayClient("http://replay.example.org", retry=QUICK) as client, pytest.raises(ServiceUnavailable):
+def refused() -> httpx2.ConnectError:
+    """What a transport raises where nobody listens."""
+    error = httpx2.ConnectError("refused")
+    error.__cause__ = ConnectionRefusedError()
+    return error
+
+
+@pytest.mark.parametrize("url", [f"http://127.0.0.1:{free_port()}", "http://replay.invalid:8400"])
+def test_a_service_that_was_never_there_is_not_waited_for_as_one_that_is_away(url: str) -> None:
+    retry = RetryPolicy(give_up_after_s=600.0, first_contact_s=0.2)
+    with (
+        ReplayClient(url.replace("//", "//somebody:secret@"), retry=retry) as client,
+        capture_logs() as logs,
+        pytest.raises(ServiceUnavailable, match=f"the service at {url} did not answer for .*check the URL") as failure,
+    ):
         client.corpus("wiki")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with ReplayClient(service_url) as client:
-        assert client.corpus("wiki").num_samples == 80
+    assert "secret" not in str(failure.value)
+    assert [each["event"] for each in logs] == ["service_unavailable"]
+
+
+def test_a_service_that_has_answered_is_waited_for(service_url: str) -> None:
+    transport = Flaky([])
+    retry = RetryPolicy(30, 0.01, 0.02, first_contact_s=0.0)
+    with ReplayClient(service_url, transport=transport, retry=retry) as client:
+        transport.failures.append(refused())
+        with pytest.raises(ServiceUnavailable):
+            client.corpus("wiki")
+        client.corpus("wiki")
+        transport.failures += [refused() for _ in range(3)]
+        client.corpus("wiki")
+        assert not transport.failures
+
+
+def test_a_corpus_whose_first_generation_is_being_made_says_how_far_it_is(tmp_path: Path) -> None:
+    settings = load_settings(root=tmp_path)
+    folder = settings.corpora / "young"
+    folder.mkdir(parents=True)
+    status = write_begun(folder, os.getpid(), time.time())
+    progress = replace(status.progress, num_rows=1234, shards_done=1, num_shards=4, share_done=0.25)
+    write_json(folder / STATUS_NAME, asdict(replace(status, progress=progress)))
+    with in_process(create_app(settings)) as transport, ReplayClient("http://127.0.0.1", transport=transport) as client:
+        said = r"its ingest is running \(1,234 rows scored, 1 of 4 shards, 25% of their bytes"
+        with pytest.raises(ServiceRefused, match=said):
+            client.corpus("young")
+        with pytest.raises(ServiceRefused, match=said):
+            client.ensure_run("a-run", "young", SETTINGS)
+        with pytest.raises(ServiceUnknown, match="no corpus"):
+            client.ensure_run("a-run", "older", SETTINGS)
+
+
+@pytest.mark.parametrize("by_proxy", [False, True])
+def test_a_forked_process_has_connections_of_its_own(
+    service_url: str, by_proxy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = urlsplit(service_url)
+    with FaultyProxy((url.hostname, url.port), lambda: NO_FAULT) as proxy:
+        if by_proxy:
+            monkeypatch.setenv("http_proxy", proxy.base_url)
+        with ReplayClient(service_url) as client, ProcessPoolExecutor(2, get_context("fork")) as workers:
+            assert client.corpus("wiki").num_samples == 80
+            SHARED.append(client)
+            found = [workers.submit(ask_often) for _ in range(2)]
+            assert ask_often() and all(each.result() for each in found)
+
+
+SHARED: list[ReplayClient] = []
+"""What a fork takes along."""
+
+
+def ask_often() -> bool:
+    for number in range(20):
+        name = ("wiki", "with-topk")[(os.getpid() + number) % 2]
+        if SHARED[-1].corpus(name).corpus != name:
+            return False
+    return True
+
+
+def test_a_client_is_sent_to_another_process_without_what_is_secret(
+    service_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPLAY_TOKEN", "rpl_swordfish")
+    with ReplayClient(service_url, retry=QUICK) as client:
+        sent = pickle.dumps(client)
+        assert b"swordfish" not in sent
+        with pickle.loads(sent) as received:
+            assert received.corpus("wiki").num_samples == 80 and received.retry == QUICK
+    for secret in (ReplayClient(service_url, "rpl_swordfish"), ReplayClient(service_url, transport=Flaky([]))):
+        with secret, pytest.raises(ServiceError, match="REPLAY_TOKEN and leave the token out"):
+            pickle.dumps(secret)
 
 
 def test_a_token_opens_what_it_is_for_and_what_is_refused_is_not_tried_again(

@@ -158,6 +158,10 @@ def test_a_short_step_at_the_end_of_an_epoch_rehearses_its_plan_too(
     trainer.train()
     assert [trainer.num_rows[step] - len(trainer.samples[step]) for step in range(6)] == [4, 4, 2, 4, 4, 2]
     assert client.stats("short")["num_reported"] == 16
+    last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
+    assert (last["num_target_rows"], last["num_rehearsed_rows"]) == (20, 16)
+    assert last["rehearsed_share"] == pytest.approx(16 / 36)
+    assert last["num_rehearsed_tokens"] == 16 * (SEQ_LEN - 1) and last["num_target_tokens"] == 20 * 8
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.25])
@@ -258,6 +262,9 @@ def test_what_would_count_differently_is_refused(client: ReplayClient, model: nn
         RehearsalTrainer(
             rehearsal=rehearsal, model=model, args=arguments(tmp_path), compute_loss_func=lambda *_, **__: None
         )
+    named = arguments(tmp_path, label_names=["label"])
+    with pytest.raises(InvalidTraining, match="label_names is"):
+        RehearsalTrainer(rehearsal=rehearsal, model=model, args=named, train_dataset=dataset())
     larger = arguments(tmp_path, gradient_accumulation_steps=3)
     with pytest.raises(InvalidTraining, match="takes 12 fine-tuning rows"):
         RehearsalTrainer(rehearsal=rehearsal, model=model, args=larger, train_dataset=dataset()).train()

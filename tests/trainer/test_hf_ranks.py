@@ -44,8 +44,8 @@ def found(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD_SIZE)]
         module = ["-m", "tests.trainer.hf_ranks", service.url, str(tiny_model), str(folder)]
         subprocess.run([sys.executable, *command, *module], check=True, cwd=ROOT, timeout=110)
-        stats = {run: client.stats(run) for run in ("alone", "together", "flat")}
-    names = ("whole", "resumed", "flat")
+        stats = {run: client.stats(run) for run in ("alone", "together", "flat", "split")}
+    names = ("whole", "resumed", "flat", "split")
     yield Found(
         alone, {name: [_seen(folder / f"{name}-{rank}.json") for rank in range(WORLD_SIZE)] for name in names}, stats
     )
@@ -82,6 +82,7 @@ def test_processes_that_resume_rehearse_the_same_samples(found: Found) -> None:
     assert resumed[0].losses == pytest.approx(whole[0].losses, rel=1e-5)
 
 
-def test_processes_without_padding_train_on_the_same(found: Found) -> None:
-    assert found.together("flat") == found.together("whole")
-    assert found.ranks["flat"][0].losses == pytest.approx(found.ranks["whole"][0].losses, rel=1e-4)
+@pytest.mark.parametrize("training", ["flat", "split"])
+def test_processes_without_padding_or_that_split_batches_train_on_the_same(found: Found, training: str) -> None:
+    assert found.together(training) == found.together("whole")
+    assert found.ranks[training][0].losses == pytest.approx(found.ranks["whole"][0].losses, rel=1e-4)

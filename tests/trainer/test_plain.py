@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from replay_service.language.losses import token_losses
 from replay_service.testing import ServiceUnderTest, replay_service
@@ -64,24 +66,25 @@ def test_every_step_holds_the_loaders_rows_and_what_its_plan_rehearses(client: R
     assert all(each.num_rehearsed == each.rehearsed.only_step.num_rehearsed for each in batches)
 
 
-@given(st.integers(1, 3 * SEQ_LEN), st.integers(1, 3), st.booleans())
+@given(st.integers(1, 3 * SEQ_LEN), st.sampled_from([1, 2, 4]), st.booleans())
 def test_the_loaders_rows_stay_as_they_are_and_padding_counts_nowhere(
     client: ReplayClient, width: int, num_parts: int, has_mask: bool
 ) -> None:
-    parts = [rows(2, width, seed) for seed in range(num_parts)]
+    num_rows = 4 // num_parts
+    parts = [rows(num_rows, width, seed) for seed in range(num_parts)]
     if has_mask:
         parts = [{**part, "attention_mask": (part["input_ids"] % 2)} for part in parts]
-    with a_run(client, "widths").open(num_steps=1) as loop:
+    with a_run(client, "widths").open(num_steps=1, on_existing="rewind") as loop:
         mixed = loop.spread(0, parts)
     assert max(each.num_rehearsed for each in mixed) - min(each.num_rehearsed for each in mixed) <= 1
     for part, batch in zip(parts, mixed, strict=True):
         for name, ours in part.items():
-            assert torch.equal(batch.inputs[name][:2, :width], ours)
+            assert torch.equal(batch.inputs[name][:num_rows, :width], ours)
         if batch.num_rehearsed:
-            assert (batch.inputs["labels"][:2, width:] == IGNORED).all()
-            assert not batch.inputs["attention_mask"][:2, width:].any()
-            assert batch.inputs["attention_mask"][2:].sum() == batch.rehearsed.length.sum()
-            assert np.array_equal(batch.inputs["input_ids"][2:, :SEQ_LEN].numpy(), batch.rehearsed.input_ids)
+            assert (batch.inputs["labels"][:num_rows, width:] == IGNORED).all()
+            assert not batch.inputs["attention_mask"][:num_rows, width:].any()
+            assert batch.inputs["attention_mask"][num_rows:].sum() == batch.rehearsed.length.sum()
+            assert np.array_equal(batch.inputs["input_ids"][num_rows:, :SEQ_LEN].numpy(), batch.rehearsed.input_ids)
 
 
 def test_each_rehearsed_row_is_reported_once_however_the_step_is_divided(client: ReplayClient) -> None:
@@ -117,7 +120,7 @@ def test_weighing_gives_the_mean_with_rehearsed_predictions_at_their_weight(
     client: ReplayClient, weight: float
 ) -> None:
     a_run(client, "weights")
-    with Rehearsal(client, "weights", rehearsal_weight=weight).open(num_steps=1) as loop:
+    with Rehearsal(client, "weights", rehearsal_weight=weight).open(num_steps=1, on_existing="rewind") as loop:
         batch = loop.mix(0, rows())
     logits = logits_for(batch)
     labels = batch.inputs["labels"][:, 1:]
@@ -207,7 +210,8 @@ def test_the_last_step_may_be_asked_again_and_no_other(client: ReplayClient) -> 
 )
 def test_a_batch_that_cannot_be_mixed_is_refused(client: ReplayClient, changes: dict[str, Any], message: str) -> None:
     inputs = {name: each for name, each in {**rows(), **changes}.items() if each is not None}
-    with a_run(client, "refused").open(num_steps=1) as loop, pytest.raises(InvalidTraining, match=message):
+    loop = a_run(client, "refused").open(num_steps=1, on_existing="rewind")
+    with loop, pytest.raises(InvalidTraining, match=message):
         loop.mix(0, inputs)
 
 
@@ -220,6 +224,155 @@ def test_a_run_or_tokenizer_that_does_not_fit_the_loop_is_refused(client: Replay
         a_run(client, "sizes").open(global_batch_size=6)
     with pytest.raises(CorpusMismatch, match="not the one that corpus 'pretraining'"):
         Rehearsal(client, "sizes", tokenizer=load_tokenizer(str(tiny_model))).open()
+
+
+def train_on(loop: RehearsalLoop, step: int, inputs: dict[str, torch.Tensor], **part: int) -> MixedInputs:
+    batch = loop.mix(step, inputs, **part)
+    assert isinstance(batch, MixedInputs)
+    loop.report(batch, batch.losses(logits_for(batch)))
+    return batch
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 4])
+def test_micro_batches_that_are_mixed_one_by_one_rehearse_each_row_of_the_step_once(
+    client: ReplayClient, num_parts: int
+) -> None:
+    run = f"accumulated-{num_parts}"
+    with a_run(client, run).open() as loop:
+        for step in range(5):
+            parts = [train_on(loop, step, rows(4 // num_parts), part=i, num_parts=num_parts) for i in range(num_parts)]
+            assert sum(each.num_rehearsed for each in parts) == parts[0].rehearsed.only_step.num_rehearsed
+            assert len(set(ids_of(parts))) == len(ids_of(parts))
+    assert (loop.reporter.num_accepted, loop.reporter.num_duplicate) == (13, 0)
+    assert (loop.trained.num_target_rows, loop.trained.num_rehearsed_rows) == (20, 13)
+
+
+def test_a_step_that_was_reported_is_not_mixed_or_reported_again(client: ReplayClient) -> None:
+    with a_run(client, "twice").open(num_steps=3) as loop:
+        batch = train_on(loop, 0, rows())
+        with pytest.raises(InvalidTraining, match=r"mixed and reported already; .* num_parts=n"):
+            loop.mix(0, rows())
+        with pytest.raises(InvalidTraining, match="reported already"):
+            loop.report(batch, batch.losses(logits_for(batch)))
+        with pytest.raises(InvalidTraining, match="reported in 1 parts, not in 2"):
+            loop.mix(0, rows(2), part=1, num_parts=2)
+        train_on(loop, 1, rows(2), part=0, num_parts=2)
+        with pytest.raises(InvalidTraining, match="already for part 0"):
+            loop.mix(1, rows(2), part=0, num_parts=2)
+        with pytest.raises(InvalidTraining, match="part 2 of 2"):
+            loop.mix(1, rows(2), part=2, num_parts=2)
+        train_on(loop, 1, rows(2), part=1, num_parts=2)
+        train_on(loop, 2, rows())
+    assert loop.reporter.num_duplicate == 0 and loop.trained.num_target_rows == 12
+
+
+@pytest.mark.parametrize(("num_rows", "world_size"), [(1, 1), (3, 1), (5, 1), (4, 2), (3, 3)])
+def test_batches_that_are_not_as_large_as_the_run_expects_are_refused_at_the_first(
+    client: ReplayClient, num_rows: int, world_size: int
+) -> None:
+    with a_run(client, f"size-{num_rows}-{world_size}").open(0, world_size, num_steps=3) as loop:
+        with pytest.raises(InvalidTraining, match=f"step 0 has {num_rows} .*global_batch_size 4.*part= and num_parts="):
+            loop.mix(0, rows(num_rows))
+        assert loop.trained.num_target_rows == 0
+        loop.mix(0, rows(4 // world_size))
+
+
+@pytest.mark.parametrize("num_rows", [1, 2])
+def test_ranks_may_share_a_batch_that_they_do_not_divide(client: ReplayClient, num_rows: int) -> None:
+    with a_run(client, f"uneven-{num_rows}").open(1, 3, num_steps=1) as loop:
+        assert loop.mix(0, rows(num_rows)).rehearsed.only_step.num_rehearsed == 2
+
+
+def test_the_last_batch_of_an_epoch_may_be_smaller_and_is_counted(client: ReplayClient) -> None:
+    with a_run(client, "epochs").open(num_steps=6) as loop:
+        for step, num_rows in enumerate([4, 3, 4, 3]):
+            train_on(loop, step, rows(num_rows))
+        assert loop.trained.num_target_rows == 14
+        assert loop.trained.num_rehearsed_rows == loop.metrics()["num_rehearsed_rows"] == 10
+        assert loop.trained.rehearsed_share == loop.metrics()["rehearsed_share"] == pytest.approx(10 / 24)
+        assert loop.trained.num_target_tokens == 14 * 7
+        assert loop.trained.num_rehearsed_tokens == 10 * (SEQ_LEN - 1)
+        with pytest.raises(InvalidTraining, match="step 4 has 3 fine-tuning rows"):
+            loop.mix(4, rows(3))
+
+
+def test_parts_that_were_never_mixed_are_noticed(client: ReplayClient) -> None:
+    with a_run(client, "left-out").open(num_steps=5) as loop:
+        loop.mix(0, rows(2), part=0, num_parts=2)
+        with pytest.raises(InvalidTraining, match="step 0 has 2 fine-tuning rows on this rank in 2 parts"):
+            loop.mix(1, rows(2), part=0, num_parts=2)
+        loop.mix(0, rows(2), part=1, num_parts=2)
+        loop.mix(1, rows(2), part=0, num_parts=2)
+        with capture_logs() as logs:
+            loop.mix(2, rows())
+    assert [each["event"] for each in logs if each["log_level"] == "warning"] == ["rehearsed_rows_left_out"]
+
+
+def test_a_loop_that_tells_its_batch_size_may_have_smaller_batches(client: ReplayClient) -> None:
+    with a_run(client, "told").open(num_steps=3, global_batch_size=4) as loop:
+        for step in range(3):
+            loop.mix(step, rows(2))
+        assert loop.trained.num_target_rows == 6
+
+
+def test_the_counts_go_on_from_a_checkpoint(client: ReplayClient) -> None:
+    rehearsal = a_run(client, "counted")
+    with rehearsal.open(num_steps=4) as loop:
+        for step in range(2):
+            train_on(loop, step, rows())
+        state, before = loop.state_dict(), loop.trained
+        train_on(loop, 2, rows())
+    with rehearsal.open(num_steps=4, on_existing="rewind") as loop:
+        loop.load_state_dict(state)
+        assert loop.trained == before
+        train_on(loop, 2, rows(3))
+        assert loop.trained.num_target_rows == 11
+
+
+def test_a_script_that_is_run_again_is_refused_or_begins_its_run_anew(client: ReplayClient) -> None:
+    rehearsal, executions = a_run(client, "rerun"), []
+    with pytest.raises(InvalidTraining, match="on_existing must be"):
+        rehearsal.open(on_existing="go-on")  # type: ignore[arg-type]
+    for on_existing in ("refuse", "rewind"):
+        with rehearsal.open(num_steps=4, on_existing=on_existing) as loop:  # type: ignore[arg-type]
+            executions.append([ids_of([train_on(loop, step, rows())]) for step in range(4)])
+        assert (loop.reporter.num_accepted, loop.reporter.num_duplicate, loop.reporter.num_rejected) == (10, 0, 0)
+    assert executions[0] == executions[1] and client.stats("rerun")["num_reported"] == 10
+    with rehearsal.open(num_steps=4) as loop, pytest.raises(InvalidTraining, match=r"at step 4 already.*on_existing"):
+        loop.mix(0, rows())
+    with rehearsal.open(first_step=2, num_steps=4) as loop, pytest.raises(InvalidTraining, match="begins at step 2"):
+        loop.mix(2, rows())
+    assert client.run("rerun")["next_step"] == 4
+
+
+@pytest.mark.parametrize(("every_steps", "num_warnings"), [(9, 0), (10, 1), (0, 1)])
+def test_an_auto_ratio_that_no_step_of_the_job_decides_is_told_of(
+    client: ReplayClient, every_steps: int, num_warnings: int
+) -> None:
+    budget = {"nats": 0.05, "every_steps": every_steps}
+    run = a_run(client, f"auto-{every_steps}", injection_ratio="auto", budget=budget)
+    with capture_logs() as logs:
+        run.open(num_steps=10).close()
+        run.open().close()
+    assert [each["event"] for each in logs].count("ratio_stays_as_it_begins") == num_warnings
+
+
+def test_ranks_wait_until_the_first_has_rewound(client: ReplayClient) -> None:
+    rehearsal = a_run(client, "rerun-ranks")
+    client.batch("rerun-ranks", 0, num_steps=4)
+    attempt = client.run("rerun-ranks")["attempt"]
+    loops = [rehearsal.open(rank, 2, num_steps=4, on_existing="rewind") for rank in range(2)]
+    with loops[0], loops[1], ThreadPoolExecutor(1) as threads:
+        second = threads.submit(loops[1].mix, 0, rows(2))
+        first = loops[0].mix(0, rows(2))
+        assert first.rehearsed.header.attempt == second.result().rehearsed.header.attempt == attempt + 1
+
+
+@pytest.mark.parametrize("batch", [tuple(rows().values()), list(rows().values()), rows()["input_ids"]])
+def test_a_batch_without_names_is_refused_with_what_is_taken(client: ReplayClient, batch: Any) -> None:
+    loop = a_run(client, "nameless").open(num_steps=1)
+    with loop, pytest.raises(InvalidTraining, match=r'not a mapping of names to tensors; .*\{"input_ids": ids'):
+        loop.mix(0, batch)
 
 
 def test_the_readme_shows_a_loop_of_ones_own(tiny_model: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import httpx2
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from replay_service.testing import replay_service
 from tests.trainer.test_client import losses_of
@@ -128,3 +129,20 @@ def test_what_is_behind_a_refused_report_goes_nevertheless(
             reporter.flush()
     reporter.flush()
     assert (reporter.num_accepted, reporter.num_duplicate) == (sum(map(len, reports)), len(reports[0]))
+
+
+def test_reports_without_effect_are_counted_and_told_of_once(client: ReplayClient) -> None:
+    reporter, rows = LossReporter(client, RUN), reports_of(client, 2)
+    with capture_logs() as logs:
+        for _ in range(3):
+            reporter.send(rows[0])
+            reporter.flush()
+        rows[1]["attempt"] = client.run(RUN)["attempt"]
+        client.rewind(RUN, -1)
+        client.batch(RUN, 0, num_steps=2)
+        reporter.send(rows[1])
+        reporter.flush()
+    reporter.close()
+    assert (reporter.num_duplicate, reporter.num_rejected) == (2 * len(rows[0]), len(rows[1]))
+    (warning,) = (each for each in logs if each["event"] == "reports_without_effect")
+    assert (warning["run"], warning["num_duplicate"]) == (RUN, len(rows[0]))

@@ -25,11 +25,13 @@ class Added(ABC):
         inputs: what the model is called with. Without rehearsed rows it is the loader's batch as it came.
         rehearsed: the rehearsed rows.
         rehearsal_weight: what a rehearsed prediction weighs beside a fine-tuning one.
+        part: which micro-batch of its optimizer step it is, counted from 0.
     """
 
     inputs: dict[str, Any]
     rehearsed: Batch
     rehearsal_weight: float = 1.0
+    part: int = 0
 
     @property
     def num_rehearsed(self) -> int:

@@ -5,9 +5,11 @@ Shapes: B samples, the last R of them rehearsed, T tokens of a text, C classes.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -114,9 +116,26 @@ def _labels(rehearsed: Batch) -> Tensor:
     return torch.from_numpy(np.where(rehearsed.length > 0, rehearsed.label, IGNORED).astype(np.int64))
 
 
+def try_tensors(inputs: Mapping[str, Tensor], rehearsed: Batch, prepare: Prepare | None) -> None:
+    """Try with one sample of zeros whether samples of a corpus can join a loader's batch, before any is rehearsed.
+
+    Raises:
+        InvalidTraining: when they are of another type or shape; nothing is tried of texts.
+    """
+    if rehearsed.inputs is None:
+        return
+    zeros = np.zeros((1, *rehearsed.inputs.shape[1:]), rehearsed.inputs.dtype)
+    _prepared(inputs[_input_name(inputs, rehearsed, is_text=False)], zeros, prepare)
+
+
 def _with_tensors(ours: Tensor, rehearsed: Batch, prepare: Prepare | None) -> Tensor:
     assert rehearsed.inputs is not None
-    theirs = torch.from_numpy(rehearsed.inputs.copy())
+    return torch.cat([ours, _prepared(ours, rehearsed.inputs.copy(), prepare).to(ours.device)])
+
+
+def _prepared(ours: Tensor, stored: NDArray[Any], prepare: Prepare | None) -> Tensor:
+    """Stored samples as the loader gives its own, which are `ours`."""
+    theirs = torch.from_numpy(stored)
     if prepare is not None:
         theirs = prepare(theirs)
     if (theirs.shape[1:], theirs.dtype) != (ours.shape[1:], ours.dtype):
@@ -124,7 +143,7 @@ def _with_tensors(ours: Tensor, rehearsed: Batch, prepare: Prepare | None) -> Te
             f"the loader gives {ours.dtype} {list(ours.shape[1:])} a sample, and rehearsed samples are {theirs.dtype} "
             f"{list(theirs.shape[1:])}; give Rehearsal a `prepare` that makes the one of the other"
         )
-    return torch.cat([ours, theirs.to(ours.device)])
+    return theirs
 
 
 def _with_texts(inputs: Mapping[str, Tensor], rehearsed: Batch) -> dict[str, Tensor]:

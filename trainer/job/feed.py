@@ -1,9 +1,10 @@
 """The feed: one rank's batch of every step, fine-tuning rows and rehearsed ones together."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,12 +15,15 @@ from replay_service.language.tokenizer import ends_of
 from replay_service.sampling.injection import target_rows
 from trainer.batches.mixing import MixedBatch, mix
 from trainer.batches.target import TargetRows, TrainingRows, load_target, packed_by_domain
-from trainer.client import ReplayClient
+from trainer.client import ReplayClient, RetryPolicy
 from trainer.config import DataConfig, TrainConfig
 from trainer.errors import InvalidTraining
 from trainer.job.evaluation import TARGET, HeldOut
 from trainer.rehearsal import RehearsalStream
 from trainer.reporting import LossReporter
+
+_PATIENT: Final = RetryPolicy(first_contact_s=math.inf)
+"""The job has reached the service before its workers began, so one that is not there now comes back."""
 
 
 @dataclass(slots=True)
@@ -54,6 +58,13 @@ class Feed:
         if self.reporter is not None:
             self.reporter.send(rows)
 
+    def without_effect(self) -> dict[str, int]:
+        """Rows that this rank reported in vain so far, by name, where there are any."""
+        if self.reporter is None:
+            return {}
+        counts = {"num_duplicate_rows": self.reporter.num_duplicate, "num_rejected_rows": self.reporter.num_rejected}
+        return {name: count for name, count in counts.items() if count}
+
     def flush(self) -> None:
         """Wait until all reports are durable."""
         if self.reporter is not None:
@@ -81,7 +92,7 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
     if rehearsal is None:
         yield Feed(target, config.global_batch_size, rank, world_size, None, None)
         return
-    with ReplayClient(rehearsal.service_url) as client:
+    with ReplayClient(rehearsal.service_url, retry=_PATIENT) as client:
         stream = RehearsalStream(
             client,
             rehearsal.run,
@@ -116,7 +127,7 @@ def document_ends(config: TrainConfig, tokenizer: Any) -> Ends:
     """
     if config.rehearsal is None:
         return ends_of(tokenizer, config.data.bos)
-    with ReplayClient(config.rehearsal.service_url) as client:
+    with ReplayClient(config.rehearsal.service_url, retry=_PATIENT) as client:
         corpus = client.corpus(config.rehearsal.corpus)
     return Ends(corpus.separator_id, corpus.bos_id)
 

@@ -156,14 +156,22 @@ class Tuning:
 
 
 def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None:
-    """Train for `config.num_steps` steps, from the last checkpoint if there is one."""
+    """Train for `config.num_steps` steps, from the last checkpoint if there is one.
+
+    Raises:
+        InvalidTraining: when the checkpoint is of a later step than the last, or of other weights.
+    """
     tokenizer = load_tokenizer(config.model)
-    job, tuning = _start(config, precision, worker)
     state = worker.restore()
-    first_step = 0
+    first_step = 0 if state is None else state["step"]
+    if first_step > config.num_steps:
+        raise InvalidTraining(
+            f"the checkpoint in {config.output} is of step {first_step}, but the job has num_steps {config.num_steps}; "
+            f"give it {first_step} steps or more, or another output folder to begin anew"
+        )
+    job, tuning = _start(config, precision, worker)
     if state is not None:
         tuning.load_state_dict(state)
-        first_step = state["step"]
     metrics = MetricsFile(config.output / "metrics.jsonl")
     if worker.rank == 0:
         metrics.begin(first_step)
@@ -182,7 +190,7 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None
         worker.sum_over_ranks(torch.zeros(1, device=worker.device))
         for step in range(first_step, config.num_steps):
             _evaluate_if_due(config, precision, worker, tuning, heldout, metrics, step)
-            values = _train_step(job, tuning, feed, step)
+            values = {**_train_step(job, tuning, feed, step), **feed.without_effect()}
             if worker.rank == 0:
                 metrics.append("step", step, **values)
                 trackers.log(step, {name: each for name, each in values.items() if isinstance(each, float | int)})
@@ -264,6 +272,7 @@ def _summary(of_job: Counts, sums: Tensor, has_drift: bool) -> dict[str, Any]:
         "target_loss": _mean(target_nats, of_job.target),
         "rehearsed_loss": _mean(rehearsed_nats, of_job.rehearsed),
         "num_nonfinite_rows": int(num_nonfinite),
+        "num_rows": int(of_job.rows),
         "num_rehearsed": int(of_job.rehearsed_rows),
         "num_tokens": int(of_job.target + of_job.rehearsed),
         "num_rehearsed_tokens": int(of_job.rehearsed),

@@ -43,12 +43,15 @@ class Counts(NamedTuple):
     rehearsed_rows: float
     target_tokens: float
     """Real tokens of fine-tuning rows, of prompts too."""
+    rows: float
+    """Rows of both kinds."""
 
     @classmethod
     def of(cls, batch: MixedBatch) -> Tensor:
-        """A batch's own, float64 [4], to be summed over the ranks; quickest before the batch goes to a GPU."""
+        """A batch's own, float64 [5], to be summed over the ranks; quickest before the batch goes to a GPU."""
         counted_BS, first = batch.counted(), batch.num_target
-        parts = (counted_BS[:first].sum(), counted_BS[first:].sum(), batch.num_rehearsed, batch.length_B[:first].sum())
+        predictions = (counted_BS[:first].sum(), counted_BS[first:].sum())
+        parts = (*predictions, batch.num_rehearsed, batch.length_B[:first].sum(), len(batch.length_B))
         return torch.tensor([float(part) for part in parts], dtype=torch.float64, device=batch.length_B.device)
 
 

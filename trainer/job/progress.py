@@ -12,11 +12,11 @@ from replay_service.progress import duration, progress_bar, seconds_left
 _PLAIN_LINES: Final = 20
 """About how many there are in a log file, whatever the number of steps."""
 _RECENT: Final = 20
-"""Steps that the share of waiting is of."""
+"""Steps that the shares of waiting and of rehearsal are of."""
 
 
 class ProgressLine:
-    """Step, losses, forgetting, injection ratio, share of waiting for data, rows without a finite loss, time left.
+    """Step, losses, forgetting, shares of rehearsal and of waiting for data, rows without a finite loss, time left.
 
     In a terminal it is one line that changes; elsewhere a line each twentieth of the steps. A context manager.
 
@@ -33,7 +33,7 @@ class ProgressLine:
     ) -> None:
         self._console, self._title, self._num_steps, self._clock = console, title, num_steps, clock
         self._first_step, self._began = first_step, clock()
-        self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)
+        self._recent: deque[tuple[float, float, float, float]] = deque(maxlen=_RECENT)
         self._num_nonfinite = self._num_skipped = 0
         self._bar = progress_bar(console) if console.is_terminal else None
         self._task = (
@@ -46,12 +46,14 @@ class ProgressLine:
         Args:
             step: counted from 0.
             values: by name, None or missing where not measured; other names are left alone. `loss`, `target_loss` and
-                `forgetting` in nats per token, `injection_ratio` between 0 and 1, `waited_s` for data out of `step_s`;
+                `forgetting` in nats per token, `num_rehearsed` out of `num_rows`, `waited_s` for data out of `step_s`;
                 `num_nonfinite_rows` and `was_skipped` add up over the steps.
         """
         self._num_nonfinite += int(values.get("num_nonfinite_rows") or 0)
         self._num_skipped += bool(values.get("was_skipped"))
-        self._recent.append((values.get("waited_s") or 0.0, values.get("step_s") or 0.0))
+        parts = ("waited_s", "step_s", "num_rehearsed", "num_rows")
+        waited_s, step_s, num_rehearsed, num_rows = (values.get(name) or 0.0 for name in parts)
+        self._recent.append((waited_s, step_s, num_rehearsed, num_rows))
         note = "  ".join([f"step {step + 1:,}/{self._num_steps:,}", *self._figures(values), *self._left(step)])
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step + 1, note=note)
@@ -70,12 +72,12 @@ class ProgressLine:
             self._bar.stop()
 
     def _figures(self, values: Mapping[str, float | None]) -> list[str]:
-        waited_s, step_s = (sum(column) for column in zip(*self._recent, strict=True))
+        waited_s, step_s, num_rehearsed, num_rows = (sum(column) for column in zip(*self._recent, strict=True))
         shown = {
             "loss {:.3f}": values.get("loss"),
             "target {:.3f}": values.get("target_loss"),
             "forgetting {:+.3f}": values.get("forgetting"),
-            "rehearsal {:.1%}": values.get("injection_ratio"),
+            "rehearsal {:.1%}": num_rehearsed / num_rows if num_rows > 0 else None,
             "waiting {:.0%}": waited_s / step_s if step_s > 0 else None,
             "rows whose loss is not finite: {:,}": self._num_nonfinite or None,
             "steps skipped for it: {:,}": self._num_skipped or None,

@@ -21,6 +21,7 @@ from replay_service.language.model import faster_precision, outline_of
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import bos_id, ends_of, is_known_as
 from replay_service.ray_session import error_within
+from trainer.beginning import warn_if_undecided
 from trainer.client import TOKEN_VARIABLE, CorpusInfo, ReplayClient
 from trainer.config import TrainConfig
 from trainer.errors import CorpusMismatch, InvalidTraining, TrainerError
@@ -135,7 +136,8 @@ def preflight(config: TrainConfig) -> Precision:
         with ReplayClient(rehearsal.service_url) as client:
             corpus = client.corpus(rehearsal.corpus)
             _check_corpus(config, tokenizer, corpus)
-            client.ensure_run(rehearsal.run, rehearsal.corpus, config.run_settings())
+            run = client.ensure_run(rehearsal.run, rehearsal.corpus, config.run_settings())
+        warn_if_undecided(run, config.num_steps)
         if precision == "corpus":
             precision = "bf16" if corpus.precision == "bf16" else "float32"
     return faster_precision() if precision == "corpus" else precision

@@ -145,7 +145,7 @@ def test_trying_a_model_changes_neither_it_nor_any_generator(tiny_model: Path) -
 def test_a_loop_of_ones_own_tries_its_model_before_a_flat_batch_is_mixed(
     client: ReplayClient, tiny_model: Path
 ) -> None:
-    with Rehearsal(client, "flat").open(num_steps=1) as loop:
+    with Rehearsal(client, "flat").open(num_steps=1, on_existing="rewind") as loop:
         with pytest.raises(InvalidTraining, match="call check_model"):
             loop.mix(0, flat(ROWS))
         loop.check_model(a_model(tiny_model), flat(ROWS))

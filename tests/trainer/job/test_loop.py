@@ -11,6 +11,7 @@ from tests.trainer.worlds import AloneWorker, a_job, train_together, write_text
 from trainer.batches.mixing import MixedBatch
 from trainer.client import ReplayClient
 from trainer.config import TrainConfig
+from trainer.errors import InvalidTraining
 from trainer.job.feed import open_feed
 from trainer.job.loop import fine_tune
 from trainer.job.metrics import MetricsFile
@@ -112,6 +113,14 @@ def test_a_resumed_loop_is_bitwise_the_same(tmp_path: Path, tiny_model: Path, se
     assert worker.state["step"] == 10
     fine_tune(again, preflight(again), AloneWorker(worker.state))
     assert losses_of(tmp_path / "again") == losses_of(tmp_path / "whole")[10:]
+
+
+def test_a_job_of_fewer_steps_than_its_checkpoint_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    job = a_job(tmp_path, tiny_model, None, num_steps=3)
+    MetricsFile(tmp_path / "metrics.jsonl").append("step", 3)
+    with pytest.raises(InvalidTraining, match="is of step 4, but the job has num_steps 3"):
+        fine_tune(job, "float32", AloneWorker({"step": 4}))
+    assert len(list(MetricsFile(tmp_path / "metrics.jsonl").lines())) == 1
 
 
 def test_a_fenced_job_is_bitwise_the_same_however_its_requests_were_timed(

@@ -9,7 +9,8 @@ VALUES = {
     "loss": 1.5,
     "target_loss": 1.25,
     "forgetting": 0.0124,
-    "injection_ratio": 0.02,
+    "num_rehearsed": 1,
+    "num_rows": 50,
     "waited_s": 0.5,
     "step_s": 2.0,
     "num_tokens": 512,
@@ -45,6 +46,18 @@ def test_a_line_shows_all_that_was_measured() -> None:
 
 def test_a_line_leaves_out_what_was_not_measured() -> None:
     assert lines_of(1, {"target_loss": None}).splitlines() == ["train  step 1/1"]
+
+
+def test_rehearsal_is_the_share_of_the_rows_that_were_trained_on_lately() -> None:
+    shown = io.StringIO()
+    with ProgressLine(Console(file=shown, width=200), "train", 3, Clock()) as line:
+        for step, num_rehearsed in enumerate([0, 3, 0]):
+            line.show(step, {"num_rehearsed": num_rehearsed, "num_rows": 10})
+    assert [each.split("rehearsal ")[1].split()[0] for each in shown.getvalue().splitlines()] == [
+        "0.0%",
+        "15.0%",
+        "10.0%",
+    ]
 
 
 def test_the_time_left_of_a_job_that_goes_on_counts_its_own_steps() -> None:
