@@ -16,6 +16,10 @@ from replay_service.language.pretrained import loading
 _SEPARATORS: Final = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 """The usual end-of-text tokens, for a tokenizer that declares no eos."""
 
+_BETWEEN_DOCUMENTS: Final = ("<|endoftext|>", "<|end_of_text|>")
+"""Special tokens that pretraining puts between documents. The eos of a chat model ends a turn of a chat instead."""
+
+
 _MOST_ADDED: Final = 8
 """Special tokens that fine-tuning adds, at most."""
 
@@ -84,14 +88,20 @@ def ends_of(tokenizer: Any, bos: Bos = "auto") -> Ends:
 
 
 def separator_id(tokenizer: Any) -> int:
-    """The token that ends a document: the eos that the tokenizer declares, else the usual end-of-text token.
+    """The token that ends a document.
+
+    A special token that pretraining puts between documents, else the eos that the tokenizer declares, else the usual
+    end-of-text token.
 
     Raises:
         CorpusError: when there is neither.
     """
+    vocabulary = tokenizer.get_vocab()
+    for token in _BETWEEN_DOCUMENTS:
+        if token in vocabulary and _is_special(tokenizer, vocabulary[token]):
+            return int(vocabulary[token])
     if tokenizer.eos_token_id is not None:
         return int(tokenizer.eos_token_id)
-    vocabulary = tokenizer.get_vocab()
     for token in _SEPARATORS:
         if token in vocabulary:
             return int(vocabulary[token])
@@ -99,6 +109,12 @@ def separator_id(tokenizer: Any) -> int:
         "the tokenizer has neither an eos nor an end-of-text token to end documents with; set eos_token in its "
         "tokenizer_config.json"
     )
+
+
+def _is_special(tokenizer: Any, token_id: int) -> bool:
+    """Whether no text gives a token."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).get(token_id)
+    return token_id in tokenizer.all_special_ids or (added is not None and added.special)
 
 
 def bos_id(tokenizer: Any, bos: Bos) -> int | None:

@@ -77,6 +77,14 @@ def test_the_separator_is_the_eos_token_that_the_tokenizer_declares(other: str) 
     assert separator_id(word_tokenizer("?", other, "<end>", eos_token="<end>")) == 2
 
 
+@pytest.mark.parametrize("between", ["<|endoftext|>", "<|end_of_text|>"])
+def test_a_chat_model_ends_documents_as_its_pretraining_did_and_not_with_the_end_of_a_turn(between: str) -> None:
+    chat = word_tokenizer("?", "cat", "<|im_end|>", between, eos_token="<|im_end|>")
+    assert separator_id(chat) == 2, "a word like any other"
+    chat.add_special_tokens({"additional_special_tokens": [between]})
+    assert separator_id(chat) == 3
+
+
 def test_else_the_separator_is_the_usual_end_of_text_token(tokenizer: Any) -> None:
     assert separator_id(word_tokenizer("?", "cat", "</s>")) == 2
     assert separator_id(word_tokenizer("?", "</s>", "<|endoftext|>")) == 2
