@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 from replay_service.gateway.wire.arrow import Compression
 from replay_service.names import NAME_PATTERN, NAME_RULE
 from replay_service.sampling.damage import Signal
-from replay_service.sampling.injection import DECIMAL_PATTERN, InjectionMode
+from replay_service.sampling.injection import InjectionMode
 from replay_service.sampling.policies import PolicyName
 from replay_service.sampling.run_config import FeedbackMode, RunConfig
 from replay_service.sampling.schedule import Curve
@@ -48,9 +48,8 @@ class FeedbackSettings(Model):
     lag: Int = Field(8, ge=1, le=1 << 20, description="fenced: by how many steps reports lag behind plans.")
 
 
-Decimal = Annotated[str, Field(pattern=DECIMAL_PATTERN, max_length=400)]
 Ratio = Annotated[
-    Decimal | Float, AfterValidator(str), Field(description="In [0, 1], taken as the decimal that is written.")
+    str | Float, AfterValidator(str), Field(description="In [0, 1], taken as the decimal that is written.")
 ]
 
 
@@ -98,7 +97,7 @@ class RunSettings(Model):
         le=1 << 24,
         description="Sequences in one step of the whole job; rehearsed ones are among them, unless they are added.",
     )
-    injection_ratio: Decimal | Float | Literal["auto"] = Field(
+    injection_ratio: str | Float = Field(
         description="Share of the sequences that is rehearsal, in [0, 1], taken as the decimal that is written; or "
         "auto: what holds forgetting within the budget.",
         examples=["0.05"],
@@ -149,7 +148,7 @@ class RunCreate(RunSettings):
 class RunChange(Model):
     """What to change of a run's configuration; what is left out stays as it is."""
 
-    injection_ratio: Decimal | Float | Literal["auto"] | None = None
+    injection_ratio: str | Float | None = None
     schedule: ScheduleSettings | None = None
     budget: BudgetSettings | None = None
     policy: PolicyName | None = None

@@ -11,7 +11,6 @@ import time
 from types import FrameType
 from typing import Any, Final
 
-import structlog
 import uvicorn
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
@@ -20,8 +19,6 @@ from uvicorn.config import STARTUP_FAILURE
 from replay_service.errors import ReplayError
 from replay_service.gateway.connections import ConnectionLimits, bounded_by
 from replay_service.settings import ServiceSettings
-
-_log = structlog.get_logger()
 
 
 class UnusableCertificate(ReplayError):
@@ -180,11 +177,8 @@ def encryption(settings: ServiceSettings) -> dict[str, Any]:
         return {}
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
-        is_open = key.stat().st_mode & 0o077
     except OSError as error:
         raise UnusableCertificate(
             f"{certificate} and {key} are no PEM certificate and its key without a password: {error.strerror or error}"
         ) from error
-    if is_open:
-        _log.warning("the private key is open to others than its owner; chmod 600", tls_key=str(key))
     return {"ssl_certfile": certificate, "ssl_keyfile": key}

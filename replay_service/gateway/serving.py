@@ -20,8 +20,10 @@ def run_service(settings: ServiceSettings) -> None:
         UnusableCertificate: when there is to be TLS and its files cannot be used.
         AddressInUse: when the service is to have several gateways, and another program has the port.
     """
-    configure_logs(settings.log_level)
     options = encryption(settings)
+    configure_logs(settings.log_level)
+    if settings.tls_key is not None and settings.tls_key.stat().st_mode & 0o077:
+        _log.warning("the private key is open to others than its owner; chmod 600", tls_key=str(settings.tls_key))
     if settings.asks_for_tokens and not (options or settings.listens_on_loopback):
         _log.warning("tokens cross the network unencrypted; set tls_certificate and tls_key, or put TLS in front")
     if settings.gateways > 1:

@@ -89,7 +89,7 @@ def event_of(row: Row[tuple[object, ...]]) -> JournalEvent:
 def created_of(payload: bytes) -> Created:
     """The event of a run's creation, from its payload."""
     head = json.loads(payload)
-    config, sizes = RunConfig.from_dict(head["config"]), tuple(head["sizes"])
+    config, sizes = RunConfig.from_journal(head["config"]), tuple(head["sizes"])
     return Created(config, head["generation"], head["num_quantiles"], sizes, head.get("corpus_fingerprint"))
 
 

@@ -11,10 +11,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Final, Literal, get_args
 
-DECIMAL_PATTERN: Final = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
+_DECIMAL: Final = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 """How an injection ratio is written: ASCII digits, with a point or an exponent, and nothing else."""
-
-_DECIMAL: Final = re.compile(DECIMAL_PATTERN[1:-1])
 
 _MOST_DIGITS: Final = 400
 """More than any float has; a longer number, "1e-999" say, is slow to reckon with."""
@@ -26,7 +24,7 @@ def exact_ratio(ratio: float | str | Fraction) -> Fraction:
     """The injection ratio as the decimal that was written: 0.1 means 1/10 and not its binary neighbour.
 
     Raises:
-        ValueError: when the ratio is not a number in [0, 1], or a string that is no decimal (DECIMAL_PATTERN).
+        ValueError: when the ratio is not a number in [0, 1], or a string that is no plain decimal.
     """
     try:
         exact = ratio if isinstance(ratio, Fraction) else _fraction(str(ratio))

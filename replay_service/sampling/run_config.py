@@ -186,18 +186,26 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "RunConfig":
-        return cls.from_dict(json.loads(text))
+        """From what `to_json` gives, in this release or an earlier one."""
+        return cls.from_journal(json.loads(text))
+
+    @classmethod
+    def from_journal(cls, values: dict[str, Any]) -> "RunConfig":
+        """From what `dataclasses.asdict` gave, in this release or an earlier one, whose ratios need be no decimals."""
+        schedule, budget = dict(values.get("schedule", {})), dict(values.get("budget", {}))
+        schedule["points"] = [(step, decimal_of(str(ratio))) for step, ratio in schedule.get("points", ())]
+        for part in (schedule, budget):
+            part |= {name: decimal_of(part[name]) for name in part if name.endswith("_ratio")}
+        ratio = values["injection_ratio"]
+        written = ratio if ratio == AUTO else decimal_of(ratio)
+        return cls.from_dict({**values, "injection_ratio": written, "schedule": schedule, "budget": budget})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
-        """From what `dataclasses.asdict` gives, in this release or an earlier one."""
+        """From what `dataclasses.asdict` gives."""
         schedule, budget = dict(values.get("schedule", {})), dict(values.get("budget", {}))
         if "points" in schedule:
-            schedule["points"] = tuple((int(step), decimal_of(str(ratio))) for step, ratio in schedule["points"])
-        for part in (schedule, budget):
-            part |= {name: decimal_of(part[name]) for name in part if name.endswith("_ratio")}
-        if values["injection_ratio"] != AUTO:
-            values = {**values, "injection_ratio": decimal_of(values["injection_ratio"])}
+            schedule["points"] = tuple((int(step), str(ratio)) for step, ratio in schedule["points"])
         if budget.get("law") is not None:
             budget["law"] = ForgettingLaw(**budget["law"])
         parts = {"feedback": Feedback(**values.get("feedback", {}))}

@@ -102,7 +102,7 @@ def from_bytes(data: bytes) -> RunState:
 
 def _empty(head: dict[str, Any]) -> RunState:
     """A state with arrays of the right shapes, all zero."""
-    config, nothing = RunConfig.from_dict(head["config"]), (0,) * head["num_strata"]
+    config, nothing = RunConfig.from_journal(head["config"]), (0,) * head["num_strata"]
     state = RunState.initial(Created(config, head["generation"], head["num_quantiles"], nothing))
     shape = (head["num_strata"], head["num_blocks"])
     state.walk.block_size, state.walk.block_drawn = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)

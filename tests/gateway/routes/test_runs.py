@@ -56,7 +56,24 @@ def test_every_ratio_from_nought_to_one_is_accepted(client: TestClient, ratio: o
     assert create_run(client, injection_ratio=ratio).status_code == 201
 
 
-@pytest.mark.parametrize("ratio", [1.5, -0.1, "1.0001", "abc", "", "nan", "inf", "1e-999999999", "9" * 10_000])
+@pytest.mark.parametrize(
+    "ratio",
+    [
+        1.5,
+        -0.1,
+        "1.0001",
+        "abc",
+        "",
+        "nan",
+        "inf",
+        "1e-999999999",
+        "9" * 10_000,
+        "1/3",
+        "0.1_0",
+        "0.5\r\n",
+        "\u0660.\u0665",
+    ],
+)
 def test_a_ratio_that_is_no_share_is_refused(client: TestClient, ratio: object) -> None:
     content = assert_problem(create_run(client, injection_ratio=ratio), 422, "invalid-run")
     assert "injection_ratio" in content["detail"]
