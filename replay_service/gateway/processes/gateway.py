@@ -67,7 +67,9 @@ async def pass_on(scope: Scope, receive: Receive, send: Send) -> None:
     passed_on(scope)
     body = await Request(scope, receive).body()
     query = b"?" + scope["query_string"] if scope["query_string"] else b""
-    headers = [each for each in without_link(scope["headers"]) if each[0] not in _OF_ONE_CONNECTION]
+    # Spaces around a value are no part of it, but the parser leaves them (RFC 9110, section 5.5).
+    given = [(name, value.strip(b" \t")) for name, value in without_link(scope["headers"])]
+    headers = [each for each in given if each[0] not in _OF_ONE_CONNECTION]
     answer = await state.owner.request(
         scope["method"], scope["raw_path"] + query, [*headers, *state.link.headers(scope)], body
     )
