@@ -155,8 +155,14 @@ def services(tmp_path: Path) -> Iterator[list[tuple[str, int, Path]]]:
         yield [(first, first_process.pid, roots[0]), (second, second_process.pid, roots[1])]
 
 
+def said_by(base_url: str) -> list[object]:
+    """Everything that the run says of itself."""
+    with httpx2.Client(base_url=base_url, timeout=60) as client:
+        return everything(client)
+
+
 def fuzz(services: list[tuple[str, int, Path]], for_s: float) -> None:
-    before = [everything(httpx2.Client(base_url=url, timeout=60)) for url, _, _ in services]
+    before = [said_by(url) for url, _, _ in services]
     memory = [rss(pid) for _, pid, _ in services]
     first_seed, ends_at, num = random.randrange(10**9), time.monotonic() + for_s, 0
     while time.monotonic() < ends_at:
@@ -168,7 +174,7 @@ def fuzz(services: list[tuple[str, int, Path]], for_s: float) -> None:
         assert set(found[0]) <= STATUSES, f"seed {seed}: {found[0]} to {pieces}"
         num += 1
     for (url, pid, root), then, run in zip(services, memory, before, strict=True):
-        assert everything(httpx2.Client(base_url=url, timeout=60)) == run
+        assert said_by(url) == run
         assert rss(pid) - then < MOST_GROWTH_BYTES
         errors = list(map(json.loads, (root / "serve.log").read_text().splitlines()))
         assert next((line for line in errors if line["level"] == "error"), None) is None
