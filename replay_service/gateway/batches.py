@@ -23,8 +23,7 @@ MOST_BYTES_AT_ONCE: Final = 4 << 20
 so many bytes in one go too, so nobody waits for either much longer than a millisecond."""
 
 MOST_JSON_BYTES: Final = 4 << 20
-"""Of the samples of an answer in JSON, as they lie in the corpus: as text and as Python objects they take up to fifty
-times as much."""
+"""Of the samples of an answer in JSON, as they lie in the corpus; as text they take many times that."""
 
 
 @dataclass(frozen=True, slots=True)
