@@ -9,14 +9,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SOURCES = {"replay_service": ROOT, "replay_trainer": ROOT / "trainer"}
+"""Where each package lies."""
 HEAVY = ("ray", "torch", "transformers")
+
+
+def path_of(name: str) -> Path:
+    """The path of a package or, without its ending, of a module."""
+    return SOURCES.get(name.partition(".")[0], ROOT) / name.replace(".", "/")
 
 
 def modules(package: str) -> dict[str, Path]:
     """The modules of a package, by dotted name."""
     found = {}
-    for path in sorted((ROOT / package.replace(".", "/")).rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
+    for path in sorted(path_of(package).rglob("*.py")):
+        parts = path.relative_to(SOURCES[package.partition(".")[0]]).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
@@ -34,7 +41,7 @@ def imports(module: str, path: Path) -> Iterator[str]:
 
 
 def is_module(name: str) -> bool:
-    path = ROOT / name.replace(".", "/")
+    path = path_of(name)
     return path.is_dir() or path.with_suffix(".py").is_file()
 
 
@@ -53,7 +60,7 @@ def edges(*packages: str) -> list[tuple[str, str]]:
 
 
 def ours(*packages: str) -> list[tuple[str, str]]:
-    return [(module, name) for module, name in edges(*packages) if within(name, "replay_service", "trainer")]
+    return [(module, name) for module, name in edges(*packages) if within(name, "replay_service", "replay_trainer")]
 
 
 def strangers(found: list[tuple[str, str]], *allowed: str) -> list[tuple[str, str]]:
@@ -110,7 +117,7 @@ def test_the_gateway_reads_corpora_and_knows_what_to_ingest_but_not_how() -> Non
     allowed = ["replay_service.corpus.format", "replay_service.corpus.reading", *ingest, *shards]
     found = [edge for edge in edges("replay_service.gateway") if within(edge[1], "replay_service.corpus")]
     assert strangers(found, *allowed) == []
-    forbidden = ("replay_service.demo", "replay_service.ray_session", "trainer", *HEAVY)
+    forbidden = ("replay_service.demo", "replay_service.ray_session", "replay_trainer", *HEAVY)
     assert [edge for edge in edges("replay_service.gateway") if within(edge[1], *forbidden)] == []
 
 
@@ -128,33 +135,35 @@ def test_the_folders_of_a_corpus_stand_on_each_other_in_one_order() -> None:
 
 
 def test_the_folders_of_the_gateway_stand_on_each_other_in_one_order() -> None:
-    folders = [f"replay_service.gateway.{name}" for name in ("wire", "middleware", "routes", "processes")]
+    folders = [f"replay_service.gateway.{name}" for name in ("middleware", "routes", "processes")]
     for i, each in enumerate(folders):
         assert [edge for edge in ours(each) if within(edge[1], *folders[i + 1 :])] == []
 
 
 def test_only_the_demo_and_the_service_under_test_know_the_trainer_and_only_the_command_line_knows_the_demo() -> None:
     for module, name in ours("replay_service"):
-        if within(name, "trainer"):
+        if within(name, "replay_trainer"):
             assert within(module, "replay_service.demo", "replay_service.testing"), (module, name)
         if within(name, "replay_service.demo"):
             assert within(module, "replay_service.demo", "replay_service.cli"), (module, name)
 
 
 def test_nothing_of_ours_needs_what_is_for_the_tests_of_others() -> None:
-    users = {module for module, name in ours("replay_service", "trainer") if within(name, "replay_service.testing")}
+    users = {
+        module for module, name in ours("replay_service", "replay_trainer") if within(name, "replay_service.testing")
+    }
     assert all(within(module, "replay_service.testing") for module in users)
 
 
 def test_the_service_under_test_takes_of_the_trainer_the_client_alone() -> None:
-    allowed = ("replay_service", "trainer.client")
+    allowed = ("replay_service", "replay_trainer.client")
     assert strangers(ours("replay_service.testing"), *allowed) == []
     assert loaded_by("import replay_service.testing").isdisjoint(HEAVY)
 
 
 def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> None:
     allowed = (
-        "replay_service.gateway.wire.arrow",
+        "replay_service.wire.arrow",
         "replay_service.sampling.injection",
         "replay_service.sampling.events",
         "replay_service.sampling.damage",
@@ -169,16 +178,22 @@ def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> No
         "replay_service.progress",
         "replay_service.stopping",
         "replay_service.version",
-        "trainer",
+        "replay_trainer",
     )
-    assert strangers(ours("trainer"), *allowed) == []
+    assert strangers(ours("replay_trainer"), *allowed) == []
 
 
 def test_the_folders_of_the_trainer_stand_on_each_other_in_one_order() -> None:
-    above = ("trainer.job", "trainer.plain", "trainer.hf", "trainer.scoring", "trainer.cli")
-    assert [edge for edge in ours("trainer.batches") if within(edge[1], *above)] == []
-    allowed = ("trainer.methods", "trainer.errors", "replay_service.language", "replay_service.errors")
-    assert strangers(ours("trainer.methods"), *allowed) == []
+    above = (
+        "replay_trainer.job",
+        "replay_trainer.plain",
+        "replay_trainer.hf",
+        "replay_trainer.scoring",
+        "replay_trainer.cli",
+    )
+    assert [edge for edge in ours("replay_trainer.batches") if within(edge[1], *above)] == []
+    allowed = ("replay_trainer.methods", "replay_trainer.errors", "replay_service.language", "replay_service.errors")
+    assert strangers(ours("replay_trainer.methods"), *allowed) == []
 
 
 @pytest.mark.parametrize(
@@ -193,4 +208,4 @@ def test_shards_are_read_without_the_heavy_libraries() -> None:
 
 
 def test_the_client_loads_neither_torch_nor_ray() -> None:
-    assert loaded_by("import trainer.client").isdisjoint(HEAVY)
+    assert loaded_by("import replay_trainer.client").isdisjoint(HEAVY)

@@ -13,10 +13,10 @@ from replay_service.corpus.reading.reader import Corpus, CorpusStore
 from replay_service.errors import AnswerTooLarge, CorpusReplaced, InvalidRequest, StepOutOfRange
 from replay_service.gateway.models import MAX_INT64, BatchRequest
 from replay_service.gateway.planning import Planner
-from replay_service.gateway.wire.arrow import Batch, BatchHeader, StepHeader
 from replay_service.ledger.windows import Window
 from replay_service.sampling.events import Planned, stacked
 from replay_service.sampling.injection import rank_positions
+from replay_service.wire.arrow import Batch, BatchHeader, StepHeader
 
 MOST_BYTES_AT_ONCE: Final = 4 << 20
 """Larger batches are read in a thread. To wake a thread up costs as much as to gather a megabyte, and the socket takes

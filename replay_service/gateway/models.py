@@ -4,13 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 
-from replay_service.gateway.wire.arrow import Compression
 from replay_service.names import NAME_PATTERN, NAME_RULE
 from replay_service.sampling.damage import Signal
 from replay_service.sampling.injection import InjectionMode
 from replay_service.sampling.policies import PolicyName
 from replay_service.sampling.run_config import FeedbackMode, RunConfig
 from replay_service.sampling.schedule import Curve
+from replay_service.wire.arrow import Compression
 
 MAX_INT64 = 2**63 - 1
 

@@ -14,13 +14,13 @@ import httpx2
 import uvicorn
 from fastapi import FastAPI
 from numpy.typing import ArrayLike
+from replay_trainer.client import ReplayClient
 
 from replay_service.gateway.app import create_app
 from replay_service.settings import ServiceSettings
 from replay_service.testing.corpus import Documents, MadeUpCorpus
 from replay_service.testing.samples import LabelledSamples
 from replay_service.testing.transport import in_process
-from trainer.client import ReplayClient
 
 _URL: Final = "http://127.0.0.1"
 _START_S: Final = 60.0
@@ -81,7 +81,7 @@ def replay_service(
         seed: of all that is random.
         corpus: name of the corpus.
         tokenizer_fingerprint: of the corpus's tokenizer; `replay-trainer` compares it with its model's. Empty: not
-            known, so that `trainer.hf` compares nothing.
+            known, so that `replay_trainer.hf` compares nothing.
         topk: how many of the base model's likeliest tokens the corpus stores of each prediction.
         serve: listen on loopback, so that other processes such as Ray's workers can reach it. By default requests of
             `ServiceUnderTest.client` take no socket.

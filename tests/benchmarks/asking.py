@@ -6,11 +6,12 @@ README.md in this folder says what the columns mean.
 import argparse
 from typing import Any, Final
 
+from replay_trainer.windows import Auto
+
 from replay_service.gateway.logs import configure_logs
 from replay_service.testing import ServiceUnderTest, replay_service
 from tests.benchmarks.ratios import as_table
 from tests.trainer.asked import Counting, whole_job
-from trainer.windows import Auto
 
 FENCED: Final = {"feedback": {"mode": "fenced", "lag": 8}}
 WAYS: Final[dict[str, tuple[int | Auto, dict[str, Any]]]] = {

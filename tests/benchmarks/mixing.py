@@ -12,12 +12,12 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 import ray
+from replay_trainer.client import ReplayClient
 
 from replay_service.ray_session import start_ray
 from replay_service.settings import load_settings
 from tests.benchmarks.ratios import as_table
 from tests.support import make_corpus, running_service
-from trainer.client import ReplayClient
 
 GLOBAL_BATCH_SIZE: Final = 64
 RATIOS: Final = ("0.01", "0.02", "0.05")

@@ -14,8 +14,8 @@ from typing import Final
 
 import numpy as np
 
-from replay_service.gateway.wire.arrow import ARROW_STREAM, decode_batch, encode_losses
 from replay_service.sampling.events import LOSS_ROW
+from replay_service.wire.arrow import ARROW_STREAM, decode_batch, encode_losses
 
 ROWS: Final = 64
 """Of a step, for one rank."""

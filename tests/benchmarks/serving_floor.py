@@ -10,8 +10,8 @@ import numpy as np
 from starlette.types import Receive, Scope, Send
 
 from replay_service.gateway.server import make_server, run
-from replay_service.gateway.wire.arrow import ARROW_STREAM
 from replay_service.settings import load_settings
+from replay_service.wire.arrow import ARROW_STREAM
 
 GATHERED: Final = "gathers"
 """A path that holds this word is answered by rows."""

@@ -13,25 +13,25 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from replay_trainer.batches.mixing import MixedBatch, loss_rows, mix
+from replay_trainer.batches.target import TargetRows, TrainingRows
+from replay_trainer.client import ReplayClient
+from replay_trainer.job.feed import Feed
+from replay_trainer.job.objective import Counts, Objective
+from replay_trainer.job.stopwatch import Stopwatch
+from replay_trainer.methods.flow import FlowWeights
+from replay_trainer.methods.ldifs import FeatureDrift, frozen_copy
+from replay_trainer.rehearsal import RehearsalStream
+from replay_trainer.reporting import LossReporter
 
 from replay_service.demo.materials import fetch_model
-from replay_service.gateway.wire.arrow import Batch
 from replay_service.language.apart import LanguageLosses
 from replay_service.language.model import faster_precision, load_model
 from replay_service.language.precision import Precision
 from replay_service.testing.corpus import MadeUpCorpus
+from replay_service.wire.arrow import Batch
 from tests.benchmarks.ratios import as_table, measured
 from tests.support import running_service
-from trainer.batches.mixing import MixedBatch, loss_rows, mix
-from trainer.batches.target import TargetRows, TrainingRows
-from trainer.client import ReplayClient
-from trainer.job.feed import Feed
-from trainer.job.objective import Counts, Objective
-from trainer.job.stopwatch import Stopwatch
-from trainer.methods.flow import FlowWeights
-from trainer.methods.ldifs import FeatureDrift, frozen_copy
-from trainer.rehearsal import RehearsalStream
-from trainer.reporting import LossReporter
 
 CPU: Final = torch.device("cpu")
 RATIO: Final = "0.125"

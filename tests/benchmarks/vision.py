@@ -15,6 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from replay_trainer.client import ReplayClient, RetryPolicy
+from replay_trainer.methods.flow import FlowWeights
+from replay_trainer.methods.ldifs import VISION, FeatureDrift, frozen_copy
+from replay_trainer.plain import Rehearsal, RehearsalLoop
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 from transformers import ViTConfig, ViTForImageClassification
@@ -30,10 +34,6 @@ from replay_service.language.model import evaluating
 from replay_service.ray_session import start_ray
 from tests.benchmarks.ratios import as_table
 from tests.support import running_service
-from trainer.client import ReplayClient, RetryPolicy
-from trainer.methods.flow import FlowWeights
-from trainer.methods.ldifs import VISION, FeatureDrift, frozen_copy
-from trainer.plain import Rehearsal, RehearsalLoop
 
 SIDE: Final = 28
 NUM_OLD: Final = 4000

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from replay_trainer.client import ReplayClient
+from replay_trainer.job.metrics import MetricsFile
 
 from replay_service.demo.jobs import CORPUS, FAST, RUN
 from replay_service.demo.report import Outcome
 from replay_service.sampling.injection import exact_ratio, num_rehearsed
 from tests.support import running_service
-from trainer.client import ReplayClient
-from trainer.job.metrics import MetricsFile
 
 pytestmark = pytest.mark.timeout(1200)
 

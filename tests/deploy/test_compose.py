@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import replay_trainer.cli
 import typer
 import yaml
 
 import replay_service.cli
-import trainer.cli
 from replay_service.settings import ServiceSettings, load_settings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
-PROGRAMS = {"replay-service": replay_service.cli.app, "replay-trainer": trainer.cli.app}
+PROGRAMS = {"replay-service": replay_service.cli.app, "replay-trainer": replay_trainer.cli.app}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from structlog.testing import capture_logs
 
-from replay_service.gateway.wire.arrow import ARROW_STREAM, CHECKSUM_HEADER, checksum, decode_batch, encode_losses
+from replay_service.wire.arrow import ARROW_STREAM, CHECKSUM_HEADER, checksum, decode_batch, encode_losses
 from tests.gateway.worlds import JSON, bearer, client_on, create_run, losses_of, make_token
 from tests.support import make_corpus, running_service
 

@@ -9,7 +9,7 @@ import httpx2
 import psutil
 import pytest
 
-from replay_service.gateway.wire.arrow import ARROW_STREAM, decode_batch, encode_losses
+from replay_service.wire.arrow import ARROW_STREAM, decode_batch, encode_losses
 from tests.gateway.worlds import RUN, losses_of
 from tests.support import make_corpus, running_service
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from replay_trainer.client import ReplayClient, RetryPolicy
 
 from replay_service.sampling.run_config import FEEDBACK_MODES, FeedbackMode, RunConfig
 from tests.databases import find_postgresql, fresh_database, postgresql_server
@@ -38,7 +39,6 @@ from tests.kill.promises import (
 from tests.kill.ranks import MOST_STEPS_A_WINDOW, Given, Job, Rank, steps_of
 from tests.kill.serving import Blow, Service, replay_service, serving
 from tests.support import make_corpus
-from trainer.client import ReplayClient, RetryPolicy
 
 RUN: Final = "killed"
 SETTINGS: Final[dict[str, Any]] = {

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from replay_trainer.client import ReplayClient
 
-from replay_service.gateway.wire.arrow import Batch
 from replay_service.sampling.events import LOSS_ROW
-from trainer.client import ReplayClient
+from replay_service.wire.arrow import Batch
 
 MOST_STEPS_A_WINDOW: Final = 8
 NUM_TOKENS: Final = 11

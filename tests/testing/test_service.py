@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from replay_trainer.client import RetryPolicy
+from replay_trainer.errors import ServiceUnavailable
+from replay_trainer.rehearsal import RehearsalStream
 
 from replay_service.testing import replay_service
 from tests.gateway.worlds import losses_of
-from trainer.client import RetryPolicy
-from trainer.errors import ServiceUnavailable
-from trainer.rehearsal import RehearsalStream
 
 README = Path(__file__).parent.parent.parent / "README.md"
 SETTINGS = {"global_batch_size": 8, "injection_ratio": "0.5"}
@@ -84,7 +84,7 @@ def test_many_clients_on_many_threads_use_it_without_a_socket() -> None:
 
 def test_other_processes_reach_it_when_it_is_served() -> None:
     code = (
-        "import sys; from trainer.client import ReplayClient; client = ReplayClient(sys.argv[1]);"
+        "import sys; from replay_trainer.client import ReplayClient; client = ReplayClient(sys.argv[1]);"
         "print(client.corpus('pretraining').num_samples)"
     )
     with replay_service(serve=True) as service, service.client() as client:

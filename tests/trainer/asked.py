@@ -4,14 +4,14 @@ from typing import Any
 
 import httpx2
 import numpy as np
+from replay_trainer.client import ReplayClient
+from replay_trainer.rehearsal import RehearsalStream
+from replay_trainer.reporting import LossReporter
+from replay_trainer.windows import Auto
 
-from replay_service.gateway.wire.arrow import Batch
 from replay_service.sampling.events import LOSS_ROW
 from replay_service.testing import ServiceUnderTest
-from trainer.client import ReplayClient
-from trainer.rehearsal import RehearsalStream
-from trainer.reporting import LossReporter
-from trainer.windows import Auto
+from replay_service.wire.arrow import Batch
 
 
 class Counting(httpx2.BaseTransport):

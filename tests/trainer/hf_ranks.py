@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from replay_trainer.client import ReplayClient
+from replay_trainer.hf import RehearsalTrainer
+from replay_trainer.plain import Rehearsal
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, TrainingArguments
-
-from trainer.client import ReplayClient
-from trainer.hf import RehearsalTrainer
-from trainer.plain import Rehearsal
 
 NUM_STEPS = 6
 RESUMED_AT = 3

@@ -11,17 +11,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from replay_trainer.batches.added import IGNORED
+from replay_trainer.batches.samples import MixedSamples
+from replay_trainer.client import ReplayClient
+from replay_trainer.errors import CorpusMismatch, InvalidTraining
+from replay_trainer.plain import Rehearsal
 from torch.nn.functional import cross_entropy
 
 from replay_service.classification.model import fingerprint
 from replay_service.classification.scoring import ClassScorer
 from replay_service.testing import LabelledSamples, ServiceUnderTest, replay_service
 from tests.classification.worlds import NUM_CLASSES, SHAPE, images, make_tiny_bert, make_tiny_vit, tiny_net
-from trainer.batches.added import IGNORED
-from trainer.batches.samples import MixedSamples
-from trainer.client import ReplayClient
-from trainer.errors import CorpusMismatch, InvalidTraining
-from trainer.plain import Rehearsal
 
 README = Path(__file__).parent.parent.parent / "README.md"
 SETTINGS = {"global_batch_size": 4, "injection_ratio": "0.5", "injection_mode": "add", "policy": "uniform"}
@@ -168,7 +168,7 @@ def test_a_sample_that_could_not_be_read_counts_nowhere_and_is_told_of(client: R
         column = getattr(damaged, name).copy()
         column[0] = 0
         object.__setattr__(damaged, name, column)
-    from trainer.batches.samples import add_samples
+    from replay_trainer.batches.samples import add_samples
 
     mixed = add_samples(batch_of(), damaged, prepare=torch.Tensor.float)
     assert mixed.inputs["labels"][4] == IGNORED and mixed.num_predictions == 7
@@ -279,10 +279,10 @@ def test_the_trainer_of_transformers_rehearses_samples(
     tiny_model: Path,
     tmp_path: Path,
 ) -> None:
+    from replay_trainer.hf import RehearsalTrainer
     from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
     from tests.trainer.test_hf import arguments
-    from trainer.hf import RehearsalTrainer
 
     service = client if kind == "images" else texts
     run = f"trainer-{kind}-{num_accumulated}"

@@ -3,12 +3,12 @@
 import io
 from pathlib import Path
 
+from replay_trainer.cli import _Watched
+from replay_trainer.job.metrics import MetricsFile
+from replay_trainer.job.progress import ProgressLine
 from rich.console import Console
 
 from tests.trainer.worlds import a_job
-from trainer.cli import _Watched
-from trainer.job.metrics import MetricsFile
-from trainer.job.progress import ProgressLine
 
 
 def test_lines_of_an_earlier_job_in_the_folder_are_not_shown(tmp_path: Path, tiny_model: Path) -> None:

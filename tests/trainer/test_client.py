@@ -12,6 +12,16 @@ from urllib.parse import urlsplit
 import httpx2
 import numpy as np
 import pytest
+from replay_trainer.client import ReplayClient, RetryPolicy
+from replay_trainer.errors import (
+    NotAllowed,
+    RunGone,
+    ServiceError,
+    ServiceRefused,
+    ServiceUnavailable,
+    ServiceUnknown,
+    TokenRefused,
+)
 from structlog.testing import capture_logs
 
 from replay_service.corpus.format.manifest import write_json
@@ -23,16 +33,6 @@ from replay_service.testing.transport import in_process
 from tests.gateway.worlds import make_token
 from tests.proxy import NO_FAULT, FaultyProxy
 from tests.support import free_port, make_corpus, running_service
-from trainer.client import ReplayClient, RetryPolicy
-from trainer.errors import (
-    NotAllowed,
-    RunGone,
-    ServiceError,
-    ServiceRefused,
-    ServiceUnavailable,
-    ServiceUnknown,
-    TokenRefused,
-)
 
 SETTINGS = {"global_batch_size": 8, "injection_ratio": "0.5", "seed": 3}
 QUICK = RetryPolicy(give_up_after_s=0.3, first_wait_s=0.01, longest_wait_s=0.02)

@@ -2,9 +2,8 @@ import re
 from pathlib import Path
 
 import pytest
-
-from trainer.config import read_config
-from trainer.errors import InvalidTraining
+from replay_trainer.config import read_config
+from replay_trainer.errors import InvalidTraining
 
 WHOLE = """
 model = "a-model"

@@ -13,13 +13,13 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
+from replay_trainer import direct
+from replay_trainer.direct import Direct
+from replay_trainer.errors import ServiceError
+from replay_trainer.transport import trusted_by
 
-from replay_service.gateway.wire.arrow import CHECKSUM_HEADER
+from replay_service.wire.arrow import CHECKSUM_HEADER
 from tests.certificates import certificate_in
-from trainer import direct
-from trainer.direct import Direct
-from trainer.errors import ServiceError
-from trainer.transport import trusted_by
 
 OK = b"HTTP/1.1 200 OK\r\n"
 LONG_S = 20.0

@@ -4,11 +4,11 @@ from fractions import Fraction
 
 import hypothesis.strategies as st
 from hypothesis import given, settings
+from replay_trainer.foreseen import Foreseen
 
 from replay_service.sampling.events import Planned
 from replay_service.sampling.injection import rank_positions
 from tests.sampling.worlds import initial_state, planned, plans_of
-from trainer.foreseen import Foreseen
 
 ratios = st.integers(0, 10**6 - 1).map(lambda millionths: f"{millionths / 10**6:.6f}") | st.sampled_from(
     ["0", "0.01", "0.05", "0.125", "1e-5"]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from replay_trainer.client import ReplayClient
+from replay_trainer.errors import AnswerTooLarge, RunGone
 
 from tests.support import make_corpus, running_service
 from tests.trainer.test_client import Flaky
-from trainer.client import ReplayClient
-from trainer.errors import AnswerTooLarge, RunGone
 
 SEQ_LEN = 16384
 """About thirty rows of this length fit into the smallest answer that the service can be told to keep to."""

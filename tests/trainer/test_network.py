@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from replay_trainer.client import ReplayClient, RetryPolicy
+from replay_trainer.errors import ServiceError, ServiceUnavailable
 
-from replay_service.gateway.wire.arrow import Batch
 from replay_service.sampling.events import LOSS_ROW
+from replay_service.wire.arrow import Batch
 from tests.proxy import KINDS, NO_FAULT, Fault, FaultyProxy, Kind, random_faults
 from tests.support import make_corpus, running_service
-from trainer.client import ReplayClient, RetryPolicy
-from trainer.errors import ServiceError, ServiceUnavailable
 
 SETTINGS = {"global_batch_size": 16, "injection_ratio": "0.5", "seed": 3}
 ATTEMPT_S = 0.5

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
+from replay_trainer.client import ReplayClient, RetryPolicy
+from replay_trainer.errors import ServiceError, ServiceUnavailable
+from replay_trainer.proxies import NamedProxy, proxy_to
 
 from tests.support import free_port
-from trainer.client import ReplayClient, RetryPolicy
-from trainer.errors import ServiceError, ServiceUnavailable
-from trainer.proxies import NamedProxy, proxy_to
 
 HASTY = RetryPolicy(give_up_after_s=0.2, first_wait_s=0.01, longest_wait_s=0.02)
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 import httpx2
 import numpy as np
 import pytest
+from replay_trainer import reporting
+from replay_trainer.client import ReplayClient
+from replay_trainer.errors import ServiceRefused
+from replay_trainer.reporting import LossReporter
 from structlog.testing import capture_logs
 
 from replay_service.testing import replay_service
 from tests.trainer.test_client import losses_of
-from trainer import reporting
-from trainer.client import ReplayClient
-from trainer.errors import ServiceRefused
-from trainer.reporting import LossReporter
 
 RUN = "reported"
 SETTINGS = {"global_batch_size": 8, "injection_ratio": "0.3", "policy": "uniform"}

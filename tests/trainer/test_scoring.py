@@ -8,6 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from replay_trainer.cli import app
+from replay_trainer.errors import InvalidTraining
+from replay_trainer.scoring import ScoringSettings, score_rows
 from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
@@ -17,9 +20,6 @@ from replay_service.language.tokenizer import load_tokenizer
 from tests.language.faulty_models import bert_encoder, roberta_decoder, with_prefix
 from tests.support import make_tiny_model
 from tests.trainer.batches.test_tables import write_lines
-from trainer.cli import app
-from trainer.errors import InvalidTraining
-from trainer.scoring import ScoringSettings, score_rows
 
 PAIRS = [
     {"prompt": "the cat of number 1", "response": " sat on the mat.", "id": 7},

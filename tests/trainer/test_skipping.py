@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from replay_trainer.client import ReplayClient, RetryPolicy
+from replay_trainer.errors import RunGone, ServiceRefused
+from replay_trainer.rehearsal import RehearsalStream
+from replay_trainer.reporting import LossReporter
+from replay_trainer.windows import Auto
 
-from replay_service.gateway.wire.arrow import Batch
 from replay_service.testing import ServiceUnderTest, replay_service
+from replay_service.wire.arrow import Batch
 from tests.trainer.asked import Counting, take_steps, whole_job
-from trainer.client import ReplayClient, RetryPolicy
-from trainer.errors import RunGone, ServiceRefused
-from trainer.rehearsal import RehearsalStream
-from trainer.reporting import LossReporter
-from trainer.windows import Auto
 
 FENCED = {"feedback": {"mode": "fenced", "lag": 8}}
 SETTINGS: dict[str, Any] = {"global_batch_size": 16, "injection_ratio": "0.01", "policy": "uniform"}

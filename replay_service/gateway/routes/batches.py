@@ -22,8 +22,8 @@ from replay_service.gateway.middleware.checksums import CHECKSUM_FIELD
 from replay_service.gateway.middleware.problems import responses
 from replay_service.gateway.models import BatchRequest
 from replay_service.gateway.routes.raw import RawRoute, described, is_json, media_type, parsed, run_of
-from replay_service.gateway.wire.arrow import ARROW_STREAM, Batch, checksum, encode_batch, encode_parts
-from replay_service.gateway.wire.json_batches import to_json
+from replay_service.wire.arrow import ARROW_STREAM, Batch, checksum, encode_batch, encode_parts
+from replay_service.wire.json_batches import to_json
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["batches"], route_class=RawRoute)
 

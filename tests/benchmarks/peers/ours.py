@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from replay_trainer.client import ReplayClient
+from replay_trainer.rehearsal import RehearsalStream
+from replay_trainer.reporting import LossReporter
 
 from replay_service.corpus.reading.reader import Corpus
-from replay_service.gateway.wire.arrow import Batch
 from replay_service.ledger.owner import RunOwner
 from replay_service.sampling.events import LOSS_ROW, Planned
+from replay_service.wire.arrow import Batch
 from tests.benchmarks.ledger import record_on
 from tests.benchmarks.peers.turns import ROWS, SEQ_LEN, VOCAB_SIZE, Way, answers, cpu_seconds_of, serve_turns
 from tests.ledger.worlds import open_journal, owner_of
 from tests.support import make_corpus, running_service
-from trainer.client import ReplayClient
-from trainer.rehearsal import RehearsalStream
-from trainer.reporting import LossReporter
 
 WINDOWS: Final = (8, 32)
 """How many steps one request asks for, as the trainer asks."""

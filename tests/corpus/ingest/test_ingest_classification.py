@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from replay_trainer.client import ReplayClient
+from replay_trainer.plain import Rehearsal
 from torch import nn
 
 from replay_service.classification.model import fingerprint, load_classifier
@@ -30,8 +32,6 @@ from tests.classification.worlds import NUM_CLASSES, SHAPE, images, make_tiny_be
 from tests.corpus.ingested import all_rows
 from tests.corpus.ingested import content_of as content_of_folder
 from tests.corpus.worlds import sentences
-from trainer.client import ReplayClient
-from trainer.plain import Rehearsal
 
 TENSORS = Columns(inputs="image", label="label", group="label")
 FACTORY = "tests.classification.worlds:tiny_net"

@@ -9,8 +9,8 @@ from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
 from replay_service.errors import CorpusError
-from replay_service.gateway.wire.arrow import ARROW_STREAM
 from replay_service.settings import load_settings
+from replay_service.wire.arrow import ARROW_STREAM
 from tests.gateway.worlds import (
     RUN,
     all_of,

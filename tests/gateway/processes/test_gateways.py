@@ -12,8 +12,9 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from replay_trainer.client import ReplayClient, RetryPolicy
 
-from replay_service.gateway.wire.arrow import decode_batch, encode_losses
+from replay_service.wire.arrow import decode_batch, encode_losses
 from tests.gateway.test_server import await_closed, half_sent
 from tests.gateway.worlds import (
     JSON,
@@ -28,7 +29,6 @@ from tests.gateway.worlds import (
     report,
 )
 from tests.support import grow_corpus, processes_of, running_service
-from trainer.client import ReplayClient, RetryPolicy
 
 SEVERAL = ["--gateways", "2"]
 PATIENT = RetryPolicy(give_up_after_s=60.0, first_wait_s=0.02, longest_wait_s=0.2)

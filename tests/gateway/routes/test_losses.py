@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 
-from replay_service.gateway.wire.arrow import ARROW_STREAM, encode_losses
+from replay_service.wire.arrow import ARROW_STREAM, encode_losses
 from tests.gateway.worlds import (
     all_of,
     as_json,

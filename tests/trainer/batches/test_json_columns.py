@@ -6,9 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from trainer.batches.json_columns import JsonColumns
-from trainer.errors import InvalidTraining
+from replay_trainer.batches.json_columns import JsonColumns
+from replay_trainer.errors import InvalidTraining
 
 EMPTY: dict[str, Any] = {}
 

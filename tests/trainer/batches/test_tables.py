@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replay_trainer.batches.tables import ROWS_AT_ONCE, Unusable, find_tables, parquet_writer, texts_of
+from replay_trainer.errors import InvalidTraining
 
 from replay_service.corpus.shards.documents import HALF_A_PAIR, NOT_A_STRING, NOT_JSON, NOT_UTF8
 from tests.corpus.shard_files import compressed
-from trainer.batches.tables import ROWS_AT_ONCE, Unusable, find_tables, parquet_writer, texts_of
-from trainer.errors import InvalidTraining
 
 
 def write_lines(path: Path, rows: Iterable[object]) -> Path:

@@ -13,10 +13,11 @@ import threading
 import time
 from pathlib import Path
 
+from replay_trainer.config import TrainConfig
+from replay_trainer.job.metrics import MetricsFile
+
 from replay_service.ray_session import QUIET_ENVIRONMENT
 from tests.trainer.worlds import a_job
-from trainer.config import TrainConfig
-from trainer.job.metrics import MetricsFile
 
 NUM_STEPS = 120
 GROWS_AFTER = 5
@@ -43,8 +44,7 @@ def main(folder: str, model: str, url: str) -> None:
     os.environ.update(QUIET_ENVIRONMENT)
     import ray
     from ray.cluster_utils import Cluster
-
-    from trainer.job.ray_train import run_training
+    from replay_trainer.job.ray_train import run_training
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     environment = {"env_vars": QUIET_ENVIRONMENT}

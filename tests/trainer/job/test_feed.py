@@ -2,15 +2,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from replay_trainer.errors import TrainerError
+from replay_trainer.job.feed import document_ends
+from replay_trainer.job.ray_train import preflight
 
 from replay_service.corpus.format.manifest import read_manifest, write_manifest
 from replay_service.language.packing import Ends
 from replay_service.language.tokenizer import load_tokenizer
 from tests.support import make_tiny_model, running_service
 from tests.trainer.worlds import a_job, corpus_for
-from trainer.errors import TrainerError
-from trainer.job.feed import document_ends
-from trainer.job.ray_train import preflight
 
 
 def test_documents_have_the_tokens_around_them_that_the_corpus_records(tmp_path: Path, tiny_model: Path) -> None:

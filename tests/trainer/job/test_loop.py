@@ -4,20 +4,20 @@ from typing import Any
 
 import pytest
 import torch
+from replay_trainer.batches.mixing import MixedBatch
+from replay_trainer.client import ReplayClient
+from replay_trainer.config import TrainConfig
+from replay_trainer.errors import InvalidTraining
+from replay_trainer.job.feed import open_feed
+from replay_trainer.job.loop import fine_tune
+from replay_trainer.job.metrics import MetricsFile
+from replay_trainer.job.objective import Counts, Objective
+from replay_trainer.job.ray_train import preflight
+from replay_trainer.job.stopwatch import Stopwatch
 
 from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer
 from tests.trainer.worlds import AloneWorker, a_job, train_together, write_text
-from trainer.batches.mixing import MixedBatch
-from trainer.client import ReplayClient
-from trainer.config import TrainConfig
-from trainer.errors import InvalidTraining
-from trainer.job.feed import open_feed
-from trainer.job.loop import fine_tune
-from trainer.job.metrics import MetricsFile
-from trainer.job.objective import Counts, Objective
-from trainer.job.ray_train import preflight
-from trainer.job.stopwatch import Stopwatch
 
 
 def losses_of(output: Path) -> list[float]:
@@ -36,7 +36,7 @@ def test_it_is_the_plain_loop_when_nothing_is_rehearsed(tmp_path: Path, tiny_mod
     fine_tune(job, "float32", AloneWorker())
     got = losses_of(tmp_path)
 
-    from trainer.batches.target import TargetRows, load_target
+    from replay_trainer.batches.target import TargetRows, load_target
 
     rows = TargetRows(load_target(job.data, None, load_tokenizer(job.model)), job.seed)
     model = load_model(job.model).train()

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from trainer.job.metrics import MetricsFile
+from replay_trainer.job.metrics import MetricsFile
 
 
 def test_lines_come_back_and_evaluations_by_step(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from replay_trainer.errors import NotFinite
+from replay_trainer.job import loop
+from replay_trainer.job.loop import MOST_SKIPPED, fine_tune
+from replay_trainer.job.metrics import MetricsFile
 from torch import Tensor
 
 from replay_service.language.model import load_model
 from tests.trainer.worlds import AloneWorker, a_job, train_together
-from trainer.errors import NotFinite
-from trainer.job import loop
-from trainer.job.loop import MOST_SKIPPED, fine_tune
-from trainer.job.metrics import MetricsFile
 
 
 def breaking_down(monkeypatch: pytest.MonkeyPatch, breaks: Callable[[int], bool], value: float = float("inf")) -> None:

@@ -10,22 +10,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from replay_trainer.batches.mixing import mix
+from replay_trainer.batches.target import TrainingRows, load_target
+from replay_trainer.client import ReplayClient
+from replay_trainer.config import DataConfig, FlowConfig, TrainConfig
+from replay_trainer.errors import CorpusMismatch, InvalidTraining
+from replay_trainer.job.feed import open_feed
+from replay_trainer.job.loop import fine_tune
+from replay_trainer.job.metrics import MetricsFile
+from replay_trainer.job.objective import Counts, Objective
+from replay_trainer.job.ray_train import preflight
+from replay_trainer.job.stopwatch import Stopwatch
+from replay_trainer.scoring import ScoringSettings, score_rows
 
 from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer, separator_id
 from tests.trainer.worlds import SEQ_LEN, AloneWorker, a_job
-from trainer.batches.mixing import mix
-from trainer.batches.target import TrainingRows, load_target
-from trainer.client import ReplayClient
-from trainer.config import DataConfig, FlowConfig, TrainConfig
-from trainer.errors import CorpusMismatch, InvalidTraining
-from trainer.job.feed import open_feed
-from trainer.job.loop import fine_tune
-from trainer.job.metrics import MetricsFile
-from trainer.job.objective import Counts, Objective
-from trainer.job.ray_train import preflight
-from trainer.job.stopwatch import Stopwatch
-from trainer.scoring import ScoringSettings, score_rows
 
 A_RUN = {"corpus": "wiki", "run": "a-run", "injection_ratio": "0.1"}
 CPU = torch.device("cpu")

@@ -1,9 +1,8 @@
 import io
 
 import pytest
+from replay_trainer.job.progress import ProgressLine
 from rich.console import Console
-
-from trainer.job.progress import ProgressLine
 
 VALUES = {
     "loss": 1.5,

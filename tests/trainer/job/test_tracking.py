@@ -8,9 +8,8 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
-
-from trainer.errors import InvalidTraining
-from trainer.job.tracking import Trackers, open_trackers, without_secrets
+from replay_trainer.errors import InvalidTraining
+from replay_trainer.job.tracking import Trackers, open_trackers, without_secrets
 
 CONFIG = {"num_steps": 10, "rehearsal": {"corpus": "wiki", "service_url": "http://me:pass@host:8400/?sig=abc"}}
 

@@ -7,9 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-
-from trainer.errors import InvalidTraining
-from trainer.methods.flow import FlowWeights
+from replay_trainer.errors import InvalidTraining
+from replay_trainer.methods.flow import FlowWeights
 
 LOSSES = arrays(np.float32, st.integers(1, 30), elements=st.floats(0.0625, 20, width=32))
 

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from replay_trainer.errors import InvalidTraining
+from replay_trainer.methods.ldifs import VISION, FeatureDrift, feature_distance, frozen_copy
 from torch import nn
 
 from tests.trainer.methods.ldifs_worlds import (
@@ -17,8 +19,6 @@ from tests.trainer.methods.ldifs_worlds import (
     vision_model,
     vision_reference,
 )
-from trainer.errors import InvalidTraining
-from trainer.methods.ldifs import VISION, FeatureDrift, feature_distance, frozen_copy
 
 
 def test_maps_of_a_convolutional_network_are_tokens_each_layer_with_its_own_number() -> None:

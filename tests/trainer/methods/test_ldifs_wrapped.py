@@ -9,6 +9,8 @@ from typing import Any
 import peft
 import pytest
 import torch
+from replay_trainer.errors import InvalidTraining
+from replay_trainer.methods.ldifs import FeatureDrift, frozen_copy
 from torch import Tensor, nn
 
 from tests.trainer.methods.ldifs_worlds import (
@@ -21,8 +23,6 @@ from tests.trainer.methods.ldifs_worlds import (
     language_reference,
     token_ids,
 )
-from trainer.errors import InvalidTraining
-from trainer.methods.ldifs import FeatureDrift, frozen_copy
 
 PEFT_BEHIND = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 """peft asks transformers for what has a new name."""

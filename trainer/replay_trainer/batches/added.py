@@ -1,0 +1,77 @@
+"""A loader's batch with rehearsed rows at its end, whatever is rehearsed."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from replay_service.classification.losses import IGNORED as IGNORED
+from replay_service.classification.losses import ClassLosses
+from replay_service.language.losses import TokenLosses
+from replay_service.wire.arrow import Batch
+from replay_trainer.errors import InvalidTraining
+
+Losses = TokenLosses | ClassLosses
+"""Of rehearsed rows: a loss for each token of a language corpus, for each sample to classify."""
+
+
+@dataclass(frozen=True, slots=True)
+class Added(ABC):
+    """A batch of a loader with rehearsed rows at its end.
+
+    Attributes:
+        inputs: what the model is called with. Without rehearsed rows it is the loader's batch as it came.
+        rehearsed: the rehearsed rows.
+        rehearsal_weight: what a rehearsed prediction weighs beside a fine-tuning one.
+        part: which micro-batch of its optimizer step it is, counted from 0.
+    """
+
+    inputs: dict[str, Any]
+    rehearsed: Batch
+    rehearsal_weight: float = 1.0
+    part: int = 0
+
+    @property
+    def num_rehearsed(self) -> int:
+        return len(self.rehearsed)
+
+    @property
+    @abstractmethod
+    def num_predictions(self) -> Tensor:
+        """int64 scalar: predictions that count, of all rows."""
+
+    @abstractmethod
+    def losses(self, logits: Tensor) -> Losses:
+        """Losses of the rehearsed rows alone; differentiable.
+
+        Raises:
+            InvalidTraining: when these are not the logits of this batch.
+        """
+
+    @abstractmethod
+    def loss_rows(self, losses: Losses, rank: int) -> np.ndarray:
+        """What `rank` reports of the rehearsed rows: LOSS_ROW [R]; not measured where a loss is not finite."""
+
+    def weigh(self, loss: Tensor, losses: Losses, per_prediction: Tensor | float | None = None) -> Tensor:
+        """A loss in which all predictions weigh alike, with the rehearsed ones at `rehearsal_weight`.
+
+        Args:
+            loss: sum of nats over the predictions of this batch that count, times `per_prediction`.
+            losses: of the rehearsed rows.
+            per_prediction: by default 1 / `num_predictions`, which makes of the loss the mean.
+
+        Raises:
+            InvalidTraining: when the loss has a gradient and the losses have none.
+        """
+        if self.rehearsal_weight == 1.0:
+            return loss
+        nll = losses.nll_BS if isinstance(losses, TokenLosses) else losses.nll_B
+        if loss.requires_grad and self.num_rehearsed and not nll.requires_grad:
+            raise InvalidTraining(
+                f"rehearsal_weight is {self.rehearsal_weight}, but the logits of the rehearsed rows have no gradient "
+                "to weigh; take logits of the training forward pass, or leave rehearsal_weight at 1"
+            )
+        share = 1.0 / self.num_predictions.clamp(min=1) if per_prediction is None else per_prediction
+        return loss + (self.rehearsal_weight - 1.0) * nll.sum() * share

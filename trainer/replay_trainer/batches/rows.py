@@ -1,0 +1,139 @@
+"""Rehearsed rows of tokens at the end of a loader's batch, padded like its own or, in a flat batch, end to end.
+
+Shapes: B rows, the last R of them rehearsed, T tokens, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from replay_service.language.losses import TokenLosses, token_losses
+from replay_service.wire.arrow import Batch
+from replay_trainer.batches.added import IGNORED, Added, Losses
+from replay_trainer.batches.flat import add_flat_rows, flat_losses, is_flat
+from replay_trainer.batches.mixing import MixedBatch, loss_rows
+from replay_trainer.errors import InvalidTraining
+
+_FILLING: Final = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
+"""What a batch may hold, and what stands in the places of padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class MixedInputs(Added):
+    """A batch of a loader with rehearsed rows at its end.
+
+    Its inputs are `input_ids`, `attention_mask` and `labels`, each int64 [B, T]. T is the wider of the two kinds of
+    rows. Of a flat batch they are what `replay_trainer.batches.flat` makes, one row of all samples.
+    """
+
+    @property
+    def num_predictions(self) -> Tensor:
+        """int64 scalar: predictions that count, of all rows."""
+        counted: Tensor = (self.inputs["labels"][:, 1:] != IGNORED).sum()
+        return counted
+
+    def losses(self, logits_BTV: Tensor) -> TokenLosses:
+        """Losses of the rehearsed rows alone, [R, seq_len - 1]; differentiable.
+
+        Raises:
+            InvalidTraining: when these are not the logits of all tokens of this batch.
+        """
+        ids_BT = self.inputs["input_ids"]
+        if logits_BTV.shape[:2] != ids_BT.shape:
+            raise InvalidTraining(
+                f"the logits are of shape {tuple(logits_BTV.shape)}, the batch of {tuple(ids_BT.shape)}; give those of "
+                "every token of the mixed batch"
+            )
+        if is_flat(self.inputs):
+            return flat_losses(logits_BTV, self.rehearsed)
+        alone, width = self.for_report().to(logits_BTV.device), self.rehearsed.input_ids.shape[1]
+        logits_RTV = logits_BTV[len(ids_BT) - self.num_rehearsed :, :width]
+        return token_losses(logits_RTV, alone.input_ids_BT, alone.length_B)
+
+    def loss_rows(self, losses: Losses, rank: int) -> np.ndarray:
+        """What to report of the rehearsed rows; see `replay_trainer.batches.mixing`."""
+        if not isinstance(losses, TokenLosses):
+            raise InvalidTraining("these are losses of labels; give those that this batch's `losses` gives")
+        return loss_rows(self.for_report(), losses, self.rehearsed.only_step.step, rank)
+
+    def for_report(self) -> MixedBatch:
+        """The rehearsed rows alone."""
+        ids_RT = torch.from_numpy(self.rehearsed.input_ids.astype("int64"))
+        return MixedBatch(ids_RT, torch.from_numpy(self.rehearsed.length.astype("int64")), self.rehearsed)
+
+
+def add_rows(inputs: Mapping[str, Any], rehearsed: Batch, rehearsal_weight: float = 1.0) -> MixedInputs:
+    """A loader's batch with rehearsed rows at its end, padded on the right to the wider of the two.
+
+    Args:
+        inputs: `input_ids` and `labels`, and `attention_mask` if any row is padded; int64 [rows, tokens]. Or a flat
+            batch, see `replay_trainer.batches.flat`, whose rehearsed rows are not padded either.
+        rehearsed: rows of one step.
+        rehearsal_weight: see `MixedInputs`.
+
+    Raises:
+        InvalidTraining: when the batch holds something else, of which rehearsed rows know nothing.
+    """
+    _check_learned(inputs, rehearsed)
+    if is_flat(inputs):
+        return MixedInputs(add_flat_rows(inputs, rehearsed), rehearsed, rehearsal_weight)
+    _check_padded(inputs)
+    if not len(rehearsed):
+        return MixedInputs(dict(inputs), rehearsed, rehearsal_weight)
+    ids_BT = inputs["input_ids"]
+    ours = {"attention_mask": torch.ones_like(ids_BT), **inputs}
+    width = max(ids_BT.shape[1], rehearsed.input_ids.shape[1])
+    theirs = _inputs_of(rehearsed)
+    mixed = {
+        name: torch.cat([_widened(ours[name], width, filling), _widened(theirs[name].to(ours[name]), width, filling)])
+        for name, filling in _FILLING.items()
+    }
+    return MixedInputs(mixed, rehearsed, rehearsal_weight)
+
+
+def _check_learned(inputs: Mapping[str, Any], rehearsed: Batch) -> None:
+    if "labels" in inputs and inputs["labels"].ndim == 1:
+        raise InvalidTraining(
+            f"the batch has one label a row, but corpus {rehearsed.header.corpus!r} is of language; rehearse from a "
+            "corpus that was ingested with --kind classification"
+        )
+    missing = {"input_ids", "labels"} - inputs.keys()
+    if missing:
+        raise InvalidTraining(
+            f"the batch has no {' and no '.join(sorted(missing))}; the labels of a language model are its input_ids, "
+            f"with {IGNORED} where nothing is to be learned"
+        )
+
+
+def _check_padded(inputs: Mapping[str, Tensor]) -> None:
+    unknown = inputs.keys() - _FILLING.keys()
+    if unknown:
+        raise InvalidTraining(
+            f"the batch has {', '.join(sorted(unknown))}, of which rehearsed rows know nothing; leave out all "
+            f"but {', '.join(_FILLING)}"
+        )
+    shapes = {name: tuple(each.shape) for name, each in inputs.items()}
+    if inputs["input_ids"].ndim != 2 or len(set(shapes.values())) != 1:
+        raise InvalidTraining(f"what a batch holds must be of one shape, rows and tokens, not {shapes}")
+
+
+def _inputs_of(rehearsed: Batch) -> dict[str, Tensor]:
+    ids_RT = torch.from_numpy(rehearsed.input_ids.astype("int64"))
+    length_R1 = torch.from_numpy(rehearsed.length.astype("int64"))[:, None]
+    position_T = torch.arange(ids_RT.shape[1])
+    is_real_RT = position_T < length_R1
+    return {
+        "input_ids": ids_RT.masked_fill(~is_real_RT, 0),
+        # A row that sees no token at all is NaN in some kinds of attention, and so are gradients then.
+        "attention_mask": (position_T < length_R1.clamp(min=1)).long(),
+        "labels": ids_RT.masked_fill(~is_real_RT, IGNORED),
+    }
+
+
+def _widened(rows_BT: Tensor, width: int, filling: int) -> Tensor:
+    return pad(rows_BT, (0, width - rows_BT.shape[1]), value=filling)

@@ -1,0 +1,261 @@
+"""The command line `replay-trainer`."""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from replay_service.errors import RayUnavailable
+from replay_service.stopping import Stopped, stop_signals
+from replay_service.version import say_version
+from replay_trainer.config import TrainConfig, read_config
+from replay_trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    from replay_trainer.job.progress import ProgressLine
+    from replay_trainer.scoring import ScoringSettings
+
+_ASK_EVERY_S = 5.0
+_WARM_UP_STEPS = 2
+_MOST_NAMED = 5
+
+app = typer.Typer(
+    help="Fine-tune a language model that does not forget.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+console = Console(stderr=True)
+
+
+@app.callback()
+def _commands(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=say_version, help="Say which.")] = False,
+) -> None:
+    """Fine-tune a language model that does not forget."""
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML file of the job; README shows one.")],
+    service_url: Annotated[str | None, typer.Option(help="The replay service, instead of the file's.")] = None,
+    run: Annotated[str | None, typer.Option(help="Name of the run at the service, instead of the file's.")] = None,
+    injection_ratio: Annotated[str | None, typer.Option(help="Share of rehearsal, instead of the file's.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of the file's.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Output folder, instead of the file's.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Say at the end where the time of a step went.")] = False,
+) -> None:
+    """Fine-tune with Ray Train, rehearsing what the service plans.
+
+    Started again after it was stopped, the job goes on from its last checkpoint, and so does its run at the
+    service.
+    """
+    overrides: dict[str, Any] = {
+        "rehearsal.service_url": service_url,
+        "rehearsal.run": run,
+        "rehearsal.injection_ratio": injection_ratio,
+        "num_steps": num_steps,
+        "output": None if output is None else str(output.absolute()),
+        "profile": profile or None,
+    }
+    try:
+        job = read_config(config, {name: value for name, value in overrides.items() if value is not None})
+        from replay_service.ray_session import start_ray
+
+        with stop_signals():
+            start_ray()
+            watch_training(job, console, "train")
+    except Stopped as stopped:
+        console.print("stopped; run the same command again to go on from the last checkpoint", highlight=False)
+        sys.exit(stopped.exit_code)
+    except (TrainerError, RayUnavailable) as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False)
+        sys.exit(2)
+    if job.profile:
+        _print_profile(job)
+    console.print(f"metrics in {job.output / 'metrics.jsonl'}", soft_wrap=True)
+
+
+@app.command()
+def score(
+    source: Annotated[Path, typer.Argument(help="A .parquet, .jsonl or .jsonl.gz file, or a folder of them.")],
+    model: Annotated[str, typer.Option(help="The base model: a local folder or a Hugging Face hub name.")],
+    output: Annotated[Path, typer.Option(help="Parquet file to write; one that is there is replaced.")],
+    seq_len: Annotated[int, typer.Option(help="Most tokens of a row; a longer one is cut at the right.")] = 512,
+    text_column: Annotated[str | None, typer.Option(help="Column that holds the text, if not `text`.")] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option(help="Column that holds the prompt, whose tokens do not count.")
+    ] = None,
+    response_column: Annotated[
+        str | None, typer.Option(help="Column that holds the response, whose tokens count.")
+    ] = None,
+    precision: Annotated[
+        Literal["auto", "float32", "bf16"], typer.Option(help="Arithmetic of the scoring; auto takes the faster.")
+    ] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Rows that the base model scores at once.")] = 8,
+    bos: Annotated[
+        Literal["auto", "never", "always"],
+        typer.Option(help="Begin rows with the tokenizer's bos token; auto: if the tokenizer puts it before a text."),
+    ] = "auto",
+) -> None:
+    """Add the base model's loss to every row of a fine-tuning set.
+
+    The columns base_loss (mean nats per token), base_token_losses (nats of each token) and truncated are added, the
+    others are kept. It is what FLOW weighs rows by.
+    """
+    if (prompt_column is None) != (response_column is None):
+        raise typer.BadParameter("--prompt-column and --response-column go together; name both, or neither")
+    if text_column is not None and response_column is not None:
+        raise typer.BadParameter("a row is either a text or a prompt and a response; leave out --text-column")
+    try:
+        from replay_trainer.scoring import ScoringSettings
+
+        settings = ScoringSettings(
+            source=source,
+            output=output,
+            model=model,
+            response_column=response_column or text_column or "text",
+            prompt_column=prompt_column,
+            seq_len=seq_len,
+            precision=precision,
+            batch_size=batch_size,
+            bos=bos,
+        )
+        with stop_signals():
+            watch_scoring(settings, console)
+    except Stopped as stopped:
+        console.print("stopped; nothing was written", highlight=False)
+        sys.exit(stopped.exit_code)
+    except TrainerError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def watch_scoring(settings: "ScoringSettings", console: Console) -> None:
+    """Score with a progress bar on `console`, and say what was done."""
+    from replay_service.progress import progress_bar
+    from replay_trainer.scoring import score_rows
+
+    with progress_bar(console) as bar:
+        task = bar.add_task("score", total=None, note="reading the rows, starting the base model")
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, note=f"{done:,} of {total:,} rows")
+
+        summary = score_rows(settings, show)
+    console.print(
+        f"{summary.num_rows:,} rows in {settings.output}: mean loss {summary.mean_nats():.3f} nats over "
+        f"{summary.num_tokens:,} tokens ({summary.precision}); {summary.num_truncated:,} truncated, "
+        f"{summary.num_unscored:,} without a token to score",
+        soft_wrap=True,
+        markup=False,
+    )
+    if summary.as_json:
+        console.print(f"kept as JSON in text: {', '.join(summary.as_json)}", soft_wrap=True, markup=False)
+    if summary.unusable:
+        first = "; ".join(f"{each.place}: {each.reason}" for each in summary.unusable[:_MOST_NAMED])
+        more = f"; and {len(summary.unusable) - _MOST_NAMED:,} more" if len(summary.unusable) > _MOST_NAMED else ""
+        num = f"{len(summary.unusable):,} of {summary.num_rows:,}"
+        console.print(f"no loss for {num} rows: {first}{more}", soft_wrap=True, markup=False)
+
+
+def watch_training(job: TrainConfig, console: Console, title: str) -> None:
+    """Train with a progress line on `console`."""
+    from replay_trainer.job.progress import ProgressLine
+    from replay_trainer.job.ray_train import run_training
+
+    with ProgressLine(console, title, job.num_steps, time.monotonic) as line:
+        watched = _Watched(job, line)
+        with _every_second(watched.show_new):
+            run_training(job)
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A job as its metrics file and its run at the service show it.
+
+    Lines that stood in the file before the job began are of another one, and are not shown.
+    """
+
+    job: TrainConfig
+    line: "ProgressLine"
+    _seen: list[dict[str, Any]] = field(init=False)
+    _of_run: dict[str, float | None] = field(default_factory=dict)
+    _asked_at: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self._seen = self._lines()
+
+    def show_new(self) -> None:
+        """Show the steps that were trained since the last time."""
+        lines = self._lines()
+        for number, line in enumerate(lines):
+            if line["kind"] == "step" and line not in self._seen[number : number + 1]:
+                self.line.show(line["step"], {**self._statistics(), **line})
+        self._seen = lines
+
+    def _lines(self) -> list[dict[str, Any]]:
+        from replay_trainer.job.metrics import MetricsFile
+
+        return list(MetricsFile(self.job.output / "metrics.jsonl").lines())
+
+    def _statistics(self) -> dict[str, float | None]:
+        """What the service says of the run, asked now and then; without an answer, what it said last."""
+        from replay_trainer.client import ReplayClient, RetryPolicy
+
+        rehearsal = self.job.rehearsal
+        if rehearsal is not None and time.monotonic() - self._asked_at > _ASK_EVERY_S:
+            self._asked_at = time.monotonic()
+            with (
+                contextlib.suppress(TrainerError),
+                ReplayClient(rehearsal.service_url, retry=RetryPolicy(give_up_after_s=1.0)) as client,
+            ):
+                found = client.stats(rehearsal.run)
+                self._of_run = {"forgetting": found["forgetting_nats"]}
+        return self._of_run
+
+
+def _print_profile(job: TrainConfig) -> None:
+    """Where the time of the steps went, on average, without those in which everything is warmed up."""
+    from rich.table import Table
+
+    from replay_trainer.job.metrics import MetricsFile
+
+    steps = [each for each in MetricsFile(job.output / "metrics.jsonl").lines() if "seconds" in each][_WARM_UP_STEPS:]
+    if not steps:
+        return
+    table = Table("part of a step", "ms", "share", title=f"mean over {len(steps)} steps of rank 0")
+    whole = sum(each["step_s"] for each in steps)
+    names = list(dict.fromkeys(name for each in steps for name in each["seconds"]))
+    parts = {name: sum(each["seconds"].get(name, 0.0) for each in steps) for name in names}
+    for name, seconds in {**parts, "other": whole - sum(parts.values()), "step": whole}.items():
+        table.add_row(name, f"{1e3 * seconds / len(steps):.2f}", f"{seconds / whole:.1%}")
+    console.print(table)
+
+
+@contextmanager
+def _every_second(action: Any) -> Iterator[None]:
+    """Do `action` once a second, and a last time at the end."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        while not stop.wait(1.0):
+            action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        action()
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,153 @@
+"""The feed: one rank's batch of every step, fine-tuning rows and rehearsed ones together."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from replay_service.corpus.shards.sources import Columns
+from replay_service.language.packing import Ends
+from replay_service.language.tokenizer import ends_of
+from replay_service.sampling.injection import target_rows
+from replay_service.wire.arrow import Batch
+from replay_trainer.batches.mixing import MixedBatch, mix
+from replay_trainer.batches.target import TargetRows, TrainingRows, load_target, packed_by_domain
+from replay_trainer.client import ReplayClient, RetryPolicy
+from replay_trainer.config import DataConfig, TrainConfig
+from replay_trainer.errors import InvalidTraining
+from replay_trainer.job.evaluation import TARGET, HeldOut
+from replay_trainer.rehearsal import RehearsalStream
+from replay_trainer.reporting import LossReporter
+
+_PATIENT: Final = RetryPolicy(first_contact_s=math.inf)
+"""The job has reached the service before its workers began, so one that is not there now comes back."""
+
+
+@dataclass(slots=True)
+class Feed:
+    """Gives the batch of each step, in order, and takes the losses of what was rehearsed in it."""
+
+    target: TargetRows
+    global_batch_size: int
+    rank: int
+    world_size: int
+    stream: RehearsalStream | None
+    reporter: LossReporter | None
+    rehearsal_weight: float = 1.0
+    adds_rows: bool = False
+    """Whether rehearsed rows come on top of the global batch, instead of taking the place of fine-tuning rows."""
+
+    def next(self, step: int) -> MixedBatch:
+        """The batch of `step`; steps come in order, from the first one or from the one a state was loaded for."""
+        rehearsed = None if self.stream is None else next(self.stream)
+        planned, before = (0, 0) if rehearsed is None or self.adds_rows else _counts(rehearsed)
+        places = target_rows(step, planned, before, self.rank, self.world_size, self.global_batch_size)
+        return mix(self.target.take(places), rehearsed, self.rehearsal_weight)
+
+    def rewind(self, first_step: int) -> None:
+        """Make the run ready to go on at `first_step`; one rank calls this, before any asks for a batch."""
+        if self.stream is not None:
+            client, run = self.stream.client, self.stream.run
+            if client.run(run)["next_step"] > first_step:
+                client.rewind(run, first_step - 1)
+
+    def report(self, rows: np.ndarray) -> None:
+        if self.reporter is not None:
+            self.reporter.send(rows)
+
+    def without_effect(self) -> dict[str, int]:
+        """Rows that this rank reported in vain so far, by name, where there are any."""
+        if self.reporter is None:
+            return {}
+        counts = {"num_duplicate_rows": self.reporter.num_duplicate, "num_rejected_rows": self.reporter.num_rejected}
+        return {name: count for name, count in counts.items() if count}
+
+    def flush(self) -> None:
+        """Wait until all reports are durable."""
+        if self.reporter is not None:
+            self.reporter.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.stream is None else self.stream.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.stream is not None:
+            self.stream.load_state_dict(state)
+
+
+def _counts(rehearsed: Batch) -> tuple[int, int]:
+    """How many rows the whole job rehearses in the step, and in all the steps before."""
+    return rehearsed.only_step.num_rehearsed, rehearsed.only_step.rehearsed_before
+
+
+@contextmanager
+def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -> Iterator[Feed]:
+    """The feed of one rank; its connections are closed at the end."""
+    ends = document_ends(config, tokenizer)
+    target = TargetRows(load_target(config.data, config.flow, tokenizer, ends), config.seed)
+    rehearsal = config.rehearsal
+    if rehearsal is None:
+        yield Feed(target, config.global_batch_size, rank, world_size, None, None)
+        return
+    with ReplayClient(rehearsal.service_url, retry=_PATIENT) as client:
+        stream = RehearsalStream(
+            client,
+            rehearsal.run,
+            rank,
+            world_size,
+            config.num_steps,
+            rehearsal.window_steps,
+            topk=rehearsal.rehearsal_loss != "cross_entropy",
+        )
+        reporter = LossReporter(client, rehearsal.run)
+        try:
+            yield Feed(
+                target,
+                config.global_batch_size,
+                rank,
+                world_size,
+                stream,
+                reporter,
+                rehearsal.rehearsal_weight,
+                rehearsal.injection_mode == "add",
+            )
+        finally:
+            stream.close()
+            reporter.close()
+
+
+def document_ends(config: TrainConfig, tokenizer: Any) -> Ends:
+    """The tokens around documents: those of the corpus to rehearse from, else those that the tokenizer has.
+
+    Raises:
+        ServiceError: when the service cannot be asked.
+    """
+    if config.rehearsal is None:
+        return ends_of(tokenizer, config.data.bos)
+    with ReplayClient(config.rehearsal.service_url, retry=_PATIENT) as client:
+        corpus = client.corpus(config.rehearsal.corpus)
+    return Ends(corpus.separator_id, corpus.bos_id)
+
+
+def load_heldout(data: DataConfig, tokenizer: Any, ends: Ends | None = None) -> HeldOut:
+    """The held-out rows of every pretraining domain, and of the fine-tuning domain.
+
+    Those of the fine-tuning domain are laid out as the rows to train on: of examples the responses count alone.
+    """
+    ends = ends or ends_of(tokenizer, data.bos)
+    rows: dict[str, TrainingRows] = {}
+    if data.heldout_pretraining is not None:
+        packed = packed_by_domain(data.heldout_pretraining, _columns(data), tokenizer, data.seq_len, ends)
+        rows |= {domain: TrainingRows(each.input_ids, each.length) for domain, each in packed.items()}
+        if TARGET in rows:
+            raise InvalidTraining(f"a held-out pretraining domain cannot be called {TARGET!r}; rename it")
+    if data.heldout_target is not None:
+        rows[TARGET] = load_target(data.model_copy(update={"target": data.heldout_target}), None, tokenizer, ends)
+    return HeldOut(rows)
+
+
+def _columns(data: DataConfig) -> Columns:
+    return Columns(data.text_column, data.tokens_column, data.domain_column)

@@ -1,0 +1,246 @@
+"""Counts of what a training loop has trained on, and the check that its batches are as large as its run expects.
+
+The service plans how many rows a step rehearses from the run's `global_batch_size`. Batches of another size would be
+rehearsed at another ratio than the service states, so the rows of each step are counted here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+from torch import Tensor
+
+from replay_trainer.batches.added import IGNORED, Added
+from replay_trainer.batches.flat import is_flat
+from replay_trainer.errors import InvalidTraining
+
+_NAMES: Final = ("num_target_rows", "num_rehearsed_rows", "num_target_tokens", "num_rehearsed_tokens")
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What one rank has trained on; a row that a retry trained on again counts once.
+
+    Attributes:
+        num_target_rows: fine-tuning rows; of a flat batch, its samples.
+        num_rehearsed_rows: rehearsed rows.
+        num_target_tokens: predictions of fine-tuning rows that count: tokens, or labels of samples to classify.
+        num_rehearsed_tokens: predictions of rehearsed rows.
+    """
+
+    num_target_rows: int = 0
+    num_rehearsed_rows: int = 0
+    num_target_tokens: int = 0
+    num_rehearsed_tokens: int = 0
+
+    @property
+    def rehearsed_share(self) -> float:
+        """The share of the rows that was rehearsed: the injection ratio as it was trained; 0 before any row."""
+        return self.num_rehearsed_rows / max(1, self.num_target_rows + self.num_rehearsed_rows)
+
+    def metrics(self) -> dict[str, float]:
+        """The counts and the share, by name."""
+        return {**{name: getattr(self, name) for name in _NAMES}, "rehearsed_share": self.rehearsed_share}
+
+
+@dataclass(frozen=True, slots=True)
+class StepSize:
+    """How many fine-tuning rows one rank takes in an optimizer step.
+
+    Attributes:
+        run: its name.
+        global_batch_size: of the run.
+        world_size: ranks that share the rows.
+        may_be_short: whether any step may have fewer rows, since the loop has told its batch size and it is the run's.
+    """
+
+    run: str
+    global_batch_size: int
+    world_size: int
+    may_be_short: bool = False
+
+    @property
+    def least(self) -> int:
+        return self.global_batch_size // self.world_size
+
+    @property
+    def most(self) -> int:
+        return -(-self.global_batch_size // self.world_size)
+
+    def refusal(self, step: int, num_rows: int, num_parts: int) -> InvalidTraining:
+        """The error that says that a step has another number of rows."""
+        share = f"{self.least} rows" if self.least == self.most else f"{self.least} or {self.most} rows"
+        parts = f" in {num_parts} parts" if num_parts > 1 else ""
+        return InvalidTraining(
+            f"step {step} has {num_rows} fine-tuning rows on this rank{parts}, but run {self.run!r} was created with "
+            f"global_batch_size {self.global_batch_size}, which is {share} on each of {self.world_size} ranks, so it "
+            "would rehearse another share of the rows than its injection_ratio; create a run of another name whose "
+            "global_batch_size is the rows of one optimizer step over all ranks, or, where the gradient is "
+            "accumulated, pass part= and num_parts= to mix"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """As Trained; `target_tokens` may stay on its device, so that counting does not wait for it."""
+
+    target_rows: int
+    rehearsed_rows: int
+    target_tokens: Tensor | int
+    rehearsed_tokens: int
+
+    def __add__(self, other: "_Counts") -> "_Counts":
+        return _Counts(
+            self.target_rows + other.target_rows,
+            self.rehearsed_rows + other.rehearsed_rows,
+            self.target_tokens + other.target_tokens,
+            self.rehearsed_tokens + other.rehearsed_tokens,
+        )
+
+
+@dataclass(slots=True)
+class _Part:
+    """A micro-batch of the current step."""
+
+    counts: _Counts
+    is_flat: bool
+    is_reported: bool = False
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts the parts of the steps of one rank, and refuses steps whose rows do not fit the run.
+
+    A step with fewer rows is taken for the last one of an epoch, unless it is the first or follows another such step.
+    Samples of a flat batch may be more than its rows were, so only too few of them are refused.
+    """
+
+    size: StepSize | None = None
+    has_full_step: bool = False
+    _before: _Counts = field(default_factory=lambda: _Counts(0, 0, 0, 0))
+    """Of the steps that are over."""
+    _step: int = -1
+    _num_parts: int = 1
+    _parts: dict[int, _Part] = field(default_factory=dict)
+    _was_short: bool = False
+    _has_warned: bool = False
+
+    @property
+    def trained(self) -> Trained:
+        """All so far, the parts of the current step included; waits for the device."""
+        counts = self._counts()
+        return Trained(counts.target_rows, counts.rehearsed_rows, int(counts.target_tokens), counts.rehearsed_tokens)
+
+    def begin(self, step: int, part: int, num_parts: int) -> None:
+        """Check that a part of a step may be mixed now, before anything is asked for.
+
+        Raises:
+            InvalidTraining: when the part does not exist, was reported, or the step before had too few rows.
+        """
+        if not 0 <= part < num_parts:
+            raise InvalidTraining(f"part {part} of {num_parts} was asked for; parts are counted from 0")
+        if step != self._step:
+            self._end_step()
+            self._step, self._num_parts, self._parts = step, num_parts, {}
+            return
+        is_reported = any(each.is_reported for each in self._parts.values())
+        if num_parts != self._num_parts and is_reported:
+            raise InvalidTraining(
+                f"step {step} was mixed and reported in {self._num_parts} parts, not in {num_parts}; num_parts is how "
+                "many micro-batches the optimizer step takes"
+            )
+        if num_parts != self._num_parts:
+            self._num_parts, self._parts = num_parts, {}
+        self._check_not_reported(step, part)
+
+    def add(self, added: Added, inputs: Mapping[str, Any]) -> None:
+        """Count a part that was mixed.
+
+        Raises:
+            InvalidTraining: when the rows of the step do not fit the run.
+        """
+        parts = {**self._parts, added.part: _part_of(added, inputs)}
+        num_rows = sum(each.counts.target_rows for each in parts.values())
+        if self.size is not None:
+            if num_rows > self.size.most and not any(each.is_flat for each in parts.values()):
+                raise self.size.refusal(self._step, num_rows, self._num_parts)
+            if len(parts) == self._num_parts and self._is_too_short(num_rows):
+                raise self.size.refusal(self._step, num_rows, self._num_parts)
+        self._parts = parts
+
+    def report(self, added: Added) -> None:
+        """Note that a part was reported.
+
+        Raises:
+            InvalidTraining: when it was before.
+        """
+        step = added.rehearsed.only_step.step
+        if step == self._step and added.part in self._parts:
+            self._check_not_reported(step, added.part)
+            self._parts[added.part].is_reported = True
+
+    def go_on_from(self, trained: Trained, step: int) -> None:
+        """Begin anew at a later step, with the counts of a checkpoint."""
+        self._before, self.has_full_step = _Counts(*(getattr(trained, name) for name in _NAMES)), step > 0
+        self._step, self._parts, self._was_short = -1, {}, False
+
+    def _check_not_reported(self, step: int, part: int) -> None:
+        if part in self._parts and self._parts[part].is_reported:
+            raise InvalidTraining(
+                f"the rehearsed rows of step {step} were mixed and reported already"
+                + (f" for part {part}" if self._num_parts > 1 else "")
+                + "; a step is one optimizer step: where the gradient is accumulated, call mix(step, inputs, part=i, "
+                "num_parts=n) for micro-batch i of n, or spread(step, micro_batches)"
+            )
+
+    def _counts(self) -> _Counts:
+        return sum((each.counts for each in self._parts.values()), self._before)
+
+    def _end_step(self) -> None:
+        if self._parts and self.size is not None:
+            self._check_whole(self.size, sum(each.counts.target_rows for each in self._parts.values()))
+        self._before = self._counts()
+
+    def _check_whole(self, size: StepSize, num_rows: int) -> None:
+        if self._is_too_short(num_rows):
+            raise size.refusal(self._step, num_rows, self._num_parts)
+        if len(self._parts) < self._num_parts:
+            self._warn_of_missing_parts()
+        self._was_short = num_rows < size.least
+        self.has_full_step = self.has_full_step or not self._was_short
+
+    def _is_too_short(self, num_rows: int) -> bool:
+        assert self.size is not None
+        is_last_of_epoch = self.has_full_step and not self._was_short
+        return num_rows < self.size.least and not self.size.may_be_short and not is_last_of_epoch
+
+    def _warn_of_missing_parts(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "rehearsed_rows_left_out",
+                step=self._step,
+                num_parts=self._num_parts,
+                num_mixed=len(self._parts),
+                hint="pass as num_parts how many micro-batches this optimizer step has",
+            )
+
+
+def _part_of(added: Added, inputs: Mapping[str, Any]) -> _Part:
+    flat, labels = is_flat(inputs), inputs["labels"]
+    counted = labels if labels.ndim == 1 else labels[:, 1:]
+    rehearsed = added.rehearsed
+    is_language = rehearsed.header.kind == "language"
+    length = rehearsed.length.astype("int64")
+    num_predictions = (length - 1).clip(min=0).sum() if is_language else (length > 0).sum()
+    num_rows = _num_samples(inputs["position_ids"]) if flat else len(labels)
+    counts = _Counts(num_rows, added.num_rehearsed, (counted != IGNORED).sum(), int(num_predictions))
+    return _Part(counts, flat)
+
+
+def _num_samples(position_1T: Tensor) -> int:
+    """How many samples a flat row holds: one begins wherever positions do not go on."""
+    return int((position_1T[0, 1:] != position_1T[0, :-1] + 1).sum()) + 1
