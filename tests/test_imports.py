@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from replay_service.extras import PACKAGES
+
 ROOT = Path(__file__).parent.parent
 SOURCES = {"replay_service": ROOT, "replay_trainer": ROOT / "trainer"}
 """Where each package lies."""
 HEAVY = ("ray", "torch", "transformers")
+SERVER = PACKAGES["server"]
 
 
 def path_of(name: str) -> Path:
@@ -173,6 +176,7 @@ def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> No
         "replay_service.language",
         "replay_service.classification",
         "replay_service.errors",
+        "replay_service.extras",
         "replay_service.names",
         "replay_service.ray_session",
         "replay_service.progress",
@@ -209,3 +213,11 @@ def test_shards_are_read_without_the_heavy_libraries() -> None:
 
 def test_the_client_loads_neither_torch_nor_ray() -> None:
     assert loaded_by("import replay_trainer.client").isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("module", ["client", "cli", "plain", "hf", "job.ray_train", "scoring"])
+def test_a_training_node_needs_nothing_of_the_server(module: str) -> None:
+    """anyio is httpx2's as well; other packages of the server may be there because a library of the loop has them."""
+    loaded = {name for name in loaded_by(f"import replay_trainer.{module}") if within(name, "replay_service")}
+    files = [path for name, path in modules("replay_service").items() if name in loaded]
+    assert [edge for path in files for edge in imports("replay_service.any", path) if within(edge, *SERVER)] == []
