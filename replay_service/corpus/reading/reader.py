@@ -112,11 +112,11 @@ class Corpus:
             return None
         stretches = self._layout.stretches
         try:
-            taken = held.take(positions, [(offset, type_.itemsize) for offset, type_ in stretches])
+            taken = held.take(positions, [type_.itemsize for type_ in stretches])
         except FilesChanged:
             return None
         columns: dict[str, NDArray[Any]] = {}
-        for (_, type_), part in zip(stretches, taken, strict=True):
+        for type_, part in zip(stretches, taken, strict=True):
             fields = part.view(type_)
             columns |= {name: fields[name] for name in type_.names or ()}
         columns.setdefault("input_ids", np.empty((len(positions), 0), dtype=np.uint8))
@@ -151,7 +151,7 @@ class Corpus:
                 self._blocks.look_again(changed)
 
     def _read_once(self, positions: Int64Array, type_: np.dtype[Any]) -> tuple[NDArray[Any], BoolArray | None]:
-        whole = [(0, type_.itemsize)]
+        whole = [type_.itemsize]
         held = self._blocks.all_intact()
         if held is None:
             blocks = self._layout.blocks(positions, type_.itemsize)
