@@ -99,9 +99,18 @@ def test_sampling_is_pure() -> None:
 
 
 def test_the_ledger_knows_sampling_alone_and_neither_the_web_nor_ray() -> None:
-    allowed = ("replay_service.sampling", "replay_service.errors", "replay_service.ledger")
+    allowed = (
+        "replay_service.sampling",
+        "replay_service.errors",
+        "replay_service.ledger",
+        "replay_service.wire.losses",
+    )
     assert strangers(ours("replay_service.ledger"), *allowed) == []
     assert [edge for edge in edges("replay_service.ledger") if within(edge[1], "fastapi", "starlette", *HEAVY)] == []
+
+
+def test_the_wire_stands_alone() -> None:
+    assert strangers(ours("replay_service.wire"), "replay_service.wire") == []
 
 
 def test_language_stands_alone() -> None:
@@ -166,7 +175,7 @@ def test_the_service_under_test_takes_of_the_trainer_the_client_alone() -> None:
 
 def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> None:
     allowed = (
-        "replay_service.wire.arrow",
+        "replay_service.wire",
         "replay_service.sampling.injection",
         "replay_service.sampling.events",
         "replay_service.sampling.damage",

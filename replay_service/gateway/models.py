@@ -10,7 +10,7 @@ from replay_service.sampling.injection import InjectionMode
 from replay_service.sampling.policies import PolicyName
 from replay_service.sampling.run_config import FeedbackMode, RunConfig
 from replay_service.sampling.schedule import Curve
-from replay_service.wire.arrow import Compression
+from replay_service.wire.batches import Compression
 
 MAX_INT64 = 2**63 - 1
 

@@ -17,13 +17,14 @@ from replay_service.corpus.format.manifest import Segment
 from replay_service.corpus.format.segment_file import BLOCK_BYTES, num_blocks
 from replay_service.errors import CorpusError
 from replay_service.sampling.partition import ROW_BITS
+from replay_service.wire.samples import REQUIRED_FIELDS
 
 Int64Array = NDArray[np.int64]
 
 _WIDE_BYTES: Final = 64
 """Of a field whose rows are gathered by themselves, at least, rather than copied out of whole records."""
 
-_NEEDED: Final = {"length", "base_loss", "base_correct", "stratum"}
+_NEEDED: Final = set(REQUIRED_FIELDS) - {"input_ids"}
 _CONTENT: Final = ({"input_ids"}, {"inputs", "label"})
 
 

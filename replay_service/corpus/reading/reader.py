@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from replay_service.corpus.format.layout import Layout
 from replay_service.corpus.format.manifest import Manifest
-from replay_service.corpus.format.segments import SampleColumns, SampleRows
+from replay_service.corpus.format.records import SampleRows
 from replay_service.corpus.format.texts import Texts, no_tokenizer
 from replay_service.corpus.reading.blocks import Blocks, FilesChanged
 from replay_service.corpus.reading.damage import SegmentDamage
@@ -21,6 +21,7 @@ from replay_service.corpus.reading.folders import DEFAULT_CACHE_BYTES, Folder, L
 from replay_service.errors import CorpusError, CorpusUnavailable, UnknownCorpus
 from replay_service.names import is_name
 from replay_service.sampling.partition import Partition
+from replay_service.wire.samples import SampleColumns
 
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -119,8 +120,7 @@ class Corpus:
         for type_, part in zip(stretches, taken, strict=True):
             fields = part.view(type_)
             columns |= {name: fields[name] for name in type_.names or ()}
-        columns.setdefault("input_ids", np.empty((len(positions), 0), dtype=np.uint8))
-        return SampleColumns(**columns)
+        return SampleColumns.of(columns)
 
     def base_losses(self, sample_ids: Int64Array) -> NDArray[np.float64]:
         """Base losses of the samples at the given addresses, float64 [n], nats per token; NaN where damaged."""
