@@ -181,6 +181,7 @@ def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> No
         "replay_service.sampling.damage",
         "replay_service.sampling.policies",
         "replay_service.sampling.run_config",
+        "replay_service.sampling.trained",
         "replay_service.corpus.shards",
         "replay_service.language",
         "replay_service.classification",
