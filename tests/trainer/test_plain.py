@@ -119,7 +119,7 @@ def test_the_service_shows_what_was_trained_on_and_not_what_was_planned(client: 
 
 
 def test_a_loop_that_goes_on_from_a_checkpoint_counts_no_step_twice(client: ReplayClient) -> None:
-    rehearsal = a_run(client, "counted")
+    rehearsal = a_run(client, "each-step-once")
     with rehearsal.open(num_steps=6) as loop:
         for step in range(5):
             loop.mix(step, rows())
@@ -130,7 +130,7 @@ def test_a_loop_that_goes_on_from_a_checkpoint_counts_no_step_twice(client: Repl
         loop.rewind()
         for step in range(3, 6):
             loop.mix(step, rows())
-    trained = client.stats("counted")["trained"]
+    trained = client.stats("each-step-once")["trained"]
     assert (trained["next_step"], trained["num_rows"]) == (6, 24 + 16)
 
 
