@@ -1,6 +1,5 @@
 """Progress lines for a person who watches."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -30,14 +29,10 @@ def ingest_progress(console: Console, title: str) -> Iterator[Callable[["IngestP
     """A bar over the shards' bytes in 80 columns: rows and tokens, and how long the rest may take."""
     with progress_bar(console, bar_width=8) as bar:
         task = bar.add_task(title, total=None, note="starting the base model")
-        began, begun_with = time.monotonic(), None
 
         def show(progress: "IngestProgress") -> None:
-            nonlocal begun_with
-            begun_with = progress.share_done if begun_with is None else begun_with
-            left = seconds_left(time.monotonic() - began, progress.share_done - begun_with, 1 - progress.share_done)
             note = f"{short(progress.num_rows)} rows, {short(progress.num_tokens)} tokens"
-            note += "" if left is None else f", {duration(left)} left"
+            note += "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
             bar.update(task, total=1.0, completed=progress.share_done, note=note)
 
         yield show

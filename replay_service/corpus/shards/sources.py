@@ -1,6 +1,7 @@
 """Sources: shards in a file, a folder or a glob, here or behind a URL, and the documents in them."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from replay_service.corpus.shards.documents import (
     Columns,
@@ -21,6 +22,7 @@ __all__ = [
     "Document",
     "Labelled",
     "Listing",
+    "Reading",
     "SetAside",
     "Shard",
     "check_readable",
@@ -51,10 +53,24 @@ def check_readable(shard: Shard, columns: Columns) -> None:
         check_head(shard.kind, locate_within(shard.url, shard.allowed), columns, name)
 
 
-def read_documents(shard: Shard, columns: Columns) -> Iterator[Document | Labelled | SetAside]:
+@dataclass(slots=True)
+class Reading:
+    """How far a shard has been read: the bytes of its file with the latest document; of a table, about how many."""
+
+    position: int = 0
+
+
+def read_documents(
+    shard: Shard, columns: Columns, reading: Reading | None = None
+) -> Iterator[Document | Labelled | SetAside]:
     """The documents of a shard, in order, and the rows that give none.
 
     A plain text is one document; a long one comes in pieces.
+
+    Args:
+        shard: what to read.
+        columns: what of it.
+        reading: is kept up to date.
 
     Raises:
         UnusableSource: when the shard is missing or damaged, or lacks a column.
@@ -62,4 +78,6 @@ def read_documents(shard: Shard, columns: Columns) -> Iterator[Document | Labell
     with failures_named(shard.url, "shard "):
         place = locate_within(shard.url, shard.allowed)
         for row in read_rows(shard.kind, place, columns, f"shard {printable(shard.url)}"):
+            if reading is not None and isinstance(row, Row):
+                reading.position = row.position
             yield document_of(row, columns, shard.domain) if isinstance(row, Row) else row
