@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from replay_service.corpus.ingest.status import IngestProgress
 
 
+TITLE_WIDTH: Final = 23
+"""Columns of a task's description, at most."""
+
+
 def progress_bar(console: Console, bar_width: int = 16) -> Progress:
     """The one form that all progress lines of the project have; a task's `note` field stands at the end."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}", table_column=Column(max_width=23, no_wrap=True, overflow="ellipsis")),
+        TextColumn("{task.description}", table_column=Column(max_width=TITLE_WIDTH, no_wrap=True, overflow="ellipsis")),
         BarColumn(bar_width=bar_width),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
