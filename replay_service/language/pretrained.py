@@ -10,7 +10,6 @@ from replay_service.errors import CorpusError
 
 _WEIGHTS: Final = (".safetensors", ".bin")
 _LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
-_HUB_NAME: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WRAPPERS: Final = {"_orig_mod.": "torch.compile", "module.": "DistributedDataParallel", "base_model.model.": "peft"}
 """What puts such a prefix before the names of a model's weights."""
 _STATISTICS: Final = ("running_mean", "running_var")
@@ -66,8 +65,21 @@ def _quiet() -> Iterator[None]:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name can be that of a model at the Hugging Face hub, and not only a path."""
-    return _HUB_NAME.fullmatch(name) is not None and not name.startswith(".")
+    """Whether a name can be that of a model at the Hugging Face hub, `name` or `owner/name`, and not only a path.
+
+    Where the folder `owner` is there, `owner/name` is a path.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not _is_in_folder(name)
+
+
+def _is_in_folder(name: str) -> bool:
+    return "/" in name and Path(name).parent.is_dir()
 
 
 def _check_place(what: str, name: str) -> None:
@@ -82,7 +94,17 @@ def _check_place(what: str, name: str) -> None:
     elif path.exists():
         raise CorpusError(f"no {what} could be loaded from {name!r}: it is a file; name the folder that it is in")
     elif not is_hub_name(name):
-        raise CorpusError(f"no {what} could be loaded from {name!r}: there is no such folder")
+        raise CorpusError(f"no {what} could be loaded from {name!r}: {_missing_folder(name)}")
+
+
+def _missing_folder(name: str) -> str:
+    owner = str(Path(name).parent)
+    if name.count("/") != 1 or not _is_in_folder(name) or owner == ".":
+        return "there is no such folder"
+    return (
+        f"there is no such folder in {owner!r}; to take the model of that name from the Hugging Face hub, start where "
+        f"there is no folder {owner!r}"
+    )
 
 
 def check_has_weights(name: str) -> None:

@@ -133,10 +133,21 @@ def test_a_folder_without_weights_is_refused(tiny_model: Path, tmp_path: Path) -
     assert "holds no weights" in refusal(outlined, model)
 
 
-@pytest.mark.parametrize("name", ["./nothing", "../nothing", "/no/such/folder", "~/nothing/there", "a/b/c"])
+@pytest.mark.parametrize(
+    "name", ["./nothing", "../nothing", "/no/such/folder", "~/nothing/there", "a/b/c", "a/b/", "a/.."]
+)
 def test_a_path_that_is_not_there_is_no_hub_name(name: str) -> None:
     assert not is_hub_name(name)
     assert refusal(load_config, name).endswith("there is no such folder")
+
+
+def test_a_name_within_a_folder_that_is_there_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_name("models/tiny")
+    Path("models").mkdir()
+    assert not is_hub_name("models/tiny")
+    said = refusal(load_config, "models/tiny")
+    assert "'models/tiny': there is no such folder in 'models'; to take the model of that name from the" in said
 
 
 def test_a_file_is_no_model(tiny_model: Path) -> None:

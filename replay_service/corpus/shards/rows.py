@@ -12,7 +12,7 @@ import codecs
 import io
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import islice
 from typing import IO, Any, NamedTuple, cast
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from replay_service.corpus.shards.archives import members_of
-from replay_service.corpus.shards.compression import compression_of, decompressed, num_expanded
+from replay_service.corpus.shards.content import Content, content_of
 from replay_service.corpus.shards.documents import (
     BLANK,
     LINK,
@@ -68,7 +68,7 @@ def check_head(kind: str, place: Place, columns: Columns, name: str) -> None:
     """Read a few rows, so that what is plainly wrong shows; raises what `read_rows` raises."""
     if kind == "text":
         _require_plain(columns, name)
-        with _content(place) as content:
+        with content_of(place) as content:
             content.read(1)
         return
     first = None
@@ -125,59 +125,6 @@ def _require_columns(columns: Columns, present: list[str], name: str) -> None:
             raise UnusableSource(f"{name} {lack} column {column!r} (its columns: {have}); name another {role} column")
 
 
-class _Counted(io.RawIOBase):
-    """A stream that counts the bytes that are read; those of pyarrow do not tell where they are."""
-
-    def __init__(self, content: Any) -> None:
-        self._content = content
-        self.num_read = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        content: bytes = self._content.read(size)
-        self.num_read += len(content)
-        return content
-
-    def readinto(self, buffer: Any) -> int:
-        num_bytes: int = self._content.readinto(buffer)
-        self.num_read += num_bytes
-        return num_bytes
-
-
-class _Content(_Counted):
-    """The content of a file from front to back, decompressed.
-
-    Args:
-        file: as it is.
-        compression: how it is compressed.
-    """
-
-    def __init__(self, file: Any, compression: str | None) -> None:
-        self._file = _Counted(file)
-        self._expanded = None if compression is None else decompressed(self._file, compression)
-        self._position = 0
-        super().__init__(self._file if self._expanded is None else self._expanded)
-
-    def position(self, num_used: int | None = None) -> int:
-        """How many bytes of the file the first `num_used` bytes of its content take, or all that have been read.
-
-        Of compressed content it is an estimate, which never goes back.
-        """
-        position = self.num_read if num_used is None else num_used
-        if self._expanded is not None:
-            position = self._file.num_read * position // max(1, num_expanded(self._expanded))
-        self._position = max(self._position, position)
-        return self._position
-
-
-@contextmanager
-def _content(place: Place) -> Iterator[_Content]:
-    with place.open_stream() as file:
-        yield _Content(file, compression_of(place.name))
-
-
 class _Batch(NamedTuple):
     """Rows of a table, and the bytes of the file, about, before them and to their end."""
 
@@ -221,12 +168,12 @@ def _read_arrow(place: Place, columns: Columns, name: str) -> Rows:
         raise UnusableSource(f"{name} is of the first Feather version, which is long retired; write it anew")
     if magic[:4] != b"\xff\xff\xff\xff":
         raise UnusableSource(f"{name} is neither an Arrow file nor an Arrow stream; mend it or take it out")
-    with _content(place) as content, pa.ipc.open_stream(content) as stream:
+    with content_of(place) as content, pa.ipc.open_stream(content) as stream:
         _require_columns(columns, stream.schema.names, name)
         yield from _table_rows(_arrow_stream_batches(stream, content), columns)
 
 
-def _arrow_stream_batches(stream: pa.RecordBatchStreamReader, content: _Content) -> Iterator[_Batch]:
+def _arrow_stream_batches(stream: pa.RecordBatchStreamReader, content: Content) -> Iterator[_Batch]:
     first = 0
     for batch in stream:
         yield _Batch(batch, first, content.position())
@@ -290,7 +237,7 @@ def _integers(values: pa.Array | None) -> Any:
 
 
 def _read_jsonl(place: Place, columns: Columns, name: str) -> Rows:
-    with _content(place) as content, io.BufferedReader(content, _CHUNK_BYTES) as lines:
+    with content_of(place) as content, io.BufferedReader(content, _CHUNK_BYTES) as lines:
         number = num_used = 0
         while line := lines.readline(MAX_LINE_BYTES + 1):
             if len(line) > MAX_LINE_BYTES:
@@ -315,7 +262,7 @@ def _json_row(number: int, content: bytes, position: int) -> Row | SetAside:
 def _read_text(place: Place, columns: Columns, name: str) -> Rows:
     _require_plain(columns, name)
     fields = {} if columns.domain is None else {columns.domain: None}
-    with _content(place) as content:
+    with content_of(place) as content:
         head = content.read(_LONG_TEXT_BYTES)
         if len(head) < _LONG_TEXT_BYTES:
             yield Row(0, fields | {columns.text: head}, position=content.position())
@@ -342,7 +289,7 @@ def _decoded(place: Place) -> Iterator[tuple[str, int]]:
     """A text in UTF-8 in pieces, cut where tokenizers have no token across, and the position in the file with each."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     rest = ""
-    with _content(place) as content:
+    with content_of(place) as content:
         while piece := content.read(_CHUNK_BYTES):
             rest += decoder.decode(piece)
             while (end := cut_place(rest)) < len(rest):
@@ -359,7 +306,7 @@ def _read_tar(place: Place, columns: Columns, name: str) -> Rows:
     A second member of one name begins a sample of its own, so that none is lost.
     """
     number, key, members = 0, None, dict[str, bytes | None]()
-    with _content(place) as content:
+    with content_of(place) as content:
         for member in members_of(cast(IO[bytes], content)):
             stem, _, ending = member.path.name.partition(".")
             ending = ending.lower()
