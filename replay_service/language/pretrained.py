@@ -10,6 +10,7 @@ from replay_service.errors import CorpusError
 
 _WEIGHTS: Final = (".safetensors", ".bin")
 _LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
+_HUB_NAME: Final = re.compile(r"\w([\w.-]*\w)?(/\w([\w.-]*\w)?)?")
 _WRAPPERS: Final = {"_orig_mod.": "torch.compile", "module.": "DistributedDataParallel", "base_model.model.": "peft"}
 """What puts such a prefix before the names of a model's weights."""
 _STATISTICS: Final = ("running_mean", "running_var")
@@ -65,21 +66,15 @@ def _quiet() -> Iterator[None]:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name can be that of a model at the Hugging Face hub, `name` or `owner/name`, and not only a path.
+    """Whether a name is that of a model at the Hugging Face hub, `name` or `owner/name`, and not a path.
 
     Where the folder `owner` is there, `owner/name` is a path.
     """
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not _is_in_folder(name)
+    return _may_be_hub_name(name) and not ("/" in name and Path(name).parent.is_dir())
 
 
-def _is_in_folder(name: str) -> bool:
-    return "/" in name and Path(name).parent.is_dir()
+def _may_be_hub_name(name: str) -> bool:
+    return _HUB_NAME.fullmatch(name) is not None
 
 
 def _check_place(what: str, name: str) -> None:
@@ -98,9 +93,9 @@ def _check_place(what: str, name: str) -> None:
 
 
 def _missing_folder(name: str) -> str:
-    owner = str(Path(name).parent)
-    if name.count("/") != 1 or not _is_in_folder(name) or owner == ".":
+    if not _may_be_hub_name(name):
         return "there is no such folder"
+    owner = str(Path(name).parent)
     return (
         f"there is no such folder in {owner!r}; to take the model of that name from the Hugging Face hub, start where "
         f"there is no folder {owner!r}"
