@@ -9,7 +9,8 @@ from typing import Any, Final
 from replay_service.errors import CorpusError
 
 _WEIGHTS: Final = (".safetensors", ".bin")
-_LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
+LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
+"""How the text begins that stands in place of a file which Git LFS has not fetched."""
 _HUB_NAME: Final = re.compile(r"\w([\w.-]*\w)?(/\w([\w.-]*\w)?)?")
 _WRAPPERS: Final = {"_orig_mod.": "torch.compile", "module.": "DistributedDataParallel", "base_model.model.": "peft"}
 """What puts such a prefix before the names of a model's weights."""
@@ -82,7 +83,7 @@ def _check_place(what: str, name: str) -> None:
     path = Path(name)
     if path.is_dir():
         for file in sorted(path.iterdir()):
-            if file.is_file() and _begins_with(file, _LFS_POINTER):
+            if file.is_file() and _begins_with(file, LFS_POINTER):
                 raise CorpusError(
                     f"{file.name} in {name!r} is a Git LFS pointer in place of the file; run `git lfs pull` there"
                 )

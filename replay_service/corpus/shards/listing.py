@@ -5,7 +5,7 @@ A file is a shard if the ending of its name says so. In a folder, and below it:
 - what begins with a dot or an underscore is no part of the data, nor what is in such a folder; but `_name=value`, which
   stands for a column, is a folder as any other;
 - where there are tables, JSON lines or archives, here or below, `.txt`, `.md` and `.json` files describe them;
-- `README.md`, `LICENSE.txt` and the like describe the source that they stand in, and are no data where no other file is;
+- `README.md`, `LICENSE.txt` and the like describe the source that they stand in, and are no data where nothing else is;
 - of a data set that Hugging Face's libraries saved, the shards are what its `state.json` lists.
 
 A glob, or the path of a file, takes what it names, whatever stands beside it.

@@ -83,7 +83,8 @@ def check_head(kind: str, place: Place, columns: Columns, name: str) -> None:
                 break  # one array of many lines, some of which could pass for rows
     if first is not None:
         raise UnusableSource(
-            f"{name} begins with nothing to read: row {first.row} is {first.reason}: {first.excerpt}; take it out"
+            f"{name} begins with nothing to read: row {first.row} is {first.reason}: {first.excerpt}; "
+            + ("write one JSON object a line, or take it out" if kind == "jsonl" else "take it out")
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from replay_service.corpus.shards.documents import (
     Columns,
@@ -16,6 +17,8 @@ from replay_service.corpus.shards.filesystems import failures_named, is_url, pri
 from replay_service.corpus.shards.listing import Listing, Shard, find_shards, look_into
 from replay_service.corpus.shards.places import locate_within
 from replay_service.corpus.shards.rows import check_head, read_rows
+from replay_service.errors import UnusableSource
+from replay_service.language.pretrained import LFS_POINTER
 
 __all__ = [
     "Columns",
@@ -25,6 +28,7 @@ __all__ = [
     "Reading",
     "SetAside",
     "Shard",
+    "check_fetched",
     "check_readable",
     "find_shards",
     "fingerprint_of",
@@ -34,6 +38,9 @@ __all__ = [
     "printable",
     "read_documents",
 ]
+
+_MOST_POINTER_BYTES: Final = 1024
+"""A larger file is no pointer, by the specification of Git LFS."""
 
 
 def fingerprint_of(shard: Shard) -> str:
@@ -49,6 +56,7 @@ def check_readable(shard: Shard, columns: Columns) -> None:
         UnusableSource: when it is missing or damaged, lacks a column, or begins with nothing that can be used.
     """
     name = f"shard {printable(shard.url)}"
+    check_fetched(shard)
     with failures_named(shard.url, "shard "):
         check_head(shard.kind, locate_within(shard.url, shard.allowed), columns, name)
 
@@ -58,6 +66,17 @@ class Reading:
     """How far a shard has been read: the bytes of its file with the latest document; of a table, about how many."""
 
     position: int = 0
+
+
+def check_fetched(shard: Shard) -> None:
+    """Raises UnusableSource when a file is a pointer of Git LFS, as a clone leaves it without the files themselves."""
+    if not 0 < shard.num_bytes <= _MOST_POINTER_BYTES:
+        return
+    with failures_named(shard.url, "shard "), locate_within(shard.url, shard.allowed).open_stream() as content:
+        if content.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UnusableSource(
+                f"shard {printable(shard.url)} is a Git LFS pointer in place of the file; run `git lfs pull` there"
+            )
 
 
 def read_documents(

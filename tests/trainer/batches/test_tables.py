@@ -124,6 +124,13 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
             find_tables(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+def test_a_pointer_of_git_lfs_is_no_table(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(InvalidTraining, match=rf"{name} is a Git LFS pointer in place of the file; run `git lfs pull`"):
+        find_tables(tmp_path)
+
+
 def test_parquet_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     damaged = pa.array([b"a", b"\xff\xfe"]).view(pa.string())
     pq.write_table(pa.table({"text": damaged}), tmp_path / "rows.parquet")

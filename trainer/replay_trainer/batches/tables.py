@@ -20,6 +20,7 @@ from replay_service.corpus.shards.documents import HALF_A_PAIR, NOT_A_STRING, NO
 from replay_service.corpus.shards.filesystems import failures_named, locate
 from replay_service.corpus.shards.listing import Shard, find_shards
 from replay_service.corpus.shards.rows import read_rows, values_of
+from replay_service.corpus.shards.sources import check_fetched
 from replay_service.errors import ReplayError
 from replay_trainer.batches.json_columns import JsonColumns
 from replay_trainer.errors import InvalidTraining
@@ -152,10 +153,11 @@ def texts_of(column: pa.Array) -> list[str | None]:
 
 def _files(source: Path | str) -> list[Shard]:
     try:
-        shards = find_shards(source)
+        files = [shard for shard in find_shards(source) if shard.kind in ("parquet", "jsonl")]
+        for file in files:
+            check_fetched(file)
     except ReplayError as error:
         raise InvalidTraining(error.detail) from error
-    files = [shard for shard in shards if shard.kind in ("parquet", "jsonl")]
     if not files:
         raise InvalidTraining(f"{source} holds no table: {_KINDS}")
     return files
