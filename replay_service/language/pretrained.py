@@ -9,6 +9,8 @@ from typing import Any, Final
 from replay_service.errors import CorpusError
 
 _WEIGHTS: Final = (".safetensors", ".bin")
+_TOKENIZERS: Final = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "tekken")
+"""How the names of a tokenizer's files begin."""
 LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
 """How the text begins that stands in place of a file which Git LFS has not fetched."""
 _HUB_NAME: Final = re.compile(r"\w([\w.-]*\w)?(/\w([\w.-]*\w)?)?")
@@ -87,6 +89,11 @@ def _check_place(what: str, name: str) -> None:
                 raise CorpusError(
                     f"{file.name} in {name!r} is a Git LFS pointer in place of the file; run `git lfs pull` there"
                 )
+        if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+            raise CorpusError(
+                f"the folder {name!r} holds an adapter and not a model; load it with peft and save the model of its "
+                "merge_and_unload(), with the tokenizer"
+            )
     elif path.exists():
         raise CorpusError(f"no {what} could be loaded from {name!r}: it is a file; name the folder that it is in")
     elif not is_hub_name(name):
@@ -109,6 +116,15 @@ def check_has_weights(name: str) -> None:
     if path.is_dir() and not any(file.suffix in _WEIGHTS for file in path.iterdir()):
         raise CorpusError(
             f"the folder {name!r} holds no weights; a model has a file such as model.safetensors beside its config.json"
+        )
+
+
+def check_has_tokenizer(name: str) -> None:
+    """Raises CorpusError when `name` is a folder without a file of a tokenizer."""
+    path = Path(name)
+    if path.is_dir() and not any(file.name.startswith(_TOKENIZERS) for file in path.iterdir()):
+        raise CorpusError(
+            f"the folder {name!r} holds no tokenizer; save it beside the config.json, with tokenizer.save_pretrained"
         )
 
 
