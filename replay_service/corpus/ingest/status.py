@@ -40,7 +40,7 @@ class IngestProgress:
         generation: the latest generation of the corpus; 0 while there is none.
         num_passed_over: files of the source that are no shards.
         passed_over: the names of the first `MOST_NAMED` of them.
-        seconds_left: how long the rest takes if it goes on as since its first rows; None until then, and at the end.
+        seconds_left: how long the rest takes if it goes on as it went; None before its first rows, and at the end.
     """
 
     shards_done: int
@@ -176,18 +176,20 @@ def status_of(
 
 
 class _Pace:
-    """How fast an ingest goes. Until its first rows come, the base model is loaded, which is no part of the pace."""
+    """How fast an ingest goes: at its first rows since it began, and later since those, without loading the model."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
+        self._began: tuple[float, float] | None = None
         self._first: tuple[float, float] | None = None
+        """When the first rows came, and the share that was done then."""
 
     def seconds_left(self, progress: IngestProgress) -> float | None:
+        here = self._now(), progress.share_done
         if not progress.num_rows:  # a look for new shards begins
-            self._first = None
-        elif self._first is None:
-            self._first = self._now(), progress.share_done
-        if self._first is None:
+            self._began, self._first = here, None
             return None
-        since, before = self._first
-        return seconds_left(self._now() - since, progress.share_done - before, 1 - progress.share_done)
+        since, self._first = self._first or self._began, self._first or here
+        if since is None:
+            return None
+        return seconds_left(here[0] - since[0], here[1] - since[1], 1 - here[1])
