@@ -310,8 +310,11 @@ def test_batches_that_are_not_as_large_as_the_run_expects_are_refused_at_the_fir
 
 @pytest.mark.parametrize("num_rows", [1, 2])
 def test_ranks_may_share_a_batch_that_they_do_not_divide(client: ReplayClient, num_rows: int) -> None:
-    with a_run(client, f"uneven-{num_rows}").open(1, 3, num_steps=1) as loop:
+    with a_run(client, f"uneven-{num_rows}").open(1, 3, num_steps=2) as loop, capture_logs() as logs:
         assert loop.mix(0, rows(num_rows)).rehearsed.only_step.num_rehearsed == 2
+        loop.mix(1, rows(num_rows))
+    # Ranks that are not those of torch.distributed cannot add up their rows.
+    assert [each["event"] for each in logs if each["log_level"] == "warning"] == ["rows_of_ranks_unchecked"]
 
 
 def test_the_last_batch_of_an_epoch_may_be_smaller_and_is_counted(client: ReplayClient) -> None:
