@@ -1,7 +1,7 @@
 """HTTP/1.1 to one service, on sockets, straight or by way of a proxy.
 
 Answers are parsed by llhttp (`httptools`). A body of a stated length is received where it stays, without a copy: with
-httpx a batch costs a training node four times the CPU time (`python -m tests.benchmarks.http_client`).
+httpx a batch costs a training node three to four times the CPU time (`python -m tests.benchmarks.http_client`).
 """
 
 import os
