@@ -12,8 +12,6 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
 
 class ServiceSettings(BaseSettings):
@@ -108,12 +106,15 @@ class ServiceSettings(BaseSettings):
         "long as a load balancer takes to notice.",
     )
     drain_timeout_s: int = Field(30, ge=1, description="How long to finish open requests after that.")
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe level logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
 
     @field_validator("database_url")
     @classmethod
     def _is_url(cls, url: str | None) -> str | None:
         if url is not None:
+            from sqlalchemy import make_url  # here, since commands that need no database start sooner without it
+            from sqlalchemy.exc import ArgumentError
+
             try:
                 make_url(url)
             except ArgumentError:

@@ -3,26 +3,33 @@
 import math
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from replay_service.corpus.shards.sources import is_url
 from replay_service.language.packing import MIN_LENGTH, Bos
 from replay_service.names import NAME_PATTERN
-from replay_service.sampling.damage import Signal
-from replay_service.sampling.injection import InjectionMode, exact_ratio
-from replay_service.sampling.policies import PolicyName
-from replay_service.sampling.run_config import AUTO, FeedbackMode, RunConfig
+from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw
+from replay_service.sampling.injection import Ratio
+from replay_service.sampling.run_config import Feedback, RunConfig
+from replay_service.sampling.schedule import Schedule
+from replay_service.setting_models import fields_of
 from replay_trainer.errors import InvalidTraining
-from replay_trainer.keys import keys_at, unknown_key, unknown_keys
+from replay_trainer.keys import keys_at, unknown_key
 from replay_trainer.methods.flow import Form, Normalize
 from replay_trainer.windows import Auto
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def _as_decimal(value: object) -> object:
+    """A ratio that is written as a number is the decimal that was written."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 class DataConfig(Section):
@@ -94,6 +101,35 @@ class LoraConfig(Section):
     )
 
 
+TOML_TYPES: Final[dict[Any, Any]] = {Ratio: Annotated[str, BeforeValidator(_as_decimal)]}
+"""How the types of settings are written: a ratio may be a number."""
+
+
+@fields_of(Schedule, types=TOML_TYPES)
+class ScheduleConfig(Section):
+    """How a written injection ratio changes over the steps of the run."""
+
+
+@fields_of(ForgettingLaw, types=TOML_TYPES)
+class LawConfig(Section):
+    """The forgetting law, fitted: A * D_ft ** beta / ((1 + B * p) * N) ** alpha nats per token are forgotten."""
+
+
+@fields_of(ForgettingBudget, types=TOML_TYPES | {ForgettingLaw: LawConfig})
+class BudgetConfig(Section):
+    """How much forgetting an `auto` injection ratio allows."""
+
+
+OF_THE_JOB: Final = frozenset({"global_batch_size", "seed"})
+"""Settings of a run that stand outside the section, since they are the job's too."""
+
+
+@fields_of(
+    RunConfig,
+    types=TOML_TYPES | {Schedule: ScheduleConfig, ForgettingBudget: BudgetConfig},
+    leave_out=OF_THE_JOB | {"feedback"},
+)
+@fields_of(Feedback, types=TOML_TYPES, names={"mode": "feedback", "lag": "feedback_lag"})
 class RehearsalConfig(Section):
     """What to rehearse, how much, and where it comes from.
 
@@ -104,41 +140,10 @@ class RehearsalConfig(Section):
     service_url: str = Field("http://127.0.0.1:8400", description="The replay service.")
     corpus: str = Field(pattern=NAME_PATTERN, description="Corpus to rehearse from.")
     run: str = Field(pattern=NAME_PATTERN, description="Name of this job's run at the service.")
-    injection_ratio: str = Field(
-        description='Share of the sequences of a batch that is rehearsal, such as "0.05"; or "auto", see budget.'
-    )
-    injection_mode: InjectionMode = Field(
-        "replace", description="replace: rehearsed rows take the place of others; add: they come on top."
-    )
-    schedule: dict[str, Any] = Field(
-        default_factory=dict, description="How the ratio runs over the steps: curve, num_steps, final_ratio, points."
-    )
-    budget: dict[str, Any] = Field(
-        default_factory=dict, description="auto: nats of forgetting to hold, least_ratio, most_ratio, every_steps, law."
-    )
-    injection_fixed: bool = Field(
-        False,
-        description="Promise that a constant ratio never changes while the run lasts: workers then skip steps "
-        "that hold nothing for them, unasked. Off, so that operators can change the ratio.",
-    )
-    half_life_steps: float = Field(500.0, gt=0, description="After how many steps a report counts half.")
     rehearsal_weight: float = Field(1.0, gt=0, description="What a rehearsed row weighs in the loss.")
     rehearsal_loss: Literal["cross_entropy", "distill", "mixed"] = Field(
         "cross_entropy",
         description="distill: towards the base model's likeliest tokens, if the corpus stores them; mixed: half each.",
-    )
-    policy: PolicyName = Field("mix_cd", description="uniform or mix_cd.")
-    sharpness: float = Field(1.0, description="mix_cd: exponent of the damage rate.")
-    floor: float = Field(0.1, description="mix_cd: share of the draws that stays uniform.")
-    signal: Signal = Field("token_flip", description="What counts as damage.")
-    feedback: FeedbackMode = Field(
-        "latest", description="latest: plans use the reports that have come; fenced: reproducible, exactly those due."
-    )
-    feedback_lag: int = Field(8, ge=1, description="fenced: by how many steps reports lag behind plans.")
-    adopt_every_steps: int = Field(
-        0,
-        ge=0,
-        description="Adopt the corpus's latest generation so many steps after the last one; 0: never.",
     )
     window_steps: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto", description="Steps fetched in one request, one request ahead; auto: by rows, memory and freshness."
@@ -152,35 +157,27 @@ class RehearsalConfig(Section):
         return content
 
     @model_validator(mode="after")
-    def _can_be_held(self) -> "RehearsalConfig":
-        """The service checks how much is rehearsed, too; here it is found before any worker starts."""
-        names = ("injection_ratio", "injection_mode", "schedule", "budget", "injection_fixed")
-        values = {name: getattr(self, name) for name in names}
-        if wrong := list(unknown_keys(RunConfig, values, "rehearsal")):
-            raise ValueError("; ".join(wrong))
-        try:
-            RunConfig.from_dict({"global_batch_size": 1, **values})
-        except TypeError as error:  # a key that a schedule or a budget needs
-            raise ValueError(f"in schedule or budget: {str(error).partition(' ')[2]}") from error
+    def _is_valid_run(self) -> "RehearsalConfig":
+        """The service checks how the values go together, too; here it is found before any worker starts."""
+        RunConfig.from_dict({"global_batch_size": 1, **self.run_settings()})
         return self
 
     @model_validator(mode="after")
     def _fits_fence(self) -> "RehearsalConfig":
-        if self.feedback == "fenced" and self.adopt_every_steps:
-            raise ValueError("adopt_every_steps does not go with fenced feedback; leave it 0")
-        if self.feedback == "fenced" and self.window_steps != "auto" and self.window_steps > self.feedback_lag:
+        feedback = Feedback(**self.run_settings()["feedback"])
+        if feedback.mode == "fenced" and self.window_steps != "auto" and self.window_steps > feedback.lag:
             raise ValueError(
-                f"window_steps {self.window_steps} is more than feedback_lag {self.feedback_lag}: a window would wait "
+                f"window_steps {self.window_steps} is more than feedback_lag {feedback.lag}: a window would wait "
                 "for its own reports"
             )
         return self
 
-    @field_validator("injection_ratio", mode="before")
-    @classmethod
-    def _decimal(cls, value: object) -> str:
-        if value != AUTO:
-            exact_ratio(str(value))
-        return str(value)
+    def run_settings(self) -> dict[str, Any]:
+        """The settings of the run at the service, but for those of the whole job."""
+        values = self.model_dump()
+        feedback = {"mode": values.pop("feedback"), "lag": values.pop("feedback_lag")}
+        names = {each.name for each in fields(RunConfig)}
+        return {**{name: value for name, value in values.items() if name in names}, "feedback": feedback}
 
 
 class TrainConfig(Section):
@@ -247,11 +244,8 @@ class TrainConfig(Section):
     def run_settings(self) -> dict[str, Any]:
         """The settings of the run at the service."""
         assert self.rehearsal is not None
-        names = {"injection_ratio", "injection_mode", "schedule", "budget", "injection_fixed"}
-        names |= {"half_life_steps", "policy", "sharpness", "floor", "signal", "adopt_every_steps"}
-        shared = self.rehearsal.model_dump(include=names)
-        feedback = {"mode": self.rehearsal.feedback, "lag": self.rehearsal.feedback_lag}
-        return {**shared, "feedback": feedback, "global_batch_size": self.global_batch_size, "seed": self.seed}
+        whole_job = {name: getattr(self, name) for name in OF_THE_JOB}
+        return {**self.rehearsal.run_settings(), **whole_job}
 
 
 def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:

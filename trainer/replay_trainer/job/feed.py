@@ -112,7 +112,7 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
                 stream,
                 reporter,
                 rehearsal.rehearsal_weight,
-                rehearsal.injection_mode == "add",
+                rehearsal.run_settings()["injection_mode"] == "add",
             )
         finally:
             stream.close()
