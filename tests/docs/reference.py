@@ -1,8 +1,13 @@
-"""Writes the reference pages of the documentation from the code: `python -m tests.docs.reference`."""
+"""Writes the reference pages of the documentation, and the example settings, from the code.
+
+The command is `python -m tests.docs.reference`.
+"""
 
 import importlib
 import inspect
+import json
 import pkgutil
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import UnionType
@@ -25,9 +30,15 @@ from replay_service.sampling.bounds import choices_of
 from replay_service.settings import ServiceSettings
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "reference"
+EXAMPLE: Final = FOLDER.parents[1] / "deploy" / "replay.toml"
 _NOTE: Final = "<!-- Written by `python -m tests.docs.reference`; change the code instead. -->"
 _TYPES: Final = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
 _BOUNDS: Final = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+_EXAMPLE_HEAD: Final = """\
+# Settings of `replay-service serve --config replay.toml`: every key with its default.
+# An environment variable REPLAY_<KEY> overrides the file, and a flag overrides both. Unknown keys are refused.
+# Written by `python -m tests.docs.reference` from replay_service/settings.py.
+"""
 _HEAD: Final = ("name", "type", "default", "meaning")
 _METHODS: Final = ("get", "post", "patch", "delete")
 
@@ -85,6 +96,27 @@ def _settings_page() -> str:
         "The file `deploy/replay.toml` of the project holds every key with its default.",
         _table(_HEAD, rows),
     )
+
+
+def example_settings() -> str:
+    """The text of `deploy/replay.toml`: every key with its description, and its default or an example."""
+    parts = []
+    for name, field in ServiceSettings.model_fields.items():
+        comment = textwrap.fill(field.description or "", 118, initial_indent="# ", subsequent_indent="# ")
+        line = (
+            f"{name} = {_toml(field.default)}" if field.default is not None else f"# {name} = {_toml(_example(field))}"
+        )
+        parts.append(f"{comment}\n{line}\n")
+    return f"{_EXAMPLE_HEAD}\n" + "\n".join(parts)
+
+
+def _example(field: FieldInfo) -> Any:
+    assert field.examples, "a setting without a default needs an example"
+    return field.examples[0]
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value, default=str)
 
 
 def _job_page() -> str:
@@ -345,6 +377,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
         (FOLDER / name).write_text(text)
+    EXAMPLE.write_text(example_settings())
 
 
 if __name__ == "__main__":

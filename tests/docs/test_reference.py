@@ -14,7 +14,7 @@ from replay_service.gateway.app import create_app
 from replay_service.sampling.bounds import description_of
 from replay_service.sampling.run_config import Feedback, RunConfig
 from replay_service.settings import load_settings
-from tests.docs.reference import FOLDER, commands, pages, problems, undescribed
+from tests.docs.reference import EXAMPLE, FOLDER, commands, example_settings, pages, problems, undescribed
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,7 @@ def made() -> dict[str, str]:
 def test_the_pages_are_up_to_date(made: dict[str, str]) -> None:
     stale = [name for name, text in made.items() if (FOLDER / name).read_text() != text]
     assert stale == [], "write them again: python -m tests.docs.reference"
+    assert EXAMPLE.read_text() == example_settings(), "write it again: python -m tests.docs.reference"
     assert {each.name for each in FOLDER.iterdir()} == set(made)
 
 
