@@ -87,8 +87,8 @@ class ServiceSettings(BaseSettings):
         None,
         examples=["/etc/replay/tokens.toml"],
         description="File of the tokens that callers must have. `replay-service token` writes it, and the service "
-        "reads it again when it changes. By default it is `tokens.toml` in `root`, and callers need no token if that file is "
-        "not there at the start.",
+        "reads it again when it changes. By default it is `tokens.toml` in `root`, and callers need no token if "
+        "that file is not there at the start.",
     )
     tls_certificate: Path | None = Field(
         None,
