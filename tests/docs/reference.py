@@ -170,19 +170,28 @@ def _options(function: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any,
 
 def _option_row(option: tuple[inspect.Parameter, Any, ParameterInfo]) -> tuple[str, ...]:
     parameter, type_, info = option
-    flags = [each for each in (info.default, *(info.param_decls or ())) if isinstance(each, str)]
-    name = flags[0] if flags else f"--{parameter.name.replace('_', '-')}"
     limits = [
         f"{words} {_number(value)}"
         for words, value in (("at least", info.min), ("at most", info.max))
         if value is not None
     ]
     return (
-        f"`{parameter.name.upper()}`" if isinstance(info, ArgumentInfo) else f"`{name}`",
+        f"`{parameter.name.upper()}`" if isinstance(info, ArgumentInfo) else f"`{_flag(parameter, info)}`",
         " ".join([_words(type_), ", ".join(limits)]).strip(),
         _option_default(parameter.default, info),
         info.help or "",
     )
+
+
+def _flag(parameter: inspect.Parameter, info: ParameterInfo) -> str:
+    flags = [each for each in (info.default, *(info.param_decls or ())) if isinstance(each, str)]
+    return flags[0] if flags else f"--{parameter.name.replace('_', '-')}"
+
+
+def options_of_command(function: Callable[..., Any]) -> set[str]:
+    """The options of a command, such as `--seq-len`."""
+    found = _options(function)
+    return {_flag(parameter, info) for parameter, _, info in found if not isinstance(info, ArgumentInfo)}
 
 
 def _option_default(default: Any, info: ParameterInfo) -> str:
@@ -216,8 +225,14 @@ def _schemas_of_bodies(openapi: dict[str, Any]) -> list[dict[str, Any]]:
     """The schemas that stand in a route instead of among the components."""
     routes = [route for methods in openapi["paths"].values() for route in methods.values()]
     bodies = [content for route in routes for content in route.get("requestBody", {}).get("content", {}).values()]
-    found = [each.get("schema", {}) for each in bodies]
-    return [each for each in found if "properties" in each]
+    return [found for each in bodies for found in _objects_in(each.get("schema", {}))]
+
+
+def _objects_in(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if "properties" in schema:
+        yield schema
+    for part in (schema.get("items", {}), *schema.get("properties", {}).values()):
+        yield from _objects_in(part)
 
 
 def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
