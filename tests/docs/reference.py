@@ -231,7 +231,8 @@ def _schemas_of_bodies(openapi: dict[str, Any]) -> list[dict[str, Any]]:
 def _objects_in(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if "properties" in schema:
         yield schema
-    for part in (schema.get("items", {}), *schema.get("properties", {}).values()):
+    inner = [schema["items"]] if "items" in schema else schema.get("properties", {}).values()
+    for part in inner:
         yield from _objects_in(part)
 
 
