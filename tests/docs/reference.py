@@ -284,6 +284,8 @@ def _schema(schema: dict[str, Any]) -> str:
         return ", ".join(f"`{each}`" for each in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array":
         return f"list of {_schema(schema.get('items', {}))}"
+    if schema.get("format") == "binary":
+        return "bytes"
     words = {"string": "text", "boolean": "true or false", "null": "null", "object": "object"}
     bounds = (("minimum", "ge"), ("exclusiveMinimum", "gt"), ("maximum", "le"), ("exclusiveMaximum", "lt"))
     limits = [f"{_BOUNDS[key]} {_number(schema[name])}" for name, key in bounds if name in schema]
@@ -312,7 +314,7 @@ def _errors_page() -> str:
 
 
 def _page(title: str, intro: str, *parts: str) -> str:
-    return "\n\n".join([_NOTE, f"# {title}", intro, *parts]) + "\n"
+    return "\n\n".join([f"# {title}", intro, *parts, _NOTE]) + "\n"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
