@@ -2,22 +2,17 @@
 
 import ipaddress
 import tomllib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
-class ServiceSettings(BaseSettings):
+class ServiceSettings(BaseModel):
     """How the service runs. Unknown keys are refused. What may hold secrets is in no representation and no error."""
 
-    model_config = SettingsConfigDict(env_prefix="REPLAY_", extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     root: Path = Field(
         Path("replay-data"),
@@ -195,17 +190,6 @@ class ServiceSettings(BaseSettings):
     def journal_url(self) -> str:
         return self.database_url or f"sqlite:///{self.root / 'journal.sqlite'}"
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
-
 
 def is_loopback(host: str) -> bool:
     """Whether a name or an address is this machine's own, and only reached from it."""
@@ -224,15 +208,26 @@ def load_settings(config_file: Path | None = None, **flags: Any) -> ServiceSetti
         FileNotFoundError: when the configuration file is not there.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    if config_file is None:
-        return ServiceSettings(**given)
-    if not config_file.is_file():
+    if config_file is not None and not config_file.is_file():
         raise FileNotFoundError(f"there is no configuration file {config_file}")
-
-    class FromFile(ServiceSettings):
-        model_config = SettingsConfigDict(toml_file=config_file)
-
     try:
-        return FromFile(**given)
+        return ServiceSettings(**dict(_sources(config_file)(**given)))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{config_file} is no TOML file: {error}") from error
+
+
+def _sources(config_file: Path | None) -> Callable[..., Iterable[tuple[str, Any]]]:
+    """The settings as a model that also reads the environment and a file."""
+    # The settings are described without this library, which is in the extra `server`.
+    from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
+
+    class FromSources(ServiceSettings, BaseSettings):
+        model_config = SettingsConfigDict(env_prefix="REPLAY_", toml_file=config_file)
+
+        @classmethod
+        def settings_customise_sources(  # type: ignore[override]
+            cls, settings_cls: Any, init_settings: Any, env_settings: Any, **_others: Any
+        ) -> tuple[Any, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    return FromSources

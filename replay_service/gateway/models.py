@@ -10,7 +10,7 @@ from replay_service.sampling.injection import Ratio
 from replay_service.sampling.run_config import FIXED, Feedback, RunConfig
 from replay_service.sampling.schedule import PointStep, Schedule
 from replay_service.setting_models import fields_of
-from replay_service.wire.arrow import Compression
+from replay_service.wire.batches import Compression
 
 MAX_INT64 = 2**63 - 1
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
@@ -10,25 +9,6 @@ from replay_service.sampling.run_config import RunConfig
 
 PLANNED_ROW = np.dtype([("sample_id", "<i8"), ("stratum", "<i4"), ("times_drawn", "<i4"), ("probability", "<f8")])
 """times_drawn counts this draw too, so 1 means a first visit; probability is that of a single draw."""
-
-LOSS_ROW = np.dtype(
-    [
-        ("step", "<i8"),
-        ("sample_id", "<i8"),
-        ("loss_nats", "<f8"),
-        ("rank", "<i4"),
-        ("num_tokens", "<i4"),
-        ("num_flips", "<i4"),
-        ("attempt", "<i4"),
-    ]
-)
-"""What a trainer says of one rehearsed sample, before it becomes an event. An attempt of 0 is the run's current one.
-
-A num_tokens of 0 says that the sample could not be measured: the run waits for it no longer, and learns nothing."""
-
-MOST_NATS: Final = 1e6
-"""No report says more, nats per token. Products and sums of losses up to this are far from an overflow, which would
-spoil a run's statistics for good."""
 
 REPORTED_ROW = np.dtype(
     [

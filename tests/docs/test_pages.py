@@ -67,6 +67,13 @@ def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
         assert "://" in target or (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_module_that_is_named_is_there(page: Path) -> None:
+    folders = (ROOT, ROOT / "replay_service")
+    for name in re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", page.read_text()):
+        assert any((folder / name).exists() for folder in folders), name
+
+
 @pytest.mark.parametrize(("name", "most"), [("README.md", 150), ("ARCHITECTURE.md", 1500)])
 def test_the_first_pages_stay_short(name: str, most: int) -> None:
     text = (ROOT / name).read_text()

@@ -15,7 +15,7 @@ from replay_service.ledger.audit import verify
 from replay_service.ledger.intake import ReportOutcome
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
-from replay_service.sampling.events import LOSS_ROW
+from replay_service.wire.losses import LOSS_ROW
 from tests.ledger.worlds import (
     bytes_of,
     events_of,

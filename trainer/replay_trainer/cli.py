@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from replay_service.errors import RayUnavailable
+from replay_service.extras import missing_package
 from replay_service.sampling.bounds import description_of
 from replay_service.setting_options import options_of, with_options
 from replay_service.stopping import Stopped, stop_signals
@@ -71,19 +73,13 @@ def train(
         "output": None if output is None else str(output.absolute()),
         "profile": profile or None,
     }
-    try:
+    with _mistakes_as_messages("stopped; run the same command again to go on from the last checkpoint"):
         job = read_config(config, {name: value for name, value in overrides.items() if value is not None})
         from replay_service.ray_session import start_ray
 
         with stop_signals():
             start_ray()
             watch_training(job, console, "train")
-    except Stopped as stopped:
-        console.print("stopped; run the same command again to go on from the last checkpoint", highlight=False)
-        sys.exit(stopped.exit_code)
-    except (TrainerError, RayUnavailable) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
-        sys.exit(2)
     if job.profile:
         _print_profile(job)
     console.print(f"metrics in {job.output / 'metrics.jsonl'}", soft_wrap=True)
@@ -109,7 +105,7 @@ def score(
         raise typer.BadParameter("--prompt-column and --response-column go together; name both, or neither")
     if text_column is not None and response_column is not None:
         raise typer.BadParameter("a row is either a text or a prompt and a response; leave out --text-column")
-    try:
+    with _mistakes_as_messages("stopped; nothing was written"):
         settings = ScoringSettings(
             source=source,
             response_column=response_column or text_column or "text",
@@ -118,12 +114,26 @@ def score(
         )
         with stop_signals():
             watch_scoring(settings, console)
+
+
+@contextmanager
+def _mistakes_as_messages(when_stopped: str) -> Iterator[None]:
+    """A user's mistake ends with one message and exit code 2, not with a traceback; a signal with 128 + its number."""
+    try:
+        yield
     except Stopped as stopped:
-        console.print("stopped; nothing was written", highlight=False)
+        console.print(when_stopped, highlight=False)
         sys.exit(stopped.exit_code)
-    except TrainerError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+    except (TrainerError, RayUnavailable) as error:
+        _print_error(str(error))
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        _print_error(missing_package(error, "train"))
+        sys.exit(2)
+
+
+def _print_error(message: str) -> None:
+    console.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def watch_scoring(settings: "ScoringSettings", console: Console) -> None:

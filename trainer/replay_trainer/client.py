@@ -17,15 +17,9 @@ import httpx2
 import numpy as np
 import structlog
 
-from replay_service.wire.arrow import (
-    ARROW_STREAM,
-    CHECKSUM_HEADER,
-    Batch,
-    Compression,
-    checksum,
-    decode_batch,
-    encode_losses,
-)
+from replay_service.wire.batches import Batch, Compression, decode_batch
+from replay_service.wire.losses import encode_losses
+from replay_service.wire.protocol import ARROW_STREAM, CHECKSUM_HEADER, checksum
 from replay_trainer.answer import Answer, Way
 from replay_trainer.direct import Direct
 from replay_trainer.errors import (

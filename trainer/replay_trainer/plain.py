@@ -21,7 +21,7 @@ from torch import nn
 
 from replay_service.classification.model import fingerprint as model_fingerprint
 from replay_service.language.tokenizer import is_known_as
-from replay_service.wire.arrow import Batch
+from replay_service.wire.batches import Batch
 from replay_trainer.batches.added import Added, Losses
 from replay_trainer.batches.flat import check_apart, is_flat
 from replay_trainer.batches.rows import add_rows

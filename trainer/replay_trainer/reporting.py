@@ -9,7 +9,7 @@ from typing import Final, NoReturn
 import numpy as np
 import structlog
 
-from replay_service.sampling.events import LOSS_ROW
+from replay_service.wire.losses import LOSS_ROW
 from replay_trainer.client import ReplayClient, ReportResult
 from replay_trainer.processes import check_process, not_for_others
 

@@ -31,7 +31,6 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionResources, TaskPoo
 from replay_service.classification.model import load_classifier
 from replay_service.classification.scoring import ClassScorer
 from replay_service.corpus.format.manifest import Classes
-from replay_service.corpus.format.segments import wide_list
 from replay_service.corpus.ingest.labelled import judged, labelled_table
 from replay_service.corpus.ingest.scored import classified_rows, predicted_rows
 from replay_service.corpus.ingest.staging import Packed, Piece, write_packed, write_parts, written_aside
@@ -50,6 +49,7 @@ from replay_service.language.packing import Ends, PackedRows, Packer, id_dtype
 from replay_service.language.precision import Precision
 from replay_service.language.scoring import RowScorer
 from replay_service.language.tokenizer import ids_of, load_tokenizer
+from replay_service.wire.columns import wide_list
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from replay_service.classification.factory import is_factory
-from replay_service.corpus.format.segments import Kind
 from replay_service.corpus.shards.documents import Columns
 from replay_service.corpus.shards.places import AllowedPlaces
 from replay_service.errors import CorpusError
@@ -16,6 +15,7 @@ from replay_service.language.packing import MIN_LENGTH, Bos
 from replay_service.language.precision import Precision
 from replay_service.names import NAME_RULE, is_name
 from replay_service.sampling.bounds import check_bounds
+from replay_service.wire.samples import Kind
 
 NO_OPTIONS: Final = frozenset({"folder", "name", "columns", "allowed"})
 """Fields of the settings that are no options of their own."""

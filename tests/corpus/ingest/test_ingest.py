@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from replay_service.corpus.describe import domain_rows, group_rows
 from replay_service.corpus.format.manifest import Manifest, read_manifest
-from replay_service.corpus.format.segments import SampleRows
+from replay_service.corpus.format.records import SampleRows
 from replay_service.corpus.ingest.driver import ingest
 from replay_service.corpus.ingest.settings import IngestSettings
 from replay_service.corpus.ingest.status import IngestProgress, read_status

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from replay_service.corpus.format.segments import list_rows
 from replay_service.corpus.ingest import pipeline
 from replay_service.corpus.ingest.pipeline import PipelineSettings, ScoreAndStage, pack_shard
 from replay_service.corpus.ingest.staging import SET_ASIDE, Packed, read_packed
@@ -21,6 +20,7 @@ from replay_service.errors import CorpusError, UnusableSource
 from replay_service.language.packing import Ends, id_dtype, pack
 from replay_service.language.pieces import PIECE_CHARACTERS
 from replay_service.language.tokenizer import ends_of, load_tokenizer
+from replay_service.wire.columns import list_rows
 from tests.corpus.ingested import cut_by_hand
 from tests.corpus.shard_files import compressed, write
 from tests.corpus.worlds import sentences, write_jsonl

@@ -7,7 +7,8 @@ from fastapi.testclient import TestClient
 from tokenizers import Tokenizer
 
 from replay_service.corpus.reading.reader import Corpus
-from replay_service.wire.arrow import ARROW_STREAM, decode_batch
+from replay_service.wire.batches import decode_batch
+from replay_service.wire.protocol import ARROW_STREAM
 from tests.gateway.worlds import JSON, all_of, ask, assert_problem, batch_of, client_on, create_run, losses_of, report
 
 

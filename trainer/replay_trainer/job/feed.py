@@ -12,7 +12,7 @@ from replay_service.corpus.shards.sources import Columns
 from replay_service.language.packing import Ends
 from replay_service.language.tokenizer import ends_of
 from replay_service.sampling.injection import target_rows
-from replay_service.wire.arrow import Batch
+from replay_service.wire.batches import Batch
 from replay_trainer.batches.mixing import MixedBatch, mix
 from replay_trainer.batches.target import TargetRows, TrainingRows, load_target, packed_by_domain
 from replay_trainer.client import ReplayClient, RetryPolicy
