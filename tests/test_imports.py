@@ -186,6 +186,7 @@ def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> No
         "replay_service.sampling.bounds",
         "replay_service.setting_models",
         "replay_service.setting_options",
+        "replay_service.sampling.trained",
         "replay_service.corpus.shards",
         "replay_service.language",
         "replay_service.classification",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from replay_service.sampling.run_config import RunConfig
+from replay_service.sampling.trained import TrainedCounts
 
 PLANNED_ROW = np.dtype([("sample_id", "<i8"), ("stratum", "<i4"), ("times_drawn", "<i4"), ("probability", "<f8")])
 """times_drawn counts this draw too, so 1 means a first visit; probability is that of a single draw."""
@@ -102,6 +103,16 @@ class Reported:
 
 
 @dataclass(frozen=True, slots=True)
+class Trained:
+    """One rank has trained on these counts of rows in the steps from `first_step` to `step`; no plan learns from it."""
+
+    step: int
+    rank: int
+    first_step: int
+    counts: TrainedCounts
+
+
+@dataclass(frozen=True, slots=True)
 class Configured:
     """After `step`, the last that had a plan (-1 if none had), the run samples by `config`."""
 
@@ -144,7 +155,7 @@ class Rewound:
     step: int
 
 
-Event = Planned | Reported | Configured | Adopted | Adjusted | Sealed | Closed
+Event = Planned | Reported | Trained | Configured | Adopted | Adjusted | Sealed | Closed
 """What is folded into a run's state."""
 
 JournalEvent = Created | Event | Rewound

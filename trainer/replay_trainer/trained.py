@@ -11,6 +11,7 @@ from typing import Any, Final
 import structlog
 from torch import Tensor
 
+from replay_service.sampling.trained import TrainedCounts
 from replay_trainer.batches.added import IGNORED, Added
 from replay_trainer.batches.flat import is_flat
 from replay_trainer.errors import InvalidTraining
@@ -40,6 +41,13 @@ class Trained:
     def rehearsed_share(self) -> float:
         """The share of the rows that was rehearsed: the injection ratio as it was trained; 0 before any row."""
         return self.num_rehearsed_rows / max(1, self.num_target_rows + self.num_rehearsed_rows)
+
+    @property
+    def counts(self) -> TrainedCounts:
+        """As the service counts them: rehearsed ones among all."""
+        num_rows = self.num_target_rows + self.num_rehearsed_rows
+        num_tokens = self.num_target_tokens + self.num_rehearsed_tokens
+        return TrainedCounts(num_rows, self.num_rehearsed_rows, num_tokens, self.num_rehearsed_tokens)
 
     def metrics(self) -> dict[str, float]:
         """The counts and the share, by name."""
@@ -131,8 +139,15 @@ class Tally:
     @property
     def trained(self) -> Trained:
         """All so far, the parts of the current step included; waits for the device."""
-        counts = self._counts()
-        return Trained(counts.target_rows, counts.rehearsed_rows, int(counts.target_tokens), counts.rehearsed_tokens)
+        return _trained(self._counts())
+
+    def finished(self) -> tuple[int, Trained]:
+        """The step after the last one of which all parts were mixed, and what was trained on until then.
+
+        It waits for the device. The step is 0 where nothing was mixed yet.
+        """
+        is_whole = len(self._parts) == self._num_parts
+        return max(self._step, 0) + (1 if is_whole else 0), _trained(self._counts() if is_whole else self._before)
 
     def begin(self, step: int, part: int, num_parts: int) -> None:
         """Check that a part of a step may be mixed now, before anything is asked for.
@@ -227,6 +242,10 @@ class Tally:
                 num_mixed=len(self._parts),
                 hint="pass as num_parts how many micro-batches this optimizer step has",
             )
+
+
+def _trained(counts: _Counts) -> Trained:
+    return Trained(counts.target_rows, counts.rehearsed_rows, int(counts.target_tokens), counts.rehearsed_tokens)
 
 
 def _part_of(added: Added, inputs: Mapping[str, Any]) -> _Part:

@@ -41,7 +41,7 @@ def test_rows_can_be_added_instead_of_replaced(root: Path) -> None:
     with client_on(root) as client:
         create_run(client, injection_ratio="0.2", injection_mode="add")
         assert len(batch_of(client, 0, 10)) == 20
-        assert stats(client)["achieved_ratio"] == 20 / 100
+        assert stats(client)["planned_ratio"] == 20 / 100
         assert_problem(client.patch("/v1/runs/tune", json={"injection_ratio": "1"}), 422, "invalid-run")
 
 

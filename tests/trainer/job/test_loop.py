@@ -89,7 +89,9 @@ def test_reports_add_up_to_what_was_rehearsed(tmp_path: Path, tiny_model: Path, 
     steps = [line for line in MetricsFile(tmp_path / "metrics.jsonl").lines() if line["kind"] == "step"]
     assert stats["num_rehearsed"] == stats["num_reported"] == sum(step["num_rehearsed"] for step in steps) == 24
     assert stats["num_tokens"] == sum(step["num_rehearsed_tokens"] for step in steps)
-    assert stats["achieved_ratio"] == 24 / 80 == 0.3
+    assert stats["achieved_ratio"] == stats["planned_ratio"] == 24 / 80 == 0.3
+    for name in ("num_rows", "num_tokens", "num_rehearsed_tokens"):
+        assert stats["trained"][name] == sum(step[name] for step in steps)
     for name in ("num_reported", "num_tokens", "num_flips"):
         assert sum(each[name] for each in strata) == stats[name]
 

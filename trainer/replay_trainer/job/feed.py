@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -12,6 +12,7 @@ from replay_service.corpus.shards.sources import Columns
 from replay_service.language.packing import Ends
 from replay_service.language.tokenizer import ends_of
 from replay_service.sampling.injection import target_rows
+from replay_service.sampling.trained import TrainedCounts
 from replay_service.wire.batches import Batch
 from replay_trainer.batches.mixing import MixedBatch, mix
 from replay_trainer.batches.target import TargetRows, TrainingRows, load_target, packed_by_domain
@@ -20,7 +21,7 @@ from replay_trainer.config import DataConfig, TrainConfig
 from replay_trainer.errors import InvalidTraining
 from replay_trainer.job.evaluation import TARGET, HeldOut
 from replay_trainer.rehearsal import RehearsalStream
-from replay_trainer.reporting import LossReporter
+from replay_trainer.reporting import LossReporter, TrainedReporter
 
 _PATIENT: Final = RetryPolicy(first_contact_s=math.inf)
 """The job has reached the service before its workers began, so one that is not there now comes back."""
@@ -39,6 +40,13 @@ class Feed:
     rehearsal_weight: float = 1.0
     adds_rows: bool = False
     """Whether rehearsed rows come on top of the global batch, instead of taking the place of fine-tuning rows."""
+    _trained: TrainedReporter | None = field(default=None, init=False, repr=False)
+    _counts: TrainedCounts = field(default_factory=TrainedCounts, init=False, repr=False)
+    _next_step: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.reporter is not None and self.rank == 0:
+            self._trained = TrainedReporter(self.reporter, self.rank, next_step=0)
 
     def next(self, step: int) -> MixedBatch:
         """The batch of `step`; steps come in order, from the first one or from the one a state was loaded for."""
@@ -58,6 +66,12 @@ class Feed:
         if self.reporter is not None:
             self.reporter.send(rows)
 
+    def count(self, step: int, counts: TrainedCounts) -> None:
+        """Count what the whole job has trained on in a step; rank 0 tells the service now and then, and in `flush`."""
+        self._counts, self._next_step = self._counts.plus(counts), step + 1
+        if self._trained is not None and self._trained.is_due:
+            self._report_trained()
+
     def without_effect(self) -> dict[str, int]:
         """Rows that this rank reported in vain so far, by name, where there are any."""
         if self.reporter is None:
@@ -68,6 +82,7 @@ class Feed:
     def flush(self) -> None:
         """Wait until all reports are durable."""
         if self.reporter is not None:
+            self._report_trained()
             self.reporter.flush()
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,6 +91,12 @@ class Feed:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.stream is not None:
             self.stream.load_state_dict(state)
+            if self._trained is not None:
+                self._trained.next_step = self.stream.next_step
+
+    def _report_trained(self) -> None:
+        if self._trained is not None:
+            self._trained.send(self._next_step, self._counts)
 
 
 def _counts(rehearsed: Batch) -> tuple[int, int]:

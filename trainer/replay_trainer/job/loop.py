@@ -247,6 +247,7 @@ def _train_step(job: _Job, tuning: Tuning, feed: Feed, step: int) -> dict[str, A
     # Keyed by step and rank, so that dropout needs no generator state in a checkpoint.
     torch.manual_seed(hash((config.seed, step, worker.rank)))
     of_job = Counts(*worker.sum_over_ranks(counts).tolist())
+    feed.count(step, of_job.trained())
     # Of each part the nats, see Measured, and the rows whose loss is not finite.
     sums = torch.zeros(4, dtype=torch.float64, device=worker.device)
     pieces = list(batch.pieces(config.micro_batch_size))
