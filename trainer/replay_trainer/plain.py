@@ -14,6 +14,7 @@ Shapes: B rows, the last R of them rehearsed, T tokens, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -29,6 +30,7 @@ from replay_trainer.batches.samples import Prepare, add_samples, try_tensors
 from replay_trainer.beginning import Beginning, OnExisting, warn_if_undecided
 from replay_trainer.client import CorpusInfo, ReplayClient
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
+from replay_trainer.ranks import sum_over_ranks
 from replay_trainer.rehearsal import RehearsalStream
 from replay_trainer.reporting import LossReporter, TrainedReporter
 from replay_trainer.trained import StepSize, Tally, Trained
@@ -286,7 +288,8 @@ class Rehearsal:
         stream = RehearsalStream(
             self.client, self.run, rank, world_size, num_steps, self.window_steps, next_step=first_step
         )
-        reporter, tally = LossReporter(self.client, self.run), Tally(size, has_full_step=first_step > 0)
+        tally = Tally(size, first_step > 0, partial(sum_over_ranks, world_size=world_size))
+        reporter = LossReporter(self.client, self.run)
         return RehearsalLoop(stream, reporter, self.rehearsal_weight, self.prepare, beginning, tally)
 
     def _check(self, info: Mapping[str, Any], global_batch_size: int | None, model: Any, tokenizer: Any) -> None:

@@ -96,6 +96,31 @@ def test_reports_add_up_to_what_was_rehearsed(tmp_path: Path, tiny_model: Path, 
         assert sum(each[name] for each in strata) == stats[name]
 
 
+class ChecksReports(AloneWorker):
+    """Looks at every checkpoint whether all that was rehearsed until then was reported."""
+
+    def __init__(self, url: str, run: str) -> None:
+        super().__init__()
+        self._url, self._run = url, run
+        self.seen: list[tuple[int, int]] = []
+
+    def save(self, state: dict[str, Any], step: int) -> None:
+        super().save(state, step)
+        with ReplayClient(self._url) as client:
+            stats = client.stats(self._run)
+        self.seen.append((stats["num_reported"], stats["trained"]["next_step"] - step))
+
+
+def test_reports_are_durable_before_a_checkpoint(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+    job = a_job(tmp_path, tiny_model, service_url, run="flushed", num_steps=12)
+    job = job.model_copy(update={"checkpoint_every": 1})
+    worker = ChecksReports(service_url, "flushed")
+    fine_tune(job, preflight(job), worker)
+    lines = MetricsFile(tmp_path / "metrics.jsonl").lines()
+    steps = [line["num_rehearsed"] for line in lines if line["kind"] == "step"]
+    assert worker.seen == [(sum(steps[: step + 1]), 0) for step in range(12)]
+
+
 def test_forgetting_is_measured_at_the_first_and_the_last_step(tmp_path: Path, tiny_model: Path) -> None:
     job = a_job(tmp_path, tiny_model, None)
     heldout = write_text(tmp_path / "held" / "news.parquet", 5)
