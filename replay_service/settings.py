@@ -129,7 +129,7 @@ class ServiceSettings(BaseModel):
     )
     max_steps_per_request: int = Field(1024, ge=1, description="Most steps that one batch request may ask for.")
     max_steps_ahead: int = Field(
-        4096, ge=1, description="How far beyond its last planned step a run can be asked to plan, steps."
+        4096, ge=1, description="Most steps beyond its last planned step that a run can be asked to plan."
     )
     shutdown_delay_s: float = Field(
         1.0,

@@ -28,7 +28,7 @@ def describe(
     root: RootOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Say what a corpus holds: samples, tokens and base losses of each domain, how full its strata are."""
+    """Describe a corpus: samples, tokens and base losses of each domain, how full its strata are."""
     with errors_as_messages():
         manifest = _open(corpus, root, config).manifest
         from replay_service.corpus.describe import content_of, domain_rows, draw_losses, group_rows
@@ -55,7 +55,7 @@ def sample(
     corpus: CorpusArgument,
     stratum: Annotated[str, typer.Option(help="Name of the stratum, as web/q3; `corpus describe` lists them.")],
     count: Annotated[int, typer.Option(min=1, max=1000, help="How many samples.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Which ones.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the choice of samples.")] = 0,
     root: RootOption = None,
     config: ConfigOption = None,
 ) -> None:

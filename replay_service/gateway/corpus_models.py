@@ -57,7 +57,7 @@ class IngestInfo(Model):
     num_passed_over: int = Field(description="Files of the source that are no shards.")
     passed_over: list[str] = Field(description="Names of the first of them.")
     generation: int = Field(description="The latest generation; 0 while there is none.")
-    problem: str | None = Field(description="What has ended it, when it failed.")
+    problem: str | None = Field(description="The reason why it failed.")
 
 
 class CorpusInTheMaking(Model):
@@ -69,7 +69,7 @@ class CorpusInTheMaking(Model):
 
 
 class ClassesInfo(Model):
-    """What the samples of a classification corpus are."""
+    """The samples of a classification corpus."""
 
     num_classes: int = Field(description="Labels are 0 to num_classes - 1.")
     model_fingerprint: str = Field(description="Equal for base models with equal weights.")
@@ -94,7 +94,7 @@ class CorpusInfo(Model):
     num_samples: int
     num_tokens: int
     num_strata: int
-    partition_by: str = Field(description="What groups are: domain, cluster, or column <name>.")
+    partition_by: str = Field(description="The kind of group: `domain`, `cluster`, or `column NAME`.")
     topk: int = Field(description="How many of the base model's likeliest tokens stand with each position.")
     num_shards: int = Field(description="Shards that stand in it whole.")
     num_documents: int
@@ -103,7 +103,7 @@ class CorpusInfo(Model):
     domains: list[DomainInfo]
     groups: list[GroupInfo]
     damaged_segments: list[DamagedSegment] = Field(
-        description="What this service has found damaged of what it has read; see its log for what to do."
+        description="Damage that this service has found in segments that it read. Its log says what to do."
     )
 
 
@@ -119,7 +119,7 @@ class CorpusList(Model):
     defaults=OPTION_DEFAULTS,
 )
 class IngestCreate(Model):
-    """What to make a corpus of, or to bring into one.
+    """An ingest: makes a corpus, or adds shards to it.
 
     The setting `ingest_from` says which sources are allowed. The model's weights must be safetensors.
     """

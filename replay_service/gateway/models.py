@@ -96,7 +96,7 @@ class RunCreate(RunSettings):
 
 @fields_of(RunConfig, types=RUN_TYPES, leave_out=FIXED, optional=True)
 class RunChange(Model):
-    """What to change of a run's configuration; what is left out stays as it is."""
+    """Changes of a run's configuration; settings that are left out stay as they are."""
 
     def changes(self) -> dict[str, object]:
         """What was given, by name."""
@@ -104,13 +104,13 @@ class RunChange(Model):
 
 
 class AdoptRequest(Model):
-    """Which generation of its corpus a run shall see."""
+    """The generation of its corpus that a run shall see."""
 
     generation: Int | None = Field(None, ge=1, le=MAX_INT64, description="By default the latest.")
 
 
 class RewindRequest(Model):
-    """Where to go back to."""
+    """The step to go back to."""
 
     step: Int = Field(ge=-1, le=MAX_INT64, description="The last step to keep; -1 keeps none.")
 
@@ -135,7 +135,7 @@ class RunInfo(RunSummary):
     next_step: int = Field(description="The first step that has no plan yet.")
     policy_version: int = Field(description="Counts the changes of the probabilities, from 1.")
     attempt: int = Field(description="Counts the rewinds, from 1.")
-    closed: bool = Field(description="Whether the run plans no further step.")
+    closed: bool = Field(description="True: the run plans no further step.")
     max_window_steps: int = Field(
         description="The most steps that one request for batches may ask for; of a fenced run, its lag."
     )
@@ -146,7 +146,7 @@ class RunList(Model):
 
 
 class BatchRequest(Model):
-    """Which samples to send: those of one rank in a window of steps."""
+    """The samples to send: those of one rank in a window of steps."""
 
     step: Step
     num_steps: Int = Field(1, ge=1, description="Steps in the window, the first one included.")
@@ -158,7 +158,7 @@ class BatchRequest(Model):
 
 
 class LossRow(Model):
-    """What a trainer measured of one rehearsed sample, in the training forward pass."""
+    """Measurements of one rehearsed sample, from the training forward pass."""
 
     step: Step
     rank: Int = Field(ge=0, le=1 << 20)
@@ -205,7 +205,7 @@ class TrainedResult(Model):
 
 
 class ReportResult(Model):
-    """What became of the rows of a report."""
+    """The effect of a report, in rows."""
 
     accepted: int = Field(description="Folded into the damage estimate, durably.")
     duplicate: int = Field(description="Reported before; changed nothing.")
@@ -213,7 +213,7 @@ class ReportResult(Model):
 
 
 class TrainedStats(Model):
-    """What all ranks together have trained on."""
+    """The rows that all ranks together have trained on."""
 
     next_step: int = Field(description="All ranks that report have reported the steps before this one.")
     num_rows: int = Field(description="Rows, rehearsed ones included.")
@@ -282,7 +282,7 @@ class StrataList(Model):
 
 
 class SampleInfo(Model):
-    """What was measured of one rehearsed sample."""
+    """Measurements of one rehearsed sample."""
 
     sample_id: int
     stratum: int
@@ -313,7 +313,7 @@ class SampleVisit(Model):
 
 
 class SampleHistory(SampleInfo):
-    """What was measured of one sample, visit by visit."""
+    """Measurements of one sample, visit by visit."""
 
     visits: list[SampleVisit]
 

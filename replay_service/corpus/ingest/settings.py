@@ -90,7 +90,7 @@ class IngestSettings:
     )
     gpus_per_scorer: float = field(
         default=1.0,
-        metadata={"description": "How much of a GPU each scorer takes, where there are any.", "gt": 0, "le": 8},
+        metadata={"description": "Share of a GPU for each scorer, where there are GPUs.", "gt": 0, "le": 8},
     )
     topk: int = field(
         default=0,

@@ -54,7 +54,7 @@ def start_ingest(
 ) -> CorpusInTheMaking | CorpusInfo:
     """Start an ingest, in a process of its own: make a corpus, or bring new shards into one.
 
-    What an earlier ingest of the corpus has done is not done again. Each finished segment can be rehearsed from at
+    Work of an earlier ingest of the corpus is not done again. Each finished segment can be rehearsed from at
     once; runs see it when they adopt its generation.
     """
     access.corpus = body.corpus
@@ -77,7 +77,7 @@ def get_corpus(corpus: CorpusName, service: Service) -> CorpusInTheMaking | Corp
 
 @router.delete("/{corpus}", operation_id="stop_ingest", dependencies=ADMIN, responses=responses(404, 409, 422))
 def stop_ingest(corpus: CorpusName, service: Service) -> CorpusInTheMaking | CorpusInfo:
-    """Stop the ingest that writes a corpus. What is scored is kept; started again, it goes on. The corpus stays."""
+    """Stop the ingest that writes a corpus. Scored rows are kept; an ingest that is started again continues. The corpus stays."""
     service.ingests.stop(corpus)
     return _found(corpus, service)
 
