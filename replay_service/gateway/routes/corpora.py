@@ -77,7 +77,10 @@ def get_corpus(corpus: CorpusName, service: Service) -> CorpusInTheMaking | Corp
 
 @router.delete("/{corpus}", operation_id="stop_ingest", dependencies=ADMIN, responses=responses(404, 409, 422))
 def stop_ingest(corpus: CorpusName, service: Service) -> CorpusInTheMaking | CorpusInfo:
-    """Stop the ingest that writes a corpus. Scored rows are kept; an ingest that is started again continues. The corpus stays."""
+    """Stop the ingest that writes a corpus. Scored rows are kept, and the corpus stays.
+
+    An ingest that is started again continues.
+    """
     service.ingests.stop(corpus)
     return _found(corpus, service)
 
