@@ -15,8 +15,8 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from replay_service.language.apart import LanguageLosses
 from replay_service.language.model import autocast, load_model
+from replay_service.language.model_parts import LanguageLosses
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import load_tokenizer
 from replay_service.language.trial import check_model
