@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 
 class ServiceSettings(BaseModel):
-    """How the service runs. Unknown keys are refused. What may hold secrets is in no representation and no error."""
+    """How the service runs. Unknown keys are refused. Possible secrets are in no representation and no error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 

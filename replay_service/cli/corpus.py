@@ -14,7 +14,7 @@ app = typer.Typer(help="Look into a corpus, or copy it to object storage.", no_a
 
 CorpusArgument = Annotated[str, typer.Argument(help="Name of the corpus.")]
 _answers = Console(markup=False, emoji=False, highlight=False)
-"""What a corpus holds is text of others; nothing in it means anything to the terminal."""
+"""The text of a corpus is foreign; markup and control characters in it have no effect."""
 _file = Console(markup=False, emoji=False, highlight=False, width=10_000)
 """For tables that no terminal shows: a file has no border to keep to."""
 

@@ -1,4 +1,4 @@
-"""What every command needs: the settings, and a mistake's message instead of a traceback."""
+"""Shared by all commands: options, the settings, and messages instead of tracebacks."""
 
 import contextlib
 import sys

@@ -128,7 +128,7 @@ class IngestCreate(Model):
     follow_every_s: Float | None = Field(None, gt=0, le=1e6, description="Go on looking for new shards so often.")
 
     def settings(self, corpora: Path) -> IngestSettings:
-        """What to ingest into a folder of corpora.
+        """The settings of the ingest into a folder of corpora.
 
         Raises:
             CorpusError: when the values do not go together, or the model would run code in the service.

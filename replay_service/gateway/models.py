@@ -99,7 +99,7 @@ class RunChange(Model):
     """Changes of a run's configuration; settings that are left out stay as they are."""
 
     def changes(self) -> dict[str, object]:
-        """What was given, by name."""
+        """The settings that were given, by name."""
         return self.model_dump(exclude_none=True)
 
 

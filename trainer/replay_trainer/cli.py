@@ -205,7 +205,7 @@ class _Watched:
         return list(MetricsFile(self.job.output / "metrics.jsonl").lines())
 
     def _statistics(self) -> dict[str, float | None]:
-        """What the service says of the run, asked now and then; without an answer, what it said last."""
+        """Statistics of the run from the service, asked now and then; without an answer, the last ones."""
         from replay_trainer.client import ReplayClient, RetryPolicy
 
         rehearsal = self.job.rehearsal

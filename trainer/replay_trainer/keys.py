@@ -12,7 +12,7 @@ _LIKENESS: Final = 0.75
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """What to say of a key that is not among the known ones."""
+    """A sentence on a key that is not among the known ones."""
     near = difflib.get_close_matches(key, known := list(known), n=1, cutoff=_LIKENESS)
     return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; known are {', '.join(known)}"
 

@@ -33,7 +33,7 @@ longer than `seq_len` and was cut at the right. The first two are null where the
 
 @dataclass(slots=True)
 class Summary:
-    """What was scored: counts of rows, and of the tokens whose losses were taken."""
+    """The result of scoring: counts of rows, and of the tokens whose losses were taken."""
 
     precision: Precision
     num_rows: int = 0

@@ -12,7 +12,7 @@ from replay_trainer.errors import InvalidTraining
 
 @dataclass(frozen=True, slots=True)
 class ScoringSettings:
-    """What to score, and how.
+    """The scoring of a fine-tuning set: rows, model, arithmetic.
 
     Raises:
         InvalidTraining: names what is out of range.
