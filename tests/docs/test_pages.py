@@ -55,10 +55,13 @@ def test_every_command_that_is_shown_is_there_with_its_options(page: Path) -> No
         assert set(options) <= options_of_command(known[name]) | {"--help"}, words
 
 
-def test_every_slug_that_troubleshooting_names_is_one() -> None:
+def test_every_slug_that_troubleshooting_names_is_one_and_has_its_title() -> None:
+    titles = {each.slug: each.title for each in problems()}
     rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    titled = [each.groups() for row in rows if (each := re.fullmatch(r"`([a-z-]+)` (.+)", row))]
+    assert titled and all(titles[slug] == title for slug, title in titled)
     named = {slug for row in rows for slug in re.findall(r"`([a-z]+(?:-[a-z]+)+)`", row)}
-    assert named and named <= {each.slug for each in problems()}
+    assert named and named <= set(titles)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
