@@ -75,7 +75,7 @@ def _set_environment(variables: dict[str, str]) -> None:
 
 
 def _listen_on_loopback() -> None:
-    """What the environment says is read when Ray is imported, which may have been before it was set."""
+    """Ray reads the environment when it is imported, which may have been before it was set."""
     from ray._private import ray_constants
 
     ray_constants.ENABLE_RAY_CLUSTER = os.environ[next(iter(_SINGLE_MACHINE))] not in ("0", "false", "False")
@@ -115,7 +115,7 @@ def _own_signals() -> Iterator[None]:
 
 
 def in_ray(num_gpus: float, function: Callable[..., Result], *arguments: object) -> Result:
-    """What a function gives in a process of Ray; an error of ours is raised as it was there."""
+    """The result of a function in a process of Ray; an error of ours is raised as it was there."""
     import ray
     from ray.exceptions import RayError
 

@@ -2,118 +2,153 @@
 
 import ipaddress
 import tomllib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
-class ServiceSettings(BaseSettings):
-    """How the service runs. Unknown keys are refused. What may hold secrets is in no representation and no error."""
+class ServiceSettings(BaseModel):
+    """How the service runs. Unknown keys are refused. Possible secrets are in no representation and no error."""
 
-    model_config = SettingsConfigDict(env_prefix="REPLAY_", extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    root: Path = Field(Path("replay-data"), description="Folder of the corpora and of the default journal.")
+    root: Path = Field(
+        Path("replay-data"),
+        description="Folder of the corpora and of the default journal. A relative path counts from the working "
+        "directory.",
+    )
     corpora_url: str | None = Field(
         None,
         repr=False,
-        description="URL of the folder of the corpora in object storage, such as s3://bucket/corpora?region=us-east-1; "
-        "by default the folder `corpora` in `root`.",
+        examples=["s3://bucket/corpora?region=us-east-1"],
+        description="URL of the folder of the corpora in object storage. By default it is the folder `corpora` in "
+        "`root`.",
     )
     block_cache_bytes: int = Field(
-        1 << 30, ge=0, description="The most that is kept in memory of what was read from object storage."
+        1 << 30,
+        ge=0,
+        description="Memory for blocks that were read from object storage, bytes. The default is 1 GiB.",
     )
     ingest_from: tuple[str, ...] = Field(
         (),
         repr=False,
-        description="Folders and URLs from which ingests may be started over HTTP, such as /data/pretraining or "
-        "s3://bucket/web; nowhere by default. A source below a URL takes its user, password and query.",
+        examples=[["/data/pretraining", "s3://bucket/web"]],
+        description="Folders and URLs from which ingests may be started over HTTP. By default there are none. A source "
+        "below a URL takes its user, password and query.",
     )
     database_url: str | None = Field(
-        None, repr=False, description="SQLAlchemy URL of the journal; by default an SQLite file in `root`."
+        None,
+        repr=False,
+        examples=["sqlite:////var/lib/replay/journal.sqlite"],
+        description="SQLAlchemy URL of the journal. By default it is an SQLite file in `root`.",
     )
     database_timeout_s: float = Field(
-        20.0, ge=1, le=3600, description="How long a PostgreSQL server may take for a statement, a lock and an answer."
+        20.0,
+        ge=1,
+        le=3600,
+        description="How long a PostgreSQL server may take for a statement, a lock and an answer, seconds.",
     )
     durability: Literal["full", "relaxed"] = Field(
-        "full", description="full: answers survive a loss of power; relaxed: they survive the process."
+        "full", description="`full`: answers survive a loss of power. `relaxed`: they survive the end of the process."
     )
-    snapshot_every: int = Field(1000, ge=1, description="Events between two snapshots of a run's state.")
+    snapshot_every: int = Field(
+        1000,
+        ge=1,
+        description="Events between two snapshots of a run's state. A restart folds about so many events at most.",
+    )
     seal_after_s: float = Field(
-        600.0, gt=0, description="How long a fenced run waits for reports before it plans without them."
+        600.0,
+        gt=0,
+        description="How long a fenced run waits for reports before it plans without them, seconds. The time counts "
+        "from the first request that was refused for them.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8400, ge=0, le=65535, description="Port to listen on.")
+    port: int = Field(8400, ge=0, le=65535, description="Port to listen on. 0 takes a free port.")
     gateways: int = Field(
         1,
         ge=1,
         le=256,
-        description="Processes that serve batches on the port; with more than one, another owns the runs.",
+        description="Processes that serve batches on the port. With more than one, another process owns the runs and "
+        "answers everything else. Take as many as there are cores to spare.",
     )
     allow_unauthenticated: bool = Field(
-        False, description="Listen beyond loopback although there are no tokens to ask callers for."
+        False,
+        description="Listen beyond loopback although there are no tokens. Put the service behind a proxy that asks "
+        "callers who they are.",
     )
     tokens_file: Path | None = Field(
         None,
-        description="File of the tokens that callers must have; by default `tokens.toml` in `root`, if it is there.",
+        examples=["/etc/replay/tokens.toml"],
+        description="File of the tokens that callers must have. `replay-service token` writes it, and the service "
+        "reads it again when it changes. By default it is `tokens.toml` in `root`, and callers need no token if "
+        "that file is not there at the start.",
     )
     tls_certificate: Path | None = Field(
         None,
-        description="PEM file of the server's certificate and those that lead to its authority; read at the start.",
+        examples=["/etc/replay/certificate.pem"],
+        description="PEM file of the server's certificate and those that lead to its authority, for HTTPS. It is read "
+        "at the start. `tls_key` goes with it.",
     )
-    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key.")
+    tls_key: Path | None = Field(
+        None, examples=["/etc/replay/key.pem"], description="PEM file of the certificate's private key."
+    )
     trusted_proxies: tuple[str, ...] = Field(
         (),
-        description="Addresses and networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, such "
-        "as 10.0.0.0/8; by default nobody says who a caller is.",
+        examples=[["10.0.0.0/8"]],
+        description="Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed. "
+        "By default there are none.",
     )
     allowed_hosts: tuple[str, ...] = Field(
         (),
-        description="Names in the Host header that are answered, such as replay.example.org or *.example.org; by "
-        "default those of loopback when listening there, else all.",
+        examples=[["replay.example.org", "*.internal"]],
+        description="Names in the `Host` header that are answered. By default they are the names of loopback when the "
+        "service listens there, and all names otherwise. `/healthz` and `/readyz` answer under any name.",
     )
     max_connections: int = Field(
-        4096, ge=1, description="Most connections at a time; on any more, requests are told to come again."
+        4096, ge=1, description="Most connections at a time. Requests on any more get 503, except for health."
     )
     max_concurrent_requests: int = Field(
-        256,
-        ge=1,
-        description="Most requests that are answered or wait for it; any more are told to come again.",
+        256, ge=1, description="Most requests that are answered, or wait for it, at a time. Any more get 503."
     )
     io_timeout_s: float = Field(
-        60.0, gt=0, description="How long a request may take to come, and an answer to be taken, before it is cut off."
+        60.0,
+        gt=0,
+        description="How long a request may take to arrive, and a response to be read, before the connection is "
+        "closed, seconds.",
     )
-    max_body_bytes: int = Field(16 << 20, ge=1024, description="Largest request body accepted.")
+    max_body_bytes: int = Field(
+        16 << 20, ge=1024, description="Largest request body accepted, bytes. The default is 16 MiB."
+    )
     max_response_bytes: int = Field(
         64 << 20,
         ge=1 << 20,
-        description="Most bytes that the samples of one batch may have; a client asks for fewer steps then.",
+        description="Most bytes that the samples of one batch may have. The default is 64 MiB. Clients then ask for "
+        "fewer steps.",
     )
-    max_steps_per_request: int = Field(1024, ge=1, description="Most steps one batch request may ask for.")
+    max_steps_per_request: int = Field(1024, ge=1, description="Most steps that one batch request may ask for.")
     max_steps_ahead: int = Field(
-        4096, ge=1, description="How far beyond its last planned step a run can be asked to plan."
+        4096, ge=1, description="Most steps beyond its last planned step that a run can be asked to plan."
     )
     shutdown_delay_s: float = Field(
         1.0,
         ge=0,
-        description="How long requests are still taken after SIGTERM, while /readyz says that the service stops; as "
-        "long as a load balancer takes to notice.",
+        description="How long requests are still taken after SIGTERM, seconds. `/readyz` already says that the service "
+        "stops. Take as long as a load balancer needs to notice.",
     )
-    drain_timeout_s: int = Field(30, ge=1, description="How long to finish open requests after that.")
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe level logged.")
+    drain_timeout_s: int = Field(30, ge=1, description="How long to finish open requests after that, seconds.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level logged. At `debug`, every request is logged."
+    )
 
     @field_validator("database_url")
     @classmethod
     def _is_url(cls, url: str | None) -> str | None:
         if url is not None:
+            from sqlalchemy import make_url  # here, since commands that need no database start sooner without it
+            from sqlalchemy.exc import ArgumentError
+
             try:
                 make_url(url)
             except ArgumentError:
@@ -155,17 +190,6 @@ class ServiceSettings(BaseSettings):
     def journal_url(self) -> str:
         return self.database_url or f"sqlite:///{self.root / 'journal.sqlite'}"
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
-
 
 def is_loopback(host: str) -> bool:
     """Whether a name or an address is this machine's own, and only reached from it."""
@@ -184,15 +208,26 @@ def load_settings(config_file: Path | None = None, **flags: Any) -> ServiceSetti
         FileNotFoundError: when the configuration file is not there.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    if config_file is None:
-        return ServiceSettings(**given)
-    if not config_file.is_file():
+    if config_file is not None and not config_file.is_file():
         raise FileNotFoundError(f"there is no configuration file {config_file}")
-
-    class FromFile(ServiceSettings):
-        model_config = SettingsConfigDict(toml_file=config_file)
-
     try:
-        return FromFile(**given)
+        return ServiceSettings(**dict(_sources(config_file)(**given)))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{config_file} is no TOML file: {error}") from error
+
+
+def _sources(config_file: Path | None) -> Callable[..., Iterable[tuple[str, Any]]]:
+    """The settings as a model that also reads the environment and a file."""
+    # The settings are described without this library, which is in the extra `server`.
+    from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
+
+    class FromSources(ServiceSettings, BaseSettings):
+        model_config = SettingsConfigDict(env_prefix="REPLAY_", toml_file=config_file)
+
+        @classmethod
+        def settings_customise_sources(  # type: ignore[override]
+            cls, settings_cls: Any, init_settings: Any, env_settings: Any, **_others: Any
+        ) -> tuple[Any, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    return FromSources

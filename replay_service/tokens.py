@@ -41,7 +41,7 @@ class UnusableTokens(ReplayError):
 
 
 class TokenEntry(BaseModel):
-    """What is kept of one token; `runs` names the only runs that it may touch, None means all."""
+    """One token as it is stored; `runs` names the only runs that it may touch, None means all."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -193,7 +193,7 @@ class TokensInForce:
 
 
 def _stamp(path: Path) -> _Stamp:
-    """What changes when the file does; None when it is not there."""
+    """A value that changes when the file does; None when it is not there."""
     try:
         status = path.stat()
     except OSError:

@@ -107,7 +107,7 @@ def test_serving_beyond_loopback_takes_a_token_at_least(tmp_path: Path, content:
     [
         (["--port", "99999"], "port"),
         (["--port", "many"], "--port"),
-        (["--log-level", "loud"], "log_level"),
+        (["--log-level", "loud"], "--log-level"),
         (["--config", "/nowhere/replay.toml"], "/nowhere/replay.toml"),
         (["--colour", "red"], "--colour"),
     ],

@@ -1,1 +1,1 @@
-"""What a corpus to classify and a trainer must agree on: what a loss is, which model it is of, in which arithmetic."""
+"""Rules that a corpus to classify and a trainer share: the loss, its model, and its arithmetic."""

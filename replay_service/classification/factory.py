@@ -16,7 +16,7 @@ def is_factory(name: str) -> bool:
 
 
 def made_by(name: str) -> Any:
-    """What a factory gives, called without arguments; raises CorpusError when it cannot be called."""
+    """The model of a factory, called without arguments; raises CorpusError when it cannot be called."""
     module, _, factory = name.partition(":")
     try:
         return getattr(importlib.import_module(module), factory)()

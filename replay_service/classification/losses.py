@@ -14,7 +14,7 @@ IGNORED: Final = -100
 
 
 class ClassLosses(NamedTuple):
-    """What a model's logits say of each label."""
+    """Loss and hit of each label, from a model's logits."""
 
     nll_B: Tensor
     """float32 [B], nats; zero where the label does not count. Differentiable."""

@@ -25,7 +25,7 @@ from replay_service.language.trial import check_takes
 
 
 class ClassScores(NamedTuple):
-    """What the base model says of n samples, in their order."""
+    """Scores of n samples by the base model, in their order."""
 
     base_loss: NDArray[np.float32]
     """float32 [n], nats."""

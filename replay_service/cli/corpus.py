@@ -14,7 +14,7 @@ app = typer.Typer(help="Look into a corpus, or copy it to object storage.", no_a
 
 CorpusArgument = Annotated[str, typer.Argument(help="Name of the corpus.")]
 _answers = Console(markup=False, emoji=False, highlight=False)
-"""What a corpus holds is text of others; nothing in it means anything to the terminal."""
+"""The text of a corpus is foreign; markup and control characters in it have no effect."""
 _file = Console(markup=False, emoji=False, highlight=False, width=10_000)
 """For tables that no terminal shows: a file has no border to keep to."""
 
@@ -28,7 +28,7 @@ def describe(
     root: RootOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Say what a corpus holds: samples, tokens and base losses of each domain, how full its strata are."""
+    """Describe a corpus: samples, tokens and base losses of each domain, how full its strata are."""
     with errors_as_messages():
         manifest = _open(corpus, root, config).manifest
         from replay_service.corpus.describe import content_of, domain_rows, draw_losses, group_rows
@@ -55,7 +55,7 @@ def sample(
     corpus: CorpusArgument,
     stratum: Annotated[str, typer.Option(help="Name of the stratum, as web/q3; `corpus describe` lists them.")],
     count: Annotated[int, typer.Option(min=1, max=1000, help="How many samples.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Which ones.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the choice of samples.")] = 0,
     root: RootOption = None,
     config: ConfigOption = None,
 ) -> None:

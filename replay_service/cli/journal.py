@@ -9,6 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from replay_service.cli.shared import (
+    ConfigOption,
+    DatabaseOption,
+    RootOption,
     console,
     errors_as_messages,
     read_settings,
@@ -20,9 +23,9 @@ app = typer.Typer(help="Audit the journal of a service.", no_args_is_help=True)
 @app.command()
 def verify(
     run: Annotated[str, typer.Argument(help="The run to verify.")],
-    config: Annotated[Path | None, typer.Option(help="TOML file of the service's settings.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the corpora and of the default journal.")] = None,
-    database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the journal (SQLite in root).")] = None,
+    config: ConfigOption = None,
+    root: RootOption = None,
+    database_url: DatabaseOption = None,
 ) -> None:
     """Fold a run's journal again from its first event and compare with every snapshot, byte for byte."""
     with errors_as_messages(), _open_journal(config, root, database_url) as journal:
@@ -45,9 +48,9 @@ def verify(
 def export(
     run: Annotated[str, typer.Argument(help="The run to export.")],
     parquet: Annotated[Path, typer.Option(help="File to write, one row a sample of an event.")],
-    config: Annotated[Path | None, typer.Option(help="TOML file of the service's settings.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the corpora and of the default journal.")] = None,
-    database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the journal (SQLite in root).")] = None,
+    config: ConfigOption = None,
+    root: RootOption = None,
+    database_url: DatabaseOption = None,
 ) -> None:
     """Write a run's journal as a Parquet file for analysts."""
     with errors_as_messages(), _open_journal(config, root, database_url) as journal:

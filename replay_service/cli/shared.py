@@ -1,4 +1,4 @@
-"""What every command needs: the settings, and a mistake's message instead of a traceback."""
+"""Shared by all commands: options, the settings, and messages instead of tracebacks."""
 
 import contextlib
 import sys
@@ -13,22 +13,29 @@ from rich.markup import escape
 
 from replay_service.errors import ReplayError
 from replay_service.extras import missing_package
+from replay_service.settings import ServiceSettings, load_settings
 from replay_service.stopping import Stopped
 
 console = Console(stderr=True, emoji=False)
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file of the service's settings.")]
-RootOption = Annotated[Path | None, typer.Option("--root", help="Folder of the service's data.")]
-DatabaseOption = Annotated[
-    str | None, typer.Option("--database-url", help="SQLAlchemy URL of the journal (SQLite in root).")
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML file of the service's settings. REPLAY_ environment variables override it."),
 ]
 
 
-def read_settings(config: Path | None, **flags: Any) -> Any:
+def setting_help(name: str) -> str:
+    """The description of a setting of the service."""
+    return ServiceSettings.model_fields[name].description or ""
+
+
+RootOption = Annotated[Path | None, typer.Option("--root", help=setting_help("root"))]
+DatabaseOption = Annotated[str | None, typer.Option("--database-url", help=setting_help("database_url"))]
+TokensOption = Annotated[Path | None, typer.Option("--tokens-file", help=setting_help("tokens_file"))]
+
+
+def read_settings(config: Path | None, **flags: Any) -> ServiceSettings:
     """The service's settings: defaults, then the file, then the environment, then the flags that are not None."""
-
-    from replay_service.settings import load_settings
-
     try:
         return load_settings(config, **flags)
     except ValidationError:

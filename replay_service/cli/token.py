@@ -8,15 +8,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from replay_service.cli.shared import ConfigOption, RootOption, console, errors_as_messages, read_settings
+from replay_service.cli.shared import ConfigOption, RootOption, TokensOption, console, errors_as_messages, read_settings
 from replay_service.names import NAME_RULE, is_name
 
 app = typer.Typer(help="Make, list and revoke the tokens that callers of the service must have.", no_args_is_help=True)
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the token, which says in the log who has done what.")]
-FileOption = Annotated[
-    Path | None, typer.Option(help="The tokens file, instead of the setting tokens_file (tokens.toml in root).")
-]
 _answers = Console()
 
 
@@ -31,7 +28,7 @@ def create(
         list[str] | None, typer.Option(help="The only run that it may touch; say it again for more. Default: all.")
     ] = None,
     expires_days: Annotated[int | None, typer.Option(min=1, max=36_500, help="Days that it is good for.")] = None,
-    tokens_file: FileOption = None,
+    tokens_file: TokensOption = None,
     config: ConfigOption = None,
     root: RootOption = None,
 ) -> None:
@@ -60,7 +57,7 @@ def create(
 
 
 @app.command("list")
-def list_tokens(tokens_file: FileOption = None, config: ConfigOption = None, root: RootOption = None) -> None:
+def list_tokens(tokens_file: TokensOption = None, config: ConfigOption = None, root: RootOption = None) -> None:
     """List the tokens: what each is good for, and until when."""
     with errors_as_messages():
         from replay_service.tokens import read_tokens
@@ -82,7 +79,7 @@ def list_tokens(tokens_file: FileOption = None, config: ConfigOption = None, roo
 
 @app.command()
 def revoke(
-    name: NameArgument, tokens_file: FileOption = None, config: ConfigOption = None, root: RootOption = None
+    name: NameArgument, tokens_file: TokensOption = None, config: ConfigOption = None, root: RootOption = None
 ) -> None:
     """Take a token out of force; a running service refuses it from its next request on."""
     with errors_as_messages():
@@ -94,8 +91,7 @@ def revoke(
 
 
 def _path(tokens_file: Path | None, config: Path | None, root: Path | None) -> Path:
-    path: Path = read_settings(config, root=root, tokens_file=tokens_file).tokens_path
-    return path
+    return read_settings(config, root=root, tokens_file=tokens_file).tokens_path
 
 
 def _check_names(names: list[str], what: str) -> None:

@@ -1,4 +1,4 @@
-"""What a corpus holds, for people: tables, a picture, and the text of some samples."""
+"""A description of a corpus, for people: tables, a picture, and the text of some samples."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _MOST_NATS: Final = 10.0
 
 
 def content_of(manifest: Manifest) -> str:
-    """What a sample is, in a few words."""
+    """The kind of a sample, in a few words."""
     classes = manifest.classes
     if classes is None:
         return f"seq_len {manifest.seq_len}, topk {manifest.topk}"
@@ -119,7 +119,7 @@ def sample_texts(corpus: Corpus, stratum: str, count: int, seed: int) -> Iterato
 
 
 def _contents(corpus: Corpus, rows: SampleRows) -> list[str]:
-    """What each sample holds: its text, its token ids where nobody tokenized text, or a few words on its tensor."""
+    """The content of each sample: its text, its token ids where nobody tokenized text, or a few words on its tensor."""
     if rows.inputs is not None:
         return [
             f"{each.dtype}{list(each.shape)} from {each.min():g} to {each.max():g}, mean {each.mean():g}"

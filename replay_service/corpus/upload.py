@@ -21,7 +21,7 @@ _NUM_THREADS: Final = 16
 def upload(corpus: Path, corpora_url: str, on_progress: Callable[[int, int], None] = lambda _done, _all: None) -> int:
     """Copy what is not there yet of the corpus at `corpus` into the folder at `corpora_url`; returns how many segments.
 
-    The manifest goes last. What the corpus gains meanwhile is left for the next call.
+    The manifest goes last. Segments that the corpus gains meanwhile are left for the next call.
 
     Raises:
         UnknownCorpus: when there is no corpus.

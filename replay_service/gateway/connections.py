@@ -126,7 +126,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
         self._unread = b""
-        """What came while requests were queued; it is parsed when they are answered."""
+        """Bytes that arrived while requests were queued; they are parsed when these are answered."""
         self._unparsed_bytes = 0
         """How much has come since the parser last found the end of a head or of a request, or a part of a body."""
         self._body_left = 0

@@ -1,10 +1,16 @@
 """The shapes of requests and answers about corpora."""
 
+from dataclasses import fields
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from replay_service.gateway.models import Float, Int, Model, Name
+from replay_service.corpus.ingest.model_files import check_model
+from replay_service.corpus.ingest.settings import NO_OPTIONS, OPTION_DEFAULTS, IngestSettings, column_option
+from replay_service.corpus.shards.documents import Columns
+from replay_service.gateway.models import WIRE_TYPES, Float, Model, Name
+from replay_service.setting_models import fields_of
 
 
 class DomainInfo(Model):
@@ -51,7 +57,7 @@ class IngestInfo(Model):
     num_passed_over: int = Field(description="Files of the source that are no shards.")
     passed_over: list[str] = Field(description="Names of the first of them.")
     generation: int = Field(description="The latest generation; 0 while there is none.")
-    problem: str | None = Field(description="What has ended it, when it failed.")
+    problem: str | None = Field(description="The reason why it failed.")
 
 
 class CorpusInTheMaking(Model):
@@ -63,7 +69,7 @@ class CorpusInTheMaking(Model):
 
 
 class ClassesInfo(Model):
-    """What the samples of a classification corpus are."""
+    """The samples of a classification corpus."""
 
     num_classes: int = Field(description="Labels are 0 to num_classes - 1.")
     model_fingerprint: str = Field(description="Equal for base models with equal weights.")
@@ -88,7 +94,7 @@ class CorpusInfo(Model):
     num_samples: int
     num_tokens: int
     num_strata: int
-    partition_by: str = Field(description="What groups are: domain, cluster, or column <name>.")
+    partition_by: str = Field(description="The kind of group: `domain`, `cluster`, or `column NAME`.")
     topk: int = Field(description="How many of the base model's likeliest tokens stand with each position.")
     num_shards: int = Field(description="Shards that stand in it whole.")
     num_documents: int
@@ -97,7 +103,7 @@ class CorpusInfo(Model):
     domains: list[DomainInfo]
     groups: list[GroupInfo]
     damaged_segments: list[DamagedSegment] = Field(
-        description="What this service has found damaged of what it has read; see its log for what to do."
+        description="Damage that this service has found in segments that it read. Its log says what to do."
     )
 
 
@@ -105,38 +111,28 @@ class CorpusList(Model):
     corpora: list[CorpusInfo]
 
 
+@fields_of(IngestSettings, types=WIRE_TYPES, leave_out=NO_OPTIONS)
+@fields_of(
+    Columns,
+    types=WIRE_TYPES,
+    names={each.name: column_option(each.name) for each in fields(Columns)},
+    defaults=OPTION_DEFAULTS,
+)
 class IngestCreate(Model):
-    """What to make a corpus of, or to bring into one."""
+    """An ingest: makes a corpus, or adds shards to it.
+
+    The setting `ingest_from` says which sources are allowed. The model's weights must be safetensors.
+    """
 
     corpus: Name
-    source: str = Field(
-        min_length=1,
-        max_length=4096,
-        description="A shard, a folder or a glob, here or behind a URL; the setting ingest_from allows it.",
-    )
-    model: str = Field(
-        min_length=1,
-        max_length=4096,
-        description="The base model: a local folder or a Hugging Face hub name, with weights as safetensors.",
-    )
-    seq_len: Int = Field(512, ge=2, le=1 << 20, description="Tokens in a row.")
-    kind: Literal["language", "classification"] = "language"
-    inputs_column: str | None = Field(None, description="To classify: column of tensors, instead of a text.")
-    label_column: str = Field("label", description="To classify: column of the classes, 0 and above.")
-    text_column: str = Field("text", description="Column that holds the text.")
-    tokens_column: str | None = Field(None, description="Column that holds ready-made token ids, instead of a text.")
-    domain_column: str | None = Field(None, description="Column that holds the domain; else folders and names tell.")
-    group_column: str | None = Field(None, description="Partition by the values of this column instead of by domain.")
-    num_clusters: Int = Field(0, ge=0, le=4096, description="Partition by so many clusters instead.")
-    num_quantiles: Int = Field(8, ge=1, le=1024, description="Strata in each group, by base loss.")
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    bos: Literal["auto", "never", "always"] = Field(
-        "auto",
-        description="Begin documents with the bos token; auto: as in the corpus, and in a new one as the tokenizer.",
-    )
-    batch_size: Int = Field(8, ge=1, le=4096, description="Rows that the base model scores at once.")
-    num_scorers: Int = Field(1, ge=1, le=4096, description="Actors that hold the base model.")
-    gpus_per_scorer: Float = Field(1.0, gt=0, le=8, description="How much of a GPU each takes, where there are any.")
-    topk: Int = Field(0, ge=0, le=64, description="Likeliest tokens to keep for each position.")
-    rows_per_segment: Int = Field(65_536, ge=1, le=1 << 30)
     follow_every_s: Float | None = Field(None, gt=0, le=1e6, description="Go on looking for new shards so often.")
+
+    def settings(self, corpora: Path) -> IngestSettings:
+        """The settings of the ingest into a folder of corpora.
+
+        Raises:
+            CorpusError: when the values do not go together, or the model would run code in the service.
+        """
+        options = self.model_dump()
+        check_model(options["model"])
+        return IngestSettings.from_options(corpora, self.corpus, options)

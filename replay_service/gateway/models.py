@@ -1,15 +1,15 @@
 """The shapes of requests and answers. Unknown keys are refused."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
 from replay_service.names import NAME_PATTERN, NAME_RULE
-from replay_service.sampling.damage import Signal
-from replay_service.sampling.injection import InjectionMode
-from replay_service.sampling.policies import PolicyName
-from replay_service.sampling.run_config import FeedbackMode, RunConfig
-from replay_service.sampling.schedule import Curve
+from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw
+from replay_service.sampling.injection import Ratio
+from replay_service.sampling.run_config import FIXED, Feedback, RunConfig
+from replay_service.sampling.schedule import PointStep, Schedule
+from replay_service.setting_models import fields_of
 from replay_service.wire.batches import Compression
 
 MAX_INT64 = 2**63 - 1
@@ -41,103 +41,50 @@ class Problem(Model):
     detail: str = Field(description="What was wrong this time, and what to do.")
 
 
+WIRE_TYPES: Final[dict[Any, Any]] = {
+    int: Int,
+    float: Float,
+    bool: Annotated[bool, Strict()],
+    Ratio: Annotated[str | Float, AfterValidator(str)],
+    PointStep: Annotated[Int, Field(ge=1, le=MAX_INT64)],
+}
+"""How the types of settings are sent: a number is no string, and a ratio may be a number."""
+
+
+@fields_of(Feedback, types=WIRE_TYPES)
 class FeedbackSettings(Model):
     """When a plan takes reports into account."""
 
-    mode: FeedbackMode = Field(
-        "latest", description="latest: reports that have come. fenced: exactly those of steps up to `lag` before."
-    )
-    lag: Int = Field(8, ge=1, le=1 << 20, description="fenced: by how many steps reports lag behind plans.")
 
-
-Ratio = Annotated[
-    str | Float, AfterValidator(str), Field(description="In [0, 1], taken as the decimal that is written.")
-]
-
-
+@fields_of(Schedule, types=WIRE_TYPES)
 class ScheduleSettings(Model):
-    """How a written injection ratio runs over the steps of the run."""
-
-    curve: Curve = Field(
-        "constant",
-        description="warmup: from 0 up to the run's ratio; linear, cosine: from it to final_ratio; steps: the points.",
-    )
-    num_steps: Int = Field(0, ge=0, le=1 << 48, description="Length of warmup, linear and cosine; then its end holds.")
-    final_ratio: Ratio = "0"
-    points: list[tuple[Annotated[Int, Field(ge=1, le=MAX_INT64)], Ratio]] = Field(
-        [], max_length=1000, description="steps: from each step on, its ratio.", examples=[[[1000, "0.02"]]]
-    )
+    """How a written injection ratio changes over the steps of the run."""
 
 
+@fields_of(ForgettingLaw, types=WIRE_TYPES)
 class LawSettings(Model):
     """The forgetting law, fitted: A * D_ft ** beta / ((1 + B * p) * N) ** alpha nats per token are forgotten."""
 
-    A: Float = Field(gt=0, le=1e300)
-    B: Float = Field(gt=0, le=1e300)
-    alpha: Float = Field(gt=0, le=100)
-    beta: Float = Field(gt=0, le=100)
-    num_parameters: Float = Field(gt=0, le=1e18, description="N, of the model.")
-    target_tokens: Float = Field(gt=0, le=1e18, description="D_ft, unique tokens of the fine-tuning set.")
 
-
+@fields_of(ForgettingBudget, types=WIRE_TYPES | {ForgettingLaw: LawSettings})
 class BudgetSettings(Model):
-    """What an `auto` injection ratio holds, with as little rehearsal as it can."""
-
-    nats: Float = Field(0.05, gt=0, le=1e6, description="The most forgetting of the whole corpus, nats per token.")
-    first_ratio: Ratio = "0.01"
-    least_ratio: Ratio = "0.001"
-    most_ratio: Ratio = "0.2"
-    every_steps: Int = Field(0, ge=0, le=1 << 47, description="Steps between decisions; 0: the run's half-life.")
-    law: LawSettings | None = Field(None, description="Where the ratio begins, instead of first_ratio.")
+    """How much forgetting an `auto` injection ratio allows."""
 
 
+RUN_TYPES: Final = WIRE_TYPES | {
+    Feedback: FeedbackSettings,
+    Schedule: ScheduleSettings,
+    ForgettingBudget: BudgetSettings,
+}
+
+
+@fields_of(RunConfig, types=RUN_TYPES)
 class RunSettings(Model):
     """How a run samples."""
 
-    global_batch_size: Int = Field(
-        ge=1,
-        le=1 << 24,
-        description="Sequences in one step of the whole job; rehearsed ones are among them, unless they are added.",
-    )
-    injection_ratio: str | Float = Field(
-        description="Share of the sequences that is rehearsal, in [0, 1], taken as the decimal that is written; or "
-        "auto: what holds forgetting within the budget.",
-        examples=["0.05"],
-    )
-    injection_mode: InjectionMode = Field(
-        "replace", description="Rehearsed rows replace fine-tuning rows, or are added to them."
-    )
-    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Of a written ratio.")
-    budget: BudgetSettings = Field(default_factory=BudgetSettings, description="Of an auto ratio.")
-    injection_fixed: Annotated[bool, Strict()] = Field(
-        False,
-        description="Promise that a constant injection ratio never changes, so that clients do not ask for steps that "
-        "hold nothing for them. Changes of the ratio, its schedule and budget are refused then.",
-    )
-    seed: Int = Field(0, ge=0, le=MAX_INT64, description="Every draw of the run is keyed by it.")
-    policy: PolicyName = Field("mix_cd", description="How the strata's probabilities follow from the statistics.")
-    sharpness: Float = Field(1.0, ge=0, le=16, description="mix_cd: exponent of the damage rate.")
-    floor: Float = Field(0.1, ge=0, le=1, description="mix_cd: share of the draws that stays uniform.")
-    signal: Signal = Field("token_flip", description="What counts as damage.")
-    learnable_nats: Float = Field(3.0, description="threshold signal: base losses up to this count as learned.")
-    delta_nats: Float = Field(0.1, description="threshold signal: a loss higher by more than this counts as damage.")
-    prior_weight: Float = Field(8.0, gt=0, le=1e9, description="Reported samples that a rate's pooled prior is worth.")
-    half_life_steps: Float = Field(500.0, gt=0, le=1e12, description="After how many steps a report counts half.")
-    report_window_steps: Int = Field(1024, ge=1, le=1 << 20, description="How many steps a plan waits for its reports.")
-
-    feedback: FeedbackSettings = Field(
-        default_factory=FeedbackSettings, description="Whether plans wait for reports, to be reproducible."
-    )
-    adopt_every_steps: Int = Field(
-        0,
-        ge=0,
-        le=1 << 61,
-        description="Adopt the corpus's latest generation so many steps after the last; 0: when asked.",
-    )
-
     def to_config(self) -> RunConfig:
         """Raises ValueError when the values do not go together."""
-        return RunConfig.from_dict({**self.model_dump(), "injection_ratio": str(self.injection_ratio)})
+        return RunConfig.from_dict(self.model_dump())
 
 
 class RunCreate(RunSettings):
@@ -147,38 +94,23 @@ class RunCreate(RunSettings):
     corpus: Name
 
 
+@fields_of(RunConfig, types=RUN_TYPES, leave_out=FIXED, optional=True)
 class RunChange(Model):
-    """What to change of a run's configuration; what is left out stays as it is."""
-
-    injection_ratio: str | Float | None = None
-    schedule: ScheduleSettings | None = None
-    budget: BudgetSettings | None = None
-    policy: PolicyName | None = None
-    sharpness: Float | None = Field(None, ge=0, le=16)
-    floor: Float | None = Field(None, ge=0, le=1)
-    signal: Signal | None = None
-    learnable_nats: Float | None = None
-    delta_nats: Float | None = None
-    prior_weight: Float | None = Field(None, gt=0, le=1e9)
-    half_life_steps: Float | None = Field(None, gt=0, le=1e12)
-    adopt_every_steps: Int | None = Field(None, ge=0, le=1 << 61)
+    """Changes of a run's configuration; settings that are left out stay as they are."""
 
     def changes(self) -> dict[str, object]:
-        """What was given, by name."""
-        given = self.model_dump(exclude_none=True)
-        if self.injection_ratio is not None:
-            given["injection_ratio"] = str(self.injection_ratio)
-        return given
+        """The settings that were given, by name."""
+        return self.model_dump(exclude_none=True)
 
 
 class AdoptRequest(Model):
-    """Which generation of its corpus a run shall see."""
+    """The generation of its corpus that a run shall see."""
 
     generation: Int | None = Field(None, ge=1, le=MAX_INT64, description="By default the latest.")
 
 
 class RewindRequest(Model):
-    """Where to go back to."""
+    """The step to go back to."""
 
     step: Int = Field(ge=-1, le=MAX_INT64, description="The last step to keep; -1 keeps none.")
 
@@ -203,7 +135,7 @@ class RunInfo(RunSummary):
     next_step: int = Field(description="The first step that has no plan yet.")
     policy_version: int = Field(description="Counts the changes of the probabilities, from 1.")
     attempt: int = Field(description="Counts the rewinds, from 1.")
-    closed: bool = Field(description="Whether the run plans no further step.")
+    closed: bool = Field(description="True: the run plans no further step.")
     max_window_steps: int = Field(
         description="The most steps that one request for batches may ask for; of a fenced run, its lag."
     )
@@ -214,7 +146,7 @@ class RunList(Model):
 
 
 class BatchRequest(Model):
-    """Which samples to send: those of one rank in a window of steps."""
+    """The samples to send: those of one rank in a window of steps."""
 
     step: Step
     num_steps: Int = Field(1, ge=1, description="Steps in the window, the first one included.")
@@ -226,7 +158,7 @@ class BatchRequest(Model):
 
 
 class LossRow(Model):
-    """What a trainer measured of one rehearsed sample, in the training forward pass."""
+    """Measurements of one rehearsed sample, from the training forward pass."""
 
     step: Step
     rank: Int = Field(ge=0, le=1 << 20)
@@ -273,7 +205,7 @@ class TrainedResult(Model):
 
 
 class ReportResult(Model):
-    """What became of the rows of a report."""
+    """The effect of a report, in rows."""
 
     accepted: int = Field(description="Folded into the damage estimate, durably.")
     duplicate: int = Field(description="Reported before; changed nothing.")
@@ -281,7 +213,7 @@ class ReportResult(Model):
 
 
 class TrainedStats(Model):
-    """What all ranks together have trained on."""
+    """The rows that all ranks together have trained on."""
 
     next_step: int = Field(description="All ranks that report have reported the steps before this one.")
     num_rows: int = Field(description="Rows, rehearsed ones included.")
@@ -350,7 +282,7 @@ class StrataList(Model):
 
 
 class SampleInfo(Model):
-    """What was measured of one rehearsed sample."""
+    """Measurements of one rehearsed sample."""
 
     sample_id: int
     stratum: int
@@ -381,7 +313,7 @@ class SampleVisit(Model):
 
 
 class SampleHistory(SampleInfo):
-    """What was measured of one sample, visit by visit."""
+    """Measurements of one sample, visit by visit."""
 
     visits: list[SampleVisit]
 

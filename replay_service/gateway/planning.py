@@ -1,4 +1,4 @@
-"""Who plans: the owners of this process, or another process that is asked."""
+"""The planner: the owners of this process, or another process that is asked."""
 
 import asyncio
 from collections.abc import Sequence

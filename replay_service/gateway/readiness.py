@@ -73,7 +73,7 @@ class Readiness:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _problem_found(self) -> str:
-        """What keeps the service from answering; empty if nothing does."""
+        """The reason why the service cannot answer; empty if it can."""
         try:
             self._journal.ping()
             self._store.check()

@@ -29,7 +29,7 @@ SWITCH_INTERVAL_S: Final = 0.0005
 """How long a thread may keep the interpreter's lock from the one that reads and writes sockets: a tenth of Python's."""
 
 KEPT_BYTES: Final = 64 << 20
-"""What the allocator keeps of freed memory: enough for the batches that are made at one time."""
+"""Freed memory that the allocator keeps: enough for the batches that are made at one time."""
 
 TRIM_EVERY_S: Final = 30.0
 """How often the rest is given back: freed memory between pieces that are in use, such as slow readers leave behind."""
@@ -167,7 +167,7 @@ def _give_back_memory() -> None:
 
 
 def encryption(settings: ServiceSettings) -> dict[str, Any]:
-    """What uvicorn must know for TLS; nothing when there is to be none.
+    """The arguments of uvicorn for TLS; none without TLS.
 
     Raises:
         UnusableCertificate: when its files cannot be used.

@@ -1,4 +1,4 @@
-"""What the routes work on: corpora, the journal and the owners of the runs."""
+"""The objects that routes work on: corpora, the journal and the owners of the runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

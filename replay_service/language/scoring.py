@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from replay_service.language.apart import take_apart
 from replay_service.language.head import chunked_logits, hidden_losses
 from replay_service.language.losses import position_losses, predicted
 from replay_service.language.model import autocast, best_device, load_model, prepare_to_score
+from replay_service.language.model_parts import split_model
 from replay_service.language.packing import MIN_LENGTH
 from replay_service.language.precision import Precision
 from replay_service.language.trial import check_model
@@ -95,7 +95,7 @@ class RowScorer:
         self._topk, self._features, self._token_losses = topk, features, token_losses
         with autocast(precision, self._device):
             check_model(self._model, seq_len)
-            self._parts = take_apart(self._model)
+            self._parts = split_model(self._model)
         self.num_logits, self._hidden_size = self._model.get_output_embeddings().weight.shape
         if not 0 <= topk <= self.num_logits:
             raise ValueError(f"topk {topk} is not between 0 and the model's {self.num_logits} tokens")

@@ -15,7 +15,7 @@ from replay_service.sampling.state_bytes import STATE_VERSION, to_bytes, version
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What folding a journal again showed."""
+    """The result of folding a journal again."""
 
     num_events: int
     num_snapshots: int

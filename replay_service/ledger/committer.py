@@ -33,7 +33,7 @@ class Lease:
 
 @dataclass(slots=True, eq=False)
 class Write:
-    """What one request writes: rows of `events`, and whatever else belongs into the same transaction."""
+    """The writes of one request: rows of `events`, and whatever else belongs into the same transaction."""
 
     lease: Lease
     rows: Sequence[Row]
@@ -65,7 +65,7 @@ class Write:
 
 
 class Committer:
-    """Writes gather in a queue. Whoever waits for one commits all that have gathered, while the next ones gather.
+    """Writes gather in a queue. A thread that waits for one commits all that have gathered, while the next ones gather.
 
     So a request on its own commits by itself, without another thread to wake up, and of many that come at once the
     first commits for all.

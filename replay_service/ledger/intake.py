@@ -1,4 +1,4 @@
-"""What becomes of reports: which rows count, which came before or too late, and which were never asked for."""
+"""Outcomes of reports: which rows count, which came before or too late, and which were never asked for."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ Int64Array = NDArray[np.int64]
 _ACCEPTED: Final = 0
 _DUPLICATE: Final = 1
 _REJECTED: Final = 2
-"""What becomes of a row, in the order of the members of ReportOutcome."""
+"""Outcomes of a row, in the order of the members of ReportOutcome."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportOutcome:
-    """What became of the rows of a report: `rejected` ones came too late, or from before a rewind."""
+    """Outcome of the rows of a report: `rejected` ones came too late, or from before a rewind."""
 
     accepted: int
     duplicate: int
@@ -49,7 +49,7 @@ class HandedIn:
         self._failure = failure
 
     def answer(self) -> ReportOutcome:
-        """What became of it; raises what it was refused for."""
+        """Its outcome; raises the error that it was refused with."""
         if self._failure is not None:
             raise self._failure
         assert self._outcome is not None
@@ -89,7 +89,7 @@ class Intake:
         return self._events(accepted), _outcomes(fate, [len(each) for each in reports])
 
     def _fates(self, state: RunState, step: Int64Array, sample_id: Int64Array) -> Int64Array:
-        """What becomes of rows in the order of their steps, int64 [n]."""
+        """Outcomes of rows in the order of their steps, int64 [n]."""
         runs = runs_of(step)
         are_first = Awaited(state.pending, runs, sample_id).are_first()
         fates = np.where(are_first, _ACCEPTED, _DUPLICATE)
@@ -144,7 +144,7 @@ class Intake:
 
 
 def _outcomes(fate: Int64Array, lengths: Sequence[int]) -> list[ReportOutcome]:
-    """What became of each report's rows, which stand one report after the other."""
+    """Outcomes of each report's rows, which stand one report after the other."""
     if not np.count_nonzero(fate != _ACCEPTED):
         return [ReportOutcome(length, 0, 0) for length in lengths]
     report = np.repeat(np.arange(len(lengths)), lengths)

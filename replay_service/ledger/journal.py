@@ -226,13 +226,13 @@ class Journal:
         return [planned_of(row) for row in last.values()]
 
     def samples(self, run: str, query: SampleQuery, partition: Partition) -> list[SampleStatistics]:
-        """What was measured of a run's samples: one page."""
+        """Measurements of a run's samples: one page."""
         self._catch_up(run, partition)
         with self._engine.connect() as connection:
             return samples.page(connection, run, query)
 
     def sample(self, run: str, sample_id: int, partition: Partition) -> tuple[SampleStatistics, list[Reported]] | None:
-        """What was measured of one sample, and its reports, oldest first; None if there are none.
+        """Measurements of one sample, and its reports, oldest first; None if there are none.
 
         A visit that could not be measured counts in neither.
         """
@@ -286,7 +286,7 @@ def _unknown(run: str) -> UnknownRun:
 
 
 def _measured(rows: np.ndarray, sample_id: int) -> np.ndarray:
-    """What was measured of one sample, REPORTED_ROW [0 or 1]."""
+    """Measurements of one sample, REPORTED_ROW [0 or 1]."""
     measured: np.ndarray = rows[(rows["sample_id"] == sample_id) & (rows["num_tokens"] > 0)]
     return measured
 

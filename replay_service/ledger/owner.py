@@ -179,7 +179,7 @@ class RunOwner:
         return window
 
     def _window(self, plans: Sequence[Planned], is_new: bool = False) -> Window:
-        """What the run is now, with these plans."""
+        """A window of these plans, with the run as it is now."""
         state, record = self._state, self.record
         return Window(
             run=record.run,
@@ -333,7 +333,7 @@ class RunOwner:
             self._num_events = self._last_snapshot = seq + 1
 
     def read(self, view: Callable[[RunState], T]) -> T:
-        """What `view` makes of the state, which must not escape from it: events wait until it returns."""
+        """The result of `view` on the state, which must not escape from it: events wait until it returns."""
         with self._alone():
             return view(self._state)
 

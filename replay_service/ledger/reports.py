@@ -17,7 +17,7 @@ NUM_NAMED: Final = 5
 
 
 CURRENT_ATTEMPT: Final = 0
-"""What a report says that does not know of attempts."""
+"""The attempt in a report of a client that knows no attempts."""
 
 
 def is_current(rows: np.ndarray, attempt: int) -> NDArray[np.bool_]:

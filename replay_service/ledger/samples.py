@@ -29,7 +29,7 @@ _COLUMN_OF: Final = {
 
 @dataclass(frozen=True, slots=True)
 class SampleStatistics:
-    """What was measured of one sample: `loss_nats` and `excess_nats` at its last step, the rest over all visits."""
+    """Measurements of one sample: `loss_nats` and `excess_nats` at its last step, the rest over all visits."""
 
     sample_id: int
     stratum: int

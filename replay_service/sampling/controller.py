@@ -5,12 +5,13 @@ with Pretraining Data Injection", ICML 2025). The loop itself is this project's 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Final, NamedTuple
 
+from replay_service.sampling.bounds import check_bounds
 from replay_service.sampling.forgetting import Forgetting
-from replay_service.sampling.injection import as_decimal, exact_ratio
+from replay_service.sampling.injection import Ratio, as_decimal, exact_ratio
 
 _GRAIN: Final = 10**6
 """Ratios that the controller sets are whole millionths."""
@@ -31,26 +32,21 @@ class ForgettingLaw:
 
     Coefficients are fitted for each fine-tuning domain; this project ships none.
 
-    Attributes:
-        A, B, alpha, beta: the fitted coefficients; nats per token come out.
-        num_parameters: N, of the model.
-        target_tokens: D_ft, unique tokens of the fine-tuning set.
-
     Raises:
-        ValueError: names what is not positive and finite.
+        ValueError: names what is out of range.
     """
 
-    A: float
-    B: float
-    alpha: float
-    beta: float
-    num_parameters: float
-    target_tokens: float
+    A: float = field(metadata={"description": "Fitted coefficient A; nats per token come out.", "gt": 0, "le": 1e300})
+    B: float = field(metadata={"description": "Fitted coefficient B.", "gt": 0, "le": 1e300})
+    alpha: float = field(metadata={"description": "Fitted exponent alpha.", "gt": 0, "le": 100})
+    beta: float = field(metadata={"description": "Fitted exponent beta.", "gt": 0, "le": 100})
+    num_parameters: float = field(metadata={"description": "N, parameters of the model.", "gt": 0, "le": 1e18})
+    target_tokens: float = field(
+        metadata={"description": "D_ft, unique tokens of the fine-tuning set.", "gt": 0, "le": 1e18}
+    )
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise ValueError(f"law.{name} must be positive and finite, not {getattr(self, name)}")
+        check_bounds(self, "law.")
 
     def forgetting(self, ratio: float) -> float:
         """What the law foretells at an injection ratio, nats per token."""
@@ -73,36 +69,49 @@ def _exp(exponent: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ForgettingBudget:
-    """What the controller of an `auto` injection ratio must hold.
-
-    Attributes:
-        nats: the most forgetting of the whole corpus, nats per token.
-        first_ratio, least_ratio, most_ratio: where it begins, and its bounds, as decimal strings.
-        every_steps: steps between two decisions; 0 takes the run's half-life. Decisions that come oftener change less.
-        law: where the ratio begins, instead of `first_ratio`.
+    """How much forgetting the controller of an `auto` injection ratio allows.
 
     Raises:
         ValueError: names what is out of range.
     """
 
-    nats: float = 0.05
-    first_ratio: str = "0.01"
-    least_ratio: str = "0.001"
-    most_ratio: str = "0.2"
-    every_steps: int = 0
-    law: ForgettingLaw | None = None
+    nats: float = field(
+        default=0.05,
+        metadata={"description": "The most forgetting of the whole corpus, nats per token.", "gt": 0, "le": 1e9},
+    )
+    first_ratio: Ratio = field(
+        default="0.01", metadata={"description": "The ratio to begin with, in [0, 1], as a decimal."}
+    )
+    least_ratio: Ratio = field(
+        default="0.001", metadata={"description": "The ratio never falls below this; above 0, as a decimal."}
+    )
+    most_ratio: Ratio = field(
+        default="0.2", metadata={"description": "The ratio never rises above this, in [0, 1], as a decimal."}
+    )
+    every_steps: int = field(
+        default=0,
+        metadata={
+            "description": "Steps between two decisions. 0: the run's `half_life_steps`. More frequent decisions "
+            "change less.",
+            "ge": 0,
+            "le": 1 << 47,
+        },
+    )
+    law: ForgettingLaw | None = field(
+        default=None,
+        metadata={
+            "description": "The forgetting law, fitted. It sets the ratio to begin with instead of `first_ratio`."
+        },
+    )
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.nats < math.inf:
-            raise ValueError(f"budget.nats must be positive and finite, not {self.nats}")
+        check_bounds(self, "budget.")
         least, first, most = (exact_ratio(each) for each in (self.least_ratio, self.first_ratio, self.most_ratio))
         if not 0 < least <= most or (self.law is None and not least <= first <= most):
             raise ValueError(
                 f"budget.least_ratio, first_ratio and most_ratio must ascend from above 0, not {self.least_ratio}, "
                 f"{self.first_ratio}, {self.most_ratio}: with nothing rehearsed nothing would be measured"
             )
-        if not 0 <= self.every_steps < 1 << 48:
-            raise ValueError(f"budget.every_steps must be in [0, 2**48), not {self.every_steps}")
 
     def start(self) -> str:
         """The ratio to begin with."""

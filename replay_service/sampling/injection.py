@@ -9,7 +9,7 @@ import math
 import re
 from fractions import Fraction
 from functools import lru_cache
-from typing import Final, Literal, get_args
+from typing import Annotated, Final, Literal
 
 _DECIMAL: Final = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 """How an injection ratio is written: ASCII digits, with a point or an exponent, and nothing else."""
@@ -18,6 +18,10 @@ _MOST_DIGITS: Final = 400
 """More than any float has; a longer number, "1e-999" say, is slow to reckon with."""
 
 _OLDER_DIGITS: Final = 30
+
+
+Ratio = Annotated[str, "an injection ratio"]
+"""An injection ratio as the decimal that was written."""
 
 
 def exact_ratio(ratio: float | str | Fraction) -> Fraction:
@@ -64,7 +68,6 @@ def as_decimal(ratio: Fraction) -> str:
 
 
 InjectionMode = Literal["replace", "add"]
-INJECTION_MODES: tuple[str, ...] = get_args(InjectionMode)
 
 
 @lru_cache(256)

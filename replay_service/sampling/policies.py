@@ -1,7 +1,7 @@
 """Policies: how the probabilities of the strata follow from their sizes and damage rates."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,6 @@ Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 
 PolicyName = Literal["uniform", "mix_cd"]
-POLICY_NAMES: tuple[str, ...] = get_args(PolicyName)
 
 
 class Policy(Protocol):

@@ -5,17 +5,17 @@ import math
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
+from replay_service.sampling.bounds import check_bounds
 from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw
-from replay_service.sampling.damage import SIGNALS, Signal
+from replay_service.sampling.damage import Signal
 from replay_service.sampling.forgetting import LEAST_REPORTS
-from replay_service.sampling.injection import INJECTION_MODES, InjectionMode, decimal_of, exact_ratio, rows_due
-from replay_service.sampling.policies import POLICY_NAMES, MixCd, Policy, PolicyName, Uniform
+from replay_service.sampling.injection import InjectionMode, Ratio, decimal_of, exact_ratio, rows_due
+from replay_service.sampling.policies import MixCd, Policy, PolicyName, Uniform
 from replay_service.sampling.schedule import Schedule
 
 FeedbackMode = Literal["latest", "fenced"]
-FEEDBACK_MODES: tuple[str, ...] = get_args(FeedbackMode)
 
 AUTO: Final = "auto"
 """The injection ratio of a run whose controller chooses it."""
@@ -31,75 +31,153 @@ INJECTION = frozenset({"injection_ratio", "schedule", "budget"})
 class Feedback:
     """When a plan takes reports into account.
 
-    `latest`: those that have come. `fenced`: exactly those of the steps up to `lag` before the planned one, in the
-    order of the steps and whatever the order they came in; the plan waits for them. So two executions of a job get the
-    same plans, however their requests were timed.
+    In `latest` mode a plan uses the reports that have come. In `fenced` mode it uses exactly those of the steps up to
+    `lag` before the planned one, in the order of the steps, and waits for them. So two executions of a job get the same
+    plans, however their requests were timed.
 
     Raises:
         ValueError: names what is out of range.
     """
 
-    mode: FeedbackMode = "latest"
-    lag: int = 8
+    mode: FeedbackMode = field(
+        default="latest",
+        metadata={
+            "description": "`latest`: plans use the reports that have come. `fenced`: plans wait for exactly the "
+            "reports that are due, so that two executions of a job get the same plans."
+        },
+    )
+    lag: int = field(
+        default=8,
+        metadata={
+            "description": "With `fenced` feedback: by how many steps reports lag behind plans.",
+            "ge": 1,
+            "le": 1 << 20,
+        },
+    )
 
     def __post_init__(self) -> None:
-        _require(self.mode in FEEDBACK_MODES, "feedback.mode", self.mode, f"one of {', '.join(FEEDBACK_MODES)}")
-        _require(1 <= self.lag <= 1 << 20, "feedback.lag", self.lag, "in [1, 2**20]")
+        check_bounds(self, "feedback.")
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """One run's configuration.
 
-    Attributes:
-        global_batch_size: sequences in one step of the whole job: with those rehearsed when they `replace` others,
-            without them when they are `add`ed.
-        injection_ratio: the share of all sequences that is rehearsal, as a decimal string ("0.05"); or "auto": what
-            holds forgetting within `budget`.
-        injection_mode: `replace` or `add`.
-        schedule: how a written ratio runs over the steps.
-        budget: what an `auto` ratio holds.
-        injection_fixed: a promise that a constant ratio never changes, so that clients know without asking how many
-            rows each step rehearses.
-        seed: every draw of the run is keyed by it; 0 to 2**63 - 1.
-        policy: `uniform` or `mix_cd`.
-        sharpness: exponent of the damage rate in `mix_cd`.
-        floor: share of the draws that stays uniform in `mix_cd`.
-        signal: what counts as damage: `token_flip`, `excess_loss` or `threshold`.
-        learnable_nats, delta_nats: the two bounds of the `threshold` signal, nats per token.
-        prior_weight: how many reported samples the pooled prior of a damage rate is worth.
-        half_life_steps: after how many steps a report counts half.
-        report_window_steps: how many steps a plan waits for its reports before they come too late.
-        feedback: when a plan takes reports into account.
-        adopt_every_steps: look for a later generation of the corpus so many steps after the last one was adopted, and
-            see it from then on; 0 means only when asked to. Not with fenced feedback: when an ingest ends would decide.
-
     Raises:
-        ValueError: names the first attribute that is out of range.
+        ValueError: names the first field that is out of range.
     """
 
-    global_batch_size: int
-    injection_ratio: str
-    injection_mode: InjectionMode = "replace"
-    schedule: Schedule = field(default_factory=Schedule)
-    budget: ForgettingBudget = field(default_factory=ForgettingBudget)
-    injection_fixed: bool = False
-    seed: int = 0
-    policy: PolicyName = "mix_cd"
-    sharpness: float = 1.0
-    floor: float = 0.1
-    signal: Signal = "token_flip"
-    learnable_nats: float = 3.0
-    delta_nats: float = 0.1
-    prior_weight: float = 8.0
-    half_life_steps: float = 500.0
-    report_window_steps: int = 1024
-    feedback: Feedback = field(default_factory=Feedback)
-    adopt_every_steps: int = 0
+    global_batch_size: int = field(
+        metadata={
+            "description": "Sequences in one step of the whole job. With `injection_mode` `replace`, rehearsed rows "
+            "are among them; with `add`, they come on top.",
+            "ge": 1,
+            "le": 1 << 24,
+        }
+    )
+    injection_ratio: Ratio = field(
+        metadata={
+            "description": "Share of all sequences that is rehearsal, in [0, 1], taken as the decimal that is "
+            'written, such as "0.05"; or "auto": the service holds forgetting within `budget`.',
+            "examples": ["0.05"],
+        }
+    )
+    injection_mode: InjectionMode = field(
+        default="replace",
+        metadata={
+            "description": "`replace`: rehearsed rows take the place of fine-tuning rows. `add`: they come on top."
+        },
+    )
+    schedule: Schedule = field(
+        default_factory=Schedule, metadata={"description": "How a written ratio changes over the steps."}
+    )
+    budget: ForgettingBudget = field(
+        default_factory=ForgettingBudget, metadata={"description": "How much forgetting an `auto` ratio allows."}
+    )
+    injection_fixed: bool = field(
+        default=False,
+        metadata={
+            "description": "Promise that a constant ratio never changes. Workers then skip steps that hold no "
+            "rehearsed row for them without asking. The service refuses changes of the ratio, its schedule and budget."
+        },
+    )
+    seed: int = field(
+        default=0, metadata={"description": "Key of every random draw of the run.", "ge": 0, "le": 2**63 - 1}
+    )
+    policy: PolicyName = field(
+        default="mix_cd",
+        metadata={
+            "description": "How often each stratum is drawn. `uniform`: by its size. `mix_cd`: by its size and its "
+            "damage rate."
+        },
+    )
+    sharpness: float = field(
+        default=1.0,
+        metadata={"description": "With `mix_cd`: exponent of the damage rate.", "ge": 0, "le": 16},
+    )
+    floor: float = field(
+        default=0.1,
+        metadata={"description": "With `mix_cd`: share of the draws that stays uniform.", "ge": 0, "le": 1},
+    )
+    signal: Signal = field(
+        default="token_flip",
+        metadata={
+            "description": "Which predictions count as damage. `token_flip`: the base model was right, and the tuned "
+            "model is wrong. `excess_loss`: the rise of the loss. `threshold`: a rise beyond `delta_nats` where the "
+            "base loss is at most `learnable_nats`."
+        },
+    )
+    learnable_nats: float = field(
+        default=3.0,
+        metadata={
+            "description": "With the `threshold` signal: base losses up to this count as learned, nats per token.",
+            "allow_inf_nan": False,
+        },
+    )
+    delta_nats: float = field(
+        default=0.1,
+        metadata={
+            "description": "With the `threshold` signal: a loss that rises by more than this counts as damage, nats "
+            "per token.",
+            "allow_inf_nan": False,
+        },
+    )
+    prior_weight: float = field(
+        default=8.0,
+        metadata={
+            "description": "How many reported samples the pooled prior of a damage rate is worth.",
+            "gt": 0,
+            "le": 1e9,
+        },
+    )
+    half_life_steps: float = field(
+        default=500.0,
+        metadata={"description": "After how many steps a report counts half.", "gt": 0, "le": 1e12},
+    )
+    report_window_steps: int = field(
+        default=1024,
+        metadata={
+            "description": "How many steps a plan waits for its reports. Later reports are rejected.",
+            "ge": 1,
+            "le": 1 << 20,
+        },
+    )
+    feedback: Feedback = field(
+        default_factory=Feedback, metadata={"description": "When a plan takes reports into account."}
+    )
+    adopt_every_steps: int = field(
+        default=0,
+        metadata={
+            "description": "Adopt the corpus's latest generation so many steps after the last adoption. 0: only when "
+            "asked. Not with `fenced` feedback.",
+            "ge": 0,
+            "le": 1 << 61,
+        },
+    )
 
     def __post_init__(self) -> None:
-        _require(self.injection_mode in INJECTION_MODES, "injection_mode", self.injection_mode, "replace or add")
-        _require(0 <= self.ratio <= 1, "injection_ratio", self.injection_ratio, "in [0, 1]")
+        check_bounds(self)
+        exact_ratio(self.ratio)
         if self.is_auto and self.schedule.curve != "constant":
             raise ValueError("an auto injection_ratio follows its budget; leave the schedule out")
         if self.injection_fixed and (self.is_auto or self.schedule.curve != "constant"):
@@ -109,23 +187,11 @@ class RunConfig:
             )
         if self.injection_mode == "add" and self.most_ratio() == 1:
             raise ValueError("injection_mode add goes with injection ratios below 1; with 1 there is nothing to add to")
-        _require(self.global_batch_size >= 1, "global_batch_size", self.global_batch_size, "at least 1")
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
-        _require(self.policy in POLICY_NAMES, "policy", self.policy, f"one of {', '.join(POLICY_NAMES)}")
-        _require(self.signal in SIGNALS, "signal", self.signal, f"one of {', '.join(SIGNALS)}")
-        _require(0.0 <= self.sharpness <= 16.0, "sharpness", self.sharpness, "in [0, 16]")
-        _require(0.0 <= self.floor <= 1.0, "floor", self.floor, "in [0, 1]")
-        _require(math.isfinite(self.learnable_nats), "learnable_nats", self.learnable_nats, "finite")
-        _require(math.isfinite(self.delta_nats), "delta_nats", self.delta_nats, "finite")
-        _require(0.0 < self.prior_weight < math.inf, "prior_weight", self.prior_weight, "positive and finite")
-        _require(self.half_life_steps > 0.0, "half_life_steps", self.half_life_steps, "positive")
-        _require(0 <= self.adopt_every_steps < 2**62, "adopt_every_steps", self.adopt_every_steps, "in [0, 2**62)")
         if self.adopt_every_steps and self.fence is not None:
             raise ValueError(
                 "adopt_every_steps does not go with fenced feedback: the plans would depend on when an "
                 "ingest ends; leave it 0 and adopt generations at steps of your choice"
             )
-        _require(self.report_window_steps >= 1, "report_window_steps", self.report_window_steps, "at least 1")
 
     @property
     def fence(self) -> int | None:
@@ -210,8 +276,3 @@ class RunConfig:
             budget["law"] = ForgettingLaw(**budget["law"])
         parts = {"feedback": Feedback(**values.get("feedback", {}))}
         return cls(**{**values, **parts, "schedule": Schedule(**schedule), "budget": ForgettingBudget(**budget)})
-
-
-def _require(holds: bool, name: str, value: object, range_: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {range_}, not {value}")

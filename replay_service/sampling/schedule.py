@@ -5,15 +5,17 @@ so that every machine that folds a journal counts the same.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from typing import Final, Literal, get_args
+from typing import Annotated, Final, Literal
 
-from replay_service.sampling.injection import exact_ratio
+from replay_service.sampling.bounds import check_bounds
+from replay_service.sampling.injection import Ratio, exact_ratio
 
 Curve = Literal["constant", "warmup", "linear", "cosine", "steps"]
-CURVES: tuple[str, ...] = get_args(Curve)
+
+PointStep = Annotated[int, "a step from 1 on"]
 
 GRAIN: Final = Fraction(1, 10**9)
 """What ratios between the ends of a curve are rounded down to."""
@@ -26,26 +28,40 @@ _COSINE_TERMS: Final = 14
 class Schedule:
     """A curve of the injection ratio, by the step of the run.
 
-    Attributes:
-        curve: `constant`: the run's injection ratio p in all steps. `warmup`: from 0 up to p along a line. `linear`,
-            `cosine`: from p to `final_ratio` along a line or half a cosine. `steps`: p, then the ratios of `points`.
-        num_steps: how long the curve of `warmup`, `linear` and `cosine` takes; from then on its end holds.
-        final_ratio: where `linear` and `cosine` end, as a decimal string.
-        points: (step, ratio as a decimal string), in ascending order: from that step on, that ratio.
-
     Raises:
         ValueError: names what is out of range.
     """
 
-    curve: Curve = "constant"
-    num_steps: int = 0
-    final_ratio: str = "0"
-    points: tuple[tuple[int, str], ...] = ()
+    curve: Curve = field(
+        default="constant",
+        metadata={
+            "description": "`constant`: the run's ratio in all steps. `warmup`: from 0 up to it along a line. "
+            "`linear`, `cosine`: from it to `final_ratio`. `steps`: the run's ratio, then those of `points`."
+        },
+    )
+    num_steps: int = field(
+        default=0,
+        metadata={
+            "description": "Length of `warmup`, `linear` and `cosine`, steps. Afterwards the curve's last value holds.",
+            "ge": 0,
+            "le": 1 << 48,
+        },
+    )
+    final_ratio: Ratio = field(
+        default="0", metadata={"description": "Where `linear` and `cosine` end, in [0, 1], as a decimal."}
+    )
+    points: tuple[tuple[PointStep, Ratio], ...] = field(
+        default=(),
+        metadata={
+            "description": "With `steps`: pairs of a step and the ratio from that step on, in ascending order.",
+            "examples": [[[1000, "0.02"]]],
+            "max_length": 1000,
+        },
+    )
 
     def __post_init__(self) -> None:
-        if self.curve not in CURVES:
-            raise ValueError(f"schedule.curve must be one of {', '.join(CURVES)}, not {self.curve}")
-        if (self.curve in ("warmup", "linear", "cosine")) != (1 <= self.num_steps <= 1 << 48):
+        check_bounds(self, "schedule.")
+        if (self.curve in ("warmup", "linear", "cosine")) != bool(self.num_steps):
             raise ValueError(
                 f"schedule.num_steps is the length of warmup, linear and cosine, and of no other curve; it is "
                 f"{self.num_steps} with {self.curve}"
@@ -53,7 +69,7 @@ class Schedule:
         if (self.curve == "steps") != bool(self.points):
             raise ValueError("schedule.points belong to the curve steps, which needs at least one")
         steps = [step for step, _ in self.points]
-        if any(step < 1 for step in steps) or steps != sorted(set(steps)):
+        if not all(1 <= step < 2**63 for step in steps) or steps != sorted(set(steps)):
             raise ValueError(f"schedule.points must have ascending steps from 1 on, not {steps}")
         exact_ratio(self.final_ratio)
         for _, ratio in self.points:

@@ -24,8 +24,8 @@ from replay_trainer.job.ray_train import preflight
 
 from replay_service.corpus.shards.sources import Columns, Document, find_shards, read_documents
 from replay_service.demo.materials import Amounts, write_shards
-from replay_service.language.apart import LanguageLosses
 from replay_service.language.model import load_model
+from replay_service.language.model_parts import LanguageLosses
 from replay_service.language.packing import PackedRows
 from replay_service.language.scoring import RowScorer
 from replay_service.language.tokenizer import ends_of, fingerprint, load_tokenizer

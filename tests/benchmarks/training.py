@@ -26,8 +26,8 @@ from replay_trainer.reporting import LossReporter
 from replay_trainer.session import RehearsalSession
 
 from replay_service.demo.materials import fetch_model
-from replay_service.language.apart import LanguageLosses
 from replay_service.language.model import faster_precision, load_model
+from replay_service.language.model_parts import LanguageLosses
 from replay_service.language.precision import Precision
 from replay_service.testing.corpus import MadeUpCorpus
 from replay_service.wire.batches import Batch

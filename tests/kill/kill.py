@@ -17,12 +17,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 from replay_trainer.client import ReplayClient, RetryPolicy
 
-from replay_service.sampling.run_config import FEEDBACK_MODES, FeedbackMode, RunConfig
+from replay_service.sampling.run_config import FeedbackMode, RunConfig
 from tests.databases import find_postgresql, fresh_database, postgresql_server
 from tests.kill.promises import (
     Exported,
@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gateways", type=int, default=1, help="of each service")
     parser.add_argument("--services", type=int, default=1, help="on one journal, asked in turn")
-    parser.add_argument("--mode", choices=FEEDBACK_MODES, default="latest", help="when reports count")
+    parser.add_argument("--mode", choices=get_args(FeedbackMode), default="latest", help="when reports count")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, database(wanted.database, Path(folder)) as url:
         outcome = survive(

@@ -20,9 +20,9 @@ configs = st.builds(
     learnable_nats=st.floats(-10, 10),
     delta_nats=st.floats(-10, 10),
     prior_weight=st.floats(0.01, 1e6),
-    half_life_steps=st.floats(0.01, 1e9) | st.just(math.inf),
+    half_life_steps=st.floats(0.01, 1e12),
     report_window_steps=st.integers(1, 10**6),
-    adopt_every_steps=st.integers(0, 2**62 - 1),
+    adopt_every_steps=st.integers(0, 2**61),
     injection_fixed=st.booleans(),
 )
 

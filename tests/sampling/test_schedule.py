@@ -1,5 +1,6 @@
 import math
 from fractions import Fraction
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from replay_service.sampling.injection import as_decimal
 from replay_service.sampling.run_config import RunConfig
-from replay_service.sampling.schedule import CURVES, GRAIN, Schedule
+from replay_service.sampling.schedule import GRAIN, Curve, Schedule
 from tests.sampling.worlds import initial_state, planned
 
 P = Fraction(1, 10)
@@ -50,7 +51,7 @@ def test_half_a_cosine_is_that_of_the_standard_library(num_steps: int, step: int
     assert float(Schedule("cosine", num_steps, "0.02").at(step, P)) == pytest.approx(expected, abs=2 * float(GRAIN))
 
 
-@pytest.mark.parametrize("name", CURVES)
+@pytest.mark.parametrize("name", get_args(Curve))
 @given(st.integers(0, 40))
 @settings(max_examples=40)
 def test_no_step_is_above_the_most(name: str, step: int) -> None:
@@ -59,7 +60,7 @@ def test_no_step_is_above_the_most(name: str, step: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["replace", "add"])
-@pytest.mark.parametrize("name", CURVES)
+@pytest.mark.parametrize("name", get_args(Curve))
 @given(st.integers(0, 30), st.integers(1, 30), st.integers(1, 9))
 @settings(max_examples=25, deadline=None)
 def test_over_any_window_the_count_is_within_one_of_what_is_due(
@@ -79,7 +80,7 @@ def test_added_rows_are_the_written_share_of_the_whole_batch() -> None:
     assert num_rehearsed / (100 * 8 + num_rehearsed) == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("name", CURVES)
+@pytest.mark.parametrize("name", get_args(Curve))
 def test_a_configuration_comes_back_from_its_json(name: str) -> None:
     config = RunConfig(8, "0.1", schedule=curve_of(name))
     again = RunConfig.from_json(config.to_json())

@@ -15,7 +15,7 @@ from replay_trainer.rehearsal import RehearsalStream
 from replay_service.testing import replay_service
 from tests.gateway.worlds import losses_of
 
-README = Path(__file__).parent.parent.parent / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "test.md"
 SETTINGS = {"global_batch_size": 8, "injection_ratio": "0.5"}
 DOCUMENTS = {"en": [[5, 6, 7], [8, 9, 10, 11, 12]], "fr": [range(20, 27)]}
 
@@ -109,9 +109,9 @@ def test_the_environments_settings_are_left_out(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_readme_shows_how_to_test_a_loop() -> None:
-    (example,) = re.findall(r"```python\n(from replay_service\.testing.*?)```", README.read_text(), re.DOTALL)
+def test_the_documentation_shows_how_to_test_a_loop() -> None:
+    (example,) = re.findall(r"```python\n(from replay_service\.testing.*?)```", PAGE.read_text(), re.DOTALL)
     names: dict[str, Any] = {}
-    exec(compile(example, "README.md", "exec"), names)
+    exec(compile(example, str(PAGE), "exec"), names)
     (test,) = [value for name, value in names.items() if name.startswith("test_")]
     test()

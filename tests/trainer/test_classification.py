@@ -23,7 +23,7 @@ from replay_service.classification.scoring import ClassScorer
 from replay_service.testing import LabelledSamples, ServiceUnderTest, replay_service
 from tests.classification.worlds import NUM_CLASSES, SHAPE, images, make_tiny_bert, make_tiny_vit, tiny_net
 
-README = Path(__file__).parent.parent.parent / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "classification.md"
 SETTINGS = {"global_batch_size": 4, "injection_ratio": "0.5", "injection_mode": "add", "policy": "uniform"}
 NUM_TOKENS = 9
 
@@ -247,8 +247,8 @@ def test_a_base_model_that_has_not_scored_the_corpus_is_refused(client: ReplayCl
         Rehearsal(client, "base", base_model=other).open()
 
 
-def test_the_readme_shows_a_loop_that_classifies() -> None:
-    (example,) = re.findall(r"```python\n([^`]*cross_entropy[^`]*)```", README.read_text())
+def test_the_documentation_shows_a_loop_that_classifies() -> None:
+    (example,) = re.findall(r"```python\n([^`]*cross_entropy[^`]*)```", PAGE.read_text())
     model = tiny_net().eval()
     inputs, label = (torch.from_numpy(each) for each in images(32, 5))
     before = model.head.weight.detach().clone()  # type: ignore[union-attr]
@@ -261,7 +261,7 @@ def test_the_readme_shows_a_loop_that_classifies() -> None:
         "loader": [(inputs[first : first + 8].float(), label[first : first + 8]) for first in (0, 8, 16, 24)],
     }
     with replay_service(samples=samples, corpus="images", serve=True) as service:
-        exec(compile(example.replace("http://127.0.0.1:8400", service.url), "README.md", "exec"), names)
+        exec(compile(example.replace("http://127.0.0.1:8400", service.url), str(PAGE), "exec"), names)
         names["client"].close()
         with service.client() as client:
             stats = client.stats("my-run")

@@ -53,7 +53,10 @@ def test_flags_override_keys_of_sections(tmp_path: Path) -> None:
             "schedule = { curve = 'cosine', num_step = 5 }",
             "rehearsal.schedule.num_step: unknown key; did you mean num_st",
         ),
-        ("schedule = { curve = 'cosin' }", "schedule.curve must be one of"),
+        ("schedule = { curve = 'cosin' }", "rehearsal.schedule.curve: Input should be 'constant', "),
+        ("schedule = { curve = 'steps', points = [[0, 0.5]] }", "schedule.points must have ascending steps from 1 on"),
+        ("floor = 1.5", "rehearsal.floor: "),
+        ("prior_weight = 0", "rehearsal.prior_weight: "),
         ("[rehearsl]", "rehearsl: unknown key; did you mean rehearsal?"),
         ("[lora]\nrank = 5", "lora.rank: unknown key; known are r, alpha"),
     ],
@@ -68,6 +71,8 @@ def test_an_unknown_key_is_named_with_what_was_probably_meant(tmp_path: Path, mo
     [
         ("{ nat = 0.1 }", "rehearsal.budget.nat: unknown key; did you mean nats?"),
         ("{ nats = 0.1, law = { alfa = 1 } }", "rehearsal.budget.law.alfa: unknown key"),
+        ("{ law = { A = 1 } }", "rehearsal.budget.law.B: Field required"),
+        ("{ nats = 0 }", "rehearsal.budget.nats: "),
     ],
 )
 def test_an_unknown_key_of_a_budget_is_named(tmp_path: Path, budget: str, said: str) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 from replay_service.language.tokenizer import fingerprint, load_tokenizer
 from replay_service.testing import ServiceUnderTest, replay_service
 
-README = Path(__file__).parent.parent.parent / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "hugging-face.md"
 SEQ_LEN = 12
 
 
@@ -358,13 +358,13 @@ def test_a_model_that_does_not_know_all_tokens_of_the_corpus_is_refused_before_t
     assert client.run("unknown-tokens")["next_step"] == 0
 
 
-def test_the_readme_shows_the_trainer(tiny_model: Path, tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n([^`]*import RehearsalTrainer[^`]*)```", README.read_text())
+def test_the_documentation_shows_the_trainer(tiny_model: Path, tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n([^`]*import RehearsalTrainer[^`]*)```", PAGE.read_text())
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     args = arguments(tmp_path, per_device_train_batch_size=8, max_steps=4)
     names: dict[str, Any] = {"model": model, "args": args, "train_dataset": dataset()}
     with replay_service(seq_len=SEQ_LEN, vocab_size=model.config.vocab_size, serve=True) as service:
-        exec(compile(example.replace("http://127.0.0.1:8400", service.url), "README.md", "exec"), names)
+        exec(compile(example.replace("http://127.0.0.1:8400", service.url), str(PAGE), "exec"), names)
         names["client"].close()
         with service.client() as client:
             stats = client.stats("my-run")

@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 from replay_service.language.losses import token_losses
 from replay_service.testing import ServiceUnderTest, replay_service
 
-README = Path(__file__).parent.parent.parent / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-loop.md"
 SEQ_LEN = 12
 VOCAB = 300
 SETTINGS = {"global_batch_size": 4, "injection_ratio": "0.4", "injection_mode": "add", "policy": "uniform"}
@@ -409,10 +409,10 @@ def test_a_batch_without_names_is_refused_with_what_is_taken(client: ReplayClien
         loop.mix(0, batch)
 
 
-def test_the_readme_shows_a_loop_of_ones_own(tiny_model: Path) -> None:
+def test_the_documentation_shows_a_loop_of_ones_own(tiny_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    (example,) = re.findall(r"```python\n([^`]*\.open\(rank=[^`]*)```", README.read_text(), re.DOTALL)
+    (example,) = re.findall(r"```python\n([^`]*\.open\(rank=[^`]*)```", PAGE.read_text(), re.DOTALL)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     before = [each.detach().clone() for each in model.parameters()]
     names: dict[str, Any] = {
@@ -421,7 +421,7 @@ def test_the_readme_shows_a_loop_of_ones_own(tiny_model: Path) -> None:
         "loader": [rows(8, SEQ_LEN, seed) for seed in range(4)],
     }
     with replay_service(seq_len=SEQ_LEN, vocab_size=model.config.vocab_size, serve=True) as service:
-        exec(compile(example.replace("http://127.0.0.1:8400", service.url), "README.md", "exec"), names)
+        exec(compile(example.replace("http://127.0.0.1:8400", service.url), str(PAGE), "exec"), names)
         names["client"].close()
         with service.client() as client:
             stats = client.stats("my-run")

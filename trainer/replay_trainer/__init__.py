@@ -1,1 +1,1 @@
-"""What a training loop uses: pull rehearsal batches, inject them at the right ratio, report what they cost."""
+"""The library of a training loop: pull rehearsal batches, inject them at the right ratio, report their losses."""

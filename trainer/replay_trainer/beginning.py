@@ -1,4 +1,4 @@
-"""What a loop does where its run is ahead of it, as it is when a script is run again under the same run name.
+"""The beginning of a loop whose run is ahead of it, as it is when a script is run again under the same run name.
 
 A run serves the plans that it has made, and counts a report of a row once. So a second execution that begins at step 0
 would train on the plans of the first one, and all that it reports would be dropped.

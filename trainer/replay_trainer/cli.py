@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,14 +16,17 @@ from rich.markup import escape
 
 from replay_service.errors import RayUnavailable
 from replay_service.extras import missing_package
+from replay_service.sampling.bounds import description_of
+from replay_service.setting_options import options_of, with_options
 from replay_service.stopping import Stopped, stop_signals
 from replay_service.version import say_version
 from replay_trainer.config import TrainConfig, read_config
 from replay_trainer.errors import TrainerError
+from replay_trainer.keys import all_keys
+from replay_trainer.scoring_settings import ScoringSettings
 
 if TYPE_CHECKING:
     from replay_trainer.job.progress import ProgressLine
-    from replay_trainer.scoring import ScoringSettings
 
 _ASK_EVERY_S = 5.0
 _WARM_UP_STEPS = 2
@@ -42,15 +45,20 @@ def _commands(
     """Fine-tune a language model that does not forget."""
 
 
+def _instead(key: str) -> str:
+    """The help of an option that replaces a key of the job's file."""
+    return f"{dict(all_keys(TrainConfig))[key].description} Replaces `{key}` of the file."
+
+
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="TOML file of the job; README shows one.")],
-    service_url: Annotated[str | None, typer.Option(help="The replay service, instead of the file's.")] = None,
-    run: Annotated[str | None, typer.Option(help="Name of the run at the service, instead of the file's.")] = None,
-    injection_ratio: Annotated[str | None, typer.Option(help="Share of rehearsal, instead of the file's.")] = None,
-    num_steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of the file's.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Output folder, instead of the file's.")] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Say at the end where the time of a step went.")] = False,
+    config: Annotated[Path, typer.Argument(help="TOML file of the job; the reference lists its keys.")],
+    service_url: Annotated[str | None, typer.Option(help=_instead("rehearsal.service_url"))] = None,
+    run: Annotated[str | None, typer.Option(help=_instead("rehearsal.run"))] = None,
+    injection_ratio: Annotated[str | None, typer.Option(help=_instead("rehearsal.injection_ratio"))] = None,
+    num_steps: Annotated[int | None, typer.Option(help=_instead("num_steps"))] = None,
+    output: Annotated[Path | None, typer.Option(help=_instead("output"))] = None,
+    profile: Annotated[bool, typer.Option("--profile", help=_instead("profile"))] = False,
 ) -> None:
     """Fine-tune with Ray Train, rehearsing what the service plans.
 
@@ -78,26 +86,15 @@ def train(
 
 
 @app.command()
+@with_options(options_of(ScoringSettings, leave_out={"source", "response_column", "prompt_column"}))
 def score(
-    source: Annotated[Path, typer.Argument(help="A .parquet, .jsonl or .jsonl.gz file, or a folder of them.")],
-    model: Annotated[str, typer.Option(help="The base model: a local folder or a Hugging Face hub name.")],
-    output: Annotated[Path, typer.Option(help="Parquet file to write; one that is there is replaced.")],
-    seq_len: Annotated[int, typer.Option(help="Most tokens of a row; a longer one is cut at the right.")] = 512,
+    source: Annotated[Path, typer.Argument(help=description_of(ScoringSettings, "source"))],
     text_column: Annotated[str | None, typer.Option(help="Column that holds the text, if not `text`.")] = None,
-    prompt_column: Annotated[
-        str | None, typer.Option(help="Column that holds the prompt, whose tokens do not count.")
-    ] = None,
+    prompt_column: Annotated[str | None, typer.Option(help=description_of(ScoringSettings, "prompt_column"))] = None,
     response_column: Annotated[
-        str | None, typer.Option(help="Column that holds the response, whose tokens count.")
+        str | None, typer.Option(help=description_of(ScoringSettings, "response_column"))
     ] = None,
-    precision: Annotated[
-        Literal["auto", "float32", "bf16"], typer.Option(help="Arithmetic of the scoring; auto takes the faster.")
-    ] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Rows that the base model scores at once.")] = 8,
-    bos: Annotated[
-        Literal["auto", "never", "always"],
-        typer.Option(help="Begin rows with the tokenizer's bos token; auto: if the tokenizer puts it before a text."),
-    ] = "auto",
+    **options: Any,
 ) -> None:
     """Add the base model's loss to every row of a fine-tuning set.
 
@@ -109,18 +106,11 @@ def score(
     if text_column is not None and response_column is not None:
         raise typer.BadParameter("a row is either a text or a prompt and a response; leave out --text-column")
     with _mistakes_as_messages("stopped; nothing was written"):
-        from replay_trainer.scoring import ScoringSettings
-
         settings = ScoringSettings(
             source=source,
-            output=output,
-            model=model,
             response_column=response_column or text_column or "text",
             prompt_column=prompt_column,
-            seq_len=seq_len,
-            precision=precision,
-            batch_size=batch_size,
-            bos=bos,
+            **options,
         )
         with stop_signals():
             watch_scoring(settings, console)
@@ -215,7 +205,7 @@ class _Watched:
         return list(MetricsFile(self.job.output / "metrics.jsonl").lines())
 
     def _statistics(self) -> dict[str, float | None]:
-        """What the service says of the run, asked now and then; without an answer, what it said last."""
+        """Statistics of the run from the service, asked now and then; without an answer, the last ones."""
         from replay_trainer.client import ReplayClient, RetryPolicy
 
         rehearsal = self.job.rehearsal

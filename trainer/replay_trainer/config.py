@@ -3,20 +3,22 @@
 import math
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from replay_service.corpus.shards.sources import is_url
 from replay_service.language.packing import MIN_LENGTH, Bos
 from replay_service.names import NAME_PATTERN
-from replay_service.sampling.damage import Signal
-from replay_service.sampling.injection import InjectionMode, exact_ratio
-from replay_service.sampling.policies import PolicyName
-from replay_service.sampling.run_config import AUTO, FeedbackMode, RunConfig
+from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw
+from replay_service.sampling.injection import Ratio
+from replay_service.sampling.run_config import Feedback, RunConfig
+from replay_service.sampling.schedule import Schedule
+from replay_service.setting_models import fields_of
 from replay_trainer.errors import InvalidTraining
-from replay_trainer.keys import keys_at, unknown_key, unknown_keys
+from replay_trainer.keys import keys_at, unknown_key
 from replay_trainer.methods.flow import Form, Normalize
 from replay_trainer.windows import Auto
 
@@ -25,26 +27,36 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
+def _as_decimal(value: object) -> object:
+    """A ratio that is written as a number is the decimal that was written."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 class DataConfig(Section):
     """The text to train on and to measure on."""
 
-    target: str = Field(description="Shard, folder or glob of shards of the fine-tuning text, here or behind a URL.")
-    heldout_target: str | None = Field(None, description="What to measure the target loss on; of what kind target is.")
-    heldout_pretraining: str | None = Field(None, description="Shards to measure forgetting on, by domain.")
+    target: str = Field(description="Fine-tuning text: a shard, a folder or a glob, local or a URL.")
+    heldout_target: str | None = Field(
+        None, description="Shards to measure the target loss on, of the same kind as `target`."
+    )
+    heldout_pretraining: str | None = Field(
+        None, description="Shards of pretraining text to measure forgetting on, by domain."
+    )
     text_column: str = Field("text", description="Column that holds the text.")
     tokens_column: str | None = Field(None, description="Column that holds ready-made token ids, instead of a text.")
     domain_column: str | None = Field(None, description="Column that holds the domain of held-out text.")
-    prompt_column: str | None = Field(None, description="Examples: column of what comes before the response.")
+    prompt_column: str | None = Field(None, description="For examples: column that holds the prompt.")
     response_column: str | None = Field(
-        None, description="Examples: column whose tokens are learned. Parquet or JSON lines on this machine."
+        None, description="For examples: column whose tokens are learned. Parquet or JSON lines on this machine."
     )
     layout: Literal["packed", "padded"] = Field(
-        "packed", description="Texts and examples end to end, without padding; or one example a row."
+        "packed", description="`packed`: texts and examples end to end, without padding. `padded`: one example a row."
     )
-    seq_len: int = Field(512, ge=MIN_LENGTH, description="Tokens in a row; with rehearsal, those of the corpus.")
+    seq_len: int = Field(512, ge=MIN_LENGTH, description="Tokens in a row. With rehearsal, the same as the corpus.")
     bos: Bos = Field(
         "auto",
-        description="Begin documents with the bos token; auto: as the corpus, and without rehearsal as the tokenizer.",
+        description="Begin documents with the bos token. "
+        "`auto`: as in the corpus, and without rehearsal as the tokenizer.",
     )
 
     @model_validator(mode="after")
@@ -64,9 +76,13 @@ class DataConfig(Section):
 class FlowConfig(Section):
     """FLOW: fine-tuning samples that the base model finds easy count more (`replay_trainer.methods.flow`)."""
 
-    form: Form = Field("sequence", description="A weight for each example, or for each token of a response.")
-    tau: Literal["median"] | float = Field("median", description="Temperature, nats; by default the median base loss.")
-    normalize: Normalize = Field("none", description="none: as in the paper; mean: weights are 1 on average.")
+    form: Form = Field(
+        "sequence", description="`sequence`: one weight for each example. `token`: one for each token of a response."
+    )
+    tau: Literal["median"] | float = Field("median", description="Temperature, nats. `median`: the median base loss.")
+    normalize: Normalize = Field(
+        "none", description="`none`: weights as in the paper. `mean`: weights are 1 on average."
+    )
 
     @field_validator("tau")
     @classmethod
@@ -79,69 +95,72 @@ class FlowConfig(Section):
 class LdifsConfig(Section):
     """LDIFS: features may not move far from the base model's (`replay_trainer.methods.ldifs`)."""
 
-    weight: float = Field(0.2, gt=0, description="What the mean drift is multiplied by, nats.")
-    layers: tuple[str, ...] | None = Field(None, description="Paths of modules; by default each quarter of the depth.")
+    weight: float = Field(0.2, gt=0, description="Weight of the mean drift in the loss, nats.")
+    layers: tuple[str, ...] | None = Field(
+        None, description="Paths of the modules whose features count. By default each quarter of the depth."
+    )
 
 
 class LoraConfig(Section):
     """LoRA: adapters learn, and the model stays as it is (`replay_trainer.job.adapters`)."""
 
     r: int = Field(8, ge=1, description="Rank of the adapters.")
-    alpha: int = Field(16, ge=1, description="They are multiplied by alpha / r.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of what comes into them that is dropped in training.")
+    alpha: int = Field(16, ge=1, description="Adapters are multiplied by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the adapters' inputs in training.")
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
-        "all-linear", description="Names of the modules that get one; all-linear: all linear ones but the head."
+        "all-linear",
+        description="Names of the modules that get an adapter. `all-linear`: all linear modules but the head.",
     )
 
 
+TOML_TYPES: Final[dict[Any, Any]] = {Ratio: Annotated[str, BeforeValidator(_as_decimal)]}
+"""How the types of settings are written: a ratio may be a number."""
+
+
+@fields_of(Schedule, types=TOML_TYPES)
+class ScheduleConfig(Section):
+    """How a written injection ratio changes over the steps of the run."""
+
+
+@fields_of(ForgettingLaw, types=TOML_TYPES)
+class LawConfig(Section):
+    """The forgetting law, fitted: A * D_ft ** beta / ((1 + B * p) * N) ** alpha nats per token are forgotten."""
+
+
+@fields_of(ForgettingBudget, types=TOML_TYPES | {ForgettingLaw: LawConfig})
+class BudgetConfig(Section):
+    """How much forgetting an `auto` injection ratio allows."""
+
+
+OF_THE_JOB: Final = frozenset({"global_batch_size", "seed"})
+"""Settings of a run that stand outside the section, since they are the job's too."""
+
+
+@fields_of(
+    RunConfig,
+    types=TOML_TYPES | {Schedule: ScheduleConfig, ForgettingBudget: BudgetConfig},
+    leave_out=OF_THE_JOB | {"feedback"},
+)
+@fields_of(Feedback, types=TOML_TYPES, names={"mode": "feedback", "lag": "feedback_lag"})
 class RehearsalConfig(Section):
-    """What to rehearse, how much, and where it comes from.
+    """The rehearsal: which rows, how many, and from which corpus.
 
     A token has no place in a job's file, which is kept and shown around; `replay_trainer.client` takes it from the
     environment.
     """
 
-    service_url: str = Field("http://127.0.0.1:8400", description="The replay service.")
+    service_url: str = Field("http://127.0.0.1:8400", description="URL of the replay service.")
     corpus: str = Field(pattern=NAME_PATTERN, description="Corpus to rehearse from.")
     run: str = Field(pattern=NAME_PATTERN, description="Name of this job's run at the service.")
-    injection_ratio: str = Field(
-        description='Share of the sequences of a batch that is rehearsal, such as "0.05"; or "auto", see budget.'
-    )
-    injection_mode: InjectionMode = Field(
-        "replace", description="replace: rehearsed rows take the place of others; add: they come on top."
-    )
-    schedule: dict[str, Any] = Field(
-        default_factory=dict, description="How the ratio runs over the steps: curve, num_steps, final_ratio, points."
-    )
-    budget: dict[str, Any] = Field(
-        default_factory=dict, description="auto: nats of forgetting to hold, least_ratio, most_ratio, every_steps, law."
-    )
-    injection_fixed: bool = Field(
-        False,
-        description="Promise that a constant ratio never changes while the run lasts: workers then skip steps "
-        "that hold nothing for them, unasked. Off, so that operators can change the ratio.",
-    )
-    half_life_steps: float = Field(500.0, gt=0, description="After how many steps a report counts half.")
-    rehearsal_weight: float = Field(1.0, gt=0, description="What a rehearsed row weighs in the loss.")
+    rehearsal_weight: float = Field(1.0, gt=0, description="Weight of a rehearsed row in the loss.")
     rehearsal_loss: Literal["cross_entropy", "distill", "mixed"] = Field(
         "cross_entropy",
-        description="distill: towards the base model's likeliest tokens, if the corpus stores them; mixed: half each.",
-    )
-    policy: PolicyName = Field("mix_cd", description="uniform or mix_cd.")
-    sharpness: float = Field(1.0, description="mix_cd: exponent of the damage rate.")
-    floor: float = Field(0.1, description="mix_cd: share of the draws that stays uniform.")
-    signal: Signal = Field("token_flip", description="What counts as damage.")
-    feedback: FeedbackMode = Field(
-        "latest", description="latest: plans use the reports that have come; fenced: reproducible, exactly those due."
-    )
-    feedback_lag: int = Field(8, ge=1, description="fenced: by how many steps reports lag behind plans.")
-    adopt_every_steps: int = Field(
-        0,
-        ge=0,
-        description="Adopt the corpus's latest generation so many steps after the last one; 0: never.",
+        description="`distill`: towards the base model's likeliest tokens, which the corpus must store. "
+        "`mixed`: half of each.",
     )
     window_steps: Annotated[int, Field(ge=1)] | Auto = Field(
-        "auto", description="Steps fetched in one request, one request ahead; auto: by rows, memory and freshness."
+        "auto",
+        description="Steps in one request; the next request is sent ahead. `auto`: by rows, memory and freshness.",
     )
 
     @model_validator(mode="before")
@@ -152,35 +171,27 @@ class RehearsalConfig(Section):
         return content
 
     @model_validator(mode="after")
-    def _can_be_held(self) -> "RehearsalConfig":
-        """The service checks how much is rehearsed, too; here it is found before any worker starts."""
-        names = ("injection_ratio", "injection_mode", "schedule", "budget", "injection_fixed")
-        values = {name: getattr(self, name) for name in names}
-        if wrong := list(unknown_keys(RunConfig, values, "rehearsal")):
-            raise ValueError("; ".join(wrong))
-        try:
-            RunConfig.from_dict({"global_batch_size": 1, **values})
-        except TypeError as error:  # a key that a schedule or a budget needs
-            raise ValueError(f"in schedule or budget: {str(error).partition(' ')[2]}") from error
+    def _is_valid_run(self) -> "RehearsalConfig":
+        """The service checks how the values go together, too; here it is found before any worker starts."""
+        RunConfig.from_dict({"global_batch_size": 1, **self.run_settings()})
         return self
 
     @model_validator(mode="after")
     def _fits_fence(self) -> "RehearsalConfig":
-        if self.feedback == "fenced" and self.adopt_every_steps:
-            raise ValueError("adopt_every_steps does not go with fenced feedback; leave it 0")
-        if self.feedback == "fenced" and self.window_steps != "auto" and self.window_steps > self.feedback_lag:
+        feedback = Feedback(**self.run_settings()["feedback"])
+        if feedback.mode == "fenced" and self.window_steps != "auto" and self.window_steps > feedback.lag:
             raise ValueError(
-                f"window_steps {self.window_steps} is more than feedback_lag {self.feedback_lag}: a window would wait "
+                f"window_steps {self.window_steps} is more than feedback_lag {feedback.lag}: a window would wait "
                 "for its own reports"
             )
         return self
 
-    @field_validator("injection_ratio", mode="before")
-    @classmethod
-    def _decimal(cls, value: object) -> str:
-        if value != AUTO:
-            exact_ratio(str(value))
-        return str(value)
+    def run_settings(self) -> dict[str, Any]:
+        """The settings of the run at the service, but for those of the whole job."""
+        values = self.model_dump()
+        feedback = {"mode": values.pop("feedback"), "lag": values.pop("feedback_lag")}
+        names = {each.name for each in fields(RunConfig)}
+        return {**{name: value for name, value in values.items() if name in names}, "feedback": feedback}
 
 
 class TrainConfig(Section):
@@ -190,42 +201,55 @@ class TrainConfig(Section):
     output: Path = Field(description="Folder for metrics, checkpoints and the tuned model.")
     data: DataConfig
     rehearsal: RehearsalConfig | None = Field(None, description="Leave it out to train without rehearsal.")
-    flow: FlowConfig | None = Field(None, description="Leave it out to let all samples count alike.")
-    ldifs: LdifsConfig | None = Field(None, description="Leave it out to let features move freely.")
+    flow: FlowConfig | None = Field(None, description="Leave it out to weigh all samples alike.")
+    ldifs: LdifsConfig | None = Field(None, description="Leave it out for no term of features in the loss.")
     lora: LoraConfig | None = Field(None, description="Leave it out to tune the whole model.")
     num_steps: int = Field(ge=1, description="Optimizer steps.")
     global_batch_size: int = Field(
-        8, ge=1, description="Sequences in a step of the whole job; rehearsed ones are among them, unless added."
+        8,
+        ge=1,
+        description="Sequences in a step of the whole job. Rehearsed rows are among them, unless they are added.",
     )
     micro_batch_size: int = Field(
-        0, ge=0, description="Rows that a worker takes through the model at once; 0: all of its share of a step."
+        0, ge=0, description="Most rows of one forward pass of a worker. 0: its whole share of a step."
     )
     chunked_head: bool = Field(
-        False, description="Take the losses from the head a tile at a time: less memory, no logits of whole rows."
+        False,
+        description="Compute losses from the head a tile at a time, without the logits of whole rows. Saves memory.",
     )
     learning_rate: float = Field(3e-5, gt=0, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
-    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Decay after the warm-up.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="Decay of the learning rate after the warm-up."
+    )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     precision: Literal["corpus", "float32", "bf16"] = Field(
-        "corpus", description="Arithmetic; `corpus` takes what the base losses were measured in."
+        "corpus", description="Arithmetic of the training. `corpus`: that of the base losses."
     )
     seed: int = Field(0, ge=0, description="Order of the fine-tuning rows, dropout, and the run's draws.")
-    num_workers: int = Field(1, ge=1, description="Ray Train workers; with min_workers, the most of them.")
+    num_workers: int = Field(1, ge=1, description="Ray Train workers. With `min_workers`, the most of them.")
     min_workers: int = Field(
-        0, ge=0, description="Go on with as few workers as this, and with more as machines come; 0: always num_workers."
+        0,
+        ge=0,
+        description="Continue with as few workers as this, and with more as machines come. 0: always `num_workers`.",
     )
     resize_every_s: float = Field(
-        60.0, ge=0, description="Seconds between looks for machines that came; a change goes on from a checkpoint."
+        60.0,
+        ge=0,
+        description="Seconds between looks for new machines. A change of workers continues from a checkpoint.",
     )
     use_gpu: bool = Field(False, description="One GPU a worker.")
-    evaluate_every: int = Field(0, ge=0, description="Steps between measurements on held-out text; 0: first and last.")
-    checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0: none.")
-    max_failures: int = Field(0, ge=0, description="How often to go on from the last checkpoint after a failure.")
-    trackers: tuple[str, ...] = Field((), description="Where metrics also go: tensorboard, wandb, mlflow.")
-    profile: bool = Field(False, description="Measure where the time of a step goes, exactly; that costs some speed.")
-    save_model: bool = Field(True, description="Save the tuned model to output/model.")
+    evaluate_every: int = Field(
+        0, ge=0, description="Steps between measurements on held-out text. 0: before the first and after the last step."
+    )
+    checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints. 0: none.")
+    max_failures: int = Field(0, ge=0, description="How often to continue from the last checkpoint after a failure.")
+    trackers: tuple[str, ...] = Field(
+        (), description="Trackers that also get the metrics: `tensorboard`, `wandb`, `mlflow`."
+    )
+    profile: bool = Field(False, description="Measure the time of each part of a step. It costs some speed.")
+    save_model: bool = Field(True, description="Save the tuned model to `output`/model.")
 
     @model_validator(mode="after")
     def _has_rows_for_all(self) -> "TrainConfig":
@@ -247,11 +271,8 @@ class TrainConfig(Section):
     def run_settings(self) -> dict[str, Any]:
         """The settings of the run at the service."""
         assert self.rehearsal is not None
-        names = {"injection_ratio", "injection_mode", "schedule", "budget", "injection_fixed"}
-        names |= {"half_life_steps", "policy", "sharpness", "floor", "signal", "adopt_every_steps"}
-        shared = self.rehearsal.model_dump(include=names)
-        feedback = {"mode": self.rehearsal.feedback, "lag": self.rehearsal.feedback_lag}
-        return {**shared, "feedback": feedback, "global_batch_size": self.global_batch_size, "seed": self.seed}
+        whole_job = {name: getattr(self, name) for name in OF_THE_JOB}
+        return {**self.rehearsal.run_settings(), **whole_job}
 
 
 def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""What can go wrong between a training loop and the service.
+"""Errors between a training loop and the service.
 
 TrainerError
 ├── InvalidTraining        the configuration, or the text to train on, cannot be used
@@ -56,7 +56,7 @@ class ServiceRefused(ServiceError):
 
 
 class RunGone(ServiceRefused):
-    """What this job was training with is over. A step without anything to rehearse is an empty batch, and a plan that
+    """The run of this job is over. A step without anything to rehearse is an empty batch, and a plan that
     waits for reports is NotReady; this stays as it is."""
 
 

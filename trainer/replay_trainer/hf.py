@@ -33,7 +33,7 @@ _MIXED: Final = "mixed_with_rehearsal"
 """Key of a micro-batch under which its rehearsed rows travel from the loader to the loss."""
 
 _CROSS_ENTROPY: Final = (None, "nll", "chunked_nll")
-"""What trl calls it."""
+"""The name that trl has for it."""
 
 _OF_PREFERENCES: Final = ("chosen", "rejected", "prompt_", "completion_ids", "KL_")
 """Beginnings of the names of columns."""
@@ -46,7 +46,7 @@ _AnyTrainer: Any = object
 class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
     """Goes before a Trainer in the bases of a class.
 
-    It resumes as the Trainer does: training that begins at a global step rewinds the run to it. What was reported is
+    It resumes as the Trainer does: training that begins at a global step rewinds the run to it. Reported losses are
     durable before a checkpoint is written.
 
     Args:
@@ -127,7 +127,7 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         super().log(logs, *args, **options)
 
     def _share_of_a_prediction(self, num_items: Any) -> Tensor | float | None:
-        """What the Trainer multiplies the nats of a prediction with; None: it takes the mean of the micro-batch."""
+        """Factor of the nats of a prediction in the Trainer; None: it takes the mean of the micro-batch."""
         if num_items is None:
             return None
         averages = self.args.average_tokens_across_devices and self.model_accepts_loss_kwargs
@@ -225,7 +225,7 @@ def _check_loss(trainer: Any) -> None:
 
 
 def _tokenizer_of(processing_class: Any) -> Any:
-    """What a Trainer tokenizes with, also within a processor; None where it is not a fast tokenizer."""
+    """The tokenizer of a Trainer, also within a processor; None where it is not a fast tokenizer."""
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     return tokenizer if getattr(tokenizer, "is_fast", False) else None
 

@@ -1,37 +1,40 @@
 """Keys of a job's file that are not known, and what was probably meant."""
 
-import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, get_args, get_type_hints
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+_LIKENESS: Final = 0.75
+"""A key that is less like the one that was written was hardly meant."""
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """What to say of a key that is not among the known ones."""
-    near = difflib.get_close_matches(key, known := list(known), n=1)
+    """A sentence on a key that is not among the known ones."""
+    near = difflib.get_close_matches(key, known := list(known), n=1, cutoff=_LIKENESS)
     return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; known are {', '.join(known)}"
 
 
 def keys_at(model: type[BaseModel], place: Iterable[str | int]) -> list[str]:
     """The keys of the section that stands at a place of a model, such as ("rehearsal",)."""
     for name in place:
-        field = model.model_fields[str(name)]
-        model = next(each for each in (field.annotation, *get_args(field.annotation)) if _is_model(each))
+        model = section_of(model.model_fields[str(name)]) or model
     return list(model.model_fields)
 
 
-def unknown_keys(of: type, given: Mapping[str, Any], place: str) -> Iterator[str]:
-    """What to say of the keys that a dataclass, or one in its fields, does not have; `place` is where they stand."""
-    types = get_type_hints(of)
-    for key, value in given.items():
-        if key not in types:
-            yield f"{place}.{key}: {unknown_key(key, types)}"
-        elif isinstance(value, Mapping):
-            for inner in (types[key], *get_args(types[key])):
-                if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-                    yield from unknown_keys(inner, value, f"{place}.{key}")
+def all_keys(model: type[BaseModel], before: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of a model with its sections, by its dotted name, such as `rehearsal.budget.nats`."""
+    for name, field in model.model_fields.items():
+        yield f"{before}{name}", field
+        if (section := section_of(field)) is not None:
+            yield from all_keys(section, f"{before}{name}.")
+
+
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a key holds, if it holds one."""
+    return next((each for each in (field.annotation, *get_args(field.annotation)) if _is_model(each)), None)
 
 
 def _is_model(type_: Any) -> bool:

@@ -53,7 +53,7 @@ def add(
 
 @dataclass(slots=True)
 class RehearsalLoop(RehearsalSession):
-    """What one rank rehearses, step by step; `Rehearsal.open` makes one. Leaving its block waits for all reports.
+    """The rehearsal of one rank, step by step; `Rehearsal.open` makes one. Leaving its block waits for all reports.
 
     Raises, from every method that talks to the service, what RehearsalStream and LossReporter do.
     """
@@ -160,7 +160,7 @@ class RehearsalLoop(RehearsalSession):
         RehearsalSession.flush(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold; waits until the reports of all steps before it are durable."""
+        """The state for a checkpoint; waits until the reports of all steps before it are durable."""
         return {**RehearsalSession.state_dict(self), "trained": asdict(self.trained)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -180,7 +180,7 @@ class RehearsalLoop(RehearsalSession):
         self.trained_reporter.send(next_step, trained.counts, attempt)
 
     def _rows_of(self, step: int, part: int, num_parts: int) -> Batch:
-        """What this rank rehearses in a step; all checks come before it is asked for."""
+        """The rehearsed rows of this rank in a step; all checks come before they are asked for."""
         if self._current is not None and step == self.stream.next_step - 1:
             self.tally.begin(step, part, num_parts)
             return self._current
@@ -205,7 +205,7 @@ class RehearsalLoop(RehearsalSession):
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """What a loop rehearses, before it is known which rank it is.
+    """The rehearsal of a loop, before its rank is known.
 
     Attributes:
         client: of the service.

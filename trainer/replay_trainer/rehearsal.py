@@ -92,7 +92,7 @@ class RehearsalStream:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold; the world size is not in it, since a plan is sliced anew for any."""
+        """The state for a checkpoint; the world size is not in it, since a plan is sliced anew for any."""
         return {"version": STATE_VERSION, "run": self.run, "next_step": self.next_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -6,8 +6,7 @@ is the base model's mean cross-entropy over the tokens of the response.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +14,13 @@ from numpy.typing import NDArray
 
 from replay_service.errors import ReplayError
 from replay_service.language.model import faster_precision, outline_of
-from replay_service.language.packing import MIN_LENGTH, Bos
 from replay_service.language.precision import Precision
 from replay_service.language.scoring import RowScorer
 from replay_service.language.tokenizer import bos_id
 from replay_trainer.batches.examples import Example, check_text_columns, examples_of, scored_with
 from replay_trainer.batches.tables import Tables, Unusable, check_writable, find_tables, parquet_writer
 from replay_trainer.errors import InvalidTraining
+from replay_trainer.scoring_settings import ScoringSettings
 
 ADDED: Final = (
     pa.field("base_loss", pa.float32()),
@@ -32,45 +31,9 @@ ADDED: Final = (
 longer than `seq_len` and was cut at the right. The first two are null where there is no token to predict."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScoringSettings:
-    """What to score, and how.
-
-    Attributes:
-        source: a table or a folder of them.
-        output: the Parquet file to write.
-        model: the base model, a local folder or a hub name.
-        response_column: the text whose tokens count.
-        prompt_column: the text before it, whose tokens do not; without it the first token of the text does not count,
-            since nothing comes before it.
-        seq_len: most tokens of a row.
-        precision: `auto` takes bfloat16 where this machine is faster in it.
-        batch_size: most rows of one forward pass.
-        bos: whether each row begins with the tokenizer's bos token; `auto`: if the tokenizer itself puts it there.
-    """
-
-    source: Path
-    output: Path
-    model: str
-    response_column: str = "text"
-    prompt_column: str | None = None
-    seq_len: int = 512
-    precision: Precision | Literal["auto"] = "auto"
-    batch_size: int = 8
-    bos: Bos = "auto"
-
-    def __post_init__(self) -> None:
-        for name, least in (("seq_len", MIN_LENGTH), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise InvalidTraining(f"{name} must be at least {least}, not {getattr(self, name)}")
-
-    def columns(self) -> list[str]:
-        return [name for name in (self.prompt_column, self.response_column) if name is not None]
-
-
 @dataclass(slots=True)
 class Summary:
-    """What was scored: counts of rows, and of the tokens whose losses were taken."""
+    """The result of scoring: counts of rows, and of the tokens whose losses were taken."""
 
     precision: Precision
     num_rows: int = 0

@@ -22,7 +22,7 @@ MOST_STEPS: Final = 64
 USEFUL_ROWS: Final = 64
 """With so many rows of the rank, fresh reports are worth more than a request less: either costs little beside steps."""
 MOST_BYTES: Final = 16 << 20
-"""What a window may hold in memory, of which there are two."""
+"""Most bytes of a window in memory; there are two windows."""
 _SHARE_OF_HORIZON: Final = Fraction(1, 32)
 """Two windows are a sixteenth of a half life: what a plan does not know yet of a stratum's damage weighs 4 %."""
 
@@ -82,5 +82,5 @@ class WindowRule:
 
 
 def _row_bytes(window: Batch) -> int:
-    """What a sample takes in memory, in a window that may hold none."""
+    """Bytes of a sample in memory, in a window that may hold none."""
     return sum(math.prod(array.shape[1:]) * array.dtype.itemsize for array in window.columns().values())

@@ -38,7 +38,7 @@ class Layout:
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.segments = segments
         self.record = _common_record(segments)
-        """What a row holds."""
+        """The fields of a row."""
         self.base_loss = _field(self.record, "base_loss")
         self.stretches = _stretches(self.record)
         """The types of the parts of a row, which follow one another: a wide field, or neighbouring narrow ones."""

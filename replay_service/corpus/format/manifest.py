@@ -36,7 +36,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class DomainSummary:
-    """What a corpus holds of one domain."""
+    """The share of one domain in a corpus."""
 
     name: str
     num_samples: int
@@ -62,7 +62,7 @@ class DomainSummary:
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """What the samples of a classification corpus are, and who scored them."""
+    """The samples of a classification corpus, and the model that scored them."""
 
     num_classes: int
     """Labels are 0 to `num_classes` - 1, as the base model numbers its classes."""
@@ -88,7 +88,7 @@ class Manifest:
     precision: str
     num_quantiles: int
     partition_by: str
-    """What groups are: `domain`, `cluster` or `column <name>`."""
+    """The kind of group: `domain`, `cluster` or `column <name>`."""
     topk: int
     """How many of the base model's likeliest tokens stand with each position; 0 for none."""
     recipe: str
@@ -113,7 +113,7 @@ class Manifest:
     checkpoint_fingerprint: str = ""
     """Equal for checkpoints of the base model with equal weights; empty where it is not known."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What the recipe is made of; empty in a corpus that an earlier release made."""
+    """The parts of the recipe; empty in a corpus that an earlier release made."""
 
     @classmethod
     def of_nothing(

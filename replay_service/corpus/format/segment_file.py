@@ -29,18 +29,18 @@ from replay_service.corpus.format.records import SampleRows
 from replay_service.wire.columns import wide_binary
 
 BLOCK_BYTES: Final = 64 << 10
-"""What is checked, and fetched from object storage, at once."""
+"""The unit of checksums, and of requests to object storage."""
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentFile:
-    """What a reader must know of a segment file to read rows and to check them."""
+    """The layout of a segment file, as a reader needs it to read rows and to check them."""
 
     num_bytes: int
     rows_at: int
     """Where the first record begins in the file, bytes."""
     record: dict[str, Any]
-    """What a record holds, as `numpy.dtype` takes it: the fields' names, their formats (`<i4` is a number, `(512,)<u2`
+    """The record's type, as `numpy.dtype` takes it: the fields' names, their formats (`<i4` is a number, `(512,)<u2`
     are 512 of them) and their offsets in the record, and the record's width (itemsize), bytes."""
     checksum: int
     """CRC-32 of the checksums file."""
@@ -79,7 +79,7 @@ def write_segment(path: Path, rows: SampleRows) -> SegmentFile:
 
 
 def _described(record: np.dtype[np.void]) -> dict[str, Any]:
-    """What `numpy.dtype` makes the record of again, fit for JSON."""
+    """The arguments of `numpy.dtype` that make the record again, fit for JSON."""
     names = list(record.names or ())
     return {
         "names": names,

@@ -1,4 +1,4 @@
-"""Strata: base-loss quantiles within each group. What a stratum is stays as it is while the corpus grows."""
+"""Strata: base-loss quantiles within each group. A stratum's edges never move while the corpus grows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

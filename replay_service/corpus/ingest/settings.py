@@ -2,85 +2,136 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from replay_service.classification.factory import is_factory
 from replay_service.corpus.shards.documents import Columns
 from replay_service.corpus.shards.places import AllowedPlaces
 from replay_service.errors import CorpusError
-from replay_service.language.packing import Bos
+from replay_service.language.packing import MIN_LENGTH, Bos
 from replay_service.language.precision import Precision
 from replay_service.names import NAME_RULE, is_name
+from replay_service.sampling.bounds import check_bounds
 from replay_service.wire.samples import Kind
 
-MOST_TOPK = 64
+NO_OPTIONS: Final = frozenset({"folder", "name", "columns", "allowed"})
+"""Fields of the settings that are no options of their own."""
+OPTION_DEFAULTS: Final = {"label": "label"}
+
+
+def column_option(name: str) -> str:
+    """The option that names a column."""
+    return f"{name}_column"
 
 
 @dataclass(frozen=True, slots=True)
 class IngestSettings:
     """What to make a corpus of.
 
-    Attributes:
-        source: a shard, a folder of shards or a glob, here or behind a URL; it may hold secrets.
-        folder: the folder of corpora; the corpus becomes a subfolder.
-        name: the corpus's name.
-        model: the base model, a local folder or a hub name.
-        seq_len: tokens a row.
-        columns: where in a row of a shard its document stands. A column of groups partitions the corpus by its values.
-        num_quantiles: strata of a group, by base loss.
-        num_clusters: partition the corpus by so many clusters of what the base model makes of a row; 0: by domain, or
-            by the column of groups.
-        precision: `auto` takes bfloat16 where this machine is faster in it.
-        batch_size: rows the base model scores at once.
-        num_scorers: actors that hold the base model, each on its share of the CPUs or of a GPU.
-        gpus_per_scorer: how much of a GPU each takes where there are any.
-        topk: how many of the base model's likeliest tokens to keep for each position, for distilled rehearsal.
-        rows_per_segment: rows of one segment file. Each finished segment is a generation.
-        bos: whether each document begins with the tokenizer's bos token, and each row that goes on with one. `auto`: as
-            in the corpus, and in a new one if the tokenizer itself puts it before a text.
-        kind: `classification` for samples with a label, which `columns` name; then `model` may be a factory
-            (`replay_service.classification.model`), and `auto` precision is float32, in which a loop of one's own runs.
-        allowed: where shards may come from; None: from anywhere.
+    The metadata of a field hold its description and bounds, of which the command's options and the fields of a request
+    are made.
+
+    Raises:
+        CorpusError: names what is out of range, or does not go together.
     """
 
-    source: str = field(repr=False)
+    source: str = field(
+        repr=False,  # it may hold secrets
+        metadata={
+            "description": "Parquet, JSON lines, Arrow, text, tar (WebDataset) or a dataset saved by Hugging Face: a "
+            "file, a folder or a glob ('web/**/*.parquet'), local or at s3://, gs://, hf:// or any fsspec URL.",
+            "min_length": 1,
+            "max_length": 4096,
+        },
+    )
     folder: Path
     name: str
-    model: str
-    seq_len: int = 512
+    model: str = field(
+        metadata={
+            "description": "The base model: a local folder or a Hugging Face hub name. For classification the command "
+            "also takes package.module:callable.",
+            "min_length": 1,
+            "max_length": 4096,
+        }
+    )
+    seq_len: int = field(default=512, metadata={"description": "Tokens in a row.", "ge": MIN_LENGTH, "le": 1 << 20})
     columns: Columns = field(default_factory=Columns)
-    num_quantiles: int = 8
-    num_clusters: int = 0
-    precision: Precision | Literal["auto"] = "auto"
-    batch_size: int = 8
-    num_scorers: int = 1
-    gpus_per_scorer: float = 1.0
-    topk: int = 0
-    rows_per_segment: int = 65_536
-    kind: Kind = "language"
+    num_quantiles: int = field(
+        default=8, metadata={"description": "Strata in each group, by base loss.", "ge": 1, "le": 1024}
+    )
+    num_clusters: int = field(
+        default=0,
+        metadata={
+            "description": "Partition the corpus by so many clusters of row embeddings instead of by domain. 0: none.",
+            "ge": 0,
+            "le": 4096,
+        },
+    )
+    precision: Precision | Literal["auto"] = field(
+        default="auto",
+        metadata={
+            "description": "Arithmetic of the scoring. `auto`: bfloat16 where this machine is faster in it, and "
+            "float32 for classification."
+        },
+    )
+    batch_size: int = field(
+        default=8, metadata={"description": "Rows that the base model scores at once.", "ge": 1, "le": 4096}
+    )
+    num_scorers: int = field(
+        default=1,
+        metadata={
+            "description": "Actors that hold the base model, each on its share of the CPUs or of a GPU.",
+            "ge": 1,
+            "le": 4096,
+        },
+    )
+    gpus_per_scorer: float = field(
+        default=1.0,
+        metadata={"description": "Share of a GPU for each scorer, where there are GPUs.", "gt": 0, "le": 8},
+    )
+    topk: int = field(
+        default=0,
+        metadata={
+            "description": "How many of the base model's likeliest tokens to keep for each position, for distilled "
+            "rehearsal.",
+            "ge": 0,
+            "le": 64,
+        },
+    )
+    rows_per_segment: int = field(
+        default=65_536,
+        metadata={
+            "description": "Rows of one segment. Each finished segment can be rehearsed from at once.",
+            "ge": 1,
+            "le": 1 << 30,
+        },
+    )
+    kind: Kind = field(
+        default="language",
+        metadata={
+            "description": "`language`: every token is predicted. `classification`: a text or a tensor has a label."
+        },
+    )
     allowed: AllowedPlaces | None = field(default=None, repr=False)
-    bos: Bos = "auto"
+    """Where shards may come from; None: from anywhere."""
+    bos: Bos = field(
+        default="auto",
+        metadata={
+            "description": "Begin each document, and each row that continues one, with the tokenizer's bos token. "
+            "`auto`: as in the corpus, and in a new one if the tokenizer puts it before a text."
+        },
+    )
 
     def __post_init__(self) -> None:
         if not is_name(self.name):
             raise CorpusError(f"{self.name!r} cannot name a corpus: a name is {NAME_RULE}")
-        for name, least in (
-            ("seq_len", 2),
-            ("num_quantiles", 1),
-            ("num_clusters", 0),
-            ("batch_size", 1),
-            ("num_scorers", 1),
-            ("topk", 0),
-            ("rows_per_segment", 1),
-        ):
-            if getattr(self, name) < least:
-                raise CorpusError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if self.topk > MOST_TOPK:
-            raise CorpusError(f"topk must be at most {MOST_TOPK}, not {self.topk}")
-        if not 0 < self.gpus_per_scorer <= 8:
-            raise CorpusError(f"gpus_per_scorer must be above 0 and at most 8, not {self.gpus_per_scorer}")
+        try:
+            check_bounds(self)
+        except ValueError as error:
+            raise CorpusError(str(error)) from None
         if self.gpus_per_scorer > 1 and self.gpus_per_scorer % 1:
             raise CorpusError(f"gpus_per_scorer must be whole when it is above 1, not {self.gpus_per_scorer}")
         if self.num_clusters and self.columns.group is not None:
@@ -106,6 +157,15 @@ class IngestSettings:
                 f"the factory {self.model!r} brings no tokenizer for the column {self.columns.text!r}; name a column "
                 "of tensors or of ready-made token ids"
             )
+
+    @classmethod
+    def from_options(cls, folder: Path, name: str, options: Mapping[str, Any]) -> "IngestSettings":
+        """From options without nesting, in which the column `text` is named by `text_column`."""
+        columns = {each.name: options[column_option(each.name)] for each in fields(Columns)}
+        if options["kind"] == "language":
+            columns["label"] = None  # the option has a default, which is for the other kind
+        rest = {each.name: options[each.name] for each in fields(cls) if each.name in options}
+        return cls(folder=folder, name=name, columns=Columns(**columns), **rest)
 
     @property
     def corpus_folder(self) -> Path:

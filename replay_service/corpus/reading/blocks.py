@@ -82,7 +82,7 @@ class Blocks(Protocol):
         ...
 
     def damage(self) -> list[SegmentDamage]:
-        """What was found wrong so far."""
+        """The damage found so far."""
         ...
 
 

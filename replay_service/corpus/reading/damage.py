@@ -1,4 +1,4 @@
-"""What is found wrong with segment files. It takes out the samples that it touches, and no others."""
+"""Damage of segment files. It takes out the samples that it touches, and no others."""
 
 import threading
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class UnusableFile(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SegmentDamage:
-    """What is known to be wrong with a segment file."""
+    """The known damage of a segment file."""
 
     file: str
     problem: str
@@ -45,7 +45,7 @@ class SegmentDamage:
 
 
 class BlockStates:
-    """What is known of each block of a corpus; any thread may write it down.
+    """The known state of each block of a corpus; any thread may write it down.
 
     Args:
         advice: what brings samples of a damaged segment back, for the log.
@@ -60,7 +60,7 @@ class BlockStates:
         """uint8, by block: UNKNOWN, INTACT or DAMAGED."""
 
     def take_over(self, earlier: "BlockStates") -> None:
-        """What an earlier generation knew of the segments that both have."""
+        """Take over the state of the segments that an earlier generation has too."""
         num_common = self._layout.num_common(earlier._layout)
         end = self._layout.first_block[num_common]
         with earlier._lock:

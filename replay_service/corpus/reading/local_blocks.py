@@ -276,7 +276,7 @@ def _first(num_segments: int, by_number: dict[int, _Known]) -> dict[int, _Known]
 
 @contextmanager
 def _unavailable(path: Path, problem_if_missing: str) -> Iterator[None]:
-    """What the system refuses now it may grant later; a file that is not there is damage."""
+    """A refusal by the system may pass; a file that is not there is damage."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):

@@ -19,7 +19,7 @@ _FAILED: Final = ctypes.c_void_p(-1).value
 class SideBySide:
     """A stretch of addresses that files are mapped into.
 
-    It takes up no memory of its own, and holds no file open. What no file was mapped to reads as zeros. A file that is
+    It takes up no memory of its own, and holds no file open. Addresses without a file read as zeros. A file that is
     cut short while it is mapped cannot be copied beyond its end; where `can_copy` is False, it ends the process.
 
     Args:

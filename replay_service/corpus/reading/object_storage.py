@@ -1,4 +1,4 @@
-"""Object storage: files behind URLs, read in ranges. What may pass is tried again before it is an error."""
+"""Object storage: files behind URLs, read in ranges. A fault that may pass is tried again before it is an error."""
 
 import threading
 from collections.abc import Callable
@@ -58,7 +58,7 @@ class ObjectStorage:
         return self.patiently(path, lambda: self._whole(path))
 
     def version(self, path: str) -> tuple[int, int] | None:
-        """What changes when a file does; None when its filesystem does not tell. Asked once, without patience."""
+        """A value that changes when a file does; None when its filesystem does not tell. Not retried."""
         try:
             info = self.filesystem.get_file_info(path)
         except Exception as error:

@@ -33,7 +33,7 @@ class Corpus:
     """One generation of a corpus. Its segments are opened when they are first read.
 
     Raises, from every method that reads samples:
-        CorpusUnavailable: when storage does not answer. What is damaged raises nothing; `damage` tells of it.
+        CorpusUnavailable: when storage does not answer. Damage raises nothing; `damage` tells of it.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Corpus:
 
     @property
     def record_bytes(self) -> int:
-        """What one sample takes."""
+        """Bytes of one sample."""
         return self._layout.record.itemsize
 
     @functools.cached_property
     def texts(self) -> Texts:
-        """What reads the samples' token ids; raises CorpusError when the corpus has no tokenizer."""
+        """The tokenizer of the samples' token ids; raises CorpusError when the corpus has none."""
         rules = self._folder.tokenizer()
         if rules is None:
             raise no_tokenizer(self.manifest.name)
@@ -104,7 +104,7 @@ class Corpus:
         return SampleRows.of_records(records)
 
     def columns_at_hand(self, sample_ids: Int64Array) -> SampleColumns | None:
-        """What `rows` gives, if all that they lie in was found intact before and nothing must be fetched; else None."""
+        """The result of `rows`, if its blocks were found intact before and nothing must be fetched; else None."""
         positions = self._layout.positions(sample_ids)
         held = self._blocks.all_intact()
         if held is None:
@@ -138,11 +138,11 @@ class Corpus:
             self._blocks.read_ahead(self._layout.blocks(positions, self._layout.record.itemsize))
 
     def damage(self) -> list[SegmentDamage]:
-        """What has been found wrong with segments that were read, in their order."""
+        """The damage found in segments that were read, in their order."""
         return self._blocks.damage()
 
     def _read(self, positions: Int64Array, type_: np.dtype[Any]) -> tuple[NDArray[Any], BoolArray | None]:
-        """What stands at each position, [n], zeros where damaged, and which could be read; None for all of them."""
+        """The record at each position, [n], zeros where damaged, and which could be read; None for all of them."""
         # A segment that changes for the second time within a second is damaged, and not looked at: this ends.
         while True:
             try:

@@ -65,7 +65,7 @@ class BlockCache:
 
 
 class Fetcher:
-    """What the corpora of a store share: the storage, the cache, and the threads that wait for requests."""
+    """Shared by the corpora of a store: the storage, the cache, and the threads that wait for requests."""
 
     def __init__(self, storage: ObjectStorage, cache_bytes: int) -> None:
         self.storage = storage

@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -32,21 +32,30 @@ EXCERPT_CHARACTERS = 80
 class Columns:
     """Where in a row the document stands.
 
-    Attributes:
-        text: column of the text.
-        tokens: column of ready-made token ids, lists of integers; when it is given, `text` is not read.
-        domain: column of the domain; where it is empty, and without it, the shard's place tells.
-        group: column by whose values the corpus is partitioned instead of by domains.
-        inputs: column of tensors to classify; when it is given, neither `text` nor `tokens` is read.
-        label: column of labels, whole numbers, of what is to be classified.
+    An option, or a field of a request, has the name of the field with `_column` behind it.
     """
 
-    text: str = "text"
-    tokens: str | None = None
-    domain: str | None = None
-    group: str | None = None
-    inputs: str | None = None
-    label: str | None = None
+    text: str = field(default="text", metadata={"description": "Column that holds the text."})
+    tokens: str | None = field(
+        default=None, metadata={"description": "Column that holds ready-made token ids, instead of a text."}
+    )
+    domain: str | None = field(
+        default=None,
+        metadata={
+            "description": "Column that holds the domain. Where it is empty or not named, the shard's place tells."
+        },
+    )
+    group: str | None = field(
+        default=None,
+        metadata={"description": "Partition the corpus by the values of this column instead of by domain."},
+    )
+    inputs: str | None = field(
+        default=None,
+        metadata={"description": "Classification: column that holds tensors, instead of a text or token ids."},
+    )
+    label: str | None = field(
+        default=None, metadata={"description": "Classification: column that holds the class, a whole number from 0."}
+    )
 
     def roles(self) -> dict[str, str]:
         """The columns to read, by what they are for."""

@@ -1,1 +1,1 @@
-"""What a request passes before it comes to a route, and an answer on its way out."""
+"""Middlewares: a request passes them before its route, and an answer on its way out."""

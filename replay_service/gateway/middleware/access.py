@@ -25,7 +25,7 @@ from replay_service.names import NAME_RULE, is_name
 from replay_service.tokens import SCOPES, TokensInForce
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
-"""What answers anybody: it says no more than whether the service is well."""
+"""Paths that answer without a token: they say whether the service is well, and no more."""
 
 _KEY: Final = "replay.access"
 

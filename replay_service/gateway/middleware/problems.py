@@ -98,13 +98,13 @@ def _methods_at(app: FastAPI, path: str) -> list[str]:
 
 
 def of_database_error(error: SQLAlchemyError, scope: Scope) -> JSONResponse:
-    """What is said when the journal does not answer; the log says more."""
+    """The problem document when the journal does not answer; the log says more."""
     _log.error("database error", method=scope["method"], path=scope["path"], exc_info=error)
     return of_error(JournalUnavailable("the journal cannot be read now; the service's log says why"))
 
 
 async def of_unforeseen(request: Request, error: Exception) -> Response:
-    """What is said of any other exception; the log says more."""
+    """The problem document of any other exception; the log says more."""
     _log.error("unforeseen error", method=request.method, path=request.scope["path"], exc_info=error)
     response = problem(500, "internal-error", "Internal error", "the service failed; its log says why")
     response.headers.update(SAFE_HEADERS)  # this answer goes out past every middleware

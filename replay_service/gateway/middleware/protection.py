@@ -1,4 +1,4 @@
-"""What protects a browser's user: the names that the service answers to, who may ask for changes, and safe headers."""
+"""Protection of a browser's user: allowed host names, refusal of other sites' requests, and safe headers."""
 
 from collections.abc import Sequence
 from functools import lru_cache

@@ -32,7 +32,7 @@ _log = structlog.get_logger()
 
 
 class StartMessage(BaseModel):
-    """What a process is told when it starts.
+    """The message to a process when it starts.
 
     Attributes:
         asks_for_tokens: whether callers need a token; decided once for the service, and not by each process.

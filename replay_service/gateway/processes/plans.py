@@ -38,7 +38,7 @@ def decode_window(content: bytes) -> Window:
 
 
 def decode_plans(content: bytes) -> tuple[list[Planned], dict[str, Any]]:
-    """What was encoded; the rows of the plans are views of `content`."""
+    """The decoded plans; their rows are views of `content`."""
     end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
     said = json.loads(content[_LENGTH_BYTES:end])
     plans = []

@@ -2,15 +2,12 @@
 
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import structlog
 from fastapi import APIRouter, Response
 
-from replay_service.corpus.ingest.model_files import check_model
-from replay_service.corpus.ingest.settings import IngestJob, IngestSettings
+from replay_service.corpus.ingest.settings import IngestJob
 from replay_service.corpus.reading.reader import Corpus
-from replay_service.corpus.shards.documents import Columns
 from replay_service.errors import CorpusError, CorpusUnavailable, InvalidRequest, UnknownCorpus
 from replay_service.gateway.corpus_models import (
     ClassesInfo,
@@ -57,7 +54,7 @@ def start_ingest(
 ) -> CorpusInTheMaking | CorpusInfo:
     """Start an ingest, in a process of its own: make a corpus, or bring new shards into one.
 
-    What an earlier ingest of the corpus has done is not done again. Each finished segment can be rehearsed from at
+    Work of an earlier ingest of the corpus is not done again. Each finished segment can be rehearsed from at
     once; runs see it when they adopt its generation.
     """
     access.corpus = body.corpus
@@ -66,7 +63,8 @@ def start_ingest(
             "this service reads its corpora from object storage; ingest elsewhere, and copy the corpus there with "
             "`replay-service corpus upload`"
         )
-    service.ingests.start(IngestJob(_settings(body, service.settings.corpora.absolute()), body.follow_every_s))
+    settings = body.settings(service.settings.corpora.absolute())
+    service.ingests.start(IngestJob(settings, body.follow_every_s))
     response.headers["Location"] = f"/v1/corpora/{body.corpus}"
     return _found(body.corpus, service)
 
@@ -79,7 +77,10 @@ def get_corpus(corpus: CorpusName, service: Service) -> CorpusInTheMaking | Corp
 
 @router.delete("/{corpus}", operation_id="stop_ingest", dependencies=ADMIN, responses=responses(404, 409, 422))
 def stop_ingest(corpus: CorpusName, service: Service) -> CorpusInTheMaking | CorpusInfo:
-    """Stop the ingest that writes a corpus. What is scored is kept; started again, it goes on. The corpus stays."""
+    """Stop the ingest that writes a corpus. Scored rows are kept, and the corpus stays.
+
+    An ingest that is started again continues.
+    """
     service.ingests.stop(corpus)
     return _found(corpus, service)
 
@@ -92,35 +93,6 @@ def _found(corpus: str, service: ReplayService) -> CorpusInTheMaking | CorpusInf
         if ingest is None:
             raise
         return CorpusInTheMaking(corpus=corpus, ingest=ingest)
-
-
-def _settings(body: IngestCreate, corpora: Path) -> IngestSettings:
-    check_model(body.model)
-    return IngestSettings(
-        source=body.source,
-        folder=corpora,
-        name=body.corpus,
-        model=body.model,
-        seq_len=body.seq_len,
-        columns=Columns(
-            body.text_column,
-            body.tokens_column,
-            body.domain_column,
-            body.group_column,
-            body.inputs_column,
-            body.label_column if body.kind == "classification" else None,
-        ),
-        num_quantiles=body.num_quantiles,
-        num_clusters=body.num_clusters,
-        precision=body.precision,
-        batch_size=body.batch_size,
-        num_scorers=body.num_scorers,
-        gpus_per_scorer=body.gpus_per_scorer,
-        topk=body.topk,
-        rows_per_segment=body.rows_per_segment,
-        kind=body.kind,
-        bos=body.bos,
-    )
 
 
 def _ingest(service: ReplayService, corpus: str) -> IngestInfo | None:

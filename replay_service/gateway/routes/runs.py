@@ -85,7 +85,7 @@ def adopt_generation(run: RunName, body: AdoptRequest, service: Service) -> RunI
 def rewind_run(run: RunName, body: RewindRequest, service: Service) -> RunInfo:
     """Go back to the state that the run had after a step, as a training job does that resumes from a checkpoint.
 
-    What was planned, reported and configured of later steps is forgotten, and planned anew when it is asked for. A new
+    Plans, reports and changes of later steps are forgotten; the steps are planned anew when they are asked for. A new
     attempt begins: reports of batches that were served before are stale, and counted as rejected.
     """
     service.owners.get(run).rewind(body.step)

@@ -33,6 +33,9 @@ def subclasses(kind: type[errors.ReplayError]) -> Iterator[type[errors.ReplayErr
         yield from subclasses(each)
 
 
+COUNTS = ("num_rows", "num_rehearsed_rows", "num_tokens", "num_rehearsed_tokens")
+
+
 def body_of(path: str, method: str) -> dict[str, Any] | None:
     """A good body for a route, or None if it takes none."""
     bodies: dict[str, dict[str, Any]] = {
@@ -40,6 +43,7 @@ def body_of(path: str, method: str) -> dict[str, Any] | None:
         "/v1/runs/{run}": {"floor": 0.2},
         "/v1/runs/{run}/batches": {"step": 0},
         "/v1/runs/{run}/losses": {"rows": []},
+        "/v1/runs/{run}/trained": {"rank": 0, "first_step": 0, "next_step": 1} | dict.fromkeys(COUNTS, 0),
         "/v1/runs/{run}/rewind": {"step": 0},
         "/v1/runs/{run}/adopt": {},
         "/v1/runs/{run}/close": {},

@@ -52,7 +52,7 @@ class Added(ABC):
 
     @abstractmethod
     def loss_rows(self, losses: Losses, rank: int) -> np.ndarray:
-        """What `rank` reports of the rehearsed rows: LOSS_ROW [R]; not measured where a loss is not finite."""
+        """The report of `rank` on the rehearsed rows: LOSS_ROW [R]; not measured where a loss is not finite."""
 
     def weigh(self, loss: Tensor, losses: Losses, per_prediction: Tensor | float | None = None) -> Tensor:
         """A loss in which all predictions weigh alike, with the rehearsed ones at `rehearsal_weight`.

@@ -72,7 +72,7 @@ def check_text_columns(tables: Tables, source: object, names: Sequence[str]) -> 
 
 
 def scored_with(model: str, precision: str, seq_len: int, bos_id: int | None) -> dict[bytes, bytes]:
-    """What the metadata of a table says of the base losses in it."""
+    """The metadata of a table about the base losses in it."""
     measured = {"model": model, "precision": precision, "seq_len": seq_len, "bos_id": bos_id}
     return {_MEASURED: json.dumps(measured).encode()}
 

@@ -29,7 +29,7 @@ _LENGTHS: Final = ("max_length_q", "max_length_k")
 _SAMPLE: Final = 4
 """Tokens of each of the two samples that a model is tried with."""
 _LEAK: Final = 0.1
-"""What a token of another sample changes, beside what one of the same does: 1 without a mask, with one rounding."""
+"""The effect of a token of another sample, relative to one of the same: 1 without a mask, with one rounding."""
 
 
 def is_flat(inputs: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from replay_trainer.errors import InvalidTraining
 
 _REFUSED: Final = (ValueError, TypeError, OverflowError, pa.ArrowException)
-"""What Arrow raises for values that no type of its own holds."""
+"""Errors of Arrow for values that none of its types holds."""
 
 _EXACT: Final = 1 << 53
 """Larger whole numbers are not all numbers of 64 bits with a fraction."""

@@ -79,7 +79,7 @@ def mix(target: TrainingRows, rehearsed: Batch | None, rehearsal_weight: float =
 
 
 def loss_rows(batch: MixedBatch, losses: TokenLosses, step: int, rank: int) -> np.ndarray:
-    """What to report of the rehearsed rows: LOSS_ROW [R].
+    """The report of the rehearsed rows: LOSS_ROW [R].
 
     A row of length 0, which the service could not read, is reported with num_tokens 0: it could not be measured. So is
     one whose loss is not finite (`unmeasured_where_beyond`).

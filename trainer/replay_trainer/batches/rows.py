@@ -20,7 +20,7 @@ from replay_trainer.batches.mixing import MixedBatch, loss_rows
 from replay_trainer.errors import InvalidTraining
 
 _FILLING: Final = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
-"""What a batch may hold, and what stands in the places of padding."""
+"""The fields that a batch may hold, and their values in places of padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class MixedInputs(Added):
         return token_losses(logits_RTV, alone.input_ids_BT, alone.length_B)
 
     def loss_rows(self, losses: Losses, rank: int) -> np.ndarray:
-        """What to report of the rehearsed rows; see `replay_trainer.batches.mixing`."""
+        """The report of the rehearsed rows; see `replay_trainer.batches.mixing`."""
         if not isinstance(losses, TokenLosses):
             raise InvalidTraining("these are losses of labels; give those that this batch's `losses` gives")
         return loss_rows(self.for_report(), losses, self.rehearsed.only_step.step, rank)

@@ -60,14 +60,14 @@ class MixedSamples(Added):
         return class_losses(logits_BC[first:], label_B[first:].to(logits_BC.device))
 
     def share_in(self, loss: Tensor, logits_BC: Tensor) -> Tensor:
-        """What a sample's nats are multiplied with in a loss that weighs all alike: whether a model takes the mean of
+        """Factor of a sample's nats in a loss that weighs all alike: whether a model takes the mean of
         its samples, or divides by what a trainer tells it, shows in the loss alone."""
         with torch.no_grad():
             total = class_losses(logits_BC, self.inputs["labels"].to(logits_BC.device)).nll_B.sum()
             return loss / total.clamp(min=torch.finfo(total.dtype).tiny)
 
     def loss_rows(self, losses: Losses, rank: int) -> np.ndarray:
-        """What to report of the rehearsed samples: LOSS_ROW [R]; not measured where a loss is not finite.
+        """The report of the rehearsed samples: LOSS_ROW [R]; not measured where a loss is not finite.
 
         A sample is one prediction, and it flips when the base model's argmax was the label and the model's is not:
         collateral damage as mix-cd defines it (Bai et al., Findings of NAACL 2025).

@@ -36,7 +36,7 @@ _log = structlog.get_logger()
 Float32Array = NDArray[np.float32]
 
 BASE_LOSS_COLUMNS: Final = {"sequence": "base_loss", "token": "base_token_losses"}
-"""What `replay-trainer score` has written for each form of FLOW."""
+"""The column of `replay-trainer score` for each form of FLOW."""
 
 _LEAST_WEIGHT: Final = float(np.finfo(np.float32).tiny)
 """A weight of 0 marks what does not count, so what does has at least this."""

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from replay_service.language.apart import LanguageLosses
 from replay_service.language.model import autocast
+from replay_service.language.model_parts import LanguageLosses
 from replay_service.language.precision import Precision
 from replay_trainer.batches.target import TrainingRows
 

@@ -120,7 +120,7 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
             topk=rehearsal.rehearsal_loss != "cross_entropy",
         )
         session = RehearsalSession(stream, LossReporter(client, rehearsal.run))
-        adds_rows = rehearsal.injection_mode == "add"
+        adds_rows = rehearsal.run_settings()["injection_mode"] == "add"
         try:
             yield Feed(
                 target, config.global_batch_size, rank, world_size, session, rehearsal.rehearsal_weight, adds_rows

@@ -15,8 +15,8 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-from replay_service.language.apart import LanguageLosses
 from replay_service.language.model import autocast, load_model
+from replay_service.language.model_parts import LanguageLosses
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import load_tokenizer
 from replay_service.language.trial import check_model
@@ -61,7 +61,7 @@ class Worker(Protocol):
         ...
 
     def restore(self) -> dict[str, Any] | None:
-        """What the last checkpoint holds, or None."""
+        """The content of the last checkpoint, or None."""
         ...
 
     def save(self, state: dict[str, Any], step: int) -> None:
@@ -71,7 +71,7 @@ class Worker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What stays the same from step to step."""
+    """The parts of training that stay the same from step to step."""
 
     config: TrainConfig
     precision: Precision
@@ -81,15 +81,15 @@ class _Job:
 
 @dataclass(slots=True)
 class Tuning:
-    """What training changes."""
+    """The parts that training changes."""
 
     bare_model: Any
     model: Any
-    """What runs: the bare model within what takes its losses, if anything does, and what averages gradients."""
+    """The module that runs: the bare model within the wrappers that take losses and average gradients, if any."""
     optimizer: torch.optim.Optimizer
     scheduler: Any
     adapters: Adapters | None = None
-    """What alone learns, if there are any."""
+    """The adapters, which alone learn, if there are any."""
     num_skipped: int = 0
     """The latest steps in a row that were skipped."""
 

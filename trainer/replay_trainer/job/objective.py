@@ -35,7 +35,7 @@ _DISTILLED_SHARE: Final = {"cross_entropy": 0.0, "distill": 1.0, "mixed": 0.5}
 
 
 class Counts(NamedTuple):
-    """What a loss is a mean over; of a rank, or of the whole job."""
+    """The counts that a loss is a mean over; of a rank, or of the whole job."""
 
     target: float
     """Predictions of fine-tuning tokens that count."""
@@ -62,7 +62,7 @@ class Counts(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What one part of a batch gives."""
+    """The losses of one part of a batch."""
 
     loss: Tensor
     """This part's share of the objective; differentiable."""

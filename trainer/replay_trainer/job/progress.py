@@ -22,7 +22,7 @@ _GAP: Final = "  "
 
 
 class _Figure(NamedTuple):
-    """What a line says, or its form, and its rank: the greater, the sooner it is left out."""
+    """A part of a line, or its form, and its rank: the greater, the sooner it is left out."""
 
     text: str
     rank: int

@@ -1,1 +1,1 @@
-"""What keeps a model from forgetting, as arithmetic on losses and features: FLOW, LDIFS, distilled rehearsal."""
+"""Methods against forgetting, as arithmetic on losses and features: FLOW, LDIFS, distilled rehearsal."""

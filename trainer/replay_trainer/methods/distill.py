@@ -74,7 +74,7 @@ def distilled_nats(logits_BTV: Tensor, topk_ids_BSk: Tensor, topk_logprobs_BSk: 
 
 
 class _BaseBins(NamedTuple):
-    """What the base model said, over K bins, the tail last; they add up to one."""
+    """Probabilities of the base model, over K bins, the tail last; they add up to one."""
 
     p_SK: Tensor
     """float32, probabilities."""

@@ -40,7 +40,7 @@ class FeatureRecorder:
 
     @contextmanager
     def recording(self) -> Iterator[dict[str, Tensor]]:
-        """What the layers give within it, by layer, as they run: [rows, tokens, channels] of any float type, with their
+        """The outputs of the layers within it, by layer: [rows, tokens, channels] of any float type, with their
         gradients. The places of a map [rows, channels, height, width] are tokens.
 
         Raises:

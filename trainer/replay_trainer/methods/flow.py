@@ -10,7 +10,7 @@ So each sample i gets a weight from its loss under the base model, once, before 
     tau   temperature, nats: the median of the f_i over the whole fine-tuning set
 
 A sample at the median weighs 1/e, and one that the base model predicts for certain weighs 1. No pretraining data is
-needed. What it costs, by the paper: the hardest target samples are given up.
+needed. Its cost, by the paper: the hardest target samples are given up.
 
 For language the paper's code has two forms. By sequence, f_i is the mean loss over the example's response tokens, and
 all of them share w_i. By token, f is the loss of one response token, and each token has a weight of its own. The loss
@@ -55,11 +55,11 @@ class FlowWeights:
     """The rule that turns a base loss into a weight, fitted to one fine-tuning set."""
 
     form: Form
-    """What a base loss is the loss of: an example, by the mean over its response tokens, or one response token."""
+    """The unit of a base loss: an example, by the mean over its response tokens, or one response token."""
     tau_nats: float
     """Temperature, nats; positive."""
     scale: float
-    """What every weight is multiplied by: 1, or one over the mean weight of the fitted set."""
+    """Factor of every weight: 1, or one over the mean weight of the fitted set."""
 
     @classmethod
     def fit(

@@ -65,7 +65,7 @@ class DriftForm:
     """`hidden`: each token's features have norm 1, and squared differences are summed over the channels. `tokens`: each
     row's values of a channel have norm 1, and squared differences are averaged over the channels."""
     weight: float
-    """What the mean distance is multiplied by, in nats if the task's loss is."""
+    """Weight of the mean distance, in nats if the task's loss is."""
     with_input: bool
     """Whether what comes into the first block is among the default layers."""
 

@@ -21,9 +21,9 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from replay_service.language.apart import LanguageLosses, take_apart
 from replay_service.language.losses import TokenLosses, token_losses
 from replay_service.language.model import autocast, prepare_to_score
+from replay_service.language.model_parts import LanguageLosses, split_model
 from replay_service.language.precision import Precision
 
 VOCAB, WIDTH = 200, 12
@@ -84,7 +84,7 @@ def gradients(model: Any, losses: TokenLosses) -> list[Tensor]:
 @pytest.mark.parametrize("kind", APART)
 def test_a_model_whose_logits_are_its_heads_product_is_taken_apart(kind: str) -> None:
     model = make_model(kind)
-    parts = take_apart(model)
+    parts = split_model(model)
     assert parts is not None
     ids = some_rows()[0]
     model.eval()
@@ -93,7 +93,7 @@ def test_a_model_whose_logits_are_its_heads_product_is_taken_apart(kind: str) ->
 
 @pytest.mark.parametrize("kind", WHOLE)
 def test_a_model_that_caps_or_scales_its_logits_is_left_whole(kind: str) -> None:
-    assert take_apart(make_model(kind)) is None
+    assert split_model(make_model(kind)) is None
 
 
 def test_a_cap_that_small_logits_do_not_feel_is_noticed() -> None:
@@ -101,20 +101,20 @@ def test_a_cap_that_small_logits_do_not_feel_is_noticed() -> None:
     ids = some_rows()[0]
     plain = model.lm_head(model.base_model(ids).last_hidden_state)
     torch.testing.assert_close(model(input_ids=ids).logits, plain, atol=1e-4, rtol=1e-4)
-    assert take_apart(model) is None
+    assert split_model(model) is None
 
 
 def test_a_head_that_takes_something_else_than_the_bodys_output_is_left_whole() -> None:
     model = make_model("llama")
     model.lm_head.register_forward_pre_hook(lambda _, arguments: (2 * arguments[0],))
-    assert take_apart(model) is None
+    assert split_model(model) is None
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_model_prepared_to_score_is_taken_apart_too(precision: Precision) -> None:
     model = prepare_to_score(make_model("tied llama").eval(), precision)
     with torch.inference_mode(), autocast(precision, CPU):
-        assert take_apart(model) is not None
+        assert split_model(model) is not None
 
 
 def test_to_take_a_model_apart_changes_neither_it_nor_generators() -> None:
@@ -123,7 +123,7 @@ def test_to_take_a_model_apart_changes_neither_it_nor_generators() -> None:
     modes = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.get_rng_state()
-    take_apart(model)
+    split_model(model)
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

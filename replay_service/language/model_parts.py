@@ -1,4 +1,4 @@
-"""Models taken apart into their body and their head, and a module that gives losses in place of logits."""
+"""Models split into their body and their head, and a module that gives losses in place of logits."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ _HIDDEN_TOLERANCE = 1e-2
 """Relative to the greatest: two passes on a GPU may differ, by rounding; factors before a head are far from 1."""
 
 
-class Parts(NamedTuple):
+class ModelParts(NamedTuple):
     """A causal language model whose logits are `head(hidden)`, and nothing more, of what its body gives."""
 
     body: Any
@@ -30,8 +30,8 @@ class Parts(NamedTuple):
 
 
 @torch.no_grad()
-def take_apart(model: Any) -> Parts | None:
-    """Body and head of a causal language model; None when this model's head cannot be taken apart.
+def split_model(model: Any) -> ModelParts | None:
+    """Body and head of a causal language model; None when this model's head cannot be split.
 
     Some models cap their logits, scale them or what the head takes, or mask some. So a few tokens are sent through the
     model, which finds large logits of every size in place of those that its head gives: they must come out as they
@@ -41,13 +41,13 @@ def take_apart(model: Any) -> Parts | None:
     body, head = getattr(model, "base_model", None), model.get_output_embeddings()
     if body is None or body is model or type(head) is not Linear:
         return None
-    parts = Parts(body, head)
+    parts = ModelParts(body, head)
     ids_BT = torch.arange(_NUM_TOKENS, device=head.weight.device)[None] % len(head.weight)
     with evaluating(model):
         return parts if _passes_through(model, head, ids_BT, parts) else None
 
 
-def _passes_through(model: Any, head: Linear, ids_BT: Tensor, parts: Parts) -> bool:
+def _passes_through(model: Any, head: Linear, ids_BT: Tensor, parts: ModelParts) -> bool:
     taken: list[Tensor] = []
     given: list[Tensor] = []
 
@@ -78,13 +78,13 @@ def _same(one: Tensor, other: Tensor, tolerance: float) -> bool:
 class LanguageLosses(Module):
     """A causal language model whose forward pass gives losses; DistributedDataParallel can wrap it.
 
-    Its parameters are the model's. A model that cannot be taken apart makes logits, as it would alone.
+    Its parameters are the model's. A model that cannot be split makes logits, as it would alone.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self._parts = take_apart(model)
+        self._parts = split_model(model)
 
     def forward(self, input_ids_BT: Tensor, length_B: Tensor) -> TokenLosses:
         """Losses of int64 [B, T] tokens within rows of int64 [B] lengths; call it under autocast for bfloat16."""
