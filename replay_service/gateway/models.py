@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 
 from replay_service.names import NAME_PATTERN, NAME_RULE
 from replay_service.sampling.damage import Signal
+from replay_service.sampling.forgetting import Forgetting
 from replay_service.sampling.injection import InjectionMode
 from replay_service.sampling.policies import PolicyName
 from replay_service.sampling.run_config import FeedbackMode, RunConfig
@@ -132,6 +133,13 @@ class RunSettings(Model):
         le=1 << 61,
         description="Adopt the corpus's latest generation so many steps after the last; 0: when asked.",
     )
+    held_back: Float = Field(
+        0.25,
+        ge=0,
+        le=0.5,
+        description="Share of each stratum that its first epoch leaves out, in whole 64ths. Later epochs take it in "
+        "little by little, so that forgetting can be estimated on samples that the run has not trained on.",
+    )
 
     def to_config(self) -> RunConfig:
         """Raises ValueError when the values do not go together."""
@@ -251,6 +259,24 @@ class ReportResult(Model):
     rejected: int = Field(description="Came too late, or from before a rewind; changed nothing.")
 
 
+class ForgettingEstimate(Model):
+    """Mean loss minus base loss over a corpus or a domain, nats per token, estimated from first visits of samples."""
+
+    nats: float | None = Field(description="The estimate; null where nothing can be said.")
+    low: float | None = Field(description="The lower end of the interval.")
+    high: float | None = Field(description="The upper end of the interval.")
+    level: float = Field(description="How often such intervals hold the truth.")
+    num_effective: float = Field(description="Effective reports that it rests on.")
+    share_covered: float = Field(description="Share of the corpus's or the domain's mass that these tell of.")
+    step: int | None = Field(description="The step that it is of: the latest one that was reported.")
+    window_steps: int = Field(description="It is made of reports of so many steps up to that one.")
+    reason: str | None = Field(description="Why nothing can be said; null where something is.")
+
+    @classmethod
+    def of(cls, found: Forgetting) -> "ForgettingEstimate":
+        return cls.model_validate({name: getattr(found, name) for name in cls.model_fields})
+
+
 class RunStats(Model):
     """A run's statistics, over all strata."""
 
@@ -272,11 +298,8 @@ class RunStats(Model):
     flip_rate: float | None = Field(description="num_flips / num_tokens.")
     mean_loss_nats: float | None = Field(description="Mean over the reported samples.")
     mean_excess_nats: float | None = Field(description="Mean of loss minus base loss over the reported samples.")
-    forgetting_nats: float | None = Field(
-        description="Estimated mean loss minus base loss over the whole corpus, nats per token, from recent first "
-        "visits; null while there are too few."
-    )
-    forgetting_standard_error: float | None = Field(description="Of forgetting_nats.")
+    forgetting: ForgettingEstimate = Field(description="Of the whole corpus.")
+    forgetting_by_domain: dict[str, ForgettingEstimate] = Field(description="Of each domain (group of strata).")
 
 
 class StratumStats(Model):
@@ -294,7 +317,9 @@ class StratumStats(Model):
     num_flips: int
     mean_loss_nats: float | None
     mean_excess_nats: float | None
-    damage_rate: float = Field(description="The estimate alpha, pooled and decayed; 1 everywhere before any damage.")
+    damage_rate: float | None = Field(
+        description="The estimate alpha, pooled and decayed; null before any damage was reported."
+    )
     probability: float = Field(description="Share of the draws that falls on this stratum now.")
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from replay_service.sampling.run_config import RunConfig
 
 PLANNED_ROW = np.dtype([("sample_id", "<i8"), ("stratum", "<i4"), ("times_drawn", "<i4"), ("probability", "<f8")])
-"""times_drawn counts this draw too, so 1 means a first visit; probability is that of a single draw."""
+"""times_drawn counts this draw too, so 1 means a first visit. probability is that of a single draw to be of this sample
+and of this kind: a first visit of it, or a later one. In the first epoch of a stratum all are first visits."""
 
 LOSS_ROW = np.dtype(
     [

@@ -20,7 +20,17 @@ FEEDBACK_MODES: tuple[str, ...] = get_args(FeedbackMode)
 AUTO: Final = "auto"
 """The injection ratio of a run whose controller chooses it."""
 
-FIXED = frozenset({"global_batch_size", "injection_mode", "injection_fixed", "seed", "report_window_steps", "feedback"})
+FIXED = frozenset(
+    {
+        "global_batch_size",
+        "injection_mode",
+        "injection_fixed",
+        "seed",
+        "report_window_steps",
+        "feedback",
+        "held_back",
+    }
+)
 """What stays as it was when the run was created."""
 
 INJECTION = frozenset({"injection_ratio", "schedule", "budget"})
@@ -73,6 +83,8 @@ class RunConfig:
         feedback: when a plan takes reports into account.
         adopt_every_steps: look for a later generation of the corpus so many steps after the last one was adopted, and
             see it from then on; 0 means only when asked to. Not with fenced feedback: when an ingest ends would decide.
+        held_back: the share of each stratum that its first epoch leaves out, in whole 64ths. Later epochs take it in
+            little by little, so that forgetting can be estimated on samples that the run has not trained on.
 
     Raises:
         ValueError: names the first attribute that is out of range.
@@ -96,6 +108,7 @@ class RunConfig:
     report_window_steps: int = 1024
     feedback: Feedback = field(default_factory=Feedback)
     adopt_every_steps: int = 0
+    held_back: float = 0.25
 
     def __post_init__(self) -> None:
         _require(self.injection_mode in INJECTION_MODES, "injection_mode", self.injection_mode, "replace or add")
@@ -125,6 +138,7 @@ class RunConfig:
                 "adopt_every_steps does not go with fenced feedback: the plans would depend on when an "
                 "ingest ends; leave it 0 and adopt generations at steps of your choice"
             )
+        _require(0.0 <= self.held_back <= 0.5, "held_back", self.held_back, "in [0, 0.5]")
         _require(self.report_window_steps >= 1, "report_window_steps", self.report_window_steps, "at least 1")
 
     @property
@@ -156,11 +170,8 @@ class RunConfig:
 
     @property
     def seeing_ratio(self) -> float:
-        """The injection ratio at which twice as many recent samples tell of forgetting as an estimate needs.
-
-        At a ratio r the decayed count of reports comes to r * B * H / ln 2, for B rows a step and a half-life of H.
-        """
-        return 2.0 * LEAST_REPORTS * math.log(2.0) / (self.global_batch_size * self.half_life_steps)
+        """The injection ratio that gives twice as many reports in a half-life as an estimate takes."""
+        return 2.0 * LEAST_REPORTS / (self.global_batch_size * self.half_life_steps)
 
     def make_policy(self) -> Policy:
         return MixCd(self.sharpness, self.floor) if self.policy == "mix_cd" else Uniform()
@@ -198,7 +209,10 @@ class RunConfig:
             part |= {name: decimal_of(part[name]) for name in part if name.endswith("_ratio")}
         ratio = values["injection_ratio"]
         written = ratio if ratio == AUTO else decimal_of(ratio)
-        return cls.from_dict({**values, "injection_ratio": written, "schedule": schedule, "budget": budget})
+        held_back = values.get("held_back", 0.0)
+        return cls.from_dict(
+            {**values, "injection_ratio": written, "schedule": schedule, "budget": budget, "held_back": held_back}
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunConfig":

@@ -140,6 +140,10 @@ class RehearsalConfig(Section):
         ge=0,
         description="Adopt the corpus's latest generation so many steps after the last one; 0: never.",
     )
+    held_back: float = Field(
+        0.25,
+        description="Share of each stratum that its first epoch leaves out, so that forgetting can be estimated later.",
+    )
     window_steps: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto", description="Steps fetched in one request, one request ahead; auto: by rows, memory and freshness."
     )
@@ -248,7 +252,7 @@ class TrainConfig(Section):
         """The settings of the run at the service."""
         assert self.rehearsal is not None
         names = {"injection_ratio", "injection_mode", "schedule", "budget", "injection_fixed"}
-        names |= {"half_life_steps", "policy", "sharpness", "floor", "signal", "adopt_every_steps"}
+        names |= {"half_life_steps", "policy", "sharpness", "floor", "signal", "adopt_every_steps", "held_back"}
         shared = self.rehearsal.model_dump(include=names)
         feedback = {"mode": self.rehearsal.feedback, "lag": self.rehearsal.feedback_lag}
         return {**shared, "feedback": feedback, "global_batch_size": self.global_batch_size, "seed": self.seed}
