@@ -1,9 +1,8 @@
 """Progress lines for a person who watches."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -13,11 +12,15 @@ if TYPE_CHECKING:
     from replay_service.corpus.ingest.status import IngestProgress
 
 
+TITLE_WIDTH: Final = 23
+"""Columns of a task's description, at most."""
+
+
 def progress_bar(console: Console, bar_width: int = 16) -> Progress:
     """The one form that all progress lines of the project have; a task's `note` field stands at the end."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}", table_column=Column(max_width=23, no_wrap=True, overflow="ellipsis")),
+        TextColumn("{task.description}", table_column=Column(max_width=TITLE_WIDTH, no_wrap=True, overflow="ellipsis")),
         BarColumn(bar_width=bar_width),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
@@ -30,14 +33,10 @@ def ingest_progress(console: Console, title: str) -> Iterator[Callable[["IngestP
     """A bar over the shards' bytes in 80 columns: rows and tokens, and how long the rest may take."""
     with progress_bar(console, bar_width=8) as bar:
         task = bar.add_task(title, total=None, note="starting the base model")
-        began, begun_with = time.monotonic(), None
 
         def show(progress: "IngestProgress") -> None:
-            nonlocal begun_with
-            begun_with = progress.share_done if begun_with is None else begun_with
-            left = seconds_left(time.monotonic() - began, progress.share_done - begun_with, 1 - progress.share_done)
             note = f"{short(progress.num_rows)} rows, {short(progress.num_tokens)} tokens"
-            note += "" if left is None else f", {duration(left)} left"
+            note += "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
             bar.update(task, total=1.0, completed=progress.share_done, note=note)
 
         yield show

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from replay_service.extras import PACKAGES
+
 ROOT = Path(__file__).parent.parent
 SOURCES = {"replay_service": ROOT, "replay_trainer": ROOT / "trainer"}
 """Where each package lies."""
 HEAVY = ("ray", "torch", "transformers")
+SERVER = PACKAGES["server"]
 
 
 def path_of(name: str) -> Path:
@@ -96,9 +99,18 @@ def test_sampling_is_pure() -> None:
 
 
 def test_the_ledger_knows_sampling_alone_and_neither_the_web_nor_ray() -> None:
-    allowed = ("replay_service.sampling", "replay_service.errors", "replay_service.ledger")
+    allowed = (
+        "replay_service.sampling",
+        "replay_service.errors",
+        "replay_service.ledger",
+        "replay_service.wire.losses",
+    )
     assert strangers(ours("replay_service.ledger"), *allowed) == []
     assert [edge for edge in edges("replay_service.ledger") if within(edge[1], "fastapi", "starlette", *HEAVY)] == []
+
+
+def test_the_wire_stands_alone() -> None:
+    assert strangers(ours("replay_service.wire"), "replay_service.wire") == []
 
 
 def test_language_stands_alone() -> None:
@@ -163,16 +175,18 @@ def test_the_service_under_test_takes_of_the_trainer_the_client_alone() -> None:
 
 def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> None:
     allowed = (
-        "replay_service.wire.arrow",
+        "replay_service.wire",
         "replay_service.sampling.injection",
         "replay_service.sampling.events",
         "replay_service.sampling.damage",
         "replay_service.sampling.policies",
         "replay_service.sampling.run_config",
+        "replay_service.sampling.trained",
         "replay_service.corpus.shards",
         "replay_service.language",
         "replay_service.classification",
         "replay_service.errors",
+        "replay_service.extras",
         "replay_service.names",
         "replay_service.ray_session",
         "replay_service.progress",
@@ -209,3 +223,11 @@ def test_shards_are_read_without_the_heavy_libraries() -> None:
 
 def test_the_client_loads_neither_torch_nor_ray() -> None:
     assert loaded_by("import replay_trainer.client").isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("module", ["client", "cli", "plain", "hf", "job.ray_train", "scoring"])
+def test_a_training_node_needs_nothing_of_the_server(module: str) -> None:
+    """anyio is httpx2's as well; other packages of the server may be there because a library of the loop has them."""
+    loaded = {name for name in loaded_by(f"import replay_trainer.{module}") if within(name, "replay_service")}
+    files = [path for name, path in modules("replay_service").items() if name in loaded]
+    assert [edge for path in files for edge in imports("replay_service.any", path) if within(edge, *SERVER)] == []

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from replay_service.errors import ReplayError
+from replay_service.extras import missing_package
 from replay_service.stopping import Stopped
 
 console = Console(stderr=True, emoji=False)
@@ -56,10 +57,5 @@ def errors_as_messages() -> Iterator[None]:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        console.print(
-            f"[red]error:[/red] {error.name} is not installed; "
-            "install the extra that this command needs: pip install 'replay-service\\[demo]'",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(f"[red]error:[/red] {escape(missing_package(error, 'corpus'))}", highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from replay_service.corpus.format.manifest import DomainSummary, Manifest
-from replay_service.corpus.format.segments import SampleRows
+from replay_service.corpus.format.records import SampleRows
 from replay_service.corpus.format.sketch import QuantileSketch
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import CorpusError

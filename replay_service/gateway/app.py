@@ -18,7 +18,7 @@ from replay_service.gateway.middleware.problems import install_problem_handlers,
 from replay_service.gateway.middleware.stack import add_middleware
 from replay_service.gateway.planning import OwnersPlan, Planner
 from replay_service.gateway.readiness import Readiness
-from replay_service.gateway.routes import batches, corpora, health, losses, runs, samples, statistics
+from replay_service.gateway.routes import batches, corpora, health, losses, runs, samples, statistics, trained
 from replay_service.gateway.service import ReplayService
 from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal
@@ -32,6 +32,7 @@ _log = structlog.get_logger()
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     batches.router,
     losses.router,
+    trained.router,
     runs.router,
     statistics.router,
     samples.router,

@@ -8,7 +8,6 @@ from typing import Final
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from replay_service.corpus.format.segments import SampleColumns, SampleRows
 from replay_service.corpus.reading.reader import Corpus, CorpusStore
 from replay_service.errors import AnswerTooLarge, CorpusReplaced, InvalidRequest, StepOutOfRange
 from replay_service.gateway.models import MAX_INT64, BatchRequest
@@ -16,7 +15,8 @@ from replay_service.gateway.planning import Planner
 from replay_service.ledger.windows import Window
 from replay_service.sampling.events import Planned, stacked
 from replay_service.sampling.injection import rank_positions
-from replay_service.wire.arrow import Batch, BatchHeader, StepHeader
+from replay_service.wire.batches import LIKELIEST, Batch, BatchHeader, StepHeader
+from replay_service.wire.samples import SampleColumns
 
 MOST_BYTES_AT_ONCE: Final = 4 << 20
 """Larger batches are read in a thread. To wake a thread up costs as much as to gather a megabyte, and the socket takes
@@ -86,7 +86,7 @@ class BatchSource:
         corpus.need(window.generation)
         return corpus
 
-    async def _samples(self, window: Window, corpus: Corpus, mine: "RankRows") -> SampleRows | SampleColumns:
+    async def _samples(self, window: Window, corpus: Corpus, mine: "RankRows") -> SampleColumns:
         """The samples of a rank.
 
         Those that cannot be read are damaged, unless another corpus stands where theirs was.
@@ -129,7 +129,7 @@ def _is_of(window: Window, corpus: Corpus) -> bool:
     return window.corpus_fingerprint in (None, corpus.fingerprint)
 
 
-async def _read(corpus: Corpus, mine: RankRows) -> SampleRows | SampleColumns:
+async def _read(corpus: Corpus, mine: RankRows) -> SampleColumns:
     """The samples, read in a thread unless that is a matter of microseconds."""
     sample_ids = mine.rows["sample_id"]
     is_small = len(sample_ids) * corpus.record_bytes <= MOST_BYTES_AT_ONCE
@@ -167,11 +167,11 @@ def _check_size(mine: RankRows, record_bytes: int, most_bytes: int) -> None:
     )
 
 
-def _batch(
-    window: Window, asked: BatchRequest, corpus: Corpus, mine: RankRows, samples: SampleRows | SampleColumns
-) -> Batch:
+def _batch(window: Window, asked: BatchRequest, corpus: Corpus, mine: RankRows, samples: SampleColumns) -> Batch:
     """The batch of a rank's rows and the samples that they name."""
-    return Batch(
+    columns = {name: each for name, each in samples.columns().items() if asked.topk or name not in LIKELIEST}
+    return Batch.of(
+        columns,
         header=BatchHeader(
             run=window.run,
             attempt=window.attempt,
@@ -187,17 +187,8 @@ def _batch(
         ),
         step=np.repeat([plan.step for plan in window.plans], mine.num_rows),
         sample_id=mine.rows["sample_id"],
-        input_ids=samples.input_ids,
-        length=samples.length,
-        base_loss=samples.base_loss,
-        base_correct=samples.base_correct,
-        stratum=samples.stratum,
         probability=mine.rows["probability"],
         times_drawn=mine.rows["times_drawn"],
-        topk_ids=samples.topk_ids if asked.topk else None,
-        topk_logprobs=samples.topk_logprobs if asked.topk else None,
-        inputs=samples.inputs,
-        label=samples.label,
     )
 
 

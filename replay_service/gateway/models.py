@@ -1,8 +1,8 @@
 """The shapes of requests and answers. Unknown keys are refused."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
 from replay_service.names import NAME_PATTERN, NAME_RULE
 from replay_service.sampling.damage import Signal
@@ -11,7 +11,7 @@ from replay_service.sampling.injection import InjectionMode
 from replay_service.sampling.policies import PolicyName
 from replay_service.sampling.run_config import FeedbackMode, RunConfig
 from replay_service.sampling.schedule import Curve
-from replay_service.wire.arrow import Compression
+from replay_service.wire.batches import Compression
 
 MAX_INT64 = 2**63 - 1
 
@@ -19,6 +19,8 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN, description=NAME_RULE, example
 Int = Annotated[int, Strict()]
 Float = Annotated[float, Strict()]
 """Numbers that a caller sends; no strings and no truth values, which pydantic would else take for numbers."""
+
+Count = Annotated[Int, Field(ge=0, le=1 << 48)]
 
 Step = Annotated[Int, Field(ge=0, le=MAX_INT64, description="Global training step, from 0.")]
 
@@ -251,6 +253,33 @@ class LossReport(Model):
     rows: list[LossRow]
 
 
+class TrainedReport(Model):
+    """The rows that one rank has trained on in some steps, rehearsed ones included."""
+
+    rank: Int = Field(ge=0, le=1 << 20)
+    first_step: Step = Field(description="The first of the steps.")
+    next_step: Step = Field(description="The step after the last of them.")
+    num_rows: Count
+    num_rehearsed_rows: Count = Field(description="Of those, rehearsed ones.")
+    num_tokens: Count = Field(description="Predictions that counted in the loss: tokens, or labels.")
+    num_rehearsed_tokens: Count = Field(description="Of those, in rehearsed rows.")
+    attempt: Int = Field(0, ge=0, le=1 << 30, description="That of the batches; 0 means the run's current one.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.first_step >= self.next_step:
+            raise ValueError("next_step must be greater than first_step")
+        if self.num_rehearsed_rows > self.num_rows or self.num_rehearsed_tokens > self.num_tokens:
+            raise ValueError("rehearsed rows and tokens are among all rows and tokens, so there are no more of them")
+        return self
+
+
+class TrainedResult(Model):
+    """The effect of a report of trained rows."""
+
+    counted: bool = Field(description="False where the steps were counted before, or are of before a rewind.")
+
+
 class ReportResult(Model):
     """What became of the rows of a report."""
 
@@ -277,16 +306,32 @@ class ForgettingEstimate(Model):
         return cls.model_validate({name: getattr(found, name) for name in cls.model_fields})
 
 
+class TrainedStats(Model):
+    """What all ranks together have trained on."""
+
+    next_step: int = Field(description="All ranks that report have reported the steps before this one.")
+    num_rows: int = Field(description="Rows, rehearsed ones included.")
+    num_rehearsed_rows: int
+    num_tokens: int = Field(description="Predictions that counted in the loss.")
+    num_rehearsed_tokens: int
+
+
 class RunStats(Model):
     """A run's statistics, over all strata."""
 
     run: str
     next_step: int
     policy_version: int
-    num_trained: int = Field(description="Sequences in the global batches of the planned steps, rehearsed ones too.")
     injection_ratio: float = Field(description="Of the first step that has no plan yet.")
+    num_planned: int = Field(
+        description="Rows of the planned steps, rehearsed ones included, as the run's global_batch_size says."
+    )
     num_rehearsed: int = Field(description="Of those, rehearsed ones.")
-    achieved_ratio: float = Field(description="num_rehearsed / num_trained.")
+    planned_ratio: float = Field(description="num_rehearsed / num_planned.")
+    trained: TrainedStats | None = Field(description="As the ranks have reported it; null before any report.")
+    achieved_ratio: float | None = Field(
+        description="Share of the rows trained on that was rehearsed; null before any report."
+    )
     num_reported: int = Field(description="Rehearsed samples whose losses were reported.")
     num_pending: int = Field(description="Rehearsed samples that still await a report.")
     num_unmeasured: int = Field(

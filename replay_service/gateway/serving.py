@@ -5,6 +5,7 @@ import sys
 import structlog
 
 from replay_service.gateway.app import create_app
+from replay_service.gateway.listening import listeners
 from replay_service.gateway.logs import configure_logs
 from replay_service.gateway.processes.supervisor import supervise
 from replay_service.gateway.server import encryption, serve_application
@@ -18,7 +19,7 @@ def run_service(settings: ServiceSettings) -> None:
 
     Raises:
         UnusableCertificate: when there is to be TLS and its files cannot be used.
-        AddressInUse: when the service is to have several gateways, and another program has the port.
+        AddressInUse: when another program has the port.
     """
     options = encryption(settings)
     configure_logs(settings.log_level)
@@ -28,4 +29,7 @@ def run_service(settings: ServiceSettings) -> None:
         _log.warning("tokens cross the network unencrypted; set tls_certificate and tls_key, or put TLS in front")
     if settings.gateways > 1:
         sys.exit(supervise(settings))
-    serve_application(create_app(settings), settings, host=settings.host, port=settings.port, **options)
+    sockets = listeners(settings.host, settings.port)
+    app = create_app(settings)
+    _log.info("listening", host=settings.host, port=sockets[0].getsockname()[1], tls=bool(options))
+    serve_application(app, settings, sockets, **options)

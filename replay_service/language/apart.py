@@ -86,11 +86,6 @@ class LanguageLosses(Module):
         self.model = model
         self._parts = take_apart(model)
 
-    @property
-    def taken_apart(self) -> bool:
-        """Whether the logits of all tokens never exist at once."""
-        return self._parts is not None
-
     def forward(self, input_ids_BT: Tensor, length_B: Tensor) -> TokenLosses:
         """Losses of int64 [B, T] tokens within rows of int64 [B] lengths; call it under autocast for bfloat16."""
         if self._parts is None:

@@ -61,10 +61,10 @@ def outline_of(name_or_path: str, seq_len: int) -> Outline:
             f"the model {name_or_path!r} is an encoder-decoder ({config.model_type}), which does not predict a text "
             "from left to right; take a causal language model"
         )
-    check_seq_len(config, seq_len)
     check_has_weights(name_or_path)
     tokenizer = load_tokenizer(name_or_path)
     model = load_weights(AutoModelForCausalLM, _WHAT, name_or_path, is_outline=True)
+    check_seq_len(config, seq_len, _usable_positions(model))
     num_known = len(model.get_input_embeddings().weight)
     check_vocabulary(tokenizer, num_known, name_or_path)
     head = model.get_output_embeddings()
@@ -97,14 +97,25 @@ def prepare_to_score(model: Any, precision: Precision) -> Any:
     return model
 
 
-def check_seq_len(config: Any, seq_len: int) -> None:
+def check_seq_len(config: Any, seq_len: int, num_usable: int | None = None) -> None:
     """Raises CorpusError when rows of `seq_len` tokens are more than the model states positions for.
 
-    Some models have fewer than they state: `replay_service.language.trial` finds out.
+    Some models have fewer than they state: `num_usable`, if known; else `replay_service.language.trial` finds out.
     """
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and seq_len > limit:
-        raise too_long(seq_len, limit)
+    stated = getattr(config, "max_position_embeddings", None)
+    limits = [each for each in (stated, num_usable) if each is not None]
+    if limits and seq_len > min(limits):
+        raise too_long(seq_len, min(limits))
+
+
+def _usable_positions(model: torch.nn.Module) -> int | None:
+    """How many positions are left where those up to that of padding are not used, as RoBERTa has it; None elsewhere."""
+    padded = [
+        module.num_embeddings - module.padding_idx - 1
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return min(padded, default=None)
 
 
 def too_long(seq_len: int, limit: int) -> CorpusError:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = Sequence[int] | NDArray[np.int64]
-"""Token ids of one document."""
+"""Token ids of one document, or of a part of one."""
 
 IdArray = NDArray[np.unsignedinteger]
 
@@ -57,16 +57,26 @@ class Packer:
 
     With a bos token, each document begins with one, unless it has one there already. So does each row that goes on with
     a document: models that are trained with the token give nonsense for rows without it.
+
+    A document may come in parts, and the rows are those of the whole document. At most one row of tokens is held back,
+    so that memory does not depend on the length of a document.
     """
 
     def __init__(self, seq_len: int, ends: Ends, dtype: np.dtype) -> None:
         self._seq_len = seq_len
         self._ends = ends
+        self._line = _Line(ends, dtype)
         self._rest = np.empty(0, dtype=dtype)
 
-    def add(self, documents: Sequence[Ids]) -> PackedRows:
-        """The rows that these documents, after those before, fill."""
-        line = np.concatenate([self._rest, laid_out(documents, self._ends, self._rest.dtype)])
+    def add(self, documents: Sequence[Ids], are_ended: Sequence[bool] | None = None) -> PackedRows:
+        """The rows that these documents, after those before, fill.
+
+        Args:
+            documents: token ids of each document, or of each part of one.
+            are_ended: whether each ends its document; the next one goes on with a document that is not ended. All end
+                by default.
+        """
+        line = np.concatenate([self._rest, self._line.add(documents, are_ended or [True] * len(documents))])
         bos_id = self._ends.bos_id
         rows, num_used = self._cut(line) if bos_id is None else self._cut_with_bos(line, bos_id)
         self._rest = line[num_used:]
@@ -103,22 +113,44 @@ class Packer:
         return np.array(rows, dtype=line.dtype).reshape(len(rows), self._seq_len), first
 
 
-def laid_out(documents: Sequence[Ids], ends: Ends, dtype: np.dtype) -> IdArray:
-    """The line of documents that lie end to end, with the tokens around each, [tokens].
+class _Line:
+    """Documents that lie end to end, with the tokens around each."""
 
-    A separator that is the bos token, too, begins the document after it.
-    """
-    has_bos = ends.bos_id not in (None, ends.separator_id)
-    missing = [has_bos and (not len(each) or each[0] != ends.bos_id) for each in documents]
-    line = np.full(sum(map(len, documents)) + len(documents) + sum(missing), ends.separator_id, dtype=dtype)
-    first = 0
-    for document, needs_bos in zip(documents, missing, strict=True):
-        if needs_bos:
-            line[first] = ends.bos_id
-            first += 1
-        line[first : first + len(document)] = document
-        first += len(document) + 1
-    return line
+    def __init__(self, ends: Ends, dtype: np.dtype) -> None:
+        self._ends = ends
+        self._dtype = dtype
+        self._is_begun = False
+        """Whether the line ends within a document."""
+
+    def add(self, parts: Sequence[Ids], are_ended: Sequence[bool]) -> IdArray:
+        """What some parts of documents add to the line, [tokens]."""
+        line = np.empty(sum(map(len, parts)) + 2 * len(parts), dtype=self._dtype)
+        stop = 0
+        for part, is_ended in zip(parts, are_ended, strict=True):
+            if not self._is_begun and self._lacks_bos(part, is_ended):
+                line[stop] = self._ends.bos_id
+                stop += 1
+            line[stop : stop + len(part)] = part
+            stop += len(part)
+            if is_ended:
+                line[stop] = self._ends.separator_id
+                stop += 1
+            self._is_begun = not is_ended and (self._is_begun or len(part) > 0)
+        return line[:stop]
+
+    def _lacks_bos(self, part: Ids, is_ended: bool) -> bool:
+        """Whether a bos token comes before the first part of a document; after an empty part the next one tells.
+
+        A separator that is the bos token, too, begins the document after it.
+        """
+        if self._ends.bos_id in (None, self._ends.separator_id):
+            return False
+        return bool(part[0] != self._ends.bos_id) if len(part) else is_ended
+
+
+def laid_out(documents: Sequence[Ids], ends: Ends, dtype: np.dtype) -> IdArray:
+    """The line of documents that lie end to end, with the tokens around each, [tokens]."""
+    return _Line(ends, dtype).add(documents, [True] * len(documents))
 
 
 def pack(documents: Iterable[Ids], seq_len: int, ends: Ends, dtype: np.dtype) -> PackedRows:

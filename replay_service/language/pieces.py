@@ -1,10 +1,12 @@
 """Pieces of long texts: a tokenizer takes a hundred times the size of what it encodes at once."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 PIECE_CHARACTERS: Final = 1 << 18
 _CHARACTERS_AT_ONCE: Final = 2 * PIECE_CHARACTERS
+
+Item = TypeVar("Item")
 
 _BEFORE: Final = "a"
 """Stands before a piece that goes on with a text: some tokenizers put a space before a text, or leave out its first."""
@@ -38,12 +40,12 @@ def pieces_of(text: str, most: int = PIECE_CHARACTERS) -> Iterator[str]:
         first = place
 
 
-def with_last(texts: Iterator[str]) -> Iterator[tuple[str, bool]]:
+def with_last(items: Iterator[Item]) -> Iterator[tuple[Item, bool]]:
     """Each, and whether it is the last one."""
-    before = next(texts)
-    for text in texts:
+    before = next(items)
+    for each in items:
         yield before, False
-        before = text
+        before = each
     yield before, True
 
 

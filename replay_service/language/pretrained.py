@@ -9,8 +9,11 @@ from typing import Any, Final
 from replay_service.errors import CorpusError
 
 _WEIGHTS: Final = (".safetensors", ".bin")
-_LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
-_HUB_NAME: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_TOKENIZERS: Final = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "tekken")
+"""How the names of a tokenizer's files begin."""
+LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
+"""How the text begins that stands in place of a file which Git LFS has not fetched."""
+_HUB_NAME: Final = re.compile(r"\w([\w.-]*\w)?(/\w([\w.-]*\w)?)?")
 _WRAPPERS: Final = {"_orig_mod.": "torch.compile", "module.": "DistributedDataParallel", "base_model.model.": "peft"}
 """What puts such a prefix before the names of a model's weights."""
 _STATISTICS: Final = ("running_mean", "running_var")
@@ -66,8 +69,15 @@ def _quiet() -> Iterator[None]:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name can be that of a model at the Hugging Face hub, and not only a path."""
-    return _HUB_NAME.fullmatch(name) is not None and not name.startswith(".")
+    """Whether a name is that of a model at the Hugging Face hub, `name` or `owner/name`, and not a path.
+
+    Where the folder `owner` is there, `owner/name` is a path.
+    """
+    return _may_be_hub_name(name) and not ("/" in name and Path(name).parent.is_dir())
+
+
+def _may_be_hub_name(name: str) -> bool:
+    return _HUB_NAME.fullmatch(name) is not None
 
 
 def _check_place(what: str, name: str) -> None:
@@ -75,14 +85,29 @@ def _check_place(what: str, name: str) -> None:
     path = Path(name)
     if path.is_dir():
         for file in sorted(path.iterdir()):
-            if file.is_file() and _begins_with(file, _LFS_POINTER):
+            if file.is_file() and _begins_with(file, LFS_POINTER):
                 raise CorpusError(
                     f"{file.name} in {name!r} is a Git LFS pointer in place of the file; run `git lfs pull` there"
                 )
+        if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+            raise CorpusError(
+                f"the folder {name!r} holds an adapter and not a model; load it with peft and save the model of its "
+                "merge_and_unload(), with the tokenizer"
+            )
     elif path.exists():
         raise CorpusError(f"no {what} could be loaded from {name!r}: it is a file; name the folder that it is in")
     elif not is_hub_name(name):
-        raise CorpusError(f"no {what} could be loaded from {name!r}: there is no such folder")
+        raise CorpusError(f"no {what} could be loaded from {name!r}: {_missing_folder(name)}")
+
+
+def _missing_folder(name: str) -> str:
+    if not _may_be_hub_name(name):
+        return "there is no such folder"
+    owner = str(Path(name).parent)
+    return (
+        f"there is no such folder in {owner!r}; to take the model of that name from the Hugging Face hub, start where "
+        f"there is no folder {owner!r}"
+    )
 
 
 def check_has_weights(name: str) -> None:
@@ -91,6 +116,15 @@ def check_has_weights(name: str) -> None:
     if path.is_dir() and not any(file.suffix in _WEIGHTS for file in path.iterdir()):
         raise CorpusError(
             f"the folder {name!r} holds no weights; a model has a file such as model.safetensors beside its config.json"
+        )
+
+
+def check_has_tokenizer(name: str) -> None:
+    """Raises CorpusError when `name` is a folder without a file of a tokenizer."""
+    path = Path(name)
+    if path.is_dir() and not any(file.name.startswith(_TOKENIZERS) for file in path.iterdir()):
+        raise CorpusError(
+            f"the folder {name!r} holds no tokenizer; save it beside the config.json, with tokenizer.save_pretrained"
         )
 
 

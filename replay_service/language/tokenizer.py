@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from replay_service.errors import CorpusError
 from replay_service.language.packing import Bos, Ends
 from replay_service.language.pieces import encode_in_pieces
-from replay_service.language.pretrained import loading
+from replay_service.language.pretrained import check_has_tokenizer, loading
 
 _SEPARATORS: Final = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 """The usual end-of-text tokens, for a tokenizer that declares no eos."""
@@ -33,6 +33,7 @@ def load_tokenizer(name_or_path: str) -> Any:
     from transformers import AutoTokenizer
 
     with loading("tokenizer", name_or_path):
+        check_has_tokenizer(name_or_path)
         try:
             tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         except Exception as error:

@@ -32,11 +32,6 @@ class Combiner(Generic[T]):
         self._waiting: list[_Waiting[T]] = []
         self._is_serving = False
 
-    @property
-    def num_waiting(self) -> int:
-        """How many requests no thread has begun to serve."""
-        return len(self._waiting)
-
     def submit(self, request: T) -> None:
         """Return when the request was served, by this thread or by another one."""
         waiting = _Waiting(request)

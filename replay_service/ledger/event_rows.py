@@ -19,8 +19,10 @@ from replay_service.sampling.events import (
     Reported,
     Rewound,
     Sealed,
+    Trained,
 )
 from replay_service.sampling.run_config import RunConfig
+from replay_service.sampling.trained import TrainedCounts
 
 
 def columns_of(event: JournalEvent) -> dict[str, object]:
@@ -39,6 +41,9 @@ def columns_of(event: JournalEvent) -> dict[str, object]:
             columns["payload"] = event.rows.tobytes()
         case Reported():
             columns |= {"rank": event.rank, "payload": event.rows.tobytes()}
+        case Trained():
+            columns |= {"rank": event.rank}
+            columns["payload"] = json.dumps({"first_step": event.first_step, **event.counts._asdict()}).encode()
         case Configured():
             columns["payload"] = event.config.to_json().encode()
         case Created():
@@ -68,6 +73,9 @@ def event_of(row: Row[tuple[object, ...]]) -> JournalEvent:
             return planned_of(row)
         case "reported":
             return Reported(row.step, row.rank, np.frombuffer(row.payload, dtype=REPORTED_ROW))
+        case "trained":
+            counts = json.loads(row.payload)
+            return Trained(row.step, row.rank, counts.pop("first_step"), TrainedCounts(**counts))
         case "configured":
             return Configured(row.step, RunConfig.from_json(row.payload.decode()))
         case "created":

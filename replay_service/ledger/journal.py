@@ -17,13 +17,7 @@ from replay_service.ledger.event_rows import columns_of, created_of, event_of, p
 from replay_service.ledger.samples import SampleQuery, SampleStatistics
 from replay_service.ledger.schema import events, runs, sample_progress, snapshots
 from replay_service.ledger.schema import samples as samples_table
-from replay_service.sampling.events import (
-    Created,
-    JournalEvent,
-    Planned,
-    Reported,
-    Rewound,
-)
+from replay_service.sampling.events import Created, JournalEvent, Planned, Reported, Rewound
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.run_config import RunConfig
 

@@ -16,10 +16,10 @@ from replay_service.ledger.combining import Combiner
 from replay_service.ledger.fence import Fence
 from replay_service.ledger.intake import HandedIn, Intake, ReportOutcome
 from replay_service.ledger.journal import Journal, Snapshot
-from replay_service.ledger.reports import check_values
+from replay_service.ledger.reports import CURRENT_ATTEMPT, check_values
 from replay_service.ledger.sampled_corpus import SampledCorpus, check_same, partition_seen
 from replay_service.ledger.windows import RecentPlans, Window
-from replay_service.sampling.events import Adopted, Closed, Configured, Event, Planned, Rewound, Sealed
+from replay_service.sampling.events import Adopted, Closed, Configured, Event, Planned, Rewound, Sealed, Trained
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.plan import adjustment_due, last_before_decision, plan_steps
 from replay_service.sampling.run_state import RunState, fold_all
@@ -235,6 +235,15 @@ class RunOwner:
             # Every waiting thread must hear of it.
             for each in reports:
                 each.refuse(error)
+
+    def count_trained(self, trained: Trained, attempt: int = CURRENT_ATTEMPT) -> bool:
+        """Add what a rank has trained on; False where it was counted before, or is of an attempt before a rewind."""
+        with self._alone():
+            is_stale = attempt not in (CURRENT_ATTEMPT, self._attempt)
+            if is_stale or self._state.trained.has_reported(trained.rank, trained.first_step):
+                return False
+            self._commit([trained])
+            return True
 
     def configure(self, changes: dict[str, object]) -> None:
         """Change the configuration from the first unplanned step on; the policy gets a new version.

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.errors import InvalidReport
-from replay_service.sampling.events import MOST_NATS
+from replay_service.wire.losses import MOST_NATS
 
 Int64Array = NDArray[np.int64]
 

@@ -2,34 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
 from replay_service.sampling.run_config import RunConfig
+from replay_service.sampling.trained import TrainedCounts
 
 PLANNED_ROW = np.dtype([("sample_id", "<i8"), ("stratum", "<i4"), ("times_drawn", "<i4"), ("probability", "<f8")])
 """times_drawn counts this draw too, so 1 means a first visit. probability is that of a single draw to be of this sample
 and of this kind: a first visit of it, or a later one. In the first epoch of a stratum all are first visits."""
-
-LOSS_ROW = np.dtype(
-    [
-        ("step", "<i8"),
-        ("sample_id", "<i8"),
-        ("loss_nats", "<f8"),
-        ("rank", "<i4"),
-        ("num_tokens", "<i4"),
-        ("num_flips", "<i4"),
-        ("attempt", "<i4"),
-    ]
-)
-"""What a trainer says of one rehearsed sample, before it becomes an event. An attempt of 0 is the run's current one.
-
-A num_tokens of 0 says that the sample could not be measured: the run waits for it no longer, and learns nothing."""
-
-MOST_NATS: Final = 1e6
-"""No report says more, nats per token. Products and sums of losses up to this are far from an overflow, which would
-spoil a run's statistics for good."""
 
 REPORTED_ROW = np.dtype(
     [
@@ -123,6 +104,16 @@ class Reported:
 
 
 @dataclass(frozen=True, slots=True)
+class Trained:
+    """One rank has trained on these counts of rows in the steps from `first_step` to `step`; no plan learns from it."""
+
+    step: int
+    rank: int
+    first_step: int
+    counts: TrainedCounts
+
+
+@dataclass(frozen=True, slots=True)
 class Configured:
     """After `step`, the last that had a plan (-1 if none had), the run samples by `config`."""
 
@@ -165,7 +156,7 @@ class Rewound:
     step: int
 
 
-Event = Planned | Reported | Configured | Adopted | Adjusted | Sealed | Closed
+Event = Planned | Reported | Trained | Configured | Adopted | Adjusted | Sealed | Closed
 """What is folded into a run's state."""
 
 JournalEvent = Created | Event | Rewound

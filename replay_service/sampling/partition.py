@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 Int64Array = NDArray[np.int64]
 
 ROW_BITS = 32
-ROW_MASK = (1 << ROW_BITS) - 1
 
 
 def sample_ids(segment: Int64Array, row: Int64Array) -> Int64Array:

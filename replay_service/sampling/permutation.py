@@ -28,18 +28,12 @@ _MOST_RANKED: Final = 16
 after many more rounds."""
 
 
-def mix64(words: UInt64Array) -> UInt64Array:
+def _mix_in_place(words: UInt64Array, scratch: UInt64Array) -> None:
     """Scramble 64-bit words so that every input bit reaches every output bit.
 
-    The finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+    The finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014). New arrays
+    would cost more than the arithmetic for a few dozen words.
     """
-    words = words.copy()
-    _mix_in_place(words, np.empty_like(words))
-    return words
-
-
-def _mix_in_place(words: UInt64Array, scratch: UInt64Array) -> None:
-    """`mix64` without new arrays, which for a few dozen words would cost more than the arithmetic."""
     np.right_shift(words, _SHIFTS_64[0], scratch)
     np.bitwise_xor(words, scratch, words)
     np.multiply(words, _FACTORS_64[0], words)
@@ -51,7 +45,7 @@ def _mix_in_place(words: UInt64Array, scratch: UInt64Array) -> None:
 
 
 def _mix_one(word: int) -> int:
-    """`mix64` of one word."""
+    """The same of one word."""
     for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
         word = (word ^ (word >> shift)) * factor & _WORD
     return word ^ (word >> _SHIFTS[-1])
@@ -78,11 +72,6 @@ def keys(*words: ArrayLike) -> UInt64Array:
         np.add(key, _GOLDEN_64, key)
         _mix_in_place(key, np.empty_like(key))
     return key
-
-
-def uniform(*words: int) -> float:
-    """A number in [0, 1) that depends on `words` alone, with 53 random bits."""
-    return (key_of(*words) >> 11) * 2.0**-53
 
 
 def uniforms(key: UInt64Array) -> NDArray[np.float64]:

@@ -21,6 +21,7 @@ from replay_service.sampling.events import (
     Planned,
     Reported,
     Sealed,
+    Trained,
     stacked,
 )
 from replay_service.sampling.forgetting import FirstVisits, Forgetting
@@ -31,6 +32,7 @@ from replay_service.sampling.pending import Awaited, Pending
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.runs import Run, runs_of
 from replay_service.sampling.sums import DecayedSums, Totals
+from replay_service.sampling.trained import TrainedTotals
 from replay_service.sampling.walk import Walk
 
 Float64Array = NDArray[np.float64]
@@ -80,6 +82,8 @@ class RunState:
     generation_since: int = 0
     """The step from which the run has seen its generation."""
     closed: bool = False
+    trained: TrainedTotals = field(default_factory=TrainedTotals)
+    """As far as the ranks have reported it; no plan depends on it."""
     _probabilities: tuple[int, Float64Array] | None = field(default=None, init=False)
     """Of a version of the policy; follows from the rest."""
 
@@ -176,6 +180,8 @@ def fold(state: RunState, event: Event) -> None:
         state.steady_since = state.next_step
     elif isinstance(event, Sealed):
         state.pending.pop(event.step, None)
+    elif isinstance(event, Trained):
+        state.trained.add(event.rank, event.step + 1, event.counts)
     else:
         state.closed = True
 

@@ -20,9 +20,10 @@ from replay_service.sampling.latest import REPORT_ROW
 from replay_service.sampling.pending import Pending
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.run_state import HELD_ROW, RunState, in_canonical_order
+from replay_service.sampling.trained import TrainedCounts, TrainedTotals
 from replay_service.sampling.walk import BORN_ROW
 
-STATE_VERSION: Final = 6
+STATE_VERSION: Final = 7
 _MAGIC: Final = b"replayst"
 _COUNTERS: Final = (
     "generation",
@@ -51,6 +52,8 @@ def to_bytes(state: RunState) -> bytes:
         "num_blocks": state.walk.block_size.shape[1],
         "num_born": len(state.walk.born),
         "latest": [len(each.rows) for each in state.latest],
+        "trained": state.trained.counts,
+        "trained_through": sorted(state.trained.next_step.items()),
         "pending": [[step, state.pending[step].num_awaited] for step in steps],
         "held": [[step, len(state.held[step])] for step in held],
     }
@@ -86,6 +89,7 @@ def from_bytes(data: bytes) -> RunState:
         setattr(state, name, head[name])
     for name in _FRACTIONS:
         setattr(state, name, Fraction(head[name]))
+    state.trained = TrainedTotals(TrainedCounts(*head["trained"]), dict(head["trained_through"]))
     state.recent.origin, state.recent.reference = head["origin"], head["reference"]
     place = _PREFIX.size + length
     for array in _arrays(state):

@@ -16,7 +16,6 @@ Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 
 FIRST_VISITS: Final = 0
-LATER_VISITS: Final = 1
 
 
 @dataclass(slots=True, eq=False)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from replay_service.corpus.format.manifest import DomainSummary, Manifest, Segment, write_manifest
+from replay_service.corpus.format.records import SampleRows
 from replay_service.corpus.format.segment_file import write_segment
-from replay_service.corpus.format.segments import SampleRows
 from replay_service.corpus.format.sketch import QuantileSketch
 from replay_service.corpus.format.strata import Group, assign_strata
 from replay_service.language.packing import Ends, Ids, PackedRows, id_dtype, pack
@@ -172,7 +172,7 @@ def sample_rows(
     """Rows in their strata, sorted by them; no base model predicts a row's first token, or what is padding."""
     place = np.arange(packed.input_ids.shape[1])
     is_predicted = (place > 0) & (place < packed.length[:, None])
-    rows = SampleRows(
+    rows = SampleRows.of_columns(
         input_ids=packed.input_ids,
         length=packed.length,
         base_loss=base_loss,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from replay_service.corpus.format.manifest import Classes, Manifest
-from replay_service.corpus.format.segments import SampleRows
+from replay_service.corpus.format.records import SampleRows
 from replay_service.corpus.format.strata import assign_strata
 from replay_service.testing.corpus import inner_edges, summary_of, write_first_generation
 
@@ -75,7 +75,7 @@ class LabelledSamples:
             raise ValueError(f"labels must be classes, from 0 to {self._num_classes(label) - 1}")
         edges = inner_edges(base_loss, domain, len(names), num_quantiles)
         stratum = assign_strata(base_loss, domain, edges)
-        rows = SampleRows(
+        rows = SampleRows.of_columns(
             **{"inputs" if self.length is None else "input_ids": self.inputs},
             length=length.astype(np.int32),
             label=label.astype(np.int32),

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from replay_service.corpus.format.segments import binary_rows, list_rows
+from replay_service.wire.columns import numbers_of
 from replay_service.wire.ipc_messages import inflated_bytes
 
 END: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"
@@ -207,9 +207,4 @@ def _array(records: pa.RecordBatch, name: str, fits: Callable[[pa.DataType], boo
         raise ValueError(f"column {name!r} must not be of type {column.type}")
     if column.null_count:
         raise ValueError(f"column {name!r} has nulls")
-    if pa.types.is_fixed_size_list(column.type):
-        return list_rows(column)
-    if pa.types.is_fixed_size_binary(column.type):
-        return binary_rows(column)
-    array: NDArray[Any] = column.to_numpy()
-    return array
+    return numbers_of(column)

@@ -14,33 +14,45 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from replay_service.wire.column_types import WIDE
+from replay_service.wire.columns import Column, ToArrow
 from replay_service.wire.decoding import END
 
 _PART_BYTES: Final = 1 << 16
 """Of an array that is sent from where it is, at least."""
-_MOST_STENCILS: Final = 1024
+_MOST_TEMPLATES: Final = 1024
 
-_Types = tuple[tuple[str, str, tuple[int, ...], bool], ...]
-"""Name, type and shape of each array, and whether it is a part of the stream by itself."""
-
-
-def record_batch(columns: Mapping[str, NDArray[Any]]) -> pa.RecordBatch:
-    """Arrays [n, ...], in Arrow's types for them."""
-    return pa.record_batch({name: WIDE.get(name, pa.array)(array) for name, array in columns.items()})
+_Types = tuple[tuple[str, ToArrow, str, tuple[int, ...], bool], ...]
+"""Of each array the name, the maker of its column, type and shape, and whether it is a part of the stream by itself."""
 
 
-def parts_of_stream(columns: Mapping[str, NDArray[Any]], metadata: Mapping[bytes, bytes] | None = None) -> list[Any]:
+def record_batch(arrays: Mapping[str, NDArray[Any]], table: Mapping[str, Column]) -> pa.RecordBatch:
+    """Arrays [n, ...], in the Arrow types that the table gives them; those that it does not have are plain numbers."""
+    return pa.record_batch({name: _to_arrow(name, table)(array) for name, array in arrays.items()})
+
+
+def parts_of_stream(
+    arrays: Mapping[str, NDArray[Any]],
+    table: Mapping[str, Column],
+    metadata: Mapping[bytes, bytes] | None = None,
+) -> list[Any]:
     """Arrays [n, ...] as an Arrow IPC stream of one record batch, in parts (memoryviews) that follow one another.
 
     A large array that is contiguous is a part as it stands; all others are copied once, to their places.
 
     Args:
+        arrays: by name.
+        table: the columns that are more than plain numbers, by name.
         metadata: one key and its value, for the schema; or nothing.
     """
-    types = [(name, array.dtype.char, array.shape, _is_part(array)) for name, array in columns.items()]
+    types = tuple(
+        (name, _to_arrow(name, table), array.dtype.char, array.shape, _is_part(array)) for name, array in arrays.items()
+    )
     key, header = next(iter(metadata.items())) if metadata else (b"", b"")
-    return _stencil(tuple(types), key, len(header)).filled(header, columns.values())
+    return _template(types, key, len(header)).filled(header, arrays.values())
+
+
+def _to_arrow(name: str, table: Mapping[str, Column]) -> ToArrow:
+    return table[name].to_arrow if name in table else pa.array
 
 
 def _is_part(array: NDArray[Any]) -> bool:
@@ -48,7 +60,7 @@ def _is_part(array: NDArray[Any]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stencil:
+class _Template:
     """What all streams have in common whose arrays have the same types and shapes, and whose headers, the values of
     their metadata, have the same length.
 
@@ -80,10 +92,11 @@ class _Stencil:
         return [*parts, stream[end:]]
 
 
-@functools.lru_cache(_MOST_STENCILS)
-def _stencil(types: _Types, key: bytes, header_length: int) -> _Stencil:
+@functools.lru_cache(_MOST_TEMPLATES)
+def _template(types: _Types, key: bytes, header_length: int) -> _Template:
     """Found by letting Arrow encode as many rows, and looking where it puts the header and the numbers."""
-    records = record_batch({name: np.zeros(shape, type_) for name, type_, shape, _ in types})
+    columns = {name: to_arrow(np.zeros(shape, type_)) for name, to_arrow, type_, shape, _ in types}
+    records = pa.record_batch(columns)
     header = b"?" * header_length
     head = (records.schema.with_metadata({key: header}) if header else records.schema).serialize().to_pybytes()
     serialized = records.serialize().to_pybytes()
@@ -93,7 +106,7 @@ def _stencil(types: _Types, key: bytes, header_length: int) -> _Stencil:
     fixed = [(0, head[:header_at]), (header_at + header_length, head[header_at + header_length :])]
     fixed.append((len(head), serialized[: first - len(head)]))
     arrays, end, apart = [], first, 0  # the end of what was placed, with the parts; and how many bytes they are
-    for column, (_, type_, shape, is_part) in zip(body.columns, types, strict=True):
+    for column, (_, _, type_, shape, is_part) in zip(body.columns, types, strict=True):
         num_bytes = np.dtype(type_).itemsize * math.prod(shape)
         begin = first + column.buffers()[-1].address - message.body.address if num_bytes else end
         fixed.append((end - apart, bytes(begin - end)))
@@ -102,4 +115,4 @@ def _stencil(types: _Types, key: bytes, header_length: int) -> _Stencil:
     whole = len(head) + len(serialized)
     fixed.append((end - apart, bytes(whole - end) + END))
     stretches = tuple(each for each in fixed if each[1])
-    return _Stencil(stretches, header_at, tuple(arrays), whole - apart + len(END))
+    return _Template(stretches, header_at, tuple(arrays), whole - apart + len(END))

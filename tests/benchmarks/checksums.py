@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
-from replay_service.wire.arrow import Batch, BatchHeader, StepHeader, decode_batch, encode_batch
+from replay_service.wire.batches import Batch, BatchHeader, StepHeader, decode_batch, encode_batch
 
 NUM_ROWS = 64
 SEQ_LEN = 1024

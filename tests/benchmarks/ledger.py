@@ -20,11 +20,12 @@ import numpy as np
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owner import RunOwner
-from replay_service.sampling.events import LOSS_ROW, REPORTED_ROW, Created, Planned
+from replay_service.sampling.events import REPORTED_ROW, Created, Planned
 from replay_service.sampling.partition import Extent, Partition
 from replay_service.sampling.plan import plan_steps
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.run_state import RunState, fold, fold_all
+from replay_service.wire.losses import LOSS_ROW
 from tests.benchmarks.ratios import as_table, measured, repeated
 from tests.ledger.worlds import open_journal, owner_of, record_of
 from tests.sampling.worlds import report_of

@@ -7,10 +7,12 @@ import argparse
 import json
 import multiprocessing
 import re
+import resource
 import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -30,8 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=8, help="of text, at first")
     parser.add_argument("--times", type=int, nargs="+", default=[1, 10], help="how many times as much to ingest")
+    parser.add_argument("--document", type=int, nargs="+", help="pack one plain text of so many MiB instead")
     wanted = parser.parse_args()
-    print(memory(wanted.megabytes, wanted.times))
+    print(memory(wanted.megabytes, wanted.times) if wanted.document is None else packing(wanted.document))
 
 
 def memory(megabytes: int, times: Sequence[int]) -> str:
@@ -58,6 +61,25 @@ def memory(megabytes: int, times: Sequence[int]) -> str:
                 ]
             )
     return as_table(["text", "time", "driver", "scorer", "packer and Ray", "together", "ratio"], rows)
+
+
+def packing(mebibytes: Sequence[int]) -> str:
+    """The peaks of packing plain texts, each of which is one document, in a process of its own."""
+    whole = "".join(source_texts()).encode()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_tiny_model(
+            Path(folder) / "model", vocab_size=1000, hidden_size=16, positions=128, texts=source_texts()[:200]
+        )
+        for each in mebibytes:
+            path = Path(folder) / f"{each}.txt"
+            with path.open("wb") as file:
+                for _ in range(0, each << 20, len(whole)):
+                    file.write(whole[: (each << 20) - file.tell()])
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                num_rows, before, peak = process.submit(run_packing, path, model).result()
+            rows.append([f"{each} MiB", f"{num_rows:,}", f"{before >> 20} MiB", f"{peak >> 20} MiB"])
+    return as_table(["document", "rows", "before packing", "peak"], rows)
 
 
 def source_texts() -> list[str]:
@@ -97,6 +119,33 @@ def run_ingest(home: Path, model: Path) -> None:
             rows_per_segment=8192,
         )
     )
+
+
+def run_packing(path: Path, model: Path) -> tuple[int, int, int]:
+    """How many rows a plain text gives, and the most resident memory before and while it is packed, bytes."""
+    from replay_service.corpus.ingest.pipeline import PipelineSettings, pack_shard
+    from replay_service.corpus.shards.sources import Columns, find_shards
+    from replay_service.language.tokenizer import ends_of, load_tokenizer, vocab_size
+
+    (shard,), tokenizer = find_shards(path), load_tokenizer(str(model))
+    settings = PipelineSettings(
+        model=str(model),
+        ends=ends_of(tokenizer),
+        vocab_size=vocab_size(tokenizer),
+        seq_len=128,
+        columns=Columns(),
+        precision="float32",
+        batch_size=8,
+        num_scorers=1,
+        gpus_per_scorer=0,
+        threads_per_scorer=1,
+        topk=0,
+        features=False,
+        staging=path.with_suffix(".staging"),
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    num_rows = sum(len(part) for part in pack_shard("key", shard, settings))
+    return num_rows, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 # Watching it

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from replay_service.corpus.format.segments import list_rows
 from replay_service.corpus.ingest.pipeline import PipelineSettings, pack_shard
 from replay_service.corpus.ingest.staging import write_parts
 from replay_service.corpus.shards.sources import Columns, Document, Shard, find_shards, read_documents
@@ -30,6 +29,7 @@ from replay_service.language.model import (
 )
 from replay_service.language.scoring import RowScorer
 from replay_service.language.tokenizer import ends_of, load_tokenizer
+from replay_service.wire.columns import list_rows
 from tests.benchmarks.ratios import as_table, measured, repeated
 
 

@@ -14,8 +14,9 @@ from typing import Final
 
 import numpy as np
 
-from replay_service.sampling.events import LOSS_ROW
-from replay_service.wire.arrow import ARROW_STREAM, decode_batch, encode_losses
+from replay_service.wire.batches import decode_batch
+from replay_service.wire.losses import LOSS_ROW, encode_losses
+from replay_service.wire.protocol import ARROW_STREAM
 
 ROWS: Final = 64
 """Of a step, for one rank."""

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from replay_service.gateway.server import make_server, run
 from replay_service.settings import load_settings
-from replay_service.wire.arrow import ARROW_STREAM
+from replay_service.wire.protocol import ARROW_STREAM
 
 GATHERED: Final = "gathers"
 """A path that holds this word is answered by rows."""

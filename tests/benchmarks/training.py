@@ -29,7 +29,7 @@ from replay_service.language.apart import LanguageLosses
 from replay_service.language.model import faster_precision, load_model
 from replay_service.language.precision import Precision
 from replay_service.testing.corpus import MadeUpCorpus
-from replay_service.wire.arrow import Batch
+from replay_service.wire.batches import Batch
 from tests.benchmarks.ratios import as_table, measured
 from tests.support import running_service
 

@@ -26,12 +26,12 @@ from transformers import ViTConfig, ViTForImageClassification
 from replay_service.classification.losses import class_losses
 from replay_service.classification.model import load_classifier
 from replay_service.classification.scoring import ClassScorer
-from replay_service.corpus.format.segments import wide_list
 from replay_service.corpus.ingest.driver import ingest
 from replay_service.corpus.ingest.settings import IngestSettings
 from replay_service.corpus.shards.documents import Columns
 from replay_service.language.model import evaluating
 from replay_service.ray_session import start_ray
+from replay_service.wire.columns import wide_list
 from tests.benchmarks.ratios import as_table
 from tests.support import running_service
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from replay_service.corpus.format.segments import SampleRows
+from replay_service.corpus.format.records import SampleRows
 from replay_service.corpus.ingest.settings import IngestSettings
 from replay_service.corpus.reading.reader import Corpus
 from tests.corpus.worlds import sentences, write_jsonl

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from replay_service.corpus.format.manifest import DomainSummary, Manifest, Segment, write_manifest
+from replay_service.corpus.format.records import SampleRows
 from replay_service.corpus.format.segment_file import write_segment
-from replay_service.corpus.format.segments import SampleRows, wide_binary, wide_list
 from replay_service.corpus.format.strata import Group
 from replay_service.sampling.partition import Int64Array, sample_ids
+from replay_service.wire.columns import wide_binary, wide_list
 
 
 def write_jsonl(path: Path, texts: Iterable[object], column: str = "text") -> Path:
@@ -31,7 +32,7 @@ def random_rows(num_rows: int, seq_len: int = 12, seed: int = 0, topk: int = 0) 
     """Rows of which no two are alike; with the base model's `topk` likeliest tokens if there are any."""
     rng = np.random.default_rng(seed)
     shape = (num_rows, seq_len - 1, topk)
-    return SampleRows(
+    return SampleRows.of_columns(
         input_ids=rng.integers(0, 300, (num_rows, seq_len)).astype(np.uint16),
         length=rng.integers(2, seq_len + 1, num_rows).astype(np.int32),
         base_loss=rng.gamma(4.0, 1.0, num_rows).astype(np.float32),
@@ -42,10 +43,16 @@ def random_rows(num_rows: int, seq_len: int = 12, seed: int = 0, topk: int = 0) 
     )
 
 
+def concatenated(parts: Sequence[SampleRows]) -> SampleRows:
+    """All rows of `parts`, at least one, which have the same fields."""
+    columns = {name: np.concatenate([part.columns()[name] for part in parts]) for name in parts[0].columns()}
+    return SampleRows.of_columns(**columns)
+
+
 def labelled_rows(num_rows: int, shape: tuple[int, ...] = (1, 4, 4), type_: str = "u1", seed: int = 0) -> SampleRows:
     """Samples to classify, of which no two are alike."""
     rng = np.random.default_rng(seed)
-    return SampleRows(
+    return SampleRows.of_columns(
         inputs=rng.integers(0, 127, (num_rows, *shape)).astype(type_),
         label=rng.integers(0, 10, num_rows).astype(np.int32),
         length=np.ones(num_rows, dtype=np.int32),

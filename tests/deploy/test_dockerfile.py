@@ -66,8 +66,8 @@ def test_the_image_is_of_a_python_that_the_project_supports() -> None:
 def test_the_project_is_installed_with_its_constraints_and_the_extra_that_was_asked_for() -> None:
     (install,) = [rest for rest in arguments_of("RUN") if "pip install" in rest]
     assert shlex.split(install) == ["pip", "install", "-c", "deploy/constraints.txt", ".${EXTRA:+[${EXTRA}]}"]
-    assert arguments_of("ARG") == ['EXTRA="text"']
-    assert {"text", "demo"} <= set(project()["optional-dependencies"])
+    assert arguments_of("ARG") == ['EXTRA="server,text"']
+    assert {"server", "text", "postgresql", "demo"} <= set(project()["optional-dependencies"])
 
 
 def test_nothing_runs_as_root() -> None:

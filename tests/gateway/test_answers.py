@@ -10,7 +10,9 @@ import httpx2
 import pytest
 from structlog.testing import capture_logs
 
-from replay_service.wire.arrow import ARROW_STREAM, CHECKSUM_HEADER, checksum, decode_batch, encode_losses
+from replay_service.wire.batches import decode_batch
+from replay_service.wire.losses import encode_losses
+from replay_service.wire.protocol import ARROW_STREAM, CHECKSUM_HEADER, checksum
 from tests.gateway.worlds import JSON, bearer, client_on, create_run, losses_of, make_token
 from tests.support import make_corpus, running_service
 

@@ -6,8 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import httpx2
+import uvicorn
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
-from replay_service.gateway.connections import ConnectionTransport
+from replay_service.gateway.connections import ConnectionLimits, ConnectionTransport, bounded_by
 from tests.support import make_corpus, running_service
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -20,6 +24,13 @@ class Recorded(asyncio.Transport):
         super().__init__()
         self.calls: list[bytes] = []
         self.is_closed = False
+        self.is_read = True
+
+    def pause_reading(self) -> None:
+        self.is_read = False
+
+    def resume_reading(self) -> None:
+        self.is_read = True
 
     def is_closing(self) -> bool:
         return self.is_closed
@@ -67,6 +78,42 @@ def test_answers_of_one_connection_keep_their_order() -> None:
         HEAD + b"three",
         b"closed",
     ]
+
+
+class Answers:
+    """An application that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self.may_answer = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.paths.append(scope["path"])
+        await self.may_answer.wait()
+        await PlainTextResponse("done")(scope, receive, send)
+
+
+async def pipelined(num_requests: int) -> tuple[list[bool], list[int]]:
+    """Whether the connection is read from, and how many requests the application has got: with all requests pipelined
+    and the first not answered, and when they were answered."""
+    app, recorded = Answers(), Recorded()
+    config = uvicorn.Config(app, http=bounded_by(ConnectionLimits(8, 60.0)), lifespan="off", log_config=None)
+    config.load()
+    connection = config.http_protocol_class(config=config, server_state=ServerState(), app_state={})
+    connection.connection_made(recorded)
+    requests = [f"GET /{number} HTTP/1.1\r\nHost: a\r\n\r\n".encode() for number in range(num_requests)]
+    connection.data_received(b"".join(requests))
+    await asyncio.sleep(0)
+    are_read, nums = [recorded.is_read], [len(app.paths)]
+    app.may_answer.set()
+    while len(app.paths) < num_requests:
+        await asyncio.sleep(0)
+    connection.connection_lost(None)
+    return [*are_read, recorded.is_read], [*nums, len(app.paths)]
+
+
+def test_nothing_more_is_read_while_pipelined_requests_wait() -> None:
+    assert asyncio.run(pipelined(500)) == ([False, True], [1, 500])
 
 
 async def sent_after_the_end() -> list[bytes]:

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from replay_service.gateway.app import create_app
 from replay_service.settings import load_settings
-from replay_service.wire.arrow import ARROW_STREAM
+from replay_service.wire.protocol import ARROW_STREAM
 from tests.gateway.worlds import RUN, batch_of, bearer, losses_of, make_token, report
 from tests.support import make_corpus
 

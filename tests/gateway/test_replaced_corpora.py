@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from replay_service.corpus.reading.reader import Corpus
-from replay_service.wire.arrow import decode_batch
+from replay_service.wire.batches import decode_batch
 from tests.gateway.worlds import (
     RUN,
     ask,

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx2
 import numpy as np
 
-from replay_service.wire.arrow import encode_losses
+from replay_service.wire.losses import encode_losses
 from tests.gateway.worlds import all_of, ask, assert_problem, batch_of, create_run, losses_of, report
 from tests.support import free_port, running_service
 

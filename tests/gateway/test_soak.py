@@ -9,7 +9,9 @@ import httpx2
 import psutil
 import pytest
 
-from replay_service.wire.arrow import ARROW_STREAM, decode_batch, encode_losses
+from replay_service.wire.batches import decode_batch
+from replay_service.wire.losses import encode_losses
+from replay_service.wire.protocol import ARROW_STREAM
 from tests.gateway.worlds import RUN, losses_of
 from tests.support import make_corpus, running_service
 

@@ -11,10 +11,11 @@ from fastapi.testclient import TestClient
 
 from replay_service.gateway.app import create_app
 from replay_service.gateway.middleware.problems import PROBLEM_JSON, TYPE_PREFIX
-from replay_service.sampling.events import LOSS_ROW
 from replay_service.settings import load_settings
 from replay_service.tokens import Scope, TokenEntry, add_token, hash_of, new_token
-from replay_service.wire.arrow import ARROW_STREAM, Batch, decode_batch, encode_losses
+from replay_service.wire.batches import Batch, decode_batch
+from replay_service.wire.losses import LOSS_ROW, encode_losses
+from replay_service.wire.protocol import ARROW_STREAM
 
 JSON = {"accept": "application/json"}
 RUN = {"run": "tune", "corpus": "wiki", "global_batch_size": 8, "injection_ratio": "0.3"}

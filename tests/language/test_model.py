@@ -12,8 +12,10 @@ from replay_service.language.model import (
     faster_precision,
     load_config,
     load_model,
+    outline_of,
     prepare_to_score,
 )
+from tests.language.faulty_models import roberta_decoder
 
 CPU = torch.device("cpu")
 IDS = torch.arange(1, 49).reshape(2, 24)
@@ -69,6 +71,16 @@ def test_rows_up_to_the_models_positions_are_allowed_and_longer_ones_refused(tin
     check_seq_len(config, 64)
     with pytest.raises(CorpusError, match="65 is beyond the model's 64 positions"):
         check_seq_len(config, 65)
+
+
+@pytest.mark.parametrize("seq_len", [33, 34, 64])
+def test_positions_that_stand_for_padding_are_no_limit_to_choose(
+    tiny_model: Path, tmp_path: Path, seq_len: int
+) -> None:
+    model = str(roberta_decoder(tiny_model, tmp_path / "roberta", 34))
+    assert outline_of(model, 32).num_logits > 0
+    with pytest.raises(CorpusError, match=f"seq_len {seq_len} is beyond the model's 32 positions; choose at most 32"):
+        outline_of(model, seq_len)
 
 
 def test_a_model_that_states_no_limit_takes_rows_of_any_length() -> None:

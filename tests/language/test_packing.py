@@ -189,6 +189,47 @@ def test_with_a_bos_token_documents_in_parts_give_the_same_rows(
     assert np.array_equal(np.concatenate([each.length for each in parts]), whole.length)
 
 
+@st.composite
+def documents_in_parts(draw: st.DrawFn) -> tuple[list[list[int]], list[tuple[list[int], bool]]]:
+    """Documents, some with a bos token of their own, and the same in parts, each with whether it ends its document."""
+    whole = draw(st.lists(st.lists(st.integers(1, BOS), max_size=25), max_size=6))
+    parts: list[tuple[list[int], bool]] = []
+    for document in whole:
+        cuts = sorted(draw(st.lists(st.integers(0, len(document)), max_size=3)))
+        bounds = [0, *cuts, len(document)]
+        parts += [(document[first:stop], False) for first, stop in pairwise(bounds)]
+        parts[-1] = parts[-1][0], True
+    return whole, parts
+
+
+@given(
+    documents_in_parts(),
+    st.lists(st.integers(0, 20), max_size=4),
+    seq_lens,
+    st.sampled_from([ENDS, BEGUN, Ends(BOS, BOS)]),
+)
+@pure
+def test_documents_that_are_cut_into_parts_give_the_rows_of_whole_ones(
+    both: tuple[list[list[int]], list[tuple[list[int], bool]]], cuts: list[int], seq_len: int, ends: Ends
+) -> None:
+    whole, parts = both
+    packer = Packer(seq_len, ends, wide)
+    found = []
+    for first, stop in pairwise([0, *sorted(min(cut, len(parts)) for cut in cuts), len(parts)]):
+        found.append(packer.add([ids for ids, _ in parts[first:stop]], [is_ended for _, is_ended in parts[first:stop]]))
+    found.append(packer.finish())
+    expected = pack(whole, seq_len, ends, wide)
+    assert np.concatenate([each.input_ids for each in found]).tobytes() == expected.input_ids.tobytes()
+    assert np.concatenate([each.length for each in found]).tobytes() == expected.length.tobytes()
+
+
+@pytest.mark.parametrize("ends", [ENDS, BEGUN])
+def test_rows_of_a_document_come_before_it_ends(ends: Ends) -> None:
+    packer = Packer(4, ends, wide)
+    assert len(packer.add([[1] * 3], [False])) == (1 if ends.bos_id else 0)
+    assert len(packer.add([[1] * 100], [False])) >= 25
+
+
 def test_a_document_that_brings_its_bos_token_gets_no_second_one() -> None:
     rows = pack([[BOS, 1, 2], [3, 4, 5, 6]], 4, BEGUN, wide)
     assert rows.input_ids.tolist() == [[BOS, 1, 2, SEPARATOR], [BOS, 3, 4, 5], [BOS, 6, SEPARATOR, SEPARATOR]]

@@ -12,6 +12,7 @@ from replay_service.classification.model import load_classifier
 from replay_service.errors import CorpusError
 from replay_service.language.model import load_config, load_model, outline_of
 from replay_service.language.pretrained import is_hub_name
+from replay_service.language.tokenizer import load_tokenizer
 from tests.language.faulty_models import with_config, with_pointer, with_prefix, with_weights
 from tests.support import make_tiny_model
 
@@ -133,10 +134,33 @@ def test_a_folder_without_weights_is_refused(tiny_model: Path, tmp_path: Path) -
     assert "holds no weights" in refusal(outlined, model)
 
 
-@pytest.mark.parametrize("name", ["./nothing", "../nothing", "/no/such/folder", "~/nothing/there", "a/b/c"])
+@pytest.mark.parametrize(
+    "name", ["./nothing", "../nothing", "/no/such/folder", "~/nothing/there", "a/b/c", "a/b/", "a/.."]
+)
 def test_a_path_that_is_not_there_is_no_hub_name(name: str) -> None:
     assert not is_hub_name(name)
     assert refusal(load_config, name).endswith("there is no such folder")
+
+
+def test_a_name_within_a_folder_that_is_there_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_name("models/tiny")
+    Path("models").mkdir()
+    assert not is_hub_name("models/tiny")
+    said = refusal(load_config, "models/tiny")
+    assert "'models/tiny': there is no such folder in 'models'; to take the model of that name from the" in said
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    model = with_config(tiny_model, tmp_path / "mute")
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+    assert "holds no tokenizer; save it beside the config.json" in refusal(load_tokenizer, model)
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "holds an adapter and not a model" in refusal(load_config, tmp_path)
 
 
 def test_a_file_is_no_model(tiny_model: Path) -> None:

@@ -38,7 +38,7 @@ def test_what_comes_while_a_thread_serves_is_served_together() -> None:
         while not batches:
             time.sleep(0.001)
         others = [pool.submit(combiner.submit, i) for i in (1, 2, 3)]
-        while combiner.num_waiting < 3:
+        while len(combiner._waiting) < 3:
             time.sleep(0.001)
         go_on.set()
         for each in (first, *others):

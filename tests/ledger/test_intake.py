@@ -12,7 +12,8 @@ from replay_service.errors import InvalidReport
 from replay_service.ledger.intake import Intake, ReportOutcome
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
-from replay_service.sampling.events import LOSS_ROW, Reported
+from replay_service.sampling.events import Reported
+from replay_service.wire.losses import LOSS_ROW
 from tests.ledger.worlds import ids_of, image_of, losses_of, open_journal, owner_of, record_of
 
 NUM_STEPS = 8

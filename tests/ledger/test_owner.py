@@ -15,7 +15,9 @@ from replay_service.ledger.audit import verify
 from replay_service.ledger.intake import ReportOutcome
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
-from replay_service.sampling.events import LOSS_ROW
+from replay_service.sampling.events import Trained
+from replay_service.sampling.trained import TrainedCounts
+from replay_service.wire.losses import LOSS_ROW
 from tests.ledger.worlds import (
     bytes_of,
     events_of,
@@ -48,6 +50,30 @@ def test_a_plan_never_changes_once_it_was_asked_for(owner: RunOwner, journal: Jo
     owner.report(losses_of(0, ids_of(first[0]), num_flips=11))
     assert all(map(same_plan, owner.plan(0, 4, AHEAD), first))
     assert all(map(same_plan, owner_of(journal, corpus).plan(0, 4, AHEAD), first))
+
+
+def test_trained_rows_count_once_and_are_durable(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
+    counts = TrainedCounts(8, 2, 80, 20)
+    owner.plan(0, 8, AHEAD)
+    assert owner.count_trained(Trained(3, 0, 0, counts))
+    assert not owner.count_trained(Trained(3, 0, 0, counts))
+    assert not owner.count_trained(Trained(5, 0, 3, counts))
+    assert not owner.count_trained(Trained(5, 0, 4, counts), attempt=9)
+    assert owner.count_trained(Trained(5, 0, 4, counts), attempt=1)
+    assert owner.count_trained(Trained(5, 1, 0, counts))
+    assert owner.read(lambda state: state.trained.counts) == TrainedCounts(24, 6, 240, 60)
+    assert owner_of(journal, corpus).read(lambda state: state.trained.counts) == TrainedCounts(24, 6, 240, 60)
+
+
+def test_a_rewind_forgets_the_rows_of_later_steps(owner: RunOwner) -> None:
+    counts = TrainedCounts(8, 2, 80, 20)
+    owner.plan(0, 8, AHEAD)
+    for first in (0, 4):
+        owner.count_trained(Trained(first + 3, 0, first, counts))
+    owner.rewind(3)
+    assert owner.read(lambda state: (state.trained.counts, state.trained.next_step)) == (counts, {0: 4})
+    assert not owner.count_trained(Trained(7, 0, 4, counts), attempt=1)
+    assert owner.count_trained(Trained(7, 0, 4, counts), attempt=2)
 
 
 def test_asking_again_writes_nothing(owner: RunOwner, journal: Journal) -> None:

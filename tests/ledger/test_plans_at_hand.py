@@ -11,7 +11,9 @@ import pytest
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import RunTaken
 from replay_service.ledger.journal import Journal
-from replay_service.ledger.windows import Window
+from replay_service.ledger.owner import RunOwner
+from replay_service.ledger.windows import RecentPlans, Window
+from replay_service.sampling.events import Planned
 from tests.ledger.worlds import open_journal, owner_of, record_of
 from tests.sampling.worlds import same_plan
 
@@ -76,3 +78,27 @@ def test_plans_are_those_of_the_attempt_that_they_are_said_to_be_of(journal: Jou
     for window in found:
         assert all(map(same_plan, window.plans, by_attempt[window.attempt]))
     assert len({np.concatenate([plan.rows for plan in plans]).tobytes() for plans in by_attempt.values()}) > 1
+
+
+class RewindsMeanwhile(RecentPlans):
+    """Finds plans, and lets another thread rewind the run before it gives them."""
+
+    def __init__(self, owner: RunOwner) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def find(self, first_step: int, num_steps: int) -> list[Planned] | None:
+        plans = super().find(first_step, num_steps)
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(self._owner.rewind, -1).result()
+        return plans
+
+
+def test_plans_of_before_a_rewind_are_not_given_after_it(journal: Journal, corpus: Corpus) -> None:
+    owner = owner_of(journal, corpus)
+    plans = owner.plan(0, 4, AHEAD)
+    recent = RewindsMeanwhile(owner)
+    recent.add(plans)
+    owner._recent = recent
+    assert owner.window_at_hand(0, 4) is None
+    assert owner.attempt == 2

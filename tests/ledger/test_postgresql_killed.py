@@ -13,7 +13,7 @@ from typing import Final
 import httpx2
 import pytest
 
-from replay_service.wire.arrow import decode_batch
+from replay_service.wire.batches import decode_batch
 from tests.databases import PostgresqlServer, find_postgresql, fresh_database, postgresql_server
 from tests.gateway.worlds import ask, assert_problem, create_run, losses_of, report
 from tests.ledger.told import Told

@@ -13,7 +13,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from replay_service.wire.arrow import decode_batch
+from replay_service.wire.batches import decode_batch
 from tests.gateway.worlds import all_of, ask, assert_problem, batch_of, create_run, losses_of, report
 from tests.ledger.told import Told
 from tests.support import make_corpus, running_service

@@ -9,7 +9,7 @@ import numpy as np
 
 from replay_service.ledger import audit
 from replay_service.sampling.events import Planned, Reported
-from replay_service.wire.arrow import Batch
+from replay_service.wire.batches import Batch
 from tests.ledger.worlds import events_of, open_journal
 
 

@@ -14,9 +14,10 @@ from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owner import RunOwner
 from replay_service.ledger.owners import Owners
-from replay_service.sampling.events import LOSS_ROW, Created, JournalEvent, Planned
+from replay_service.sampling.events import Created, JournalEvent, Planned
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.state_bytes import to_bytes
+from replay_service.wire.losses import LOSS_ROW
 from tests.sampling.worlds import image
 from tests.support import make_corpus
 

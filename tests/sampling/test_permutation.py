@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_service.sampling.permutation import keys, mix64, permute, uniform
+from replay_service.sampling.permutation import key_of, keys, permute, uniforms
 
 
 def permuted(key: int, size: int, positions: np.ndarray) -> np.ndarray:
@@ -95,17 +95,15 @@ def test_another_key_gives_another_order() -> None:
     assert not np.array_equal(permuted(1, 1000, np.arange(1000)), permuted(2, 1000, np.arange(1000)))
 
 
-@given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4))
-@settings(max_examples=50, deadline=None)
-def test_uniform_lies_in_the_unit_interval_and_depends_on_its_words_alone(words: list[int]) -> None:
-    assert 0.0 <= uniform(*words) < 1.0
-    assert uniform(*words) == uniform(*words)
-
-
-def test_uniform_is_uniform_and_heeds_the_order_of_its_words() -> None:
-    draws = np.array([uniform(9, 1, step) for step in range(5000)])
+def test_numbers_of_keys_are_uniform_in_the_unit_interval() -> None:
+    draws = uniforms(keys(9, 1, np.arange(5000)))
+    assert draws.min() >= 0.0 and draws.max() < 1.0
     assert chi_square(np.histogram(draws, bins=20, range=(0, 1))[0]) < generous_bound(20)
-    assert uniform(1, 2) != uniform(2, 1)
+
+
+def test_a_key_heeds_the_order_of_its_words() -> None:
+    assert key_of(1, 2) != key_of(2, 1)
+    assert key_of(1, 2) == int(keys(1, 2)[0])
 
 
 def test_keys_of_arrays_are_the_keys_of_their_elements() -> None:
@@ -115,10 +113,10 @@ def test_keys_of_arrays_are_the_keys_of_their_elements() -> None:
     assert len(set(together.tolist())) == 10
 
 
-def test_mix64_changes_about_half_of_the_bits_for_any_input_bit() -> None:
-    words = keys(np.arange(500))
-    for bit in range(64):
-        changed = mix64(words) ^ mix64(words ^ np.uint64(1 << bit))
+def test_a_key_changes_in_about_half_of_its_bits_with_any_bit_of_a_word() -> None:
+    words = np.arange(500)
+    for bit in range(62):
+        changed = keys(words) ^ keys(words ^ (1 << bit))
         assert 28 < np.mean([int(word).bit_count() for word in changed]) < 36
 
 

@@ -9,9 +9,9 @@ from replay_trainer.rehearsal import RehearsalStream
 from replay_trainer.reporting import LossReporter
 from replay_trainer.windows import Auto
 
-from replay_service.sampling.events import LOSS_ROW
 from replay_service.testing import ServiceUnderTest
-from replay_service.wire.arrow import Batch
+from replay_service.wire.batches import Batch
+from replay_service.wire.losses import LOSS_ROW
 
 
 class Counting(httpx2.BaseTransport):

@@ -27,9 +27,9 @@ from structlog.testing import capture_logs
 from replay_service.corpus.format.manifest import write_json
 from replay_service.corpus.ingest.status import STATUS_NAME, write_begun
 from replay_service.gateway.app import create_app
-from replay_service.sampling.events import LOSS_ROW
 from replay_service.settings import load_settings
 from replay_service.testing.transport import in_process
+from replay_service.wire.losses import LOSS_ROW
 from tests.gateway.worlds import make_token
 from tests.proxy import NO_FAULT, FaultyProxy
 from tests.support import free_port, make_corpus, running_service

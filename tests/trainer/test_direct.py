@@ -18,7 +18,7 @@ from replay_trainer.direct import Direct
 from replay_trainer.errors import ServiceError
 from replay_trainer.transport import trusted_by
 
-from replay_service.wire.arrow import CHECKSUM_HEADER
+from replay_service.wire.protocol import CHECKSUM_HEADER
 from tests.certificates import certificate_in
 
 OK = b"HTTP/1.1 200 OK\r\n"

@@ -1,5 +1,6 @@
 """What a client knows of steps that it has not asked for is what their plans say."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import hypothesis.strategies as st
@@ -9,6 +10,7 @@ from replay_trainer.foreseen import Foreseen
 from replay_service.sampling.events import Planned
 from replay_service.sampling.injection import rank_positions
 from tests.sampling.worlds import initial_state, planned, plans_of
+from tests.wire.test_batches import make_batch
 
 ratios = st.integers(0, 10**6 - 1).map(lambda millionths: f"{millionths / 10**6:.6f}") | st.sampled_from(
     ["0", "0.01", "0.05", "0.125", "1e-5"]
@@ -43,6 +45,15 @@ def test_every_step_holds_as_many_rows_as_its_plan(
     known = foreseen(config)
     counts = [known.counts(plan.step) for plan in plans]
     assert counts == [(len(plan.rows), plan.rehearsed_before) for plan in plans]
+
+
+def test_a_step_that_was_not_asked_for_has_the_policy_version_of_the_batch_before() -> None:
+    header = make_batch(3).header
+    steps = [replace(each, policy_version=7) for each in header.steps]
+    latest = replace(make_batch(3), header=replace(header, steps=steps))
+    empty = foreseen({"injection_ratio": "0.125", "injection_mode": "replace", "global_batch_size": 4}).empty(4, latest)
+    assert len(empty) == 0
+    assert (empty.only_step.policy_version, empty.header.attempt) == (7, header.attempt)
 
 
 @given(st.fractions(0, 3, max_denominator=50), st.integers(1, 9), st.integers(0, 10**9), st.integers(1, 60), st.data())

@@ -103,6 +103,37 @@ def test_each_rehearsed_row_is_reported_once_however_the_step_is_divided(client:
         assert (stats["num_rehearsed"], stats["num_reported"], stats["num_pending"]) == (13, 13, 0)
 
 
+def test_the_service_shows_what_was_trained_on_and_not_what_was_planned(client: ReplayClient) -> None:
+    """The last batch of an epoch may be short, which no plan can know."""
+    with a_run(client, "last-is-short").open(num_steps=5) as loop:
+        for step in range(5):
+            batch = loop.mix(step, rows(3 if step == 2 else 4))
+            loop.report(batch, batch.losses(logits_for(batch)))
+    stats = client.stats("last-is-short")
+    trained = stats["trained"]
+    assert (trained["next_step"], trained["num_rows"], trained["num_rehearsed_rows"]) == (5, 19 + 13, 13)
+    assert trained["num_rehearsed_tokens"] == loop.trained.num_rehearsed_tokens
+    assert trained["num_tokens"] == loop.trained.num_target_tokens + loop.trained.num_rehearsed_tokens
+    assert stats["achieved_ratio"] == pytest.approx(13 / 32)
+    assert stats["planned_ratio"] == pytest.approx(13 / 33)
+
+
+def test_a_loop_that_goes_on_from_a_checkpoint_counts_no_step_twice(client: ReplayClient) -> None:
+    rehearsal = a_run(client, "each-step-once")
+    with rehearsal.open(num_steps=6) as loop:
+        for step in range(5):
+            loop.mix(step, rows())
+            if step == 2:
+                state = loop.state_dict()
+    with rehearsal.open(num_steps=6) as loop:
+        loop.load_state_dict(state)
+        loop.rewind()
+        for step in range(3, 6):
+            loop.mix(step, rows())
+    trained = client.stats("each-step-once")["trained"]
+    assert (trained["next_step"], trained["num_rows"]) == (6, 24 + 16)
+
+
 def test_the_loss_of_a_rehearsed_row_is_of_its_own_tokens(client: ReplayClient) -> None:
     with a_run(client, "losses").open(num_steps=1) as loop:
         batch = loop.mix(0, rows(width=20))
@@ -279,8 +310,11 @@ def test_batches_that_are_not_as_large_as_the_run_expects_are_refused_at_the_fir
 
 @pytest.mark.parametrize("num_rows", [1, 2])
 def test_ranks_may_share_a_batch_that_they_do_not_divide(client: ReplayClient, num_rows: int) -> None:
-    with a_run(client, f"uneven-{num_rows}").open(1, 3, num_steps=1) as loop:
+    with a_run(client, f"uneven-{num_rows}").open(1, 3, num_steps=2) as loop, capture_logs() as logs:
         assert loop.mix(0, rows(num_rows)).rehearsed.only_step.num_rehearsed == 2
+        loop.mix(1, rows(num_rows))
+    # Ranks that are not those of torch.distributed cannot add up their rows.
+    assert [each["event"] for each in logs if each["log_level"] == "warning"] == ["rows_of_ranks_unchecked"]
 
 
 def test_the_last_batch_of_an_epoch_may_be_smaller_and_is_counted(client: ReplayClient) -> None:

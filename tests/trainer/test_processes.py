@@ -13,8 +13,8 @@ from replay_trainer.client import ReplayClient
 from replay_trainer.errors import InvalidTraining
 from replay_trainer.plain import Rehearsal, RehearsalLoop
 
-from replay_service.sampling.events import LOSS_ROW
 from replay_service.testing import replay_service
+from replay_service.wire.losses import LOSS_ROW
 
 SETTINGS = {"global_batch_size": 4, "injection_ratio": "0.5", "injection_mode": "add"}
 

@@ -1,12 +1,14 @@
 """Proxies of the environment: which is asked for which service, and what errors say of it."""
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from replay_trainer.client import ReplayClient, RetryPolicy
-from replay_trainer.errors import ServiceError, ServiceUnavailable
+from replay_trainer.errors import ServiceError, ServiceRefused, ServiceUnavailable
 from replay_trainer.proxies import NamedProxy, proxy_to
 
+from tests.proxy import NO_FAULT, FaultyProxy
 from tests.support import free_port
 
 HASTY = RetryPolicy(give_up_after_s=0.2, first_wait_s=0.01, longest_wait_s=0.02)
@@ -71,6 +73,23 @@ def test_a_service_is_reached_past_a_proxy_that_is_not_for_it(
     environment.setenv("no_proxy", "127.0.0.0/8")
     with ReplayClient(service_url) as client:
         assert client.corpus("wiki").num_samples == 80
+
+
+@pytest.mark.parametrize("by_proxy", [False, True])
+def test_a_refusal_names_the_proxy_that_it_came_by(
+    environment: pytest.MonkeyPatch, service_url: str, by_proxy: bool
+) -> None:
+    url = urlsplit(service_url)
+    with FaultyProxy((url.hostname, url.port), lambda: NO_FAULT) as proxy:
+        if by_proxy:
+            environment.setenv("http_proxy", proxy.base_url.replace("//", "//somebody:secret@"))
+        with ReplayClient(service_url) as client:
+            for ask in (lambda: client.corpus("nothing"), lambda: client.run("nothing")):
+                with pytest.raises(ServiceRefused) as refused:
+                    ask()
+                said = f"(by way of the proxy {proxy.base_url}, which the environment names)"
+                assert (said in str(refused.value)) == by_proxy
+                assert "nothing" in str(refused.value) and "secret" not in str(refused.value)
 
 
 def test_an_error_names_the_proxy_without_its_password(environment: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,10 @@ import pytest
 from replay_trainer import reporting
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import ServiceRefused
-from replay_trainer.reporting import LossReporter
+from replay_trainer.reporting import SECONDS_BETWEEN_COUNTS, LossReporter, TrainedReporter
 from structlog.testing import capture_logs
 
+from replay_service.sampling.trained import TrainedCounts
 from replay_service.testing import replay_service
 from tests.trainer.test_client import losses_of
 
@@ -52,6 +53,35 @@ def held(client: ReplayClient) -> Iterator[tuple[ReplayClient, Held]]:
 def reports_of(client: ReplayClient, num_steps: int) -> list[np.ndarray]:
     batch = client.batch(RUN, 0, num_steps=num_steps)
     return [losses_of(step, batch.of_step(step).sample_id) for step in range(num_steps)]
+
+
+def test_what_was_trained_on_is_told_now_and_then_and_whenever_it_is_waited_for(client: ReplayClient) -> None:
+    now = [0.0]
+    losses = LossReporter(client, RUN)
+    trained = TrainedReporter(losses, rank=1, next_step=2, monotonic=lambda: now[0])
+    assert trained.is_due
+    trained.send(4, TrainedCounts(8, 2, 80, 20))
+    assert not trained.is_due
+    now[0] += SECONDS_BETWEEN_COUNTS
+    assert trained.is_due
+    trained.send(4, TrainedCounts(8, 2, 80, 20))
+    losses.flush()
+    assert client.stats(RUN)["trained"]["num_rows"] == 8
+    trained.send(6, TrainedCounts(16, 5, 160, 50))
+    losses.flush()
+    found = client.stats(RUN)["trained"]
+    assert (found["next_step"], found["num_rows"], found["num_rehearsed_rows"]) == (6, 16, 5)
+
+
+def test_losses_go_although_a_report_of_trained_rows_failed(client: ReplayClient) -> None:
+    losses = LossReporter(client, RUN)
+    (rows,) = reports_of(client, 1)
+    losses.send_trained(0, 5, 5, TrainedCounts(), 0)
+    with pytest.raises(ServiceRefused, match="next_step must be greater"):
+        losses.flush()
+    losses.send(rows)
+    losses.flush()
+    assert losses.num_accepted == len(rows)
 
 
 def test_reports_are_durable_after_a_flush_and_counted(client: ReplayClient) -> None:

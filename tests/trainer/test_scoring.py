@@ -237,6 +237,14 @@ def test_what_cannot_be_scored_ends_with_a_message_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+def test_what_could_only_fail_at_the_end_is_refused_before_the_model_is_looked_at(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "rows.jsonl", PAIRS)
+    (tmp_path / "folder").mkdir()
+    for output, said in [("folder", "it is a folder"), ("rows.jsonl/a.parquet", "Not a directory")]:
+        with pytest.raises(InvalidTraining, match=f"{output} cannot be written: .*{said}"):
+            score_rows(ScoringSettings(source, tmp_path / output, "/no/such/model", response_column="response"))
+
+
 def test_rows_that_cannot_be_read_are_null_and_named_and_the_others_scored(tmp_path: Path, tiny_model: Path) -> None:
     good = {"text": "the cat sat", "id": 2**63 + 5, "meta": {}}
     rows = [good, {**good, "text": "\ud83d"}, {**good, "text": 5}, good]

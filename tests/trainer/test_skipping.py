@@ -14,7 +14,7 @@ from replay_trainer.reporting import LossReporter
 from replay_trainer.windows import Auto
 
 from replay_service.testing import ServiceUnderTest, replay_service
-from replay_service.wire.arrow import Batch
+from replay_service.wire.batches import Batch
 from tests.trainer.asked import Counting, take_steps, whole_job
 
 FENCED = {"feedback": {"mode": "fenced", "lag": 8}}

@@ -10,15 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replay_service.wire import decoding
-from replay_service.wire.arrow import (
-    LOSSES_SCHEMA,
-    Batch,
-    decode_batch,
-    decode_losses,
-    encode_batch,
-    encode_losses,
-)
-from tests.wire.test_arrow import (
+from replay_service.wire.batches import Batch, decode_batch, encode_batch
+from replay_service.wire.losses import LOSSES_SCHEMA, decode_losses, encode_losses
+from tests.wire.test_batches import (
     Decoder,
     batch_body,
     losses_body,

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from replay_service.wire.arrow import LOSSES_SCHEMA, decode_batch, decode_losses, encode_batch
-from tests.wire.test_arrow import (
+from replay_service.wire.batches import decode_batch, encode_batch
+from replay_service.wire.losses import LOSSES_SCHEMA, decode_losses
+from tests.wire.test_batches import (
     Decoder,
     batch_body,
     losses_body,
@@ -109,7 +110,7 @@ def test_an_answer_may_not_inflate_beyond_a_limit() -> None:
 
 BOMB = """
 import resource, sys
-from replay_service.wire.arrow import decode_batch
+from replay_service.wire.batches import decode_batch
 body = sys.stdin.buffer.read()
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20),) * 2)

@@ -14,12 +14,14 @@ class Answer:
         status: of HTTP.
         headers: those that a client looks at, by their names in small letters.
         content: the body as it came.
+        by: the proxy that was asked, in parentheses after a space, to be shown after a sentence; empty without one.
     """
 
     url: str
     status: int
     headers: Mapping[str, str]
     content: bytes | memoryview
+    by: str = ""
 
 
 class Way(Protocol):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import structlog
-import torch.distributed
 
 from replay_trainer.errors import InvalidTraining, ServiceUnavailable
+from replay_trainer.ranks import wait_for_ranks
 from replay_trainer.rehearsal import RehearsalStream
 
 OnExisting = Literal["refuse", "rewind"]
@@ -47,7 +47,7 @@ class Beginning:
         """
         if on_existing not in ("refuse", "rewind"):
             raise InvalidTraining(f"on_existing must be 'refuse' or 'rewind', not {on_existing!r}")
-        return cls(run["next_step"], run["attempt"], on_existing, _wait_for_ranks(world_size))
+        return cls(run["next_step"], run["attempt"], on_existing, wait_for_ranks(world_size))
 
     def settle(self, stream: RehearsalStream) -> None:
         """Refuse or rewind a run that is ahead of its stream. Rank 0 rewinds, and the others wait until it has.
@@ -101,15 +101,3 @@ def warn_if_undecided(run: Mapping[str, Any], num_steps: int | None) -> None:
             hint="an auto injection ratio is decided after so many steps, which this job does not reach; set "
             "budget.every_steps or half_life_steps to fewer steps than the job has, or write the ratio down",
         )
-
-
-def _wait_for_ranks(world_size: int) -> bool:
-    """Wait for all ranks; False where they are not those of torch.distributed, so that nobody knows them."""
-    if world_size == 1:
-        return True
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() == world_size):
-        return False
-    on_gpu = distributed.get_backend() == "nccl"
-    distributed.barrier(device_ids=[torch.cuda.current_device()] if on_gpu else None)
-    return True

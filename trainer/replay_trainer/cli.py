@@ -1,6 +1,5 @@
 """The command line `replay-trainer`."""
 
-import contextlib
 import sys
 import threading
 import time
@@ -12,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from replay_service.errors import RayUnavailable
+from replay_service.extras import missing_package
 from replay_service.stopping import Stopped, stop_signals
 from replay_service.version import say_version
 from replay_trainer.config import TrainConfig, read_config
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from replay_trainer.job.progress import ProgressLine
     from replay_trainer.scoring import ScoringSettings
 
-_ASK_EVERY_S = 5.0
 _WARM_UP_STEPS = 2
 _MOST_NAMED = 5
 
@@ -63,19 +63,13 @@ def train(
         "output": None if output is None else str(output.absolute()),
         "profile": profile or None,
     }
-    try:
+    with _mistakes_as_messages("stopped; run the same command again to go on from the last checkpoint"):
         job = read_config(config, {name: value for name, value in overrides.items() if value is not None})
         from replay_service.ray_session import start_ray
 
         with stop_signals():
             start_ray()
             watch_training(job, console, "train")
-    except Stopped as stopped:
-        console.print("stopped; run the same command again to go on from the last checkpoint", highlight=False)
-        sys.exit(stopped.exit_code)
-    except (TrainerError, RayUnavailable) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
-        sys.exit(2)
     if job.profile:
         _print_profile(job)
     console.print(f"metrics in {job.output / 'metrics.jsonl'}", soft_wrap=True)
@@ -112,7 +106,7 @@ def score(
         raise typer.BadParameter("--prompt-column and --response-column go together; name both, or neither")
     if text_column is not None and response_column is not None:
         raise typer.BadParameter("a row is either a text or a prompt and a response; leave out --text-column")
-    try:
+    with _mistakes_as_messages("stopped; nothing was written"):
         from replay_trainer.scoring import ScoringSettings
 
         settings = ScoringSettings(
@@ -128,12 +122,26 @@ def score(
         )
         with stop_signals():
             watch_scoring(settings, console)
+
+
+@contextmanager
+def _mistakes_as_messages(when_stopped: str) -> Iterator[None]:
+    """A user's mistake ends with one message and exit code 2, not with a traceback; a signal with 128 + its number."""
+    try:
+        yield
     except Stopped as stopped:
-        console.print("stopped; nothing was written", highlight=False)
+        console.print(when_stopped, highlight=False)
         sys.exit(stopped.exit_code)
-    except TrainerError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+    except (TrainerError, RayUnavailable) as error:
+        _print_error(str(error))
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        _print_error(missing_package(error, "train"))
+        sys.exit(2)
+
+
+def _print_error(message: str) -> None:
+    console.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def watch_scoring(settings: "ScoringSettings", console: Console) -> None:
@@ -177,7 +185,7 @@ def watch_training(job: TrainConfig, console: Console, title: str) -> None:
 
 @dataclass(slots=True)
 class _Watched:
-    """A job as its metrics file and its run at the service show it.
+    """A job as its metrics file shows it.
 
     Lines that stood in the file before the job began are of another one, and are not shown.
     """
@@ -185,8 +193,7 @@ class _Watched:
     job: TrainConfig
     line: "ProgressLine"
     _seen: list[dict[str, Any]] = field(init=False)
-    _of_run: dict[str, float | None] = field(default_factory=dict)
-    _asked_at: float = float("-inf")
+    _forgetting: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self._seen = self._lines()
@@ -196,28 +203,14 @@ class _Watched:
         lines = self._lines()
         for number, line in enumerate(lines):
             if line["kind"] == "step" and line not in self._seen[number : number + 1]:
-                self.line.show(line["step"], {**self._statistics(), **line})
+                self._forgetting = line.get("forgetting", self._forgetting)
+                self.line.show(line["step"], {**line, "forgetting": self._forgetting})
         self._seen = lines
 
     def _lines(self) -> list[dict[str, Any]]:
         from replay_trainer.job.metrics import MetricsFile
 
         return list(MetricsFile(self.job.output / "metrics.jsonl").lines())
-
-    def _statistics(self) -> dict[str, float | None]:
-        """What the service says of the run, asked now and then; without an answer, what it said last."""
-        from replay_trainer.client import ReplayClient, RetryPolicy
-
-        rehearsal = self.job.rehearsal
-        if rehearsal is not None and time.monotonic() - self._asked_at > _ASK_EVERY_S:
-            self._asked_at = time.monotonic()
-            with (
-                contextlib.suppress(TrainerError),
-                ReplayClient(rehearsal.service_url, retry=RetryPolicy(give_up_after_s=1.0)) as client,
-            ):
-                found = client.stats(rehearsal.run)
-                self._of_run = {"forgetting": found["forgetting_nats"]}
-        return self._of_run
 
 
 def _print_profile(job: TrainConfig) -> None:

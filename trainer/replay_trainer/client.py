@@ -17,15 +17,10 @@ import httpx2
 import numpy as np
 import structlog
 
-from replay_service.wire.arrow import (
-    ARROW_STREAM,
-    CHECKSUM_HEADER,
-    Batch,
-    Compression,
-    checksum,
-    decode_batch,
-    encode_losses,
-)
+from replay_service.sampling.trained import TrainedCounts
+from replay_service.wire.batches import Batch, Compression, decode_batch
+from replay_service.wire.losses import encode_losses
+from replay_service.wire.protocol import ARROW_STREAM, CHECKSUM_HEADER, checksum
 from replay_trainer.answer import Answer, Way
 from replay_trainer.direct import Direct
 from replay_trainer.errors import (
@@ -302,6 +297,17 @@ class ReplayClient:
         body = bytes(encode_losses(rows))
         answer = self._request("POST", f"/v1/runs/{run}/losses", _object_of, _LOSSES, body)
         return ReportResult(**{name: answer[name] for name in ReportResult.__dataclass_fields__})
+
+    def report_trained(
+        self, run: str, rank: int, first_step: int, next_step: int, counts: TrainedCounts, attempt: int = 0
+    ) -> bool:
+        """Report what a rank has trained on from `first_step` to before `next_step`; whether it was not counted before.
+
+        When this returns it is durable. A rank reports its steps once, in order.
+        """
+        steps = {"rank": rank, "first_step": first_step, "next_step": next_step, "attempt": attempt}
+        answer = self._json("POST", f"/v1/runs/{run}/trained", json={**steps, **counts._asdict()})
+        return bool(answer["counted"])
 
     def stats(self, run: str) -> dict[str, Any]:
         """The run's statistics over all strata, as GET /v1/runs/{run}/stats gives them."""

@@ -20,7 +20,7 @@ import httptools
 import httpx2
 import numpy as np
 
-from replay_service.wire.arrow import CHECKSUM_HEADER
+from replay_service.wire.protocol import CHECKSUM_HEADER
 from replay_trainer.answer import Answer
 from replay_trainer.errors import ServiceError
 

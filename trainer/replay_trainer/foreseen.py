@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from replay_service.sampling.injection import exact_ratio, num_rehearsed, rank_positions, rehearsed_before, rows_due
-from replay_service.wire.arrow import Batch, StepHeader
+from replay_service.wire.batches import Batch, StepHeader
 
 
 @dataclass(frozen=True, slots=True)

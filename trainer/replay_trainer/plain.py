@@ -14,6 +14,7 @@ Shapes: B rows, the last R of them rehearsed, T tokens, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import nn
 
 from replay_service.classification.model import fingerprint as model_fingerprint
 from replay_service.language.tokenizer import is_known_as
-from replay_service.wire.arrow import Batch
+from replay_service.wire.batches import Batch
 from replay_trainer.batches.added import Added, Losses
 from replay_trainer.batches.flat import check_apart, is_flat
 from replay_trainer.batches.rows import add_rows
@@ -29,8 +30,9 @@ from replay_trainer.batches.samples import Prepare, add_samples, try_tensors
 from replay_trainer.beginning import Beginning, OnExisting, warn_if_undecided
 from replay_trainer.client import CorpusInfo, ReplayClient
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
+from replay_trainer.ranks import sum_over_ranks
 from replay_trainer.rehearsal import RehearsalStream
-from replay_trainer.reporting import LossReporter
+from replay_trainer.reporting import LossReporter, TrainedReporter
 from replay_trainer.trained import StepSize, Tally, Trained
 from replay_trainer.windows import Auto
 
@@ -61,9 +63,13 @@ class RehearsalLoop:
     prepare: Prepare | None = None
     beginning: Beginning | None = None
     tally: Tally = field(default_factory=Tally)
+    _trained: TrainedReporter = field(init=False, repr=False)
     _current: Batch | None = field(default=None, init=False, repr=False)
     _keeps_apart: bool = field(default=False, init=False, repr=False)
     _has_tried: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._trained = TrainedReporter(self.reporter, self.stream.rank, self.stream.next_step)
 
     def __enter__(self) -> "RehearsalLoop":
         return self
@@ -142,7 +148,10 @@ class RehearsalLoop:
 
     @property
     def trained(self) -> Trained:
-        """What this rank has trained on so far, counted from its batches; the service cannot know it."""
+        """What this rank has trained on so far, counted from its batches.
+
+        The service is told now and then, and by `flush`.
+        """
         return self.tally.trained
 
     def metrics(self) -> dict[str, float]:
@@ -161,7 +170,8 @@ class RehearsalLoop:
             client.rewind(run, step - 1)
 
     def flush(self) -> None:
-        """Wait until all reports are durable."""
+        """Wait until all reports are durable: losses, and the counts of what was trained on."""
+        self._report_trained()
         self.reporter.flush()
 
     def state_dict(self) -> dict[str, Any]:
@@ -175,13 +185,19 @@ class RehearsalLoop:
         `rewind` must follow, on one rank, unless the loop was opened with on_existing "rewind".
         """
         self.stream.load_state_dict(state)
-        self.tally.go_on_from(Trained(**state.get("trained", {})), self.stream.next_step)
+        trained = Trained(**state.get("trained", {}))
+        self.tally.go_on_from(trained, self.stream.next_step)
+        self._trained = replace(self._trained, next_step=self.stream.next_step, counts=trained.counts)
         self._current = None
 
     def close(self) -> None:
         """End the background threads; the client stays open."""
         self.stream.close()
         self.reporter.close()
+
+    def _report_trained(self) -> None:
+        next_step, trained = self.tally.finished()
+        self._trained.send(next_step, trained.counts, 0 if self._current is None else self._current.header.attempt)
 
     def _rows_of(self, step: int, part: int, num_parts: int) -> Batch:
         """What this rank rehearses in a step; all checks come before it is asked for."""
@@ -193,6 +209,8 @@ class RehearsalLoop:
                 f"step {step} was asked for, but the next one is {self.stream.next_step}; steps come in order, and "
                 "load_state_dict goes back to that of a checkpoint"
             )
+        if self._trained.is_due:
+            self._report_trained()
         self.tally.begin(step, part, num_parts)
         if self.beginning is not None:
             self.beginning.settle(self.stream)
@@ -270,7 +288,8 @@ class Rehearsal:
         stream = RehearsalStream(
             self.client, self.run, rank, world_size, num_steps, self.window_steps, next_step=first_step
         )
-        reporter, tally = LossReporter(self.client, self.run), Tally(size, has_full_step=first_step > 0)
+        tally = Tally(size, first_step > 0, partial(sum_over_ranks, world_size=world_size))
+        reporter = LossReporter(self.client, self.run)
         return RehearsalLoop(stream, reporter, self.rehearsal_weight, self.prepare, beginning, tally)
 
     def _check(self, info: Mapping[str, Any], global_batch_size: int | None, model: Any, tokenizer: Any) -> None:

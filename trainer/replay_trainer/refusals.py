@@ -83,4 +83,5 @@ def json_of(answer: Answer) -> Any:
 
 
 def _detail(answer: Answer) -> str:
-    return str(json_of(answer)["detail"])
+    """What a problem document says, and by way of which proxy it came."""
+    return str(json_of(answer)["detail"]) + answer.by

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, NoReturn
 
-from replay_service.wire.arrow import Batch
+from replay_service.wire.batches import Batch
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import InvalidTraining, NotReady, RunGone, ServiceRefused
 from replay_trainer.foreseen import Foreseen

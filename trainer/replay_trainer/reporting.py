@@ -1,7 +1,9 @@
-"""The losses that go back to the service, in the background."""
+"""Reports to the service, in the background: losses of rehearsed rows, and counts of what was trained on."""
 
 import os
+import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
@@ -9,14 +11,29 @@ from typing import Final, NoReturn
 import numpy as np
 import structlog
 
-from replay_service.sampling.events import LOSS_ROW
+from replay_service.sampling.trained import TrainedCounts
+from replay_service.wire.losses import LOSS_ROW
 from replay_trainer.client import ReplayClient, ReportResult
 from replay_trainer.processes import check_process, not_for_others
 
 MOST_ROWS_AT_ONCE: Final = 1 << 14
 """Of one request: about half a megabyte."""
 
+SECONDS_BETWEEN_COUNTS: Final = 10.0
+"""Between two reports of what was trained on, at least, unless all that is to be reported is waited for."""
+
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _TrainedSteps:
+    """What a rank has trained on in some steps."""
+
+    rank: int
+    first_step: int
+    next_step: int
+    counts: TrainedCounts
+    attempt: int
 
 
 @dataclass(slots=True)
@@ -40,6 +57,7 @@ class LossReporter:
     num_unmeasured: int = 0
     """Rows sent that could not be measured: the service could not read them, or their loss was not finite."""
     _waiting: deque[np.ndarray] = field(default_factory=deque, init=False, repr=False)
+    _trained: deque[_TrainedSteps] = field(default_factory=deque, init=False, repr=False)
     _sent: deque[Future[None]] = field(default_factory=deque, init=False, repr=False)
     """Each sends all that waits when it runs, so that one that has not begun yet is enough."""
     _executor: ThreadPoolExecutor = field(init=False, repr=False)
@@ -56,14 +74,17 @@ class LossReporter:
             InvalidTraining: in a process that was forked from the reporter's own.
             ServiceError: of an earlier report, as ReplayClient does.
         """
-        check_process(self._process, "a LossReporter")
-        while self._sent and self._sent[0].done():
-            self._sent.popleft().result()
+        self._raise_failure()
         self.num_unmeasured += len(rows) - int(np.count_nonzero(rows["num_tokens"]))
         if len(rows):
             self._waiting.append(rows)
-            if not self._sent or self._sent[-1].running() or self._sent[-1].done():
-                self._send_waiting()
+            self._send_if_idle()
+
+    def send_trained(self, rank: int, first_step: int, next_step: int, counts: TrainedCounts, attempt: int) -> None:
+        """Report what a rank has trained on in some steps, likewise; raises as `send` does."""
+        self._raise_failure()
+        self._trained.append(_TrainedSteps(rank, first_step, next_step, counts, attempt))
+        self._send_if_idle()
 
     def flush(self) -> None:
         """Wait until all that was sent is durable; raises as `send` does."""
@@ -77,24 +98,43 @@ class LossReporter:
     def __reduce__(self) -> NoReturn:
         raise not_for_others("LossReporter")
 
+    def _raise_failure(self) -> None:
+        check_process(self._process, "a LossReporter")
+        while self._sent and self._sent[0].done():
+            self._sent.popleft().result()
+
+    def _send_if_idle(self) -> None:
+        if not self._sent or self._sent[-1].running() or self._sent[-1].done():
+            self._send_waiting()
+
     def _send_waiting(self) -> None:
         self._sent.append(self._executor.submit(self._report_waiting))
 
     def _report_waiting(self) -> None:
-        while self._waiting:
-            rows: list[np.ndarray] = []
-            while self._waiting and sum(map(len, rows)) < MOST_ROWS_AT_ONCE:
-                rows.append(self._waiting.popleft())
+        while self._waiting or self._trained:
             try:
-                result = self.client.report(self.run, _joined(rows))
+                if self._waiting:
+                    self._report_losses()
+                else:
+                    self._report_trained()
             except BaseException:
-                if self._waiting:  # what is behind a report that failed goes nevertheless
+                if self._waiting or self._trained:  # what is behind a report that failed goes nevertheless
                     self._send_waiting()
                 raise
-            self.num_accepted += result.accepted
-            self.num_duplicate += result.duplicate
-            self.num_rejected += result.rejected
-            self._warn_once(result)
+
+    def _report_losses(self) -> None:
+        rows: list[np.ndarray] = []
+        while self._waiting and sum(map(len, rows)) < MOST_ROWS_AT_ONCE:
+            rows.append(self._waiting.popleft())
+        result = self.client.report(self.run, _joined(rows))
+        self.num_accepted += result.accepted
+        self.num_duplicate += result.duplicate
+        self.num_rejected += result.rejected
+        self._warn_once(result)
+
+    def _report_trained(self) -> None:
+        steps = self._trained.popleft()
+        self.client.report_trained(self.run, steps.rank, steps.first_step, steps.next_step, steps.counts, steps.attempt)
 
     def _warn_once(self, result: ReportResult) -> None:
         if self._has_warned or not (result.duplicate or result.rejected):
@@ -108,6 +148,34 @@ class LossReporter:
             hint="the service has losses of these rows, or the rows are not of its current plans; is another execution "
             "using the same run name, or are rows reported twice?",
         )
+
+
+@dataclass(slots=True)
+class TrainedReporter:
+    """Tells the service now and then what a rank has trained on, from counts that only grow.
+
+    Args:
+        monotonic: a clock, seconds.
+    """
+
+    losses: LossReporter
+    rank: int
+    next_step: int
+    """The first step that is not reported yet."""
+    counts: TrainedCounts = field(default_factory=TrainedCounts)
+    """Of the steps before it."""
+    monotonic: Callable[[], float] = time.monotonic
+    _sent_at: float = field(default=float("-inf"), init=False, repr=False)
+
+    @property
+    def is_due(self) -> bool:
+        return self.monotonic() - self._sent_at >= SECONDS_BETWEEN_COUNTS
+
+    def send(self, next_step: int, counts: TrainedCounts, attempt: int = 0) -> None:
+        """Report the steps up to before `next_step`, by the counts of all steps so far; raises as `losses` does."""
+        if next_step > self.next_step:
+            self.losses.send_trained(self.rank, self.next_step, next_step, counts.minus(self.counts), attempt)
+            self.next_step, self.counts, self._sent_at = next_step, counts, self.monotonic()
 
 
 def _joined(rows: list[np.ndarray]) -> np.ndarray:

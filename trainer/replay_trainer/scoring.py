@@ -20,7 +20,7 @@ from replay_service.language.precision import Precision
 from replay_service.language.scoring import RowScorer
 from replay_service.language.tokenizer import bos_id
 from replay_trainer.batches.examples import Example, check_text_columns, examples_of, scored_with
-from replay_trainer.batches.tables import Tables, Unusable, find_tables, parquet_writer
+from replay_trainer.batches.tables import Tables, Unusable, check_writable, find_tables, parquet_writer
 from replay_trainer.errors import InvalidTraining
 
 ADDED: Final = (
@@ -113,6 +113,7 @@ def score_rows(settings: ScoringSettings, on_progress: OnProgress = lambda _done
     """
     tables = find_tables(settings.source, settings.columns())
     _check_columns(tables, settings)
+    check_writable(settings.output, pa.schema([*tables.schema, *ADDED]))
     try:
         tokenizer = outline_of(settings.model, settings.seq_len).tokenizer
         before = bos_id(tokenizer, settings.bos)

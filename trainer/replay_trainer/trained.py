@@ -4,13 +4,14 @@ The service plans how many rows a step rehearses from the run's `global_batch_si
 rehearsed at another ratio than the service states, so the rows of each step are counted here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
 from torch import Tensor
 
+from replay_service.sampling.trained import TrainedCounts
 from replay_trainer.batches.added import IGNORED, Added
 from replay_trainer.batches.flat import is_flat
 from replay_trainer.errors import InvalidTraining
@@ -41,6 +42,13 @@ class Trained:
         """The share of the rows that was rehearsed: the injection ratio as it was trained; 0 before any row."""
         return self.num_rehearsed_rows / max(1, self.num_target_rows + self.num_rehearsed_rows)
 
+    @property
+    def counts(self) -> TrainedCounts:
+        """As the service counts them: rehearsed ones among all."""
+        num_rows = self.num_target_rows + self.num_rehearsed_rows
+        num_tokens = self.num_target_tokens + self.num_rehearsed_tokens
+        return TrainedCounts(num_rows, self.num_rehearsed_rows, num_tokens, self.num_rehearsed_tokens)
+
     def metrics(self) -> dict[str, float]:
         """The counts and the share, by name."""
         return {**{name: getattr(self, name) for name in _NAMES}, "rehearsed_share": self.rehearsed_share}
@@ -69,6 +77,20 @@ class StepSize:
     @property
     def most(self) -> int:
         return -(-self.global_batch_size // self.world_size)
+
+    @property
+    def depends_on_ranks(self) -> bool:
+        """Whether the rows of one rank do not tell if those of all ranks are as many as the run expects."""
+        return self.least != self.most and not self.may_be_short
+
+    def refusal_of_ranks(self, step: int, num_rows: int, total: int) -> InvalidTraining:
+        """The error that says that all ranks together have another number of rows in a step."""
+        return InvalidTraining(
+            f"step {step} has {total} fine-tuning rows over {self.world_size} ranks, {num_rows} of them on this one, "
+            f"but run {self.run!r} was created with global_batch_size {self.global_batch_size}, so it would rehearse "
+            f"another share of the rows than its injection_ratio; create a run of another name with global_batch_size "
+            f"{total}"
+        )
 
     def refusal(self, step: int, num_rows: int, num_parts: int) -> InvalidTraining:
         """The error that says that a step has another number of rows."""
@@ -116,10 +138,17 @@ class Tally:
 
     A step with fewer rows is taken for the last one of an epoch, unless it is the first or follows another such step.
     Samples of a flat batch may be more than its rows were, so only too few of them are refused.
+
+    Attributes:
+        size: how many rows a step should have; None if nobody knows.
+        has_full_step: whether a step before had them.
+        sum_over_ranks: the sum of a number of each rank, or None where the ranks do not know each other. It is asked
+            for once by every rank, in its first step, and only where the ranks do not divide the batch.
     """
 
     size: StepSize | None = None
     has_full_step: bool = False
+    sum_over_ranks: Callable[[int], int | None] = lambda _: None
     _before: _Counts = field(default_factory=lambda: _Counts(0, 0, 0, 0))
     """Of the steps that are over."""
     _step: int = -1
@@ -127,12 +156,20 @@ class Tally:
     _parts: dict[int, _Part] = field(default_factory=dict)
     _was_short: bool = False
     _has_warned: bool = False
+    _has_summed: bool = False
 
     @property
     def trained(self) -> Trained:
         """All so far, the parts of the current step included; waits for the device."""
-        counts = self._counts()
-        return Trained(counts.target_rows, counts.rehearsed_rows, int(counts.target_tokens), counts.rehearsed_tokens)
+        return _trained(self._counts())
+
+    def finished(self) -> tuple[int, Trained]:
+        """The step after the last one of which all parts were mixed, and what was trained on until then.
+
+        It waits for the device. The step is 0 where nothing was mixed yet.
+        """
+        is_whole = len(self._parts) == self._num_parts
+        return max(self._step, 0) + (1 if is_whole else 0), _trained(self._counts() if is_whole else self._before)
 
     def begin(self, step: int, part: int, num_parts: int) -> None:
         """Check that a part of a step may be mixed now, before anything is asked for.
@@ -169,6 +206,8 @@ class Tally:
                 raise self.size.refusal(self._step, num_rows, self._num_parts)
             if len(parts) == self._num_parts and self._is_too_short(num_rows):
                 raise self.size.refusal(self._step, num_rows, self._num_parts)
+            if len(parts) == self._num_parts and not any(each.is_flat for each in parts.values()):
+                self._check_ranks(self.size, num_rows)
         self._parts = parts
 
     def report(self, added: Added) -> None:
@@ -212,6 +251,21 @@ class Tally:
         self._was_short = num_rows < size.least
         self.has_full_step = self.has_full_step or not self._was_short
 
+    def _check_ranks(self, size: StepSize, num_rows: int) -> None:
+        if self._has_summed or self.has_full_step or not size.depends_on_ranks:
+            return
+        self._has_summed = True
+        total = self.sum_over_ranks(num_rows)
+        if total is None:
+            _log.warning(
+                "rows_of_ranks_unchecked",
+                run=size.run,
+                hint=f"{size.world_size} ranks do not divide global_batch_size {size.global_batch_size}; make sure "
+                f"that their rows of a step are {size.global_batch_size} together",
+            )
+        elif total != size.global_batch_size:
+            raise size.refusal_of_ranks(self._step, num_rows, total)
+
     def _is_too_short(self, num_rows: int) -> bool:
         assert self.size is not None
         is_last_of_epoch = self.has_full_step and not self._was_short
@@ -227,6 +281,10 @@ class Tally:
                 num_mixed=len(self._parts),
                 hint="pass as num_parts how many micro-batches this optimizer step has",
             )
+
+
+def _trained(counts: _Counts) -> Trained:
+    return Trained(counts.target_rows, counts.rehearsed_rows, int(counts.target_tokens), counts.rehearsed_tokens)
 
 
 def _part_of(added: Added, inputs: Mapping[str, Any]) -> _Part:

@@ -33,7 +33,7 @@ class ByTransport:
     """Hands requests to a transport; each has its deadline as the extension `deadline`.
 
     Args:
-        proxy: that the transport asks, for the URLs of answers to name.
+        proxy: that the transport asks, for answers to name.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class ByTransport:
             method, quote(path), headers=dict(headers), content=body, extensions={"deadline": deadline}
         )
         answer = self._http.send(request)
-        return Answer(f"{answer.url}{self._by}", answer.status_code, answer.headers, answer.content)
+        shown = f"{answer.url}{self._by}"
+        return Answer(shown, answer.status_code, answer.headers, answer.content, self._by)
 
     def close(self) -> None:
         self._http.close()

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any, Final, Literal
 
 from replay_service.sampling.injection import exact_ratio
-from replay_service.wire.arrow import Batch
+from replay_service.wire.batches import Batch
 
 Auto = Literal["auto"]
 

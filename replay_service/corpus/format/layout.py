@@ -17,13 +17,14 @@ from replay_service.corpus.format.manifest import Segment
 from replay_service.corpus.format.segment_file import BLOCK_BYTES, num_blocks
 from replay_service.errors import CorpusError
 from replay_service.sampling.partition import ROW_BITS
+from replay_service.wire.samples import REQUIRED_FIELDS
 
 Int64Array = NDArray[np.int64]
 
 _WIDE_BYTES: Final = 64
 """Of a field whose rows are gathered by themselves, at least, rather than copied out of whole records."""
 
-_NEEDED: Final = {"length", "base_loss", "base_correct", "stratum"}
+_NEEDED: Final = set(REQUIRED_FIELDS) - {"input_ids"}
 _CONTENT: Final = ({"input_ids"}, {"inputs", "label"})
 
 
@@ -40,7 +41,7 @@ class Layout:
         """What a row holds."""
         self.base_loss = _field(self.record, "base_loss")
         self.stretches = _stretches(self.record)
-        """Parts of a row, each as its offset and type: a wide field, or neighbouring narrow ones as a record."""
+        """The types of the parts of a row, which follow one another: a wide field, or neighbouring narrow ones."""
         self.first_block = np.cumsum([0, *(_num_used_blocks(segment, self.record) for segment in segments)])
         """int64 [S + 1]: where each segment begins, and the end of the line."""
         first_ids = np.arange(len(segments)) << ROW_BITS
@@ -97,29 +98,26 @@ def _field(record: np.dtype[Any], name: str) -> tuple[int, np.dtype[Any]]:
     return offset, type_
 
 
-def _stretches(record: np.dtype[Any]) -> list[tuple[int, np.dtype[Any]]]:
-    stretches: list[tuple[int, np.dtype[Any]]] = []
-    narrow: list[str] = []
-    for name in (*(record.names or ()), None):
-        is_wide = name is not None and record[name].itemsize >= _WIDE_BYTES
-        if name is not None and not is_wide:
-            narrow.append(name)
-            continue
-        if narrow:
-            stretches.append(_joined(record, narrow))
-            narrow = []
-        if name is not None:
-            stretches.append(_joined(record, [name]))
-    return stretches
+def _stretches(record: np.dtype[Any]) -> list[np.dtype[Any]]:
+    """Records of neighbouring fields; padding belongs to the field before it."""
+    groups: list[list[str]] = []
+    was_wide = True
+    for name in sorted(record.names or (), key=lambda name: _field(record, name)[0]):
+        is_wide = record[name].itemsize >= _WIDE_BYTES
+        if is_wide or was_wide:
+            groups.append([])
+        groups[-1].append(name)
+        was_wide = is_wide
+    begins = [0, *(_field(record, names[0])[0] for names in groups[1:])]
+    ends = [*begins[1:], record.itemsize]
+    return [_part(record, *each) for each in zip(groups, begins, ends, strict=True)]
 
 
-def _joined(record: np.dtype[Any], names: list[str]) -> tuple[int, np.dtype[Any]]:
-    """Neighbouring fields of a record as a record of their own, and where it begins."""
+def _part(record: np.dtype[Any], names: list[str], begin: int, end: int) -> np.dtype[Any]:
+    """Some fields of a record as a record of their own, which lasts from one byte of it to another."""
     places = [_field(record, name) for name in names]
-    begin, (last, last_type) = places[0][0], places[-1]
     offsets, types = [offset - begin for offset, _ in places], [type_ for _, type_ in places]
-    itemsize = last + last_type.itemsize - begin
-    return begin, np.dtype({"names": names, "formats": types, "offsets": offsets, "itemsize": itemsize})
+    return np.dtype({"names": names, "formats": types, "offsets": offsets, "itemsize": end - begin})
 
 
 def _num_used_blocks(segment: Segment, record: np.dtype[Any]) -> int:

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from replay_service.corpus.format.segments import Kind
 from replay_service.corpus.format.sketch import QuantileSketch
 from replay_service.corpus.format.strata import Group
 from replay_service.errors import CorpusError, UnknownCorpus
 from replay_service.sampling.partition import Extent, Partition
+from replay_service.wire.samples import Kind
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 3

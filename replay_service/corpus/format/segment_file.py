@@ -25,7 +25,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
-from replay_service.corpus.format.segments import SampleRows, wide_binary
+from replay_service.corpus.format.records import SampleRows
+from replay_service.wire.columns import wide_binary
 
 BLOCK_BYTES: Final = 64 << 10
 """What is checked, and fetched from object storage, at once."""

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from replay_service.corpus.format.segments import list_rows
+from replay_service.wire.columns import list_rows
 
 CLUSTERS_NAME: Final = "clusters.npy"
 _MOST_ROWS_TO_FIT: Final = 20_000

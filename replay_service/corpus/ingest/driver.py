@@ -30,10 +30,10 @@ from replay_service.corpus.ingest.clusters import Clusters
 from replay_service.corpus.ingest.fitting import check_fits
 from replay_service.corpus.ingest.growth import GroupOf, GrowingCorpus
 from replay_service.corpus.ingest.model_files import check_safetensors
-from replay_service.corpus.ingest.pipeline import PipelineSettings, on_gpu, run_pipeline
+from replay_service.corpus.ingest.pipeline import PipelineSettings, StagedPart, on_gpu, run_pipeline
 from replay_service.corpus.ingest.settings import IngestSettings, digest
 from replay_service.corpus.ingest.shard_list import ListedShard, Pending, in_order, read_shard_list, write_shard_list
-from replay_service.corpus.ingest.staging import Piece, ReadyRows, parts_of, read_packed
+from replay_service.corpus.ingest.staging import ReadyRows, parts_of, position_of, read_packed
 from replay_service.corpus.ingest.status import MOST_NAMED, IngestProgress, OnProgress, status_of
 from replay_service.corpus.shards.sources import Listing, Shard, check_readable, look_into, printable
 from replay_service.errors import CorpusError, EmptyCorpus, ReplayError
@@ -229,8 +229,8 @@ class _Work:
     passed_over: list[str]
     _ready: dict[str, ReadyRows] = field(default_factory=dict)
     _unfinished: dict[str, Shard] = field(default_factory=dict)
-    _rows_packed: dict[str, int] = field(default_factory=dict)
-    """Of shards that are packed to their end: how many rows they have."""
+    _position: dict[str, int] = field(default_factory=dict)
+    """How many bytes of each shard have been read for the rows that are staged."""
     _num_rows: int = 0
     _num_tokens: int = 0
 
@@ -242,8 +242,10 @@ class _Work:
             shards: the others by their keys, in their order.
         """
         for key in shards:
+            parts = parts_of(self.pipeline.staging, key)
             self._ready[key] = ReadyRows()
-            self._ready[key].add(parts_of(self.pipeline.staging, key))
+            self._ready[key].add(parts)
+            self._position[key] = max((position_of(self.pipeline.staging, each) for each in parts[-1:]), default=0)
         self._unfinished = dict(shards)
         self._forget_finished(list(shards))
         growing = self._growing([*before, *shards])
@@ -252,8 +254,9 @@ class _Work:
         if is_stopped():
             return growing.manifest
         try:
-            for piece, num_tokens in self._missing():
+            for piece, num_tokens, position in self._missing():
                 self._ready[piece.shard_key].add([piece])
+                self._position[piece.shard_key] = max(self._position[piece.shard_key], position)
                 self._num_rows += piece.stop - piece.first
                 self._num_tokens += num_tokens
                 self._forget_finished([piece.shard_key])
@@ -277,7 +280,7 @@ class _Work:
         shutil.rmtree(self.settings.corpus_folder / STAGING)
         return growing.manifest
 
-    def _missing(self) -> Iterator[tuple[Piece, int]]:
+    def _missing(self) -> Iterator[StagedPart]:
         left = {key: (shard, self._num_ready(key)) for key, shard in self._unfinished.items()}
         return run_pipeline(left, self.pipeline) if left else iter(())
 
@@ -302,18 +305,12 @@ class _Work:
     def _forget_finished(self, keys: list[str]) -> None:
         for key in keys:
             packed = read_packed(self.pipeline.staging, key)
-            if packed is not None:
-                self._rows_packed[key] = packed.num_rows
-                if self._num_ready(key) == packed.num_rows:
-                    self._unfinished.pop(key, None)
-
-    def _share_left(self, key: str) -> float:
-        num_rows = self._rows_packed.get(key)
-        return 1 - self._num_ready(key) / num_rows if num_rows else 1.0
+            if packed is not None and self._num_ready(key) == packed.num_rows:
+                self._unfinished.pop(key, None)
 
     def _progress(self, shards: dict[str, Shard], growing: GrowingCorpus) -> IngestProgress:
         all_bytes = sum(shard.num_bytes for shard in shards.values())
-        bytes_left = sum(shard.num_bytes * self._share_left(key) for key, shard in self._unfinished.items())
+        bytes_left = sum(max(0, shard.num_bytes - self._position[key]) for key, shard in self._unfinished.items())
         return IngestProgress(
             shards_done=len(growing.shards) - len(self._unfinished),
             num_shards=len(growing.shards),

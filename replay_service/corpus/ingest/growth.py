@@ -15,13 +15,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from replay_service.corpus.format.manifest import DomainSummary, Manifest, Segment, sync_folder, write_manifest
+from replay_service.corpus.format.records import SampleRows
 from replay_service.corpus.format.segment_file import write_segment
-from replay_service.corpus.format.segments import SampleRows
 from replay_service.corpus.format.sketch import QuantileSketch
 from replay_service.corpus.format.strata import assign_strata, grown
 from replay_service.corpus.ingest.staging import SET_ASIDE, Packed, Piece, drop, read_packed, read_rows
 from replay_service.errors import CorpusError
 from replay_service.sampling.partition import extents_of
+from replay_service.wire.samples import SAMPLE_FIELDS
 
 GroupOf = Callable[[pa.Table], NDArray[np.str_]]
 """The group of each staged row."""
@@ -178,12 +179,9 @@ def _finite(staged: pa.Table) -> tuple[pa.Table, int]:
 def _rows(staged: pa.Table, stratum: NDArray[np.int64]) -> SampleRows:
     """Staged rows as samples in the given strata (int64 [n])."""
     (batch,) = (
-        staged.select([name for name in _SAMPLE_COLUMNS if name in staged.column_names]).combine_chunks().to_batches()
+        staged.select([name for name in SAMPLE_FIELDS if name in staged.column_names]).combine_chunks().to_batches()
     )
     return SampleRows.from_arrow(batch.append_column("stratum", pa.array(stratum.astype(np.int32))))
-
-
-_SAMPLE_COLUMNS = ("input_ids", "length", "base_loss", "base_correct", "topk_ids", "topk_logprobs", "inputs", "label")
 
 
 def _domains(domains: Sequence[DomainSummary], staged: pa.Table) -> list[DomainSummary]:

@@ -8,10 +8,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from replay_service.corpus.format.manifest import Classes
-from replay_service.corpus.format.segments import wide_list
 from replay_service.corpus.shards.documents import Labelled, SetAside, set_aside
 from replay_service.language.packing import id_dtype
 from replay_service.language.pieces import cut_place
+from replay_service.wire.columns import wide_list
 
 NO_CLASS: Final = "the label is no class of the base model"
 OTHER_SHAPE: Final = "the inputs are of another shape or type than the corpus"

@@ -1,10 +1,10 @@
 """The Ray Data pipeline: shards -> packed rows -> scored rows in staging. Parts go from stage to stage.
 
 stage   takes               gives, for each part
-pack    shard, first row    a table of row, domain, group, input_ids, length; of what is to be classified, which is not
-                            packed, also label, and of tensors inputs in place of input_ids
+pack    shard, first row    a table of row, domain, group, input_ids, length, position in the shard; of what is to be
+                            classified, which is not packed, also label, and of tensors inputs in place of input_ids
 score   the same            writes it down with base_loss, base_correct and, when asked, topk_ids, topk_logprobs,
-                            feature; gives shard_key, first, stop, num_tokens
+                            feature; gives shard_key, first, stop, num_tokens, position
 
 A part is some neighbouring rows of one shard, and which ones follows from their numbers. To Ray Data it is one value,
 which is neither cut nor joined to others. So rows meet the same others in the base model, and have the same losses to
@@ -31,7 +31,6 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionResources, TaskPoo
 from replay_service.classification.model import load_classifier
 from replay_service.classification.scoring import ClassScorer
 from replay_service.corpus.format.manifest import Classes
-from replay_service.corpus.format.segments import wide_list
 from replay_service.corpus.ingest.labelled import judged, labelled_table
 from replay_service.corpus.ingest.scored import classified_rows, predicted_rows
 from replay_service.corpus.ingest.staging import Packed, Piece, write_packed, write_parts, written_aside
@@ -39,6 +38,7 @@ from replay_service.corpus.shards.sources import (
     Columns,
     Document,
     Labelled,
+    Reading,
     SetAside,
     Shard,
     in_pieces,
@@ -50,6 +50,7 @@ from replay_service.language.packing import Ends, PackedRows, Packer, id_dtype
 from replay_service.language.precision import Precision
 from replay_service.language.scoring import RowScorer
 from replay_service.language.tokenizer import ids_of, load_tokenizer
+from replay_service.wire.columns import wide_list
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +97,11 @@ AnyDocument = TypeVar("AnyDocument", Document, Labelled)
 
 
 class StagedPart(NamedTuple):
-    """Rows that have been staged."""
+    """Rows that have been staged, and how many bytes of their shard had been read with them."""
 
     piece: Piece
     num_tokens: int
+    position: int
 
 
 _CPUS_TO_PACK: Final = 0.5
@@ -142,7 +144,8 @@ def run_pipeline(shards: Mapping[str, tuple[Shard, int]], settings: PipelineSett
     )
     for batch in staged.iter_batches(batch_size=None, batch_format="pyarrow"):
         for part in batch.to_pylist():
-            yield StagedPart(Piece(part["shard_key"], part["first"], part["stop"]), part["num_tokens"])
+            piece = Piece(part["shard_key"], part["first"], part["stop"])
+            yield StagedPart(piece, part["num_tokens"], part["position"])
 
 
 def on_gpu() -> bool:
@@ -209,8 +212,9 @@ def _numbered(tables: list[pa.Table], first_row: int) -> pa.Table:
 
 @dataclass(slots=True)
 class _Found:
-    """What has been found in a shard so far."""
+    """What has been found in a shard so far, and the position with the latest document or piece of one."""
 
+    position: int = 0
     num_documents: int = 0
     set_aside: dict[str, int] = field(default_factory=dict)
 
@@ -223,38 +227,44 @@ class _Label(NamedTuple):
 
 
 def _packed(shard: Shard, settings: PipelineSettings, found: _Found, aside: IO[str]) -> Iterator[pa.Table]:
-    """Packed rows of a shard, some at a time; documents of one label are laid end to end."""
+    """Packed rows of a shard, some at a time; documents of one label, or their pieces, are laid end to end."""
     packers: dict[_Label, Packer] = {}
-    unfinished: list[Any] = []
-    dtype = id_dtype(settings.vocab_size)
+    before = 0
     for some in _some_at_once(_documents(shard, settings, found, aside)):
-        labelled: dict[_Label, list[Any]] = {}
         contents, goes_on = [each.content for each in some], [not each.begins for each in some]
         ids = ids_of(_tokenizer(settings.model), contents, settings.vocab_size, goes_on)
-        for document, line in zip(some, ids, strict=True):
-            unfinished.append(line if document.begins and document.ends else np.array(line, dtype))
-            if document.ends:
-                whole = unfinished[0] if len(unfinished) == 1 else np.concatenate(unfinished)
-                labelled.setdefault(_Label(document.domain, document.group), []).append(whole)
-                unfinished = []
-        for label, lines in labelled.items():
+        labelled: dict[_Label, list[tuple[Any, bool]]] = {}
+        for document, its_ids in zip(some, ids, strict=True):
+            labelled.setdefault(_Label(document.domain, document.group), []).append((its_ids, document.ends))
+        for label, parts in labelled.items():
             if label not in packers:
-                packers[label] = Packer(settings.seq_len, settings.ends, dtype)
-            yield _table(label, packers[label].add(lines))
+                packers[label] = Packer(settings.seq_len, settings.ends, id_dtype(settings.vocab_size))
+            yield _positioned(_table(label, packers[label].add(*zip(*parts, strict=True))), before, found.position)
+        before = found.position
     for label, packer in packers.items():
-        yield _table(label, packer.finish())
+        yield _positioned(_table(label, packer.finish()), before, before)
 
 
 def _labelled(shard: Shard, settings: PipelineSettings, found: _Found, aside: IO[str]) -> Iterator[pa.Table]:
     """The samples of a shard, some at a time."""
+    before = 0
     for some in _some_at_once(_documents(shard, settings, found, aside)):
         tokenizer = _tokenizer(settings.model) if isinstance(some[0].content, str) else None
-        yield labelled_table(some, tokenizer, settings.seq_len, settings.vocab_size)
+        table = labelled_table(some, tokenizer, settings.seq_len, settings.vocab_size)
+        yield _positioned(table, before, found.position)
+        before = found.position
+
+
+def _positioned(table: pa.Table, before: int, position: int) -> pa.Table:
+    """The rows of documents that a shard holds from `before` on, with the position of each, spread evenly."""
+    positions = np.linspace(before, position, len(table) + 1, dtype=np.int64)[1:]
+    return table.append_column("position", pa.array(positions))
 
 
 def _documents(shard: Shard, settings: PipelineSettings, found: _Found, aside: IO[str]) -> Iterator[Any]:
     """The documents, or their pieces, or the samples of a shard; rows that give none are written down."""
-    for each in read_documents(shard, settings.columns):
+    reading = Reading()
+    for each in read_documents(shard, settings.columns, reading):
         if isinstance(each, Labelled) and settings.classes is not None:
             each = judged(each, settings.classes, settings.vocab_size)  # noqa: PLW2901
         if isinstance(each, SetAside):
@@ -262,9 +272,15 @@ def _documents(shard: Shard, settings: PipelineSettings, found: _Found, aside: I
             aside.write(json.dumps({"shard": shard.name, **each._asdict()}) + "\n")
         elif isinstance(each, Document):
             found.num_documents += each.ends
-            yield from in_pieces(each)
+            num_bytes, length = reading.position - found.position, len(each.content)
+            left = length
+            for piece in in_pieces(each):
+                left -= len(piece.content)
+                found.position = reading.position - num_bytes * left // max(1, length)
+                yield piece
         else:
             found.num_documents += 1
+            found.position = reading.position
             yield each
 
 
@@ -348,8 +364,9 @@ class ScoreAndStage:
         return pa.Table.from_pylist(staged, schema=_PART_SCHEMA)
 
     def _stage(self, key: str, part: pa.Table) -> dict[str, Any]:
-        (piece,) = write_parts(self._staging, key, self._scored(part))
-        return {**piece._asdict(), "num_tokens": pa.compute.sum(part["length"]).as_py()}
+        position = part["position"][-1].as_py()
+        (piece,) = write_parts(self._staging, key, self._scored(part.drop_columns("position")), position)
+        return {**piece._asdict(), "num_tokens": pa.compute.sum(part["length"]).as_py(), "position": position}
 
 
 def _fail(error: ReplayError, _: pa.Table) -> pa.Table:
@@ -357,5 +374,5 @@ def _fail(error: ReplayError, _: pa.Table) -> pa.Table:
 
 
 _PART_SCHEMA = pa.schema(
-    [("shard_key", pa.string()), ("first", pa.int64()), ("stop", pa.int64()), ("num_tokens", pa.int64())]
+    [("shard_key", pa.string()), *((name, pa.int64()) for name in ("first", "stop", "num_tokens", "position"))]
 )

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 
 from replay_service.classification.scoring import ClassScorer
-from replay_service.corpus.format.segments import list_rows, wide_binary, wide_list
 from replay_service.errors import CorpusError
 from replay_service.language.packing import id_dtype
 from replay_service.language.scoring import RowScorer, Scores
+from replay_service.wire.columns import list_rows, wide_binary, wide_list
 
 
 def predicted_rows(scorer: RowScorer, table: pa.Table) -> pa.Table:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from replay_service.classification.factory import is_factory
-from replay_service.corpus.format.segments import Kind
 from replay_service.corpus.shards.documents import Columns
 from replay_service.corpus.shards.places import AllowedPlaces
 from replay_service.errors import CorpusError
 from replay_service.language.packing import Bos
 from replay_service.language.precision import Precision
 from replay_service.names import NAME_RULE, is_name
+from replay_service.wire.samples import Kind
 
 MOST_TOPK = 64
 

@@ -23,6 +23,7 @@ from replay_service.corpus.format.manifest import write_json
 
 SET_ASIDE: Final = "set_aside.jsonl"
 _PACKED: Final = "packed.json"
+_POSITION: Final = b"position"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,10 @@ def written_aside(staging: Path, shard_key: str) -> Iterator[IO[str]]:
         temporary.unlink()
 
 
-def write_parts(staging: Path, shard_key: str, rows: pa.Table) -> list[Piece]:
+def write_parts(staging: Path, shard_key: str, rows: pa.Table, position: int = 0) -> list[Piece]:
     """Write rows of a shard (with a column `row`, in any order), a part for each run of neighbours.
 
-    A part is there whole or not at all.
+    A part is there whole or not at all. `position` is how many bytes of the shard had been read with the rows.
     """
     rows = rows.sort_by("row")
     number = rows["row"].to_numpy()
@@ -79,7 +80,8 @@ def write_parts(staging: Path, shard_key: str, rows: pa.Table) -> list[Piece]:
     pieces = []
     for first, stop in pairwise(bounds):
         piece = Piece(shard_key, int(number[first]), int(number[stop - 1]) + 1)
-        _write(staging / shard_key / _part_name(piece), rows.slice(first, stop - first))
+        part = rows.slice(first, stop - first).replace_schema_metadata({_POSITION: str(position)})
+        _write(staging / shard_key / _part_name(piece), part)
         pieces.append(piece)
     return pieces
 
@@ -99,6 +101,12 @@ def parts_of(staging: Path, shard_key: str) -> list[Piece]:
     """The parts of a shard, by their first row; those that a retried task wrote may overlap."""
     names = sorted(path.stem.split("-") for path in (staging / shard_key).glob("*.arrow"))
     return [Piece(shard_key, int(first), int(first) + int(num)) for first, num in names]
+
+
+def position_of(staging: Path, piece: Piece) -> int:
+    """How many bytes of its shard had been read with a part; 0 where an earlier version has written it."""
+    with pa.ipc.open_file(pa.memory_map(str(staging / piece.shard_key / _part_name(piece)))) as reader:
+        return int((reader.schema.metadata or {}).get(_POSITION, b"0"))
 
 
 def drop(staging: Path, shard_key: str) -> None:

@@ -14,6 +14,7 @@ import structlog
 
 from replay_service.corpus.format.manifest import write_json
 from replay_service.errors import ReplayError
+from replay_service.progress import seconds_left
 
 STATUS_NAME: Final = "status.json"
 MOST_NAMED: Final = 20
@@ -31,14 +32,15 @@ class IngestProgress:
     Attributes:
         shards_done: shards of which every row is scored.
         num_shards: all of them.
-        share_done: the share of the shards' bytes that is done, in [0, 1]; of a shard that is not packed to its end,
-            nothing is.
+        share_done: the share of the shards' bytes whose rows are scored, in [0, 1]; compressed bytes of compressed
+            shards.
         num_rows: rows that this ingest has scored.
         num_tokens: tokens in them.
         num_set_aside: rows of shards that could not be used.
         generation: the latest generation of the corpus; 0 while there is none.
         num_passed_over: files of the source that are no shards.
         passed_over: the names of the first `MOST_NAMED` of them.
+        seconds_left: how long the rest takes if it goes on as it went; None before its first rows, and at the end.
     """
 
     shards_done: int
@@ -50,6 +52,7 @@ class IngestProgress:
     generation: int
     num_passed_over: int = 0
     passed_over: list[str] = field(default_factory=list)
+    seconds_left: float | None = None
 
 
 OnProgress = Callable[[IngestProgress], None]
@@ -65,7 +68,6 @@ class IngestStatus:
         host, pid, process: the process; a pid is given again, so `process` is what `identity_of` says of it.
         progress: how far it is.
         problem: what has ended it, when it failed.
-        share_before: the `share_done` that it found when it began; None while it has told of nothing.
     """
 
     state: IngestState
@@ -75,16 +77,7 @@ class IngestStatus:
     pid: int
     progress: IngestProgress
     problem: str | None = None
-    share_before: float | None = None
     process: str | None = None
-
-    @property
-    def seconds_left(self) -> float | None:
-        """By the share of bytes that it has done itself; None before any is, and at the end."""
-        share, before = self.progress.share_done, self.share_before
-        if self.state != "running" or before is None or not before < share < 1:
-            return None
-        return (self.updated_at - self.started_at) * (1 - share) / (share - before)
 
     @property
     def is_alive(self) -> bool:
@@ -127,6 +120,7 @@ def read_status(folder: Path) -> IngestStatus | None:
     """The status that stands in a corpus's folder; None when there is none that can be read."""
     try:
         content = json.loads((folder / STATUS_NAME).read_text())
+        content.pop("share_before", None)  # of earlier versions
         return IngestStatus(**{**content, "progress": IngestProgress(**content["progress"])})
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -147,7 +141,8 @@ def write_stopped(folder: Path, pid: int, now: float) -> None:
     """The process `pid`, which was told to stop, has ended; nothing if it has said itself how it ended."""
     status = read_status(folder)
     if status is not None and status.pid == pid and status.state == "running":
-        write_json(folder / STATUS_NAME, asdict(replace(status, state="stopped", updated_at=now)))
+        progress = replace(status.progress, seconds_left=None)
+        write_json(folder / STATUS_NAME, asdict(replace(status, state="stopped", updated_at=now, progress=progress)))
 
 
 @contextmanager
@@ -155,14 +150,18 @@ def status_of(
     folder: Path, on_progress: OnProgress, is_stopped: Callable[[], bool], now: Callable[[], float] = time.time
 ) -> Iterator[OnProgress]:
     """Keep the status of an ingest up to date; gives what to tell the progress to."""
-    status = write_begun(folder, os.getpid(), now())
+    status, pace = write_begun(folder, os.getpid(), now()), _Pace(now)
+
+    def end(state: IngestState, problem: str | None = None) -> None:
+        progress = replace(status.progress, seconds_left=None)
+        ended = replace(status, state=state, updated_at=now(), problem=problem, progress=progress)
+        write_json(folder / STATUS_NAME, asdict(ended))
 
     def tell(progress: IngestProgress) -> None:
         nonlocal status
         is_due = now() - status.updated_at >= _SECONDS_BETWEEN or progress.generation != status.progress.generation
-        before = progress.share_done if status.share_before is None else status.share_before
-        updated_at = now() if is_due else status.updated_at
-        status = replace(status, progress=progress, updated_at=updated_at, share_before=before)
+        progress = replace(progress, seconds_left=pace.seconds_left(progress))
+        status = replace(status, progress=progress, updated_at=now() if is_due else status.updated_at)
         if is_due:
             write_json(folder / STATUS_NAME, asdict(status))
         on_progress(progress)
@@ -171,8 +170,26 @@ def status_of(
         yield tell
     except BaseException as error:
         problem = error.detail if isinstance(error, ReplayError) else f"{type(error).__name__}: {error}"
-        state: IngestState = "failed" if isinstance(error, Exception) else "stopped"
-        write_json(folder / STATUS_NAME, asdict(replace(status, state=state, updated_at=now(), problem=problem)))
+        end("failed" if isinstance(error, Exception) else "stopped", problem)
         raise
-    state = "stopped" if is_stopped() else "finished"
-    write_json(folder / STATUS_NAME, asdict(replace(status, state=state, updated_at=now())))
+    end("stopped" if is_stopped() else "finished")
+
+
+class _Pace:
+    """How fast an ingest goes: at its first rows since it began, and later since those, without loading the model."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._began: tuple[float, float] | None = None
+        self._first: tuple[float, float] | None = None
+        """When the first rows came, and the share that was done then."""
+
+    def seconds_left(self, progress: IngestProgress) -> float | None:
+        here = self._now(), progress.share_done
+        if not progress.num_rows:  # a look for new shards begins
+            self._began, self._first = here, None
+            return None
+        since, self._first = self._first or self._began, self._first or here
+        if since is None:
+            return None
+        return seconds_left(here[0] - since[0], here[1] - since[1], 1 - here[1])

@@ -16,8 +16,6 @@ from replay_service.corpus.format.segment_file import num_blocks
 from replay_service.corpus.reading.damage import WRONG_CHECKSUMS, SegmentDamage, UnusableFile
 
 Int64Array = NDArray[np.int64]
-Part = tuple[int, int]
-"""A part of each row: where it begins in the row, and its length, bytes."""
 
 
 class FilesChanged(Exception):
@@ -43,8 +41,12 @@ class HeldBlocks(Protocol):
         """
         ...
 
-    def take(self, positions: Int64Array, parts: Sequence[Part]) -> list[NDArray[np.void]]:
-        """Parts of the rows that begin at each position (int64 [n]), all of them in intact blocks: void [n] each.
+    def take(self, positions: Int64Array, widths: Sequence[int]) -> list[NDArray[np.void]]:
+        """The parts of n rows, all of them in intact blocks: void [n] each.
+
+        Args:
+            positions: int64 [n], where each row begins.
+            widths: bytes of each part; the parts of a row follow one another.
 
         Raises:
             FilesChanged: when the blocks are not what was found intact any more; `look_again` sees to it.

@@ -7,6 +7,7 @@ Reading a mapped file beyond its end raises SIGBUS in the process that reads. Th
 import ctypes
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -22,25 +23,34 @@ _MOST_BYTES: Final = 1 << 30
 _log = structlog.get_logger()
 
 
-def copy_pieces(addresses: NDArray[np.uint64], num_bytes: int) -> tuple[NDArray[np.void], int]:
-    """Copy `num_bytes` bytes from each address.
+def copy_rows(addresses: NDArray[np.uint64], widths: Sequence[int]) -> tuple[list[NDArray[np.void]], int]:
+    """Copy rows, and the parts of all rows beside one another.
+
+    The kernel takes longer to find a row than to copy it, so each row is one piece of memory to it.
 
     Args:
-        addresses: uint64 [n], of mapped memory of this process.
+        addresses: uint64 [n], of mapped memory of this process: where each row begins.
+        widths: bytes of each part; the parts of a row follow one another.
 
     Returns:
-        The copies, void [n], and how many of them, counted from the first, are whole. The others hold anything.
+        The copies of each part, void [n], and how many rows, counted from the first, are whole. The others hold
+        anything.
     """
-    copies = np.empty(len(addresses), f"V{num_bytes}")
-    pieces = np.empty(len(addresses), _IOVEC)
-    pieces["base"], pieces["length"] = addresses, num_bytes
-    at_once = max(1, min(_MOST_PIECES, _MOST_BYTES // num_bytes))
-    for first in range(0, len(pieces), at_once):
-        some = pieces[first : first + at_once]
-        num_whole = _copy(some, copies[first : first + at_once]) // num_bytes
+    row_bytes = sum(widths)
+    copies = [np.empty(len(addresses), f"V{width}") for width in widths]
+    rows = np.empty(len(addresses), _IOVEC)
+    rows["base"], rows["length"] = addresses, row_bytes
+    targets = np.empty((len(addresses), len(widths)), _IOVEC)
+    targets["length"] = widths
+    for part, copy in enumerate(copies):
+        targets["base"][:, part] = np.arange(len(copy), dtype=np.uintp) * copy.itemsize + np.uintp(copy.ctypes.data)
+    at_once = max(1, min(_MOST_PIECES // len(widths), _MOST_BYTES // row_bytes))
+    for first in range(0, len(rows), at_once):
+        some = rows[first : first + at_once]
+        num_whole = _copy(some, targets[first : first + at_once]) // row_bytes
         if num_whole < len(some):
             return copies, first + num_whole
-    return copies, len(copies)
+    return copies, len(rows)
 
 
 @functools.cache
@@ -48,7 +58,7 @@ def can_copy() -> bool:
     """Whether the system lets this process copy so; where it does not, the log warns of it once."""
     number = np.arange(1, dtype=np.uint64) + 7
     try:
-        is_possible = _copy(_piece_of(number), target := np.zeros_like(number)) == number.nbytes
+        is_possible = _copy(_piece_of(number), _piece_of(target := np.zeros_like(number))) == number.nbytes
     except AttributeError:
         is_possible = False
     if not is_possible or target[0] != number[0]:
@@ -65,10 +75,10 @@ def _piece_of(array: NDArray[Any]) -> NDArray[np.void]:
     return np.array([(array.ctypes.data, array.nbytes)], _IOVEC)
 
 
-def _copy(pieces: NDArray[np.void], target: NDArray[Any]) -> int:
-    """Copy pieces (_IOVEC [n]) of this process's memory end to end into `target`; gives how many bytes it could."""
-    into = _piece_of(target)
-    num_bytes: int = _process_vm_readv()(os.getpid(), into.ctypes.data, 1, pieces.ctypes.data, len(pieces), 0)
+def _copy(pieces: NDArray[np.void], targets: NDArray[np.void]) -> int:
+    """Copy pieces of this process's memory, end to end, into others (_IOVEC); gives how many bytes it could."""
+    into, from_ = (targets.ctypes.data, targets.size), (pieces.ctypes.data, pieces.size)
+    num_bytes: int = _process_vm_readv()(os.getpid(), *into, *from_, 0)
     return max(num_bytes, 0)
 
 

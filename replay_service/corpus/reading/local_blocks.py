@@ -20,7 +20,7 @@ from zlib_ng.zlib_ng import crc32
 
 from replay_service.corpus.format.layout import Layout
 from replay_service.corpus.format.segment_file import BLOCK_BYTES, checksums_file
-from replay_service.corpus.reading.blocks import FilesChanged, HeldBlocks, Part, parse_checksums
+from replay_service.corpus.reading.blocks import FilesChanged, HeldBlocks, parse_checksums
 from replay_service.corpus.reading.damage import (
     CHANGING,
     DAMAGED,
@@ -126,18 +126,16 @@ class LocalBlocks:
         intact: NDArray[np.bool_] = self._states.state[blocks] == INTACT
         return intact
 
-    def take(self, positions: Int64Array, parts: Sequence[Part], epoch: int) -> list[NDArray[np.void]]:
+    def take(self, positions: Int64Array, widths: Sequence[int], epoch: int) -> list[NDArray[np.void]]:
         """As `HeldBlocks.take`, of blocks that were intact in an epoch."""
-        # One copy of the bytes that hold all parts: the kernel takes longer to find a row than to copy it.
-        begin, end = min(offset for offset, _ in parts), max(offset + num_bytes for offset, num_bytes in parts)
-        copies, num_whole = self._files.gather(positions + begin, end - begin)
+        copies, num_whole = self._files.gather(positions, widths)
         changed = self._segments_of(positions[num_whole : num_whole + 1] // BLOCK_BYTES)
         touched = self._segments_of(positions // BLOCK_BYTES)
         changed |= {number for number in touched if not self._is_as_checked(number)}
         # Last, since a segment that is mapped again counts as checked only in a later epoch.
         if changed or epoch != self._epoch:
             raise FilesChanged(changed, epoch)
-        return [_part_of(copies, offset - begin, num_bytes) for offset, num_bytes in parts]
+        return copies
 
     def damage(self) -> list[SegmentDamage]:
         return self._states.found()
@@ -191,7 +189,7 @@ class LocalBlocks:
         within = blocks - self._layout.first_block[numbers]
         for block, number, index in zip(blocks.tolist(), numbers.tolist(), within.tolist(), strict=True):
             end = min((index + 1) * BLOCK_BYTES, self._layout.segments[number].num_bytes)
-            content, is_whole = self._files.gather(np.array([block * BLOCK_BYTES]), end - index * BLOCK_BYTES)
+            (content,), is_whole = self._files.gather(np.array([block * BLOCK_BYTES]), [end - index * BLOCK_BYTES])
             if is_whole and crc32(content.view(np.uint8)) == self._checksums[number][index]:
                 self._states.state[block] = INTACT
                 self._num_left -= 1
@@ -268,14 +266,8 @@ class _Held:
     def intact(self, blocks: Int64Array) -> NDArray[np.bool_]:
         return self._blocks.intact(blocks)
 
-    def take(self, positions: Int64Array, parts: Sequence[Part]) -> list[NDArray[np.void]]:
-        return self._blocks.take(positions, parts, self._epoch)
-
-
-def _part_of(rows: NDArray[np.void], offset: int, num_bytes: int) -> NDArray[np.void]:
-    """A part of each row, contiguous; the rows themselves if it is all of them."""
-    rows_NB = rows.view(np.uint8).reshape(len(rows), rows.itemsize)
-    return np.ascontiguousarray(rows_NB[:, offset : offset + num_bytes]).reshape(-1).view(f"V{num_bytes}")
+    def take(self, positions: Int64Array, widths: Sequence[int]) -> list[NDArray[np.void]]:
+        return self._blocks.take(positions, widths, self._epoch)
 
 
 def _first(num_segments: int, by_number: dict[int, _Known]) -> dict[int, _Known]:

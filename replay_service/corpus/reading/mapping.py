@@ -1,14 +1,16 @@
 """Files side by side in memory: each byte of many mapped files has an address on one line."""
 
 import ctypes
+import itertools
 import mmap
 import os
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_service.corpus.reading.copying import can_copy, copy_pieces
+from replay_service.corpus.reading.copying import can_copy, copy_rows
 
 _MAP_FIXED: Final = 0x10
 _FAILED: Final = ctypes.c_void_p(-1).value
@@ -53,15 +55,22 @@ class SideBySide:
         if num_bytes:
             self._map(file, start, num_bytes)
 
-    def gather(self, positions: NDArray[np.int64], num_bytes: int) -> tuple[NDArray[np.void], int]:
-        """Copies of `num_bytes` bytes from each position (int64 [n], within the stretch) on.
+    def gather(self, positions: NDArray[np.int64], widths: Sequence[int]) -> tuple[list[NDArray[np.void]], int]:
+        """Copies of rows, in parts.
+
+        Args:
+            positions: int64 [n], within the stretch: where each row begins.
+            widths: bytes of each part; the parts of a row follow one another.
 
         Returns:
-            The copies, void [n], and how many of them, counted from the first, are whole. The others hold anything.
+            The copies of each part, void [n], and how many rows, counted from the first, are whole. The others hold
+            anything.
         """
-        if not self._can_copy:
-            return self._bytes_from_anywhere(num_bytes)[positions], len(positions)
-        return copy_pieces(positions.astype(np.uint64) + self._address, num_bytes)
+        if self._can_copy:
+            return copy_rows(positions.astype(np.uint64) + self._address, widths)
+        begins = itertools.accumulate(widths[:-1], initial=0)
+        copies = [self._bytes_from_anywhere(width)[positions + b] for b, width in zip(begins, widths, strict=True)]
+        return copies, len(positions)
 
     def _bytes_from_anywhere(self, num_bytes: int) -> NDArray[np.void]:
         """At each place, the `num_bytes` bytes from there on: overlapping views, which one index gathers from."""

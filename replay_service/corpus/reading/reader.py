@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from replay_service.corpus.format.layout import Layout
 from replay_service.corpus.format.manifest import Manifest
-from replay_service.corpus.format.segments import SampleColumns, SampleRows
+from replay_service.corpus.format.records import SampleRows
 from replay_service.corpus.format.texts import Texts, no_tokenizer
 from replay_service.corpus.reading.blocks import Blocks, FilesChanged
 from replay_service.corpus.reading.damage import SegmentDamage
@@ -21,6 +21,7 @@ from replay_service.corpus.reading.folders import DEFAULT_CACHE_BYTES, Folder, L
 from replay_service.errors import CorpusError, CorpusUnavailable, UnknownCorpus
 from replay_service.names import is_name
 from replay_service.sampling.partition import Partition
+from replay_service.wire.samples import SampleColumns
 
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -112,15 +113,14 @@ class Corpus:
             return None
         stretches = self._layout.stretches
         try:
-            taken = held.take(positions, [(offset, type_.itemsize) for offset, type_ in stretches])
+            taken = held.take(positions, [type_.itemsize for type_ in stretches])
         except FilesChanged:
             return None
         columns: dict[str, NDArray[Any]] = {}
-        for (_, type_), part in zip(stretches, taken, strict=True):
+        for type_, part in zip(stretches, taken, strict=True):
             fields = part.view(type_)
             columns |= {name: fields[name] for name in type_.names or ()}
-        columns.setdefault("input_ids", np.empty((len(positions), 0), dtype=np.uint8))
-        return SampleColumns(**columns)
+        return SampleColumns.of(columns)
 
     def base_losses(self, sample_ids: Int64Array) -> NDArray[np.float64]:
         """Base losses of the samples at the given addresses, float64 [n], nats per token; NaN where damaged."""
@@ -151,7 +151,7 @@ class Corpus:
                 self._blocks.look_again(changed)
 
     def _read_once(self, positions: Int64Array, type_: np.dtype[Any]) -> tuple[NDArray[Any], BoolArray | None]:
-        whole = [(0, type_.itemsize)]
+        whole = [type_.itemsize]
         held = self._blocks.all_intact()
         if held is None:
             blocks = self._layout.blocks(positions, type_.itemsize)

@@ -1,5 +1,6 @@
 """Blocks of segment files in object storage: fetched in parallel, checked, and kept within bounds."""
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from zlib_ng.zlib_ng import crc32
 from replay_service.corpus.format.layout import Layout
 from replay_service.corpus.format.manifest import Segment
 from replay_service.corpus.format.segment_file import BLOCK_BYTES, checksums_file
-from replay_service.corpus.reading.blocks import FilesChanged, HeldBlocks, Part, parse_checksums
+from replay_service.corpus.reading.blocks import FilesChanged, HeldBlocks, parse_checksums
 from replay_service.corpus.reading.damage import (
     DAMAGED,
     FAILS_CHECKSUM,
@@ -225,8 +226,9 @@ class HeldRemoteBlocks:
         self._coming = set()
         return np.isin(blocks, np.fromiter(self._at_hand, np.int64, len(self._at_hand)))
 
-    def take(self, positions: Int64Array, parts: Sequence[Part]) -> list[NDArray[np.void]]:
-        return [self._part(positions + offset, num_bytes) for offset, num_bytes in parts]
+    def take(self, positions: Int64Array, widths: Sequence[int]) -> list[NDArray[np.void]]:
+        begins = itertools.accumulate(widths[:-1], initial=0)
+        return [self._part(positions + begin, width) for begin, width in zip(begins, widths, strict=True)]
 
     def _part(self, positions: Int64Array, num_bytes: int) -> NDArray[np.void]:
         content = b"".join(piece for first in positions.tolist() for piece in self._pieces(first, num_bytes))

@@ -6,7 +6,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import IO, Any, Final, cast
+from typing import Any, Final, cast
 
 import zstandard
 
@@ -40,7 +40,12 @@ def compression_of(name: str) -> str | None:
     return suffix if suffix in _DECOMPRESSORS else None
 
 
-def decompressed(source: IO[bytes], compression: str) -> io.BufferedReader:
+def num_expanded(content: io.BufferedReader) -> int:
+    """How many bytes `decompressed` has made so far, those that were not read yet among them."""
+    return cast(_Pieces, content.raw).num_bytes
+
+
+def decompressed(source: io.RawIOBase, compression: str) -> io.BufferedReader:
     """The content of a compressed stream, with `compression` as `compression_of` gives it.
 
     Members that follow one another are read as one content. Zeros after the last one are padding, as tapes and block
@@ -59,6 +64,7 @@ class _Pieces(io.RawIOBase):
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
         self._piece = memoryview(b"")
+        self.num_bytes = 0
 
     def readable(self) -> bool:
         return True
@@ -69,13 +75,14 @@ class _Pieces(io.RawIOBase):
             if piece is None:
                 return 0
             self._piece = memoryview(piece)
+            self.num_bytes += len(piece)
         num_bytes = min(len(buffer), len(self._piece))
         buffer[:num_bytes] = self._piece[:num_bytes]
         self._piece = self._piece[num_bytes:]
         return num_bytes
 
 
-def _members(source: IO[bytes], compression: str) -> Iterator[bytes]:
+def _members(source: io.RawIOBase, compression: str) -> Iterator[bytes]:
     num_members, given = 0, source.read(_PIECE_BYTES)
     while given or not num_members:
         decompressor = _DECOMPRESSORS[compression]()
@@ -100,7 +107,7 @@ def _expanded(decompressor: Any, given: bytes) -> Iterator[bytes]:
         yield decompressor.decompress(b"", _MOST_BYTES)
 
 
-def _without_padding(given: bytes, source: IO[bytes]) -> bytes:
+def _without_padding(given: bytes, source: io.RawIOBase) -> bytes:
     """What follows the zeros after a member; empty at the end of the file."""
     while not (found := given.lstrip(b"\0")):
         given = source.read(_PIECE_BYTES)

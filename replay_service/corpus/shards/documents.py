@@ -110,13 +110,15 @@ class SetAside(NamedTuple):
 class Row(NamedTuple):
     """A row as it was read: its number in the shard, and what stands in its columns. Bytes are text in UTF-8.
 
-    A long text comes in several rows of one number, of which one begins it and one ends it.
+    A long text comes in several rows of one number, of which one begins it and one ends it. `position` says how many
+    bytes of the file have been read by then; of a table, about how many.
     """
 
     number: int
     fields: Mapping[str, Any]
     begins: bool = True
     ends: bool = True
+    position: int = 0
 
 
 class _UnusableError(Exception):

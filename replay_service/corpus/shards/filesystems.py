@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 from pyarrow import fs
 
+from replay_service.corpus.shards.answers import behind, reason_of, says_missing
 from replay_service.errors import ReplayError, SourceForbidden, UnusableSource
 
 _BUFFER_BYTES = 4 << 20
@@ -126,13 +127,12 @@ class FsspecPlace(Place):
     __slots__ = ()
 
     def version(self) -> str | None:
-        try:
-            info = self._fsspec().info(self.path)
-        except FileNotFoundError as error:
-            if isinstance(error.__cause__, ReplayError):
-                raise error.__cause__ from None
-            return None
-        return _fsspec_version(info) if info["type"] == "file" else None
+        info = self._info()
+        return _fsspec_version(info) if info is not None and info["type"] == "file" else None
+
+    def is_folder(self) -> bool:
+        info = self._info()
+        return info is not None and info["type"] == "directory"
 
     def files(self, recursive: bool) -> Iterator[Found]:
         found = self._fsspec().find(self.path, maxdepth=None if recursive else 1, detail=True)
@@ -146,6 +146,33 @@ class FsspecPlace(Place):
             return Place.fingerprint(self) if found is None else f"{info['size']}-{found}"
         except (OSError, ValueError):  # some servers give no parts of a file
             return _fsspec_version(info)
+
+    def open_stream(self) -> pa.NativeFile:
+        with self._answer_told():
+            return Place.open_stream(self)
+
+    def open_file(self) -> pa.NativeFile:
+        with self._answer_told():
+            return Place.open_file(self)
+
+    @contextmanager
+    def _answer_told(self) -> Iterator[None]:
+        """Let what a server answers be raised in place of the FileNotFoundError that pyarrow makes of it."""
+        try:
+            yield
+        except FileNotFoundError:
+            self._info()
+            raise
+
+    def _info(self) -> Mapping[str, Any] | None:
+        """What the filesystem knows of the path; None when there is nothing."""
+        try:
+            info: Mapping[str, Any] = self._fsspec().info(self.path)
+        except FileNotFoundError as error:
+            if isinstance(error.__cause__, ReplayError) or not says_missing(behind(error)):
+                raise
+            return None
+        return info
 
     def _fsspec(self) -> Any:
         return self.filesystem.handler.fs
@@ -229,7 +256,7 @@ def failures_named(url: str, what: str = "") -> Iterator[None]:
         if not (foreign or isinstance(error, _FAILURES)):
             raise
         advice = "see to the address, the access to it and its content" if is_url(url) else "mend it or take it out"
-        reason = _without_secrets(str(error) or type(error).__name__, url)
+        reason = _without_secrets(reason_of(behind(error)), url)
         message = f"{what}{printable(url)} cannot be read: {reason}; {advice}"
         raise UnusableSource(message) from (None if _secrets(url) else error)
 

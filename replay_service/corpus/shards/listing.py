@@ -5,6 +5,7 @@ A file is a shard if the ending of its name says so. In a folder, and below it:
 - what begins with a dot or an underscore is no part of the data, nor what is in such a folder; but `_name=value`, which
   stands for a column, is a folder as any other;
 - where there are tables, JSON lines or archives, here or below, `.txt`, `.md` and `.json` files describe them;
+- `README.md`, `LICENSE.txt` and the like describe the source that they stand in, and are no data where nothing else is;
 - of a data set that Hugging Face's libraries saved, the shards are what its `state.json` lists.
 
 A glob, or the path of a file, takes what it names, whatever stands beside it.
@@ -51,6 +52,12 @@ _ENDINGS = (
 
 _METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 """What Hugging Face's libraries lay beside their data."""
+
+_DESCRIBING = (
+    *("readme", "changelog", "citation", "code_of_conduct", "contributing", "contributors", "copying", "datasheet"),
+    *("dataset_card", "licence", "license", "model_card", "requirements"),
+)
+"""Names, without endings and in small letters, of texts about what stands beside them."""
 
 _SHARD_NUMBER = re.compile(r"[-_.]\d+([-_]of[-_]\d+)?$")
 _WILDCARD = re.compile(r"[*?[]")
@@ -119,8 +126,7 @@ def look_into(source: str | Path, allowed: AllowedPlaces | None = None) -> Listi
     taken = _one_of_each_place([_shard(root, found[name], allowed) for name in sorted(shards)])
     passed_over = sorted(found.keys() - {shard.name for shard in taken})
     if not taken:
-        holds = f"; it holds {some_of(passed_over)}" if passed_over else ""
-        raise UnusableSource(f"{printable(url)} holds no shard{holds}; shards end in {_ENDINGS}")
+        raise UnusableSource(f"{printable(url)} holds no shard{_held(passed_over)}; shards end in {_ENDINGS}")
     return Listing(taken, passed_over)
 
 
@@ -178,7 +184,23 @@ def _without_descriptions(found: Iterable[str]) -> list[str]:
     shards = [name for name in found if kind_of(name)]
     data = [name for name in shards if not _may_describe(name)]
     folders = {folder for name in data for folder in PurePosixPath(name).parents}
-    return [name for name in shards if not _may_describe(name) or PurePosixPath(name).parent not in folders]
+    found = [name for name in shards if not _may_describe(name) or PurePosixPath(name).parent not in folders]
+    found = [name for name in found if "/" in name or not _describes(name)]
+    return [] if all(map(_describes, found)) else found
+
+
+def _describes(name: str) -> bool:
+    """Whether a file says by its name that it is about others."""
+    return _may_describe(name) and posixpath.basename(name).split(".")[0].lower().replace("-", "_") in _DESCRIBING
+
+
+def _held(passed_over: list[str]) -> str:
+    """What a source without shards holds."""
+    if not passed_over:
+        return ""
+    describing = any(map(_describes, passed_over))
+    advice = ", of which a glob such as '*.md' takes what describes data" if describing else ""
+    return f"; it holds {some_of(passed_over)}{advice}"
 
 
 def _may_describe(name: str) -> bool:

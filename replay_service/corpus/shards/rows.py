@@ -12,15 +12,15 @@ import codecs
 import io
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import islice
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from replay_service.corpus.shards.archives import members_of
-from replay_service.corpus.shards.compression import compression_of, decompressed
+from replay_service.corpus.shards.content import Content, content_of
 from replay_service.corpus.shards.documents import (
     BLANK,
     LINK,
@@ -68,7 +68,7 @@ def check_head(kind: str, place: Place, columns: Columns, name: str) -> None:
     """Read a few rows, so that what is plainly wrong shows; raises what `read_rows` raises."""
     if kind == "text":
         _require_plain(columns, name)
-        with _content(place) as content:
+        with content_of(place) as content:
             content.read(1)
         return
     first = None
@@ -83,7 +83,8 @@ def check_head(kind: str, place: Place, columns: Columns, name: str) -> None:
                 break  # one array of many lines, some of which could pass for rows
     if first is not None:
         raise UnusableSource(
-            f"{name} begins with nothing to read: row {first.row} is {first.reason}: {first.excerpt}; take it out"
+            f"{name} begins with nothing to read: row {first.row} is {first.reason}: {first.excerpt}; "
+            + ("write one JSON object a line, or take it out" if kind == "jsonl" else "take it out")
         )
 
 
@@ -125,21 +126,29 @@ def _require_columns(columns: Columns, present: list[str], name: str) -> None:
             raise UnusableSource(f"{name} {lack} column {column!r} (its columns: {have}); name another {role} column")
 
 
-@contextmanager
-def _content(place: Place) -> Iterator[IO[bytes]]:
-    """The content of a file from front to back, decompressed."""
-    compression = compression_of(place.name)
-    with place.open_stream() as content:
-        yield content if compression is None else decompressed(content, compression)
+class _Batch(NamedTuple):
+    """Rows of a table, and the bytes of the file, about, before them and to their end."""
+
+    rows: pa.RecordBatch
+    first: int
+    stop: int
 
 
 def _read_parquet(place: Place, columns: Columns, name: str) -> Rows:
     with place.open_file() as content, pq.ParquetFile(content, buffer_size=_PARQUET_BUFFER_BYTES) as file:
         _require_columns(columns, file.schema_arrow.names, name)
-        yield from _table_rows(_parquet_batches(file, list(dict.fromkeys(columns.roles().values()))), columns)
+        wanted = list(dict.fromkeys(columns.roles().values()))
+        yield from _table_rows(_parquet_batches(file, content.size(), wanted), columns)
 
 
-def _parquet_batches(file: pq.ParquetFile, wanted: list[str]) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(file: pq.ParquetFile, num_bytes: int, wanted: list[str]) -> Iterator[_Batch]:
+    num_rows = 0
+    for batch in _parquet_rows(file, wanted):
+        first, num_rows = num_rows, num_rows + len(batch)
+        yield _Batch(batch, *(num_bytes * each // file.metadata.num_rows for each in (first, num_rows)))
+
+
+def _parquet_rows(file: pq.ParquetFile, wanted: list[str]) -> Iterator[pa.RecordBatch]:
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
         chunks = [group.column(i) for i in range(group.num_columns)]
@@ -160,17 +169,26 @@ def _read_arrow(place: Place, columns: Columns, name: str) -> Rows:
         raise UnusableSource(f"{name} is of the first Feather version, which is long retired; write it anew")
     if magic[:4] != b"\xff\xff\xff\xff":
         raise UnusableSource(f"{name} is neither an Arrow file nor an Arrow stream; mend it or take it out")
-    with place.open_stream() as content, pa.ipc.open_stream(content) as stream:
+    with content_of(place) as content, pa.ipc.open_stream(content) as stream:
         _require_columns(columns, stream.schema.names, name)
-        yield from _table_rows(stream, columns)
+        yield from _table_rows(_arrow_stream_batches(stream, content), columns)
 
 
-def _arrow_file_batches(content: pa.NativeFile, columns: Columns) -> Iterator[pa.RecordBatch]:
+def _arrow_stream_batches(stream: pa.RecordBatchStreamReader, content: Content) -> Iterator[_Batch]:
+    first = 0
+    for batch in stream:
+        yield _Batch(batch, first, content.position())
+        first = content.position()
+
+
+def _arrow_file_batches(content: pa.NativeFile, columns: Columns) -> Iterator[_Batch]:
     schema = pa.ipc.open_file(content).schema
     wanted = sorted({schema.get_field_index(column) for column in columns.roles().values()})
     file = pa.ipc.open_file(content, options=pa.ipc.IpcReadOptions(included_fields=wanted))
+    num_bytes = content.size()
     for number in range(file.num_record_batches):
-        yield file.get_batch(number)
+        bounds = (num_bytes * each // file.num_record_batches for each in (number, number + 1))
+        yield _Batch(file.get_batch(number), *bounds)
 
 
 def _rows_at_once(num_bytes: int, num_rows: int) -> int:
@@ -178,15 +196,17 @@ def _rows_at_once(num_bytes: int, num_rows: int) -> int:
     return min(_MOST_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE * num_rows // max(1, num_bytes)))
 
 
-def _table_rows(batches: Iterable[pa.RecordBatch], columns: Columns) -> Rows:
+def _table_rows(batches: Iterable[_Batch], columns: Columns) -> Rows:
     wanted = list(dict.fromkeys(columns.roles().values()))
     number = 0
-    for batch in batches:
+    for batch, begin, end in batches:
         rows = _rows_at_once(sum(batch.column(each).nbytes for each in wanted), len(batch))
         for first in range(0, len(batch), rows):
             part = batch.slice(first, rows)
-            for values in zip(*(values_of(part.column(each), each == columns.inputs) for each in wanted), strict=True):
-                yield Row(number, dict(zip(wanted, values, strict=True)))
+            values_at = zip(*(values_of(part.column(each), each == columns.inputs) for each in wanted), strict=True)
+            for place, values in enumerate(values_at, first + 1):
+                position = begin + (end - begin) * place // len(batch)
+                yield Row(number, dict(zip(wanted, values, strict=True)), position=position)
                 number += 1
 
 
@@ -218,17 +238,18 @@ def _integers(values: pa.Array | None) -> Any:
 
 
 def _read_jsonl(place: Place, columns: Columns, name: str) -> Rows:
-    with _content(place) as content, io.BufferedReader(content, _CHUNK_BYTES) as lines:  # type: ignore[type-var]
-        number = 0
+    with content_of(place) as content, io.BufferedReader(content, _CHUNK_BYTES) as lines:
+        number = num_used = 0
         while line := lines.readline(MAX_LINE_BYTES + 1):
             if len(line) > MAX_LINE_BYTES:
                 raise UnusableSource(f"{name} has a line of more than {MAX_LINE_BYTES} bytes; write one object a line")
+            num_used += len(line)
             if line.strip():
-                yield _json_row(number, line)
+                yield _json_row(number, line, content.position(num_used))
             number += 1
 
 
-def _json_row(number: int, content: bytes) -> Row | SetAside:
+def _json_row(number: int, content: bytes, position: int) -> Row | SetAside:
     text = decoded(content)
     if text is None:
         return set_aside(number, NOT_UTF8, content)
@@ -236,47 +257,48 @@ def _json_row(number: int, content: bytes) -> Row | SetAside:
         fields = json.loads(text)
     except (ValueError, RecursionError):
         fields = None
-    return Row(number, fields) if isinstance(fields, dict) else set_aside(number, NOT_JSON, text)
+    return Row(number, fields, position=position) if isinstance(fields, dict) else set_aside(number, NOT_JSON, text)
 
 
 def _read_text(place: Place, columns: Columns, name: str) -> Rows:
     _require_plain(columns, name)
     fields = {} if columns.domain is None else {columns.domain: None}
-    with _content(place) as content:
+    with content_of(place) as content:
         head = content.read(_LONG_TEXT_BYTES)
         if len(head) < _LONG_TEXT_BYTES:
-            yield Row(0, fields | {columns.text: head})
+            yield Row(0, fields | {columns.text: head}, position=content.position())
             return
     reason = _unusable_text(place)
     if reason is not None:
         yield set_aside(0, reason, head)
         return
     begins = True
-    for text, is_last in with_last(_decoded(place)):
-        yield Row(0, fields | {columns.text: text}, begins, is_last)
+    for (text, num_read), is_last in with_last(_decoded(place)):
+        yield Row(0, fields | {columns.text: text}, begins, is_last, num_read)
         begins = False
 
 
 def _unusable_text(place: Place) -> str | None:
     """Why a long text cannot be used; None if it can. A text is one document, which is taken whole or not at all."""
     try:
-        return BLANK if all(not piece.strip() for piece in _decoded(place)) else None
+        return BLANK if all(not piece.strip() for piece, _ in _decoded(place)) else None
     except UnicodeDecodeError:
         return NOT_UTF8
 
 
-def _decoded(place: Place) -> Iterator[str]:
-    """A text in UTF-8 in pieces, cut where tokenizers have no token across."""
+def _decoded(place: Place) -> Iterator[tuple[str, int]]:
+    """A text in UTF-8 in pieces, cut where tokenizers have no token across, and the position in the file with each."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     rest = ""
-    with _content(place) as content:
+    with content_of(place) as content:
         while piece := content.read(_CHUNK_BYTES):
             rest += decoder.decode(piece)
             while (end := cut_place(rest)) < len(rest):
-                yield rest[:end]
+                yield rest[:end], content.position()
                 rest = rest[end:]
         decoder.decode(b"", final=True)
-    yield rest
+        end_of_file = content.position()
+    yield rest, end_of_file
 
 
 def _read_tar(place: Place, columns: Columns, name: str) -> Rows:
@@ -285,31 +307,33 @@ def _read_tar(place: Place, columns: Columns, name: str) -> Rows:
     A second member of one name begins a sample of its own, so that none is lost.
     """
     number, key, members = 0, None, dict[str, bytes | None]()
-    with _content(place) as content:
-        for member in members_of(content):
+    with content_of(place) as content:
+        for member in members_of(cast(IO[bytes], content)):
             stem, _, ending = member.path.name.partition(".")
             ending = ending.lower()
             if key not in (None, member.path.with_name(stem)) or ending in members:
-                yield _sample(number, key, members, columns)
+                yield _sample(number, key, members, columns, content.position())
                 number, members = number + 1, {}
             key = member.path.with_name(stem)
             if ending in ("txt", "json"):
                 members[ending] = None if member.content is None else member.content()
-    if key is not None:
-        yield _sample(number, key, members, columns)
+        if key is not None:
+            yield _sample(number, key, members, columns, content.position())
 
 
-def _sample(number: int, key: object, members: dict[str, bytes | None], columns: Columns) -> Row | SetAside:
+def _sample(
+    number: int, key: object, members: dict[str, bytes | None], columns: Columns, position: int
+) -> Row | SetAside:
     if not members:
         return set_aside(number, NO_MEMBER, str(key))
     text, described = members.get("txt"), members.get("json")
     if None in members.values():
         return set_aside(number, LINK, str(key))
     needs_json = text is None or set(columns.roles()) != {"text"}
-    row = _json_row(number, described) if needs_json and described is not None else Row(number, {})
+    row = _json_row(number, described, position) if needs_json and described is not None else Row(number, {})
     if isinstance(row, SetAside) or text is None:
         return row
-    return Row(number, {**row.fields, columns.text: text})
+    return Row(number, {**row.fields, columns.text: text}, position=position)
 
 
 _READERS: dict[str, Callable[[Place, Columns, str], Rows]] = {

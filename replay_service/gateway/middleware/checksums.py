@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from replay_service.errors import BodyDamaged
 from replay_service.gateway.middleware.access import header_in
 from replay_service.gateway.middleware.problems import of_error
-from replay_service.wire.arrow import CHECKSUM_HEADER, checksum
+from replay_service.wire.protocol import CHECKSUM_HEADER, checksum
 
 CHECKSUM_FIELD: Final = CHECKSUM_HEADER.lower().encode()
 

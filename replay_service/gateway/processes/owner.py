@@ -10,7 +10,7 @@ from replay_service.errors import AccessError, ReplayError
 from replay_service.gateway.batches import BatchSource
 from replay_service.gateway.middleware.problems import of_database_error, of_error
 from replay_service.gateway.processes.link import PLANS_PATH, Link, PlansRequest, caller_in, without_link
-from replay_service.wire.plans import encode_plans, encode_window
+from replay_service.gateway.processes.plans import encode_plans, encode_window
 
 
 class OwnerApp:

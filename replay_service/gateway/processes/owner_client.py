@@ -10,9 +10,9 @@ import httpcore2
 
 from replay_service.errors import MalformedRequest, ServiceUnavailable
 from replay_service.gateway.processes.link import PLANS_PATH, Header, Link, PlansRequest
+from replay_service.gateway.processes.plans import decode_plans, decode_window, error_of
 from replay_service.ledger.windows import Window
 from replay_service.sampling.events import Planned
-from replay_service.wire.plans import decode_plans, decode_window, error_of
 
 OWNER_KEEPS_S: Final = 3600
 """How long the owner keeps a connection that nothing comes on; gateways let them go long before."""

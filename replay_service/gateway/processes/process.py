@@ -9,12 +9,12 @@ import sys
 import threading
 
 from replay_service.gateway.app import create_app
+from replay_service.gateway.listening import listener
 from replay_service.gateway.logs import configure_logs
 from replay_service.gateway.processes.child import IGNORED, StartMessage
 from replay_service.gateway.processes.gateway import create_gateway
 from replay_service.gateway.processes.owner import OwnerApp
 from replay_service.gateway.processes.owner_client import OWNER_KEEPS_S
-from replay_service.gateway.processes.supervisor import listener
 from replay_service.gateway.server import Server, encryption, make_server, run
 
 

@@ -20,7 +20,7 @@ from typing import Final
 
 import structlog
 
-from replay_service.errors import ReplayError
+from replay_service.gateway.listening import AddressInUse, listener
 from replay_service.gateway.processes.child import Child, Kind, StartMessage
 from replay_service.settings import ServiceSettings
 
@@ -35,10 +35,6 @@ _SHORT_LIFE_S: Final = 1.0
 """A gateway that ends sooner is started again only after as long."""
 
 _log = structlog.get_logger()
-
-
-class AddressInUse(ReplayError):
-    slug, title = "address-in-use", "The port cannot be listened on"
 
 
 def supervise(settings: ServiceSettings) -> int:
@@ -165,25 +161,9 @@ def reserved_port(host: str, port: int) -> Iterator[int]:
             found: int = alone.getsockname()[1]
         held = listener(host, found)
     except OSError as error:
-        raise AddressInUse(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
+        raise AddressInUse.of(host, port, error) from error
     with held:
         yield found
-
-
-def listener(host: str, port: int, is_shared: bool = True) -> socket.socket:
-    """A socket that is bound to an address but does not listen yet; with `is_shared`, others may be bound to it too."""
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, address = found[0]
-    bound = socket.socket(family, kind, protocol)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if is_shared:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        bound.bind(address)
-    except OSError:
-        bound.close()
-        raise
-    return bound
 
 
 @contextlib.contextmanager

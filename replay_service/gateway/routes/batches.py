@@ -2,7 +2,7 @@
 
 The bytes of a large batch are copied twice on their way from the page cache to the socket: columns are gathered from
 the segments, and the system copies them into the socket's buffer. Narrow columns, and those of a small batch, are
-copied to their places in the Arrow stream in between (`wire.arrow`).
+copied to their places in the Arrow stream in between (`wire.encoding`).
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,9 @@ from replay_service.gateway.middleware.checksums import CHECKSUM_FIELD
 from replay_service.gateway.middleware.problems import responses
 from replay_service.gateway.models import BatchRequest
 from replay_service.gateway.routes.raw import RawRoute, described, is_json, media_type, parsed, run_of
-from replay_service.wire.arrow import ARROW_STREAM, Batch, checksum, encode_batch, encode_parts
+from replay_service.wire.batches import Batch, encode_batch, encode_parts
 from replay_service.wire.json_batches import to_json
+from replay_service.wire.protocol import ARROW_STREAM, checksum
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["batches"], route_class=RawRoute)
 

@@ -1,6 +1,6 @@
 """Corpora: what there is to rehearse from."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -130,13 +130,12 @@ def _ingest(service: ReplayService, corpus: str) -> IngestInfo | None:
     is_gone = status.state == "running" and not service.ingests.is_alive(corpus)
     seconds = max(status.updated_at - status.started_at, 1e-9)
     return IngestInfo(
-        **asdict(status.progress),
+        **asdict(replace(status.progress, seconds_left=None) if is_gone else status.progress),
         state="killed" if is_gone else status.state,
         started_at=_time(status.started_at),
         updated_at=_time(status.updated_at),
         rows_per_s=status.progress.num_rows / seconds,
         tokens_per_s=status.progress.num_tokens / seconds,
-        seconds_left=None if is_gone else status.seconds_left,
         problem=_GONE if is_gone else status.problem,
     )
 

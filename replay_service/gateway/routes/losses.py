@@ -15,8 +15,8 @@ from replay_service.gateway.middleware.problems import responses
 from replay_service.gateway.models import LossReport, ReportResult
 from replay_service.gateway.routes.raw import RawRoute, described, media_type, parsed, run_of
 from replay_service.ledger.owners import Owners
-from replay_service.sampling.events import LOSS_ROW
-from replay_service.wire.arrow import ARROW_STREAM, LOSSES_SCHEMA, decode_losses
+from replay_service.wire.losses import LOSS_ROW, LOSSES_SCHEMA, decode_losses
+from replay_service.wire.protocol import ARROW_STREAM
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["losses"], route_class=RawRoute)
 

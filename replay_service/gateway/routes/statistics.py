@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from replay_service.errors import ReplayError
 from replay_service.gateway.middleware.access import READ, RunName
 from replay_service.gateway.middleware.problems import responses
-from replay_service.gateway.models import ForgettingEstimate, RunStats, StrataList, StratumStats
+from replay_service.gateway.models import ForgettingEstimate, RunStats, StrataList, StratumStats, TrainedStats
 from replay_service.gateway.service import ReplayService, Service
 from replay_service.ledger.journal import RunRecord
 from replay_service.sampling.partition import stratum_name
@@ -55,15 +55,17 @@ def numbers_of(state: RunState) -> dict[str, Any]:
     num_rehearsed, num_reported = int(state.walk.num_draws.sum()), int(totals.samples.sum())
     num_pending = sum(pending.num_awaited for pending in state.pending.values())
     num_added = num_rehearsed if state.config.injection_mode == "add" else 0
-    num_trained = state.next_step * state.config.global_batch_size + num_added
+    num_planned = state.next_step * state.config.global_batch_size + num_added
     num_tokens, num_flips = int(totals.tokens.sum()), int(totals.flips.sum())
     return {
         "next_step": state.next_step,
         "policy_version": state.policy_version,
-        "num_trained": num_trained,
-        "num_rehearsed": num_rehearsed,
         "injection_ratio": float(state.config.schedule.at(state.next_step, state.ratio)),
-        "achieved_ratio": num_rehearsed / num_trained if num_trained else 0.0,
+        "num_planned": num_planned,
+        "num_rehearsed": num_rehearsed,
+        "planned_ratio": num_rehearsed / num_planned if num_planned else 0.0,
+        "trained": _trained(state),
+        "achieved_ratio": _mean(state.trained.counts.num_rehearsed_rows, state.trained.counts.num_rows),
         "num_reported": num_reported,
         "num_pending": num_pending,
         "num_unmeasured": num_rehearsed - num_reported - num_pending,
@@ -73,6 +75,13 @@ def numbers_of(state: RunState) -> dict[str, Any]:
         "mean_loss_nats": _mean(totals.loss_nats.sum(), num_reported),
         "mean_excess_nats": _mean(totals.excess_nats.sum(), num_reported),
     }
+
+
+def _trained(state: RunState) -> TrainedStats | None:
+    trained = state.trained
+    if not trained.next_step:
+        return None
+    return TrainedStats(next_step=min(trained.next_step.values()), **trained.counts._asdict())
 
 
 def list_strata(run: str, state: RunState, groups: Sequence[str]) -> StrataList:

@@ -19,8 +19,9 @@ from replay_trainer.reporting import LossReporter
 
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.ledger.owner import RunOwner
-from replay_service.sampling.events import LOSS_ROW, Planned
-from replay_service.wire.arrow import Batch
+from replay_service.sampling.events import Planned
+from replay_service.wire.batches import Batch
+from replay_service.wire.losses import LOSS_ROW
 from tests.benchmarks.ledger import record_on
 from tests.benchmarks.peers.turns import ROWS, SEQ_LEN, VOCAB_SIZE, Way, answers, cpu_seconds_of, serve_turns
 from tests.ledger.worlds import open_journal, owner_of

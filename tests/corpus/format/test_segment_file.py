@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from replay_service.corpus.format import segment_file
+from replay_service.corpus.format.records import SampleRows
 from replay_service.corpus.format.segment_file import BLOCK_BYTES, SegmentFile, write_segment
-from replay_service.corpus.format.segments import SampleRows
-from tests.corpus.worlds import random_rows, same_rows
+from tests.corpus.worlds import concatenated, random_rows, same_rows
 
 
 @pytest.mark.parametrize("topk", [0, 3])
@@ -70,7 +70,7 @@ def test_what_is_written_is_put_into_json_and_back(tmp_path: Path) -> None:
 def test_a_segment_replaces_what_an_earlier_attempt_left(tmp_path: Path) -> None:
     (tmp_path / "a.arrow").write_bytes(b"half of a segment")
     rows = random_rows(10, seq_len=9)
-    again = SampleRows.concatenate([rows.take(np.arange(4)), rows.take(np.arange(4, 10))])
+    again = concatenated([rows.take(np.arange(4)), rows.take(np.arange(4, 10))])
     assert write_segment(tmp_path / "a.arrow", rows) == write_segment(tmp_path / "b.arrow", again)
     assert (tmp_path / "a.arrow").read_bytes() == (tmp_path / "b.arrow").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.arrow", "a.crc32", "b.arrow", "b.crc32"]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from replay_service.corpus.format.segments import wide_list
 from replay_service.corpus.ingest.clusters import CLUSTERS_NAME, Clusters
+from replay_service.wire.columns import wide_list
 
 
 def staged(feature: NDArray[np.floating]) -> pa.Table:

@@ -8,12 +8,11 @@ from pyarrow import fs
 from structlog.testing import capture_logs
 
 from replay_service.corpus.format.manifest import read_manifest, write_manifest
-from replay_service.corpus.format.segments import SampleRows
 from replay_service.corpus.format.strata import Group
 from replay_service.corpus.reading.folders import remote_folder
 from replay_service.corpus.reading.reader import Corpus, CorpusStore
 from replay_service.errors import CorpusUnavailable
-from tests.corpus.worlds import ids_of, random_rows, same_rows, write_corpus
+from tests.corpus.worlds import concatenated, ids_of, random_rows, same_rows, write_corpus
 
 PARTS = [random_rows(50, seed=seed) for seed in range(3)]
 
@@ -43,8 +42,8 @@ def test_a_new_generation_is_noticed_and_spoils_no_old_one(store: CorpusStore, t
     new = store.get("rows")
     assert (old.generation, new.generation) == (1, 2)
     assert (old.partition.num_samples, new.partition.num_samples) == (100, 150)
-    assert same_rows(new.rows(ids_of(PARTS)), SampleRows.concatenate(PARTS))
-    assert same_rows(old.rows(ids_of(PARTS[:2])), SampleRows.concatenate(PARTS[:2]))
+    assert same_rows(new.rows(ids_of(PARTS)), concatenated(PARTS))
+    assert same_rows(old.rows(ids_of(PARTS[:2])), concatenated(PARTS[:2]))
     assert store.get("rows") is new
 
 
@@ -67,7 +66,7 @@ def test_what_was_checked_is_not_read_again_for_a_new_generation(store: CorpusSt
     write_manifest(tmp_path / "rows", replace(grown, name="rows"))
     # Nobody would be able to check the segment now.
     (tmp_path / "rows/segments/00000000.crc32").unlink()
-    assert same_rows(store.get("rows").rows(ids_of(PARTS)), SampleRows.concatenate(PARTS))
+    assert same_rows(store.get("rows").rows(ids_of(PARTS)), concatenated(PARTS))
     assert store.get("rows").damage() == []
 
 
@@ -94,7 +93,7 @@ def test_a_corpus_that_was_made_anew_is_read_anew(store: CorpusStore, tmp_path: 
     shutil.rmtree(tmp_path / "rows")
     others = [random_rows(50, seed=9), random_rows(20, seed=10)]
     write_corpus(tmp_path / "rows", others)
-    assert same_rows(store.get("rows").rows(ids_of(others)), SampleRows.concatenate(others))
+    assert same_rows(store.get("rows").rows(ids_of(others)), concatenated(others))
 
 
 def test_the_manifest_of_a_far_corpus_is_not_asked_for_all_the_time(tmp_path: Path) -> None:

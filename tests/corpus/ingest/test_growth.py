@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay_service.corpus.format.manifest import MANIFEST_NAME, Manifest, read_manifest
-from replay_service.corpus.format.segments import SampleRows
+from replay_service.corpus.format.records import SampleRows
 from replay_service.corpus.reading.reader import Corpus
 from tests.corpus.ingest.staged_shards import NOTHING, Ingest, Shards, contents, made, shards_of
 from tests.corpus.killing import killed_after

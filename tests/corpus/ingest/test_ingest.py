@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from replay_service.corpus.describe import domain_rows, group_rows
 from replay_service.corpus.format.manifest import Manifest, read_manifest
-from replay_service.corpus.format.segments import SampleRows
+from replay_service.corpus.format.records import SampleRows
 from replay_service.corpus.ingest.driver import ingest
 from replay_service.corpus.ingest.settings import IngestSettings
 from replay_service.corpus.ingest.status import IngestProgress, read_status
@@ -211,6 +211,9 @@ def test_progress_counts_up_to_every_shard_row_and_token(made: Made) -> None:
         num_passed_over=1,
         passed_over=["notes.csv"],
     )
+    within = [each for each in made.progress if each.shards_done == 0 and each.num_rows]
+    assert all(0 < each.share_done < 1 for each in within)
+    assert within
     for name in ("shards_done", "share_done", "num_rows", "num_tokens", "generation"):
         seen = [getattr(each, name) for each in made.progress]
         assert seen == sorted(seen)

@@ -17,7 +17,6 @@ from replay_service.classification.model import fingerprint, load_classifier
 from replay_service.classification.scoring import ClassScorer
 from replay_service.corpus.describe import content_of, sample_texts
 from replay_service.corpus.format.manifest import Classes
-from replay_service.corpus.format.segments import wide_list
 from replay_service.corpus.ingest.driver import STAGING, ingest
 from replay_service.corpus.ingest.growth import NO_LOSS
 from replay_service.corpus.ingest.labelled import NO_CLASS, OTHER_SHAPE
@@ -28,6 +27,7 @@ from replay_service.errors import CorpusError, EmptyCorpus, ModelMismatch, Unusa
 from replay_service.gateway.app import create_app
 from replay_service.settings import load_settings
 from replay_service.testing.transport import in_process
+from replay_service.wire.columns import wide_list
 from tests.classification.worlds import NUM_CLASSES, SHAPE, images, make_tiny_bert, make_tiny_vit, tiny_net
 from tests.corpus.ingested import all_rows
 from tests.corpus.ingested import content_of as content_of_folder
@@ -106,7 +106,7 @@ def test_a_loop_rehearses_what_was_ingested(root: Path, made: Corpus) -> None:
         stats = client.stats("a-run")
     # The model is the one that scored them, so nothing is forgotten.
     assert (stats["num_reported"], stats["num_flips"]) == (40, 0)
-    assert stats["forgetting_nats"] == pytest.approx(0, abs=1e-5)
+    assert stats["forgetting"]["nats"] == pytest.approx(0, abs=1e-5)
 
 
 def test_the_manifest_says_what_is_classified_and_by_which_model(made: Corpus) -> None:

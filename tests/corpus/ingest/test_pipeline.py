@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from replay_service.corpus.format.segments import list_rows
 from replay_service.corpus.ingest import pipeline
 from replay_service.corpus.ingest.pipeline import PipelineSettings, ScoreAndStage, pack_shard
 from replay_service.corpus.ingest.staging import SET_ASIDE, Packed, read_packed
@@ -20,7 +19,8 @@ from replay_service.corpus.shards.sources import Columns, Shard, find_shards
 from replay_service.errors import CorpusError, UnusableSource
 from replay_service.language.packing import Ends, id_dtype, pack
 from replay_service.language.pieces import PIECE_CHARACTERS
-from replay_service.language.tokenizer import ends_of, load_tokenizer
+from replay_service.language.tokenizer import ends_of, ids_of, load_tokenizer
+from replay_service.wire.columns import list_rows
 from tests.corpus.ingested import cut_by_hand
 from tests.corpus.shard_files import compressed, write
 from tests.corpus.worlds import sentences, write_jsonl
@@ -194,6 +194,42 @@ def test_few_long_documents_are_tokenized_at_once(
     shard = broken_off(tmp_path / "a.jsonl.gz", [" ".join(sentences(f"long {i}", 200)) for i in range(200)])
     parts = pack_shard("key", shard, settings_for(tiny_model, tmp_path))
     assert numbers_of([next(parts)]) == list(range(ROWS_A_PART))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz", "a.txt"])
+def test_parts_tell_how_much_of_a_shard_has_been_read_for_their_rows(
+    tiny_model: Path, tmp_path: Path, name: str
+) -> None:
+    texts, path = sentences("some", 400), tmp_path / name
+    if name == "a.txt":
+        path.write_text(" ".join(texts))
+    else:
+        write(path, [{"text": each} for each in texts])
+    parts = list(pack_shard("key", only_shard(path), settings_for(tiny_model, tmp_path)))
+    positions = [part["position"][-1].as_py() for part in parts]
+    assert positions == sorted(set(positions))
+    assert positions[-1] == path.stat().st_size
+    assert positions[len(parts) // 2] == pytest.approx(positions[-1] / 2, rel=0.2)
+
+
+def test_the_rows_of_a_long_document_go_out_before_it_is_tokenized_to_its_end(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_CHARACTERS_AT_ONCE", 10_000)
+    num_tokenized = 0
+
+    def counted(tokenizer: Any, contents: list[str], *others: Any) -> Any:
+        nonlocal num_tokenized
+        num_tokenized += sum(map(len, contents))
+        return ids_of(tokenizer, contents, *others)
+
+    monkeypatch.setattr(pipeline, "ids_of", counted)
+    text = " ".join(sentences("long", 15_000))
+    shard = only_shard(write_jsonl(tmp_path / "a.jsonl", [text]))
+    parts = pack_shard("key", shard, settings_for(tiny_model, tmp_path))
+    position = next(parts)["position"][-1].as_py()
+    assert num_tokenized <= PIECE_CHARACTERS < len(text) / 2
+    assert 0 < position < shard.num_bytes / 2
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])

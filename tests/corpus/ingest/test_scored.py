@@ -5,9 +5,9 @@ import pyarrow as pa
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from replay_service.corpus.format.segments import list_rows, wide_list
 from replay_service.corpus.ingest.scored import predicted_rows
 from replay_service.language.scoring import RowScorer
+from replay_service.wire.columns import list_rows, wide_list
 
 
 def test_ids_of_a_head_that_is_wider_than_the_tokenizer_are_stored_as_they_are(tmp_path: Path) -> None:

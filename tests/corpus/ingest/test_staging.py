@@ -14,6 +14,7 @@ from replay_service.corpus.ingest.staging import (
     ReadyRows,
     drop,
     parts_of,
+    position_of,
     read_packed,
     read_rows,
     write_packed,
@@ -107,6 +108,13 @@ def test_parts_stand_in_the_order_of_their_rows_however_large(staging: Path) -> 
     put(staging, "a", 9, 10)
     put(staging, "a", 10, 11)
     assert [each.first for each in parts_of(staging, "a")] == [9, 10, 10**11]
+
+
+def test_a_part_says_how_much_of_its_shard_had_been_read(staging: Path) -> None:
+    (told,) = write_parts(staging, "a", ROWS.slice(0, 10), position=12_345)
+    (untold,) = write_parts(staging, "a", ROWS.slice(10, 5))
+    assert (position_of(staging, told), position_of(staging, untold)) == (12_345, 0)
+    assert numbers_of(read_rows(staging, [told, untold])) == list(range(15))
 
 
 def test_a_shard_without_parts_has_none(tmp_path: Path) -> None:

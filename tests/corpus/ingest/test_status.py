@@ -200,35 +200,49 @@ def test_on_another_host_whoever_has_written_within_a_minute_is_alive() -> None:
 @pytest.mark.parametrize("state", ["finished", "stopped", "failed"])
 def test_an_ingest_that_has_ended_is_not_alive(state: str) -> None:
     assert not running(state=state).is_alive
-    assert running(state=state, progress=replace(NOTHING, share_done=0.5), share_before=0.0).seconds_left is None
 
 
-@pytest.mark.parametrize(
-    ("before", "share_done", "seconds_left"),
-    [
-        (None, 0.5, None),
-        (0.0, 0.0, None),
-        (0.0, 0.25, 300.0),
-        (0.0, 1.0, None),
-        (0.8, 0.8, None),
-        (0.8, 0.9, 100.0),
-    ],
-)
-def test_the_time_left_follows_from_what_this_ingest_has_done_itself(
-    before: float | None, share_done: float, seconds_left: float | None
-) -> None:
-    progress = replace(NOTHING, share_done=share_done)
-    status = running(updated_at=1100.0, progress=progress, share_before=before)
-    assert status.seconds_left == pytest.approx(seconds_left)
+def test_the_time_left_is_told_as_soon_as_rows_come_and_forgets_how_long_the_model_took(tmp_path: Path) -> None:
+    clock, told = Clock(), list[IngestProgress]()
+    with status_of(tmp_path, told.append, lambda: False, clock) as tell:
+        for seconds, num_rows, share_done in [(0, 0, 0.8), (600, 10, 0.85), (5, 20, 0.875), (5, 30, 0.9), (5, 80, 1.0)]:
+            clock.now += seconds
+            tell(replace(NOTHING, num_rows=num_rows, share_done=share_done))
+            assert written(tmp_path).progress.seconds_left == told[-1].seconds_left
+    assert [each.seconds_left for each in told] == [
+        None,
+        pytest.approx(1800),
+        pytest.approx(25),
+        pytest.approx(20),
+        None,
+    ]
 
 
-def test_what_an_earlier_ingest_has_done_is_not_taken_for_haste(tmp_path: Path) -> None:
+def test_a_later_look_for_shards_has_a_pace_of_its_own(tmp_path: Path) -> None:
+    clock, told = Clock(), list[IngestProgress]()
+    with status_of(tmp_path, told.append, lambda: False, clock) as tell:
+        for seconds, num_rows, share_done in [(0, 10, 0.5), (1, 20, 1.0), (3600, 0, 0.0), (9, 10, 0.25), (5, 20, 0.5)]:
+            clock.now += seconds
+            tell(replace(NOTHING, num_rows=num_rows, share_done=share_done))
+    assert [each.seconds_left for each in told] == [None, None, None, pytest.approx(27), pytest.approx(10)]
+
+
+def test_an_ingest_that_was_stopped_has_no_time_left(tmp_path: Path) -> None:
     clock = Clock()
-    with status_of(tmp_path, lambda _: None, lambda: False, clock) as tell:
-        tell(replace(NOTHING, share_done=0.9))
-        clock.now += 60.0
-        tell(replace(NOTHING, share_done=0.95))
-        assert written(tmp_path).seconds_left == pytest.approx(60.0)
+    with status_of(tmp_path, lambda _: None, lambda: True, clock) as tell:
+        for share_done in (0.25, 0.5):
+            clock.now += 5
+            tell(replace(NOTHING, num_rows=10, share_done=share_done))
+        assert written(tmp_path).progress.seconds_left == pytest.approx(10.0)
+    assert (written(tmp_path).state, written(tmp_path).progress.seconds_left) == ("stopped", None)
+
+
+def test_a_status_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
+    write_begun(tmp_path, os.getpid(), 1000.0)
+    content = json.loads((tmp_path / STATUS_NAME).read_text())
+    del content["progress"]["seconds_left"]
+    (tmp_path / STATUS_NAME).write_text(json.dumps(content | {"share_before": 0.5}))
+    assert written(tmp_path).progress == IngestProgress(0, 0, 0.0, 0, 0, 0, 0)
 
 
 def test_a_reader_sees_a_whole_status_at_any_time(tmp_path: Path) -> None:

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from replay_service.corpus.format.segments import SampleRows
 from replay_service.corpus.reading.damage import CHANGING
 from replay_service.corpus.reading.folders import LocalFolder
 from replay_service.corpus.reading.reader import Corpus
-from tests.corpus.worlds import ids_of, random_rows, same_rows, write_corpus
+from tests.corpus.worlds import concatenated, ids_of, random_rows, same_rows, write_corpus
 
 PARTS = [random_rows(size, seq_len=61, seed=seed) for seed, size in enumerate((30, 1500, 30))]
-EVERY, IDS = SampleRows.concatenate(PARTS), ids_of(PARTS)
+EVERY, IDS = concatenated(PARTS), ids_of(PARTS)
 FILE, CHECKSUMS = "segments/00000001.arrow", "segments/00000001.crc32"
 IN_FILE = (IDS >> 32) == 1
 

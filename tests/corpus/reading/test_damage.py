@@ -14,7 +14,6 @@ from structlog.testing import capture_logs
 
 from replay_service.corpus.format.manifest import Segment, read_manifest
 from replay_service.corpus.format.segment_file import BLOCK_BYTES
-from replay_service.corpus.format.segments import SampleRows
 from replay_service.corpus.reading.damage import (
     FAILS_CHECKSUM,
     MISSING,
@@ -26,10 +25,10 @@ from replay_service.corpus.reading.damage import (
 from replay_service.corpus.reading.folders import remote_folder
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import CorpusUnavailable
-from tests.corpus.worlds import ids_of, random_rows, same_rows, write_corpus
+from tests.corpus.worlds import concatenated, ids_of, random_rows, same_rows, write_corpus
 
 PARTS = [random_rows(size, seq_len=61, seed=seed) for seed, size in enumerate((30, 1500, 30))]
-EVERY, IDS = SampleRows.concatenate(PARTS), ids_of(PARTS)
+EVERY, IDS = concatenated(PARTS), ids_of(PARTS)
 FILE = "segments/00000001.arrow"
 NUM_BLOCKS = 4
 IN_FILE = (IDS >> 32) == 1

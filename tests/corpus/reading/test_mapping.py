@@ -16,7 +16,7 @@ def put(memory: SideBySide, path: Path, start: int, num_bytes: int) -> None:
 
 def whole(memory: SideBySide, position: int, num_bytes: int) -> bytes:
     """What stands at a position, all of which can be read."""
-    copies, num_whole = memory.gather(np.array([position]), num_bytes)
+    (copies,), num_whole = memory.gather(np.array([position]), [num_bytes])
     assert num_whole == 1
     return copies.tobytes()
 
@@ -46,10 +46,11 @@ def test_any_number_of_rows_is_gathered_in_the_order_asked(tmp_path: Path, num_r
     memory = SideBySide(3 * STEP)
     put(memory, tmp_path / "a", 0, 3 * STEP)
     positions = np.random.default_rng(1).integers(0, 3 * STEP - 37, num_rows)
-    copies, num_whole = memory.gather(positions, 37)
-    assert num_whole == num_rows
-    rows = copies.view(np.uint8).reshape(num_rows, 37)
-    assert np.array_equal(rows, content[positions[:, None] + np.arange(37)])
+    for widths in ([37], [4, 30, 3]):
+        copies, num_whole = memory.gather(positions, widths)
+        assert num_whole == num_rows
+        rows = np.concatenate([each.view(np.uint8).reshape(num_rows, each.itemsize) for each in copies], axis=1)
+        assert np.array_equal(rows, content[positions[:, None] + np.arange(37)])
 
 
 @pytest.mark.parametrize("first_beyond", [0, 3, 1023, 1024, 1500, 1999])
@@ -60,9 +61,10 @@ def test_copies_end_before_the_first_row_beyond_the_end_of_a_file(tmp_path: Path
     os.truncate(tmp_path / "a", STEP)
     positions = np.zeros(2000, dtype=np.int64)
     positions[first_beyond:] = STEP
-    copies, num_whole = memory.gather(positions, 16)
-    assert num_whole == first_beyond
-    assert copies[:num_whole].tobytes() == b"x" * 16 * first_beyond
+    for widths in ([16], [5, 11]):
+        copies, num_whole = memory.gather(positions, widths)
+        assert num_whole == first_beyond
+        assert all(each[:num_whole].tobytes() == b"x" * each.itemsize * first_beyond for each in copies)
 
 
 def test_a_file_in_the_place_of_another_is_read_instead(tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_no_file_is_held_open(tmp_path: Path) -> None:
         (tmp_path / str(i)).write_bytes(b"x")
         put(memory, tmp_path / str(i), i * STEP, 1)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-    assert np.count_nonzero(memory.gather(np.arange(0, 100 * STEP, STEP), 1)[0].view(np.uint8)) == 100
+    assert np.count_nonzero(memory.gather(np.arange(0, 100 * STEP, STEP), [1])[0][0].view(np.uint8)) == 100
 
 
 @pytest.mark.parametrize(("start", "num_bytes"), [(-STEP, STEP), (STEP, STEP + 1), (4 * STEP, 1)])

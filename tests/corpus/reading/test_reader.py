@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from replay_service.corpus.format.segments import SampleRows
+from replay_service.corpus.format.records import SampleRows
 from replay_service.corpus.reading.folders import remote_folder
 from replay_service.corpus.reading.reader import Corpus, CorpusStore
 from replay_service.errors import CorpusError, UnknownCorpus
-from tests.corpus.worlds import ids_of, random_rows, same_rows, write_corpus
+from tests.corpus.worlds import concatenated, ids_of, random_rows, same_rows, write_corpus
 from tests.support import make_corpus
 
 SIZES = (700, 1, 40, 1300)
@@ -61,7 +61,7 @@ def written(
 def test_rows_read_are_rows_written_in_the_order_asked_and_as_often(
     written: Corpus, parts: list[SampleRows], data: st.DataObject
 ) -> None:
-    every, ids = SampleRows.concatenate(parts), ids_of(parts)
+    every, ids = concatenated(parts), ids_of(parts)
     index = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1), max_size=40)), dtype=np.int64)
     assert same_rows(written.rows(ids[index]), every.take(index))
     assert np.array_equal(written.base_losses(ids[index]), every.base_loss[index].astype(np.float64))
@@ -70,7 +70,7 @@ def test_rows_read_are_rows_written_in_the_order_asked_and_as_often(
 
 def test_a_whole_corpus_is_read_at_once(written: Corpus, parts: list[SampleRows]) -> None:
     for _ in range(2):
-        assert same_rows(written.rows(ids_of(parts)), SampleRows.concatenate(parts))
+        assert same_rows(written.rows(ids_of(parts)), concatenated(parts))
 
 
 def test_no_ids_give_no_rows(written: Corpus, parts: list[SampleRows]) -> None:

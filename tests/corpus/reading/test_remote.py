@@ -15,18 +15,17 @@ from pyarrow import fs
 
 from replay_service.corpus.format.manifest import Segment
 from replay_service.corpus.format.segment_file import BLOCK_BYTES
-from replay_service.corpus.format.segments import SampleRows
 from replay_service.corpus.reading.folders import open_folder, remote_folder
 from replay_service.corpus.reading.object_storage import RetryPolicy
 from replay_service.corpus.reading.reader import Corpus, CorpusStore
 from replay_service.corpus.reading.remote_blocks import BlockCache, RemoteSegment
 from replay_service.errors import CorpusError, CorpusUnavailable, UnknownCorpus
 from tests.corpus.storage import CountedFileSystem
-from tests.corpus.worlds import ids_of, random_rows, same_rows, write_corpus
+from tests.corpus.worlds import concatenated, ids_of, random_rows, same_rows, write_corpus
 from tests.object_storage import s3_server, upload, url_query
 
 PARTS = [random_rows(1500, seq_len=61, seed=seed) for seed in range(3)]
-EVERY, IDS = SampleRows.concatenate(PARTS), ids_of(PARTS)
+EVERY, IDS = concatenated(PARTS), ids_of(PARTS)
 IMPATIENT = RetryPolicy(give_up_after_s=0.2, first_wait_s=0.001, longest_wait_s=0.01)
 MIB = 1 << 20
 

@@ -67,7 +67,24 @@ def test_a_glob_or_a_path_takes_what_it_names(tmp_path: Path) -> None:
 
 
 def test_texts_and_json_alone_are_data(tmp_path: Path) -> None:
-    assert listed(fill(tmp_path, "a.txt", "b.json", "README.md"))[0] == ["README.md", "a.txt", "b.json"]
+    assert listed(fill(tmp_path, "a.txt", "b.json", "c.md")) == (["a.txt", "b.json", "c.md"], [])
+
+
+ABOUT = ["CHANGELOG.md", "Code-of-Conduct.md", "LICENSE.txt", "README.md", "README.zh-CN.md", "requirements.txt"]
+
+
+@pytest.mark.parametrize("others", [[], ["data.csv", "train-0.lance"], ["docs/README.md"]])
+def test_a_source_of_descriptions_alone_is_refused_with_what_was_passed_over(tmp_path: Path, others: list[str]) -> None:
+    fill(tmp_path, *ABOUT, *others)
+    with pytest.raises(UnusableSource, match=r"no shard; it holds CHANGELOG\.md, .* more, of which a glob such as"):
+        look_into(tmp_path)
+    assert listed(tmp_path / "README.md")[0] == ["README.md"]
+    assert listed(tmp_path / "*.md")[0] == [each for each in ABOUT if each.endswith(".md")]
+
+
+def test_descriptions_of_a_source_of_texts_are_passed_over_and_those_below_are_texts(tmp_path: Path) -> None:
+    fill(tmp_path, *ABOUT, "a.txt", "project/README.md", "project/guide.md", "readme-0001.txt")
+    assert listed(tmp_path) == (["a.txt", "project/README.md", "project/guide.md", "readme-0001.txt"], ABOUT)
 
 
 def test_the_metadata_of_a_data_set_is_never_data(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -190,7 +191,10 @@ def test_a_place_in_object_storage_gives_its_query_to_what_lies_below(folder: Pa
 
 
 class Redirecting(http.server.SimpleHTTPRequestHandler):
-    """The files of a folder; what ends in `moved.jsonl` is at the other host of the server."""
+    """The files of a folder; what ends in `moved.jsonl` is at the other host of the server.
+
+    A path with `answer-403` is refused with 403.
+    """
 
     def do_GET(self) -> None:
         self._answer(super().do_GET)
@@ -199,6 +203,9 @@ class Redirecting(http.server.SimpleHTTPRequestHandler):
         self._answer(super().do_HEAD)
 
     def _answer(self, of_files: Callable[[], None]) -> None:
+        if (refused := re.search(r"answer-(\d+)", self.path)) is not None:
+            self.send_error(int(refused[1]))
+            return
         if not self.path.endswith("moved.jsonl"):
             of_files()
             return
@@ -230,6 +237,44 @@ def test_the_query_of_a_url_is_no_wildcard(folder: Path) -> None:
         assert texts_of(find_shards(f"{host}/shards/web/a.jsonl?token=t")) == ["mine"]
         with pytest.raises(UnusableSource, match=rf"there is no file or folder {host}/shards/web/b.jsonl$"):
             find_shards(f"{host}/shards/web/b.jsonl?token=t")
+
+
+@pytest.mark.parametrize("name", ["answer-{}.jsonl?token=secret", "answer-{}/*.jsonl"])
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(401, "401 Unauthorized"), (403, "403 Forbidden"), (429, "429 Too Many Requests"), (500, "500 Internal")],
+)
+def test_a_server_that_refuses_a_file_is_cited(folder: Path, name: str, status: int, said: str) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads HTTP by aiohttp")
+    with http_server(folder) as host:
+        with pytest.raises(UnusableSource, match=rf"{host}/answer-{status}\S* cannot be read: .* {said}") as refused:
+            find_shards(f"{host}/{name.format(status)}")
+        assert "secret" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_file_that_a_server_does_not_have_is_not_there(folder: Path, status: int) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads HTTP by aiohttp")
+    with http_server(folder) as host:
+        with pytest.raises(UnusableSource, match=rf"there is no file or folder {host}/answer-{status}.jsonl$"):
+            find_shards(f"{host}/answer-{status}.jsonl")
+        with pytest.raises(UnusableSource, match=rf"there is no folder {host}/answer-{status}/?$"):
+            find_shards(f"{host}/answer-{status}/*.jsonl")
+
+
+def test_a_shard_that_a_server_refuses_later_is_cited_too(folder: Path) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads HTTP by aiohttp")
+    with http_server(folder) as host:
+        (shard,) = find_shards(f"{host}/shards/web/a.jsonl")
+        for read in READS:
+            with pytest.raises(UnusableSource, match="the server answered 403 Forbidden"):
+                read(replace(shard, url=f"{host}/answer-403.jsonl"))
+
+
+def test_a_server_that_cannot_be_reached_is_said_to_be_that() -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads HTTP by aiohttp")
+    with pytest.raises(UnusableSource, match=r"127.0.0.1:9/a.jsonl cannot be read: Cannot connect to host"):
+        find_shards("http://127.0.0.1:9/a.jsonl")
 
 
 def test_no_redirect_leads_out_of_a_place(folder: Path) -> None:

@@ -29,6 +29,7 @@ from replay_service.corpus.shards.documents import (
 from replay_service.corpus.shards.sources import (
     Columns,
     Document,
+    Reading,
     SetAside,
     Shard,
     check_readable,
@@ -380,3 +381,39 @@ def test_a_parquet_of_many_row_groups_is_counted_through(tmp_path: Path) -> None
     table = pa.table({"text": [f"x{i}" if i % 3 else "" for i in range(1000)]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=70)
     assert [row for row, _ in reasons(tmp_path)] == list(range(0, 1000, 3))
+
+
+# How far a shard has been read
+
+
+def positions(path: Path, columns: Columns | None = None) -> list[int]:
+    """The position in the shard with each of its documents."""
+    (shard,), reading = find_shards(path), Reading()
+    return [reading.position for _ in read_documents(shard, columns or Columns(), reading)]
+
+
+@pytest.mark.parametrize("name", COLUMNED)
+def test_the_position_rises_with_the_documents_to_the_end_of_the_shard(tmp_path: Path, name: str) -> None:
+    texts = [f"{number} {random.Random(number).randbytes(500).hex()}" for number in range(400)]
+    path = write(tmp_path / name, [{"text": each} for each in texts])
+    found, num_bytes = positions(path), path.stat().st_size
+    assert found == sorted(found)
+    assert found[-1] <= num_bytes
+    assert found[-1] > 0.9 * num_bytes
+    assert 0.2 * num_bytes < found[200] < 0.8 * num_bytes
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_the_position_rises_within_a_long_text(tmp_path: Path, name: str) -> None:
+    text = " ".join(random.Random(0).randbytes(20).hex() for _ in range(150_000))
+    (tmp_path / name).write_bytes(compressed(tmp_path / name, text.encode()))
+    found, num_bytes = positions(tmp_path / name), (tmp_path / name).stat().st_size
+    assert found == sorted(found)
+    assert len(set(found)) > 3
+    assert (found[0] < 0.5 * num_bytes, found[-1]) == (True, num_bytes)
+
+
+def test_the_position_rises_within_one_batch_of_a_table(tmp_path: Path) -> None:
+    table = pa.table({"text": [f"text {number}" for number in range(5000)]})
+    path = write_table(tmp_path / "a.arrow", table, rows_a_batch=5000)
+    assert len(set(positions(path))) == 5000

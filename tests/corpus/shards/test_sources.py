@@ -352,3 +352,19 @@ def test_a_shard_that_has_gone_is_named(place: str, kind: str) -> None:
         list(read_documents(shard, Columns()))
     with pytest.raises(UnusableSource, match=f"shard {place} cannot be read"):
         check_readable(shard, Columns())
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl", "a.jsonl.gz", "a.txt", "a.md", "a.tar"])
+def test_a_pointer_of_git_lfs_is_no_shard(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    (shard,) = find_shards(tmp_path / name)
+    with pytest.raises(UnusableSource, match=rf"{name} is a Git LFS pointer in place of the file; run `git lfs pull`"):
+        check_readable(shard, Columns())
+
+
+@pytest.mark.parametrize("content", ['[\n{"text": "a"}\n]\n', '{\n"text": "a"\n}\n', '[{"text": "a"}]'])
+def test_json_that_is_not_one_object_a_line_is_refused_with_what_to_do(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    (shard,) = find_shards(tmp_path / "a.json")
+    with pytest.raises(UnusableSource, match=r"not a JSON object: .*; write one JSON object a line, or take it out"):
+        check_readable(shard, Columns())

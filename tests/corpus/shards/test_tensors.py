@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replay_service.corpus.format.manifest import Classes
-from replay_service.corpus.format.segments import wide_list
 from replay_service.corpus.ingest.labelled import NO_CLASS, OTHER_SHAPE, OTHER_TOKENS, judged
 from replay_service.corpus.shards.documents import (
     NOT_A_LABEL,
@@ -20,6 +19,7 @@ from replay_service.corpus.shards.documents import (
     document_of,
 )
 from replay_service.corpus.shards.tensors import tensors_of
+from replay_service.wire.columns import wide_list
 
 COLUMNS = Columns(inputs="image", label="label")
 IMAGES = Classes(10, "none", [2, 2], "uint8")

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from replay_service.errors import CorpusError
 from replay_service.settings import load_settings
-from replay_service.wire.arrow import ARROW_STREAM
+from replay_service.wire.protocol import ARROW_STREAM
 from tests.gateway.worlds import (
     RUN,
     all_of,

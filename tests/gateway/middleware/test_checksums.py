@@ -4,7 +4,8 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
-from replay_service.wire.arrow import ARROW_STREAM, CHECKSUM_HEADER, checksum, encode_losses
+from replay_service.wire.losses import encode_losses
+from replay_service.wire.protocol import ARROW_STREAM, CHECKSUM_HEADER, checksum
 from tests.gateway.worlds import all_of, ask, assert_problem, batch_of, losses_of
 
 JSON_STEP = b'{"step": 3}'

@@ -13,7 +13,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from replay_service.gateway.middleware.access import OPEN_PATHS
-from replay_service.wire.arrow import ARROW_STREAM, encode_losses
+from replay_service.wire.losses import encode_losses
+from replay_service.wire.protocol import ARROW_STREAM
 from tests.gateway.worlds import all_of, assert_problem, batch_of, client_on, create_run, losses_of
 from tests.support import make_corpus, running_service
 

@@ -5,6 +5,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from replay_service.gateway.app import create_app
+from replay_service.gateway.middleware.problems import SAFE_HEADERS
 from replay_service.settings import load_settings
 from tests.gateway.worlds import all_of, ask, assert_problem, bearer, client_on, make_token
 
@@ -22,6 +23,23 @@ def test_a_service_on_loopback_answers_to_no_other_name(client: TestClient, host
     """A page that was led to 127.0.0.1 by its own name reads and changes nothing."""
     for method, path in (("GET", "/v1/runs"), ("POST", "/v1/runs"), ("GET", "/docs")):
         assert_problem(client.request(method, path, headers={"host": host}), 421, "host-not-allowed")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "host"),
+    [
+        ("GET", "/v1/runs", "localhost"),
+        ("GET", "/v1/nothing", "localhost"),
+        ("POST", "/v1/runs", "localhost"),
+        ("DELETE", "/v1/runs", "localhost"),
+        ("GET", "/v1/runs", "evil.example"),
+        ("GET", "/healthz", "localhost"),
+    ],
+)
+def test_every_answer_has_each_safety_header_once(client: TestClient, method: str, path: str, host: str) -> None:
+    answer = client.request(method, path, headers={"host": host})
+    for name, value in SAFE_HEADERS.items():
+        assert answer.headers.get_list(name) == [value]
 
 
 def test_a_service_beyond_loopback_answers_to_every_name_unless_told_otherwise(root: Path) -> None:
@@ -97,6 +115,19 @@ CHANGES: list[tuple[str, str, dict[str, object]]] = [
     ("POST", "/v1/runs", {"run": "mine", "corpus": "wiki", "global_batch_size": 8, "injection_ratio": "0.3"}),
     ("POST", "/v1/runs/tune/batches", {"step": 0}),
     ("POST", "/v1/runs/tune/losses", {"rows": []}),
+    (
+        "POST",
+        "/v1/runs/tune/trained",
+        {
+            "rank": 0,
+            "first_step": 0,
+            "next_step": 1,
+            "num_rows": 1,
+            "num_rehearsed_rows": 0,
+            "num_tokens": 1,
+            "num_rehearsed_tokens": 0,
+        },
+    ),
     ("POST", "/v1/runs/tune/rewind", {"step": -1}),
     ("POST", "/v1/runs/tune/adopt", {}),
     ("POST", "/v1/runs/tune/close", {}),

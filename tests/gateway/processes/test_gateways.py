@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from replay_trainer.client import ReplayClient, RetryPolicy
 
-from replay_service.wire.arrow import decode_batch, encode_losses
+from replay_service.wire.batches import decode_batch
+from replay_service.wire.losses import encode_losses
 from tests.gateway.test_server import await_closed, half_sent
 from tests.gateway.worlds import (
     JSON,
@@ -196,13 +197,15 @@ def is_running(pid: int) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_port_of_another_program_is_refused_by_name(root: Path) -> None:
+@pytest.mark.parametrize("options", [(), SEVERAL])
+def test_a_port_of_another_program_is_refused_in_one_sentence(root: Path, options: Sequence[str]) -> None:
     with running_service(root) as (base_url, _):
         port = base_url.rpartition(":")[2]
-        command = [sys.executable, "-m", "replay_service", "serve", "--root", root, "--port", port, *SEVERAL]
+        command = [sys.executable, "-m", "replay_service", "serve", "--root", root, "--port", port, *options]
         done = subprocess.run([str(each) for each in command], capture_output=True, text=True, check=False)
         assert done.returncode == 2
-        assert f"127.0.0.1:{port} cannot be listened on" in done.stderr.replace("\n", "")
+        (said,) = done.stderr.splitlines()
+        assert said.startswith(f"The address cannot be used: 127.0.0.1:{port} cannot be listened on: Address already")
 
 
 def test_batches_of_corpora_that_grow_are_served_from_their_latest_generation(root: Path) -> None:

@@ -7,7 +7,8 @@ from fastapi.testclient import TestClient
 from tokenizers import Tokenizer
 
 from replay_service.corpus.reading.reader import Corpus
-from replay_service.wire.arrow import ARROW_STREAM, decode_batch
+from replay_service.wire.batches import decode_batch
+from replay_service.wire.protocol import ARROW_STREAM
 from tests.gateway.worlds import JSON, all_of, ask, assert_problem, batch_of, client_on, create_run, losses_of, report
 
 
@@ -125,7 +126,7 @@ def test_a_step_without_rehearsal_is_an_empty_batch(client: TestClient) -> None:
 def test_a_ratio_of_nought_rehearses_nothing(client: TestClient) -> None:
     create_run(client, injection_ratio=0)
     assert len(batch_of(client, 0, 1000)) == 0
-    assert client.get("/v1/runs/tune/stats").json()["achieved_ratio"] == 0.0
+    assert client.get("/v1/runs/tune/stats").json()["planned_ratio"] == 0.0
 
 
 def test_no_sample_repeats_before_its_stratum_is_through(client: TestClient) -> None:

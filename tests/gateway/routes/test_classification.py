@@ -15,12 +15,13 @@ from replay_trainer.client import ReplayClient
 
 from replay_service.corpus.format.manifest import read_manifest
 from replay_service.corpus.reading.reader import Corpus
-from replay_service.sampling.events import LOSS_ROW
 from replay_service.testing import LabelledSamples, ServiceUnderTest, replay_service
-from replay_service.wire.arrow import WIRE_VERSION, Batch, decode_batch, encode_batch
-from tests.wire.test_arrow import make_batch, records_of, stream
+from replay_service.wire.batches import Batch, decode_batch, encode_batch
+from replay_service.wire.losses import LOSS_ROW
+from replay_service.wire.protocol import WIRE_VERSION
+from tests.wire.test_batches import make_batch, records_of, stream
 
-GOLDEN = Path(__file__).parent.parent / "wire" / "golden" / f"classification-v{WIRE_VERSION}.arrow"
+GOLDEN = Path(__file__).parents[2] / "wire" / "golden" / f"classification-v{WIRE_VERSION}.arrow"
 SETTINGS = {"global_batch_size": 8, "injection_ratio": "0.5"}
 
 

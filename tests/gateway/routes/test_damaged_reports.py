@@ -4,7 +4,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from replay_service.wire.arrow import encode_losses
+from replay_service.wire.losses import encode_losses
 from tests.gateway.worlds import all_of, assert_problem, batch_of, losses_of, report_bytes
 
 

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 
-from replay_service.wire.arrow import ARROW_STREAM, encode_losses
+from replay_service.wire.losses import encode_losses
+from replay_service.wire.protocol import ARROW_STREAM
 from tests.gateway.worlds import (
     all_of,
     as_json,

@@ -23,11 +23,14 @@ def total(strata: list[dict[str, Any]], name: str) -> float:
 
 def test_a_new_run_has_learned_nothing(running: TestClient) -> None:
     stats = stats_of(running)
-    assert (stats["num_trained"], stats["num_rehearsed"], stats["num_reported"], stats["num_pending"]) == (0, 0, 0, 0)
-    assert (stats["achieved_ratio"], stats["flip_rate"], stats["mean_loss_nats"]) == (0.0, None, None)
+    assert (stats["num_planned"], stats["num_rehearsed"], stats["num_reported"], stats["num_pending"]) == (0, 0, 0, 0)
+    assert (stats["planned_ratio"], stats["flip_rate"], stats["mean_loss_nats"]) == (0.0, None, None)
     strata = strata_of(running)
     assert [each["name"] for each in strata] == ["en/q0", "en/q1", "fr/q0", "fr/q1"]
-    assert [each["damage_rate"] for each in strata] == [1.0] * 4
+    assert [each["damage_rate"] for each in strata] == [None] * 4
+    for each in (stats["forgetting"], *stats["forgetting_by_domain"].values()):
+        assert (each["nats"], each["low"], each["high"], each["step"]) == (None,) * 4
+        assert each["reason"] == "no first visit was reported yet"
     assert [each["probability"] for each in strata] == pytest.approx([0.25] * 4)
     assert total(strata, "num_samples") == 80
 
@@ -35,9 +38,9 @@ def test_a_new_run_has_learned_nothing(running: TestClient) -> None:
 def test_plans_are_counted(running: TestClient) -> None:
     batch = batch_of(running, 0, 10)
     stats, strata = stats_of(running), strata_of(running)
-    assert (stats["next_step"], stats["num_trained"]) == (10, 80)
+    assert (stats["next_step"], stats["num_planned"]) == (10, 80)
     assert stats["num_rehearsed"] == stats["num_pending"] == len(batch) == 24
-    assert stats["achieved_ratio"] == pytest.approx(0.3)
+    assert stats["planned_ratio"] == pytest.approx(0.3)
     assert [each["num_drawn"] for each in strata] == np.bincount(batch.stratum, minlength=4).tolist()
 
 

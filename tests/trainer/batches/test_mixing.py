@@ -5,7 +5,7 @@ from replay_trainer.batches.mixing import loss_rows, mix
 from replay_trainer.batches.target import TrainingRows
 
 from replay_service.language.losses import TokenLosses, token_losses
-from replay_service.wire.arrow import Batch, BatchHeader
+from replay_service.wire.batches import Batch, BatchHeader
 
 SEQ_LEN = 5
 

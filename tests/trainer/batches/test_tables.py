@@ -1,5 +1,6 @@
 import gzip
 import json
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replay_trainer.batches.tables import ROWS_AT_ONCE, Unusable, find_tables, parquet_writer, texts_of
+from replay_trainer.batches import tables
+from replay_trainer.batches.tables import (
+    ROWS_AT_ONCE,
+    Unusable,
+    check_writable,
+    find_tables,
+    parquet_writer,
+    texts_of,
+)
 from replay_trainer.errors import InvalidTraining
 
 from replay_service.corpus.shards.documents import HALF_A_PAIR, NOT_A_STRING, NOT_JSON, NOT_UTF8
@@ -39,9 +48,9 @@ def test_json_lines_are_read_whole_and_what_a_line_lacks_is_null(
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.ndjson", "rows.jsonl.gz"])
 def test_rows_come_in_order_some_at_a_time(tmp_path: Path, name: str) -> None:
     num_rows = ROWS_AT_ONCE + 5
-    tables = find_tables(write_lines(tmp_path / name, ({"id": i} for i in range(num_rows))))
-    assert tables.num_rows == num_rows
-    assert [len(batch) for batch in tables.batches()] == [ROWS_AT_ONCE, 5]
+    found = find_tables(write_lines(tmp_path / name, ({"id": i} for i in range(num_rows))))
+    assert found.num_rows == num_rows
+    assert [len(batch) for batch in found.batches()] == [ROWS_AT_ONCE, 5]
     assert rows_of(tmp_path / name) == [{"id": i} for i in range(num_rows)]
 
 
@@ -68,9 +77,9 @@ def test_parquet_keeps_its_types_and_its_metadata(tmp_path: Path) -> None:
     schema = pa.schema([("id", pa.int8()), ("kind", pa.dictionary(pa.int8(), pa.string()))], {b"from": b"somewhere"})
     table = pa.table({"id": [1, 2], "kind": ["a", "b"]}, schema)
     pq.write_table(table, tmp_path / "rows.parquet")
-    tables = find_tables(tmp_path / "rows.parquet")
-    assert tables.schema.equals(schema, check_metadata=True)
-    assert pa.Table.from_batches(tables.batches()).equals(table)
+    found = find_tables(tmp_path / "rows.parquet")
+    assert found.schema.equals(schema, check_metadata=True)
+    assert pa.Table.from_batches(found.batches()).equals(table)
 
 
 @pytest.mark.parametrize("content", ["", "\n \n", "[1]\n", '{"id": '])
@@ -82,8 +91,8 @@ def test_a_file_without_any_row_is_refused(tmp_path: Path, content: str) -> None
 
 def test_lines_that_are_no_rows_are_null_and_named_before_anything_is_read(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b'{"id": 1}\n{"id": \n\n[2]\n\xff\n{"id": 2}\n')
-    tables = find_tables(tmp_path / "rows.jsonl")
-    assert tables.unusable == (
+    found = find_tables(tmp_path / "rows.jsonl")
+    assert found.unusable == (
         Unusable("rows.jsonl line 2", NOT_JSON),
         Unusable("rows.jsonl line 4", NOT_JSON),
         Unusable("rows.jsonl line 5", NOT_UTF8),
@@ -93,12 +102,12 @@ def test_lines_that_are_no_rows_are_null_and_named_before_anything_is_read(tmp_p
 
 def test_texts_that_cannot_be_read_are_null_and_named(tmp_path: Path) -> None:
     rows = [{"text": "a"}, {"text": "\ud83d"}, {"text": 5}, {"text": None}, {}, {"text": "b"}]
-    tables = find_tables(write_lines(tmp_path / "rows.jsonl", rows), ["text"])
-    assert [(each.place, each.reason) for each in tables.unusable] == [
+    found = find_tables(write_lines(tmp_path / "rows.jsonl", rows), ["text"])
+    assert [(each.place, each.reason) for each in found.unusable] == [
         ("rows.jsonl line 2", HALF_A_PAIR),
         ("rows.jsonl line 3", NOT_A_STRING),
     ]
-    (batch,) = tables.batches()
+    (batch,) = found.batches()
     assert texts_of(batch["text"]) == ["a", None, None, None, None, "b"]
 
 
@@ -113,6 +122,13 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"no such thing")
         with pytest.raises(InvalidTraining, match=f"{name} cannot be read"):
             find_tables(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+def test_a_pointer_of_git_lfs_is_no_table(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(InvalidTraining, match=rf"{name} is a Git LFS pointer in place of the file; run `git lfs pull`"):
+        find_tables(tmp_path)
 
 
 def test_parquet_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
@@ -143,6 +159,71 @@ def test_files_whose_columns_do_not_go_together_are_refused_with_both_types(tmp_
         find_tables(tmp_path)
 
 
+BIG = (1 << 53) + 1
+
+
+@pytest.mark.parametrize(
+    ("values", "others"),
+    [
+        ([{"a": BIG}], [{"a": 0.5}]),
+        ([[BIG]], [[0.5]]),
+        ([{"a": [{"b": BIG}]}], [{"a": [{"b": 0.5}]}]),
+        ([BIG], [0.5]),
+        ([{"a": 1 << 63}], [{"a": -1}]),
+        ([{"a": 1}], [{"a": "text"}]),
+        ([{"a": []}], [{"a": {}}]),
+        ([[1]], [{"a": 1}]),
+    ],
+)
+def test_nested_values_that_no_type_holds_are_kept_as_json_wherever_they_stand(
+    tmp_path: Path, values: list[Any], others: list[Any]
+) -> None:
+    rows = [{"meta": each} for each in values] + [{"meta": None}] * ROWS_AT_ONCE + [{"meta": each} for each in others]
+    found = find_tables(write_lines(tmp_path / "rows.jsonl", rows))
+    assert found.as_json == ("meta",)
+    kept = [row["meta"] for batch in found.batches() for row in batch.to_pylist()]
+    assert [json.loads(kept[0]), json.loads(kept[-1])] == [values[0], others[0]]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.array([{"a": BIG}]), pa.array([{"a": 0.5}])),
+        (pa.array([[BIG]]), pa.array([[0.5]])),
+        (pa.array([BIG]), pa.array([0.5])),
+        (pa.array([(1 << 63) + 5], pa.uint64()), pa.array([-1])),
+        (pa.array([{"a": 1}]), pa.array([{"a": "text"}])),
+    ],
+)
+def test_values_that_do_not_fit_the_type_of_all_files_are_refused_before_anything_is_read(
+    tmp_path: Path, one: pa.Array, other: pa.Array
+) -> None:
+    pq.write_table(pa.table({"text": ["one"], "meta": one}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["two"], "meta": other}), tmp_path / "b.parquet")
+    with pytest.raises(InvalidTraining, match=r"column 'meta' holds .*; write them with one type"):
+        find_tables(tmp_path)
+
+
+def test_lines_that_do_not_fit_the_type_of_a_parquet_file_are_refused_with_their_line(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one"], "score": [0.5]}), tmp_path / "a.parquet")
+    write_lines(tmp_path / "b.jsonl", [{"text": "two", "score": 1}, {"text": "three", "score": BIG}])
+    with pytest.raises(InvalidTraining, match=r"b\.jsonl line 2: column 'score' cannot be kept as double"):
+        find_tables(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_few_rows_of_long_texts_come_at_once(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "BYTES_AT_ONCE", 100_000)
+    rows = [{"text": random.Random(number).randbytes(10_000).hex(), "id": number} for number in range(40)]
+    if name == "rows.jsonl":
+        write_lines(tmp_path / name, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name, use_dictionary=False, compression="none")
+    sizes = [len(batch) for batch in find_tables(tmp_path / name).batches()]
+    assert sum(sizes) == 40 and 3 <= max(sizes) <= 8
+    assert rows_of(tmp_path / name) == rows
+
+
 def test_a_table_with_two_columns_of_a_name_does_not_go_with_others(tmp_path: Path) -> None:
     twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["id", "id"])
     pq.write_table(twice, tmp_path / "a.parquet")
@@ -169,6 +250,21 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert pq.read_table(path).to_pylist() == [{"id": 2}]
     assert [each.name for each in path.parent.iterdir()] == ["rows.parquet"]
+
+
+def test_whether_a_file_can_be_written_is_found_out_and_nothing_is_left(tmp_path: Path) -> None:
+    schema = pa.schema([("id", pa.int64())])
+    for path in (tmp_path / "a.parquet", tmp_path / "new/folder/a.parquet"):
+        check_writable(path, schema)
+    (tmp_path / "file").write_text("")
+    unwritable = [(tmp_path, "it is a folder"), (tmp_path / "file/a.parquet", "Not a directory")]
+    unwritable += [(tmp_path / f"{'a' * 300}.parquet", "File name too long"), (Path("/proc/a.parquet"), "")]
+    for path, said in unwritable:
+        with pytest.raises(InvalidTraining, match=f"cannot be written: .*{said}"):
+            check_writable(path, schema)
+    with pytest.raises(InvalidTraining, match="no child field"):
+        check_writable(tmp_path / "a.parquet", pa.schema([("meta", pa.struct([]))]))
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:

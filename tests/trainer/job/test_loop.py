@@ -89,9 +89,36 @@ def test_reports_add_up_to_what_was_rehearsed(tmp_path: Path, tiny_model: Path, 
     steps = [line for line in MetricsFile(tmp_path / "metrics.jsonl").lines() if line["kind"] == "step"]
     assert stats["num_rehearsed"] == stats["num_reported"] == sum(step["num_rehearsed"] for step in steps) == 24
     assert stats["num_tokens"] == sum(step["num_rehearsed_tokens"] for step in steps)
-    assert stats["achieved_ratio"] == 24 / 80 == 0.3
+    assert stats["achieved_ratio"] == stats["planned_ratio"] == 24 / 80 == 0.3
+    for name in ("num_rows", "num_tokens", "num_rehearsed_tokens"):
+        assert stats["trained"][name] == sum(step[name] for step in steps)
     for name in ("num_reported", "num_tokens", "num_flips"):
         assert sum(each[name] for each in strata) == stats[name]
+
+
+class ChecksReports(AloneWorker):
+    """Looks at every checkpoint whether all that was rehearsed until then was reported."""
+
+    def __init__(self, url: str, run: str) -> None:
+        super().__init__()
+        self._url, self._run = url, run
+        self.seen: list[tuple[int, int]] = []
+
+    def save(self, state: dict[str, Any], step: int) -> None:
+        super().save(state, step)
+        with ReplayClient(self._url) as client:
+            stats = client.stats(self._run)
+        self.seen.append((stats["num_reported"], stats["trained"]["next_step"] - step))
+
+
+def test_reports_are_durable_before_a_checkpoint(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+    job = a_job(tmp_path, tiny_model, service_url, run="flushed", num_steps=12)
+    job = job.model_copy(update={"checkpoint_every": 1})
+    worker = ChecksReports(service_url, "flushed")
+    fine_tune(job, preflight(job), worker)
+    lines = MetricsFile(tmp_path / "metrics.jsonl").lines()
+    steps = [line["num_rehearsed"] for line in lines if line["kind"] == "step"]
+    assert worker.seen == [(sum(steps[: step + 1]), 0) for step in range(12)]
 
 
 def test_forgetting_is_measured_at_the_first_and_the_last_step(tmp_path: Path, tiny_model: Path) -> None:
@@ -260,4 +287,4 @@ def test_rows_whose_loss_is_not_finite_are_counted_awaited_no_longer_and_teach_n
     with ReplayClient(service_url) as client:
         stats = client.stats("broken")
     assert stats["num_unmeasured"] == stats["num_rehearsed"] == 12
-    assert (stats["num_reported"], stats["num_pending"], stats["forgetting_nats"]) == (0, 0, None)
+    assert (stats["num_reported"], stats["num_pending"], stats["forgetting"]["nats"]) == (0, 0, None)

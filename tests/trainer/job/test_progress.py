@@ -1,4 +1,6 @@
 import io
+import re
+from typing import Any
 
 import pytest
 from replay_trainer.job.progress import ProgressLine
@@ -7,7 +9,7 @@ from rich.console import Console
 VALUES = {
     "loss": 1.5,
     "target_loss": 1.25,
-    "forgetting": 0.0124,
+    "forgetting": {"nats": 0.0124, "low": 0.003, "high": 0.0218},
     "num_rehearsed": 1,
     "num_rows": 50,
     "waited_s": 0.5,
@@ -26,7 +28,7 @@ class Clock:
         return self.seconds
 
 
-def lines_of(num_steps: int, values: dict[str, float | None], *, first_step: int = 0, terminal: bool = False) -> str:
+def lines_of(num_steps: int, values: dict[str, Any], *, first_step: int = 0, terminal: bool = False) -> str:
     shown, clock = io.StringIO(), Clock()
     console = Console(file=shown, width=200, force_terminal=terminal)
     with ProgressLine(console, "train", num_steps, clock, first_step=first_step) as line:
@@ -38,13 +40,18 @@ def lines_of(num_steps: int, values: dict[str, float | None], *, first_step: int
 
 def test_a_line_shows_all_that_was_measured() -> None:
     first, *_, last = lines_of(4, VALUES).splitlines()
-    figures = "loss 1.500  target 1.250  forgetting +0.012  rehearsal 2.0%  waiting 25%"
-    assert first == f"train  step 1/4  {figures}  about 6 s left"
+    figures = "loss 1.500  target 1.250  forgetting +0.012 (+0.003 to +0.022)  rehearsal 2.0%  waiting 25%"
+    assert first == f"train  step 1/4  {figures}  6 s left"
     assert last == f"train  step 4/4  {figures}"
 
 
 def test_a_line_leaves_out_what_was_not_measured() -> None:
     assert lines_of(1, {"target_loss": None}).splitlines() == ["train  step 1/1"]
+
+
+def test_a_line_says_that_forgetting_is_not_known() -> None:
+    unknown = {"forgetting": {"nats": None, "low": None, "high": None}}
+    assert lines_of(1, unknown).splitlines() == ["train  step 1/1  forgetting not known yet"]
 
 
 def test_rehearsal_is_the_share_of_the_rows_that_were_trained_on_lately() -> None:
@@ -61,7 +68,7 @@ def test_rehearsal_is_the_share_of_the_rows_that_were_trained_on_lately() -> Non
 
 def test_the_time_left_of_a_job_that_goes_on_counts_its_own_steps() -> None:
     first, *_ = lines_of(100, {}, first_step=90).splitlines()
-    assert first == "train  step 91/100  about 18 s left"
+    assert first == "train  step 91/100  18 s left"
 
 
 @pytest.mark.parametrize(("num_steps", "num_lines"), [(1, 1), (5, 5), (1000, 21), (10_010, 22)])
@@ -77,7 +84,26 @@ def test_a_terminal_gets_one_line_that_changes() -> None:
 
 
 def test_rows_without_a_finite_loss_add_up() -> None:
-    assert lines_of(3, {"num_nonfinite_rows": 2}).splitlines()[-1].endswith("rows whose loss is not finite: 6")
+    assert lines_of(3, {"num_nonfinite_rows": 2}).splitlines()[-1].endswith("6 not finite")
     assert "finite" not in lines_of(3, {"num_nonfinite_rows": 0, "was_skipped": False})
     skipped = lines_of(3, {"num_nonfinite_rows": 1, "was_skipped": True}).splitlines()[-1]
-    assert skipped.endswith("rows whose loss is not finite: 3  steps skipped for it: 3")
+    assert skipped.endswith("3 not finite  3 skipped")
+
+
+@pytest.mark.parametrize("title", ["train", "train a-run-with-quite-a-long-name"])
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("more", [{}, {"num_nonfinite_rows": 3, "was_skipped": True}])
+def test_a_line_fits_80_columns_and_leaves_out_what_matters_least(
+    title: str, terminal: bool, more: dict[str, float | None]
+) -> None:
+    shown, clock = io.StringIO(), Clock()
+    with ProgressLine(Console(file=shown, width=80, force_terminal=terminal), title, 30_000, clock) as line:
+        for step in range(12_345, 12_348):
+            clock.seconds += 200_000
+            line.show(step, VALUES | more)
+        line.show(29_999, VALUES | more)
+    lines = re.split("[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.getvalue()).strip())
+    assert max(map(len, lines)) <= 80
+    assert "step 30,000/30,000" in lines[-1]
+    assert ("not finite" in lines[-1]) == bool(more)
+    assert more or "loss 1.500" in lines[-1]

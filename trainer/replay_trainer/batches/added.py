@@ -10,7 +10,7 @@ from torch import Tensor
 from replay_service.classification.losses import IGNORED as IGNORED
 from replay_service.classification.losses import ClassLosses
 from replay_service.language.losses import TokenLosses
-from replay_service.wire.arrow import Batch
+from replay_service.wire.batches import Batch
 from replay_trainer.errors import InvalidTraining
 
 Losses = TokenLosses | ClassLosses

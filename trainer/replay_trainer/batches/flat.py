@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from replay_service.language.losses import TokenLosses, predicted, token_losses
-from replay_service.wire.arrow import Batch
+from replay_service.wire.batches import Batch
 from replay_trainer.batches.added import IGNORED
 from replay_trainer.errors import InvalidTraining
 

@@ -37,7 +37,7 @@ class JsonColumns:
             self._types[name] = _common(self._types.get(name, pa.null()), _type_of(values))
             if name in self._texts and any(isinstance(value, str) for value in values):
                 self._with_text.add(name)
-            if any(type(value) is int and abs(value) > _EXACT for value in values):
+            if any(map(_has_wide, values)):
                 self._wide.add(name)
 
     def schema(self) -> pa.Schema:
@@ -71,7 +71,7 @@ class JsonColumns:
         if name in self._with_text:
             return pa.string()
         found = self._types[name]
-        is_rounded = found is not None and pa.types.is_floating(found) and name in self._wide
+        is_rounded = found is not None and _has_floating(found) and name in self._wide
         return None if is_rounded else found
 
 
@@ -100,6 +100,17 @@ def _common(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType |
 def _has_empty_struct(type_: pa.DataType) -> bool:
     inner = [type_.field(i).type for i in range(type_.num_fields)]
     return (pa.types.is_struct(type_) and not inner) or any(map(_has_empty_struct, inner))
+
+
+def _has_floating(type_: pa.DataType) -> bool:
+    return pa.types.is_floating(type_) or any(_has_floating(type_.field(i).type) for i in range(type_.num_fields))
+
+
+def _has_wide(value: Any) -> bool:
+    """Whether a whole number stands in a value that not every number of 64 bits with a fraction is."""
+    if isinstance(value, list | dict):
+        return any(map(_has_wide, value.values() if isinstance(value, dict) else value))
+    return type(value) is int and abs(value) > _EXACT
 
 
 def _column_name(name: str) -> str:

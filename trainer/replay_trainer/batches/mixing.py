@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from replay_service.language.losses import TokenLosses
-from replay_service.sampling.events import LOSS_ROW, MOST_NATS
-from replay_service.wire.arrow import Batch
+from replay_service.wire.batches import Batch
+from replay_service.wire.losses import LOSS_ROW, MOST_NATS
 from replay_trainer.batches.target import TrainingRows
 
 

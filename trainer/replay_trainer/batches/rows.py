@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from replay_service.language.losses import TokenLosses, token_losses
-from replay_service.wire.arrow import Batch
+from replay_service.wire.batches import Batch
 from replay_trainer.batches.added import IGNORED, Added, Losses
 from replay_trainer.batches.flat import add_flat_rows, flat_losses, is_flat
 from replay_trainer.batches.mixing import MixedBatch, loss_rows

@@ -15,8 +15,8 @@ from torch.nn.functional import pad
 
 from replay_service.classification.losses import ClassLosses, class_losses
 from replay_service.classification.scoring import model_inputs
-from replay_service.sampling.events import LOSS_ROW
-from replay_service.wire.arrow import Batch
+from replay_service.wire.batches import Batch
+from replay_service.wire.losses import LOSS_ROW
 from replay_trainer.batches.added import IGNORED, Added, Losses
 from replay_trainer.batches.mixing import unmeasured_where_beyond
 from replay_trainer.errors import InvalidTraining

@@ -5,11 +5,11 @@ before anything else begins.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,11 +20,14 @@ from replay_service.corpus.shards.documents import HALF_A_PAIR, NOT_A_STRING, NO
 from replay_service.corpus.shards.filesystems import failures_named, locate
 from replay_service.corpus.shards.listing import Shard, find_shards
 from replay_service.corpus.shards.rows import read_rows, values_of
+from replay_service.corpus.shards.sources import check_fetched
 from replay_service.errors import ReplayError
 from replay_trainer.batches.json_columns import JsonColumns
 from replay_trainer.errors import InvalidTraining
 
 ROWS_AT_ONCE: Final = 2048
+BYTES_AT_ONCE: Final = 32 << 20
+"""Or fewer rows, of so many bytes of their file: few rows may hold very long texts."""
 _KINDS: Final = "tables are files ending in .parquet, .jsonl, .ndjson or .json, of the last three also compressed ones"
 
 
@@ -93,12 +96,35 @@ def find_tables(source: Path | str, texts: Sequence[str] = ()) -> Tables:
     if num_rows == len([each for each in unusable if each.reason not in _OF_TEXTS]):
         first = f": {unusable[0].place}: {unusable[0].reason}" if unusable else ""
         raise InvalidTraining(f"{source} holds no rows{first}")
-    if len(heads) < len(files):
-        heads["the JSON lines"] = lines.schema()
-    return Tables(tuple(files), _united(heads), num_rows, tuple(unusable), tuple(lines.as_json()))
+    of_lines = lines.schema() if len(heads) < len(files) else None
+    schema = _united(heads if of_lines is None else {**heads, "the JSON lines": of_lines})
+    tables = Tables(tuple(files), schema, num_rows, tuple(unusable), tuple(lines.as_json()))
+    _check_types(tables, heads, of_lines)
+    return tables
 
 
 _OF_TEXTS: Final = (NOT_A_STRING, HALF_A_PAIR, NOT_UTF8)
+
+
+def check_writable(path: Path, schema: pa.Schema) -> None:
+    """Find whether a Parquet file of a schema can be written, and leave nothing behind.
+
+    Raises:
+        InvalidTraining: when it cannot.
+    """
+    folder = next(each for each in path.absolute().parents if each.exists())
+    with _writing(path), tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.") as file:
+        pq.ParquetWriter(file, schema).close()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidTraining(f"{path} cannot be written: {error}") from error
 
 
 @contextmanager
@@ -110,14 +136,11 @@ def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(partial, schema) as writer:
-            yield writer
-        partial.replace(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InvalidTraining(f"{path} cannot be written: {error}") from error
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with pq.ParquetWriter(partial, schema) as writer:
+                yield writer
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -130,10 +153,11 @@ def texts_of(column: pa.Array) -> list[str | None]:
 
 def _files(source: Path | str) -> list[Shard]:
     try:
-        shards = find_shards(source)
+        files = [shard for shard in find_shards(source) if shard.kind in ("parquet", "jsonl")]
+        for file in files:
+            check_fetched(file)
     except ReplayError as error:
         raise InvalidTraining(error.detail) from error
-    files = [shard for shard in shards if shard.kind in ("parquet", "jsonl")]
     if not files:
         raise InvalidTraining(f"{source} holds no table: {_KINDS}")
     return files
@@ -181,14 +205,24 @@ def _parquet_schema(file: Shard) -> pa.Schema:
         return table.schema_arrow
 
 
-def _parquet_batches(file: Shard) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(file: Shard, names: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     with locate(file.url).open_file() as content, pq.ParquetFile(content) as table:
-        yield from table.iter_batches(batch_size=ROWS_AT_ONCE)
+        groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
+        num_bytes = max(1, sum(each.total_byte_size for each in groups))
+        rows_at_once = min(ROWS_AT_ONCE, max(1, BYTES_AT_ONCE * table.metadata.num_rows // num_bytes))
+        yield from table.iter_batches(batch_size=rows_at_once, columns=names)
 
 
 def _json_rows(file: Shard) -> Iterator[list[Row | SetAside]]:
-    rows = read_rows("jsonl", locate(file.url), Columns(), file.name)
-    while some := list(islice(rows, ROWS_AT_ONCE)):
+    some: list[Row | SetAside] = []
+    begin = position = 0
+    for row in read_rows("jsonl", locate(file.url), Columns(), file.name):
+        some.append(row)
+        position = row.position if isinstance(row, Row) else position
+        if len(some) == ROWS_AT_ONCE or position - begin >= BYTES_AT_ONCE:
+            yield some
+            some, begin = [], position
+    if some:
         yield some
 
 
@@ -220,6 +254,37 @@ def _common(one: pa.Field, other: pa.Field, of_one: str, of_other: str) -> pa.Fi
         raise InvalidTraining(
             f"column {one.name!r} holds {one.type} in {of_one} and {other.type} in {of_other}; write them with one type"
         ) from error
+
+
+def _check_types(tables: Tables, schemas: Mapping[str, pa.Schema], of_lines: pa.Schema | None) -> None:
+    """Read the columns of files that have another type there than in all files, so that a clash shows at once."""
+    for file in tables.files:
+        own = schemas.get(file.name, of_lines)
+        wanted = pa.schema([each for each in tables.schema if own is not None and _differs(own, each)])
+        if not wanted.names or own == tables.schema:
+            continue
+        if file.kind == "parquet":
+            with _reading(file):
+                for batch in _parquet_batches(file, wanted.names):
+                    _check_cast(batch, wanted, file.name)
+        else:
+            for _ in replace(tables, files=(file,), schema=wanted).batches():
+                pass
+
+
+def _differs(own: pa.Schema, field: pa.Field) -> bool:
+    return any(each.name == field.name and each.type != field.type for each in own)
+
+
+def _check_cast(batch: pa.RecordBatch, schema: pa.Schema, name: str) -> None:
+    for each in schema:
+        try:
+            batch.column(each.name).cast(each.type)
+        except pa.ArrowException as error:
+            raise InvalidTraining(
+                f"column {each.name!r} holds {batch.column(each.name).type} in {name}, which cannot be kept as the "
+                f"{each.type} that all files have together: {error}; write them with one type"
+            ) from error
 
 
 def _as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -12,16 +12,18 @@ from replay_service.corpus.shards.sources import Columns
 from replay_service.language.packing import Ends
 from replay_service.language.tokenizer import ends_of
 from replay_service.sampling.injection import target_rows
-from replay_service.wire.arrow import Batch
+from replay_service.sampling.trained import TrainedCounts
+from replay_service.wire.batches import Batch
 from replay_trainer.batches.mixing import MixedBatch, mix
 from replay_trainer.batches.target import TargetRows, TrainingRows, load_target, packed_by_domain
 from replay_trainer.client import ReplayClient, RetryPolicy
 from replay_trainer.config import DataConfig, TrainConfig
-from replay_trainer.errors import InvalidTraining
+from replay_trainer.errors import InvalidTraining, TrainerError
 from replay_trainer.job.evaluation import TARGET, HeldOut
 from replay_trainer.rehearsal import RehearsalStream
-from replay_trainer.reporting import LossReporter
+from replay_trainer.reporting import LossReporter, TrainedReporter
 
+_HASTY: Final = RetryPolicy(give_up_after_s=1.0, first_contact_s=1.0)
 _PATIENT: Final = RetryPolicy(first_contact_s=math.inf)
 """The job has reached the service before its workers began, so one that is not there now comes back."""
 
@@ -39,6 +41,15 @@ class Feed:
     rehearsal_weight: float = 1.0
     adds_rows: bool = False
     """Whether rehearsed rows come on top of the global batch, instead of taking the place of fine-tuning rows."""
+    watching: ReplayClient | None = None
+    """Asks for statistics, which nobody waits for long."""
+    _trained: TrainedReporter | None = field(default=None, init=False, repr=False)
+    _counts: TrainedCounts = field(default_factory=TrainedCounts, init=False, repr=False)
+    _next_step: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.reporter is not None and self.rank == 0:
+            self._trained = TrainedReporter(self.reporter, self.rank, next_step=0)
 
     def next(self, step: int) -> MixedBatch:
         """The batch of `step`; steps come in order, from the first one or from the one a state was loaded for."""
@@ -58,6 +69,12 @@ class Feed:
         if self.reporter is not None:
             self.reporter.send(rows)
 
+    def count(self, step: int, counts: TrainedCounts) -> None:
+        """Count what the whole job has trained on in a step; rank 0 tells the service now and then, and in `flush`."""
+        self._counts, self._next_step = self._counts.plus(counts), step + 1
+        if self._trained is not None and self._trained.is_due:
+            self._report_trained()
+
     def without_effect(self) -> dict[str, int]:
         """Rows that this rank reported in vain so far, by name, where there are any."""
         if self.reporter is None:
@@ -65,9 +82,19 @@ class Feed:
         counts = {"num_duplicate_rows": self.reporter.num_duplicate, "num_rejected_rows": self.reporter.num_rejected}
         return {name: count for name, count in counts.items() if count}
 
+    def forgetting(self) -> dict[str, Any] | None:
+        """What the service estimates of the corpus, as GET /v1/runs/{run}/stats gives it; None without an answer."""
+        if self.watching is None or self.stream is None:
+            return None
+        with suppress(TrainerError):
+            found: dict[str, Any] = self.watching.stats(self.stream.run)["forgetting"]
+            return found
+        return None
+
     def flush(self) -> None:
         """Wait until all reports are durable."""
         if self.reporter is not None:
+            self._report_trained()
             self.reporter.flush()
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,6 +103,12 @@ class Feed:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.stream is not None:
             self.stream.load_state_dict(state)
+            if self._trained is not None:
+                self._trained.next_step = self.stream.next_step
+
+    def _report_trained(self) -> None:
+        if self._trained is not None:
+            self._trained.send(self._next_step, self._counts)
 
 
 def _counts(rehearsed: Batch) -> tuple[int, int]:
@@ -92,7 +125,10 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
     if rehearsal is None:
         yield Feed(target, config.global_batch_size, rank, world_size, None, None)
         return
-    with ReplayClient(rehearsal.service_url, retry=_PATIENT) as client:
+    with (
+        ReplayClient(rehearsal.service_url, retry=_PATIENT) as client,
+        ReplayClient(rehearsal.service_url, retry=_HASTY) as watching,
+    ):
         stream = RehearsalStream(
             client,
             rehearsal.run,
@@ -113,6 +149,7 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
                 reporter,
                 rehearsal.rehearsal_weight,
                 rehearsal.injection_mode == "add",
+                watching,
             )
         finally:
             stream.close()

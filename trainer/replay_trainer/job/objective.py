@@ -22,6 +22,7 @@ from torch import Tensor
 from replay_service.language.losses import TokenLosses, token_losses
 from replay_service.language.model import autocast
 from replay_service.language.precision import Precision
+from replay_service.sampling.trained import TrainedCounts
 from replay_trainer.batches.mixing import MixedBatch
 from replay_trainer.errors import CorpusMismatch
 from replay_trainer.job.stopwatch import Stopwatch
@@ -53,6 +54,11 @@ class Counts(NamedTuple):
         predictions = (counted_BS[:first].sum(), counted_BS[first:].sum())
         parts = (*predictions, batch.num_rehearsed, batch.length_B[:first].sum(), len(batch.length_B))
         return torch.tensor([float(part) for part in parts], dtype=torch.float64, device=batch.length_B.device)
+
+    def trained(self) -> TrainedCounts:
+        """As the service counts them."""
+        num_tokens = int(self.target + self.rehearsed)
+        return TrainedCounts(int(self.rows), int(self.rehearsed_rows), num_tokens, int(self.rehearsed))
 
 
 class Measured(NamedTuple):

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replay_service.corpus.format.segments import SampleRows, binary_rows, list_rows, wide_binary, wide_list
-from tests.corpus.worlds import labelled_rows, random_rows, same_rows
+from replay_service.corpus.format.records import SampleRows
+from replay_service.wire.columns import binary_rows, list_rows, wide_binary, wide_list
+from tests.corpus.worlds import concatenated, labelled_rows, random_rows, same_rows
 
 FIELDS = ["input_ids", "length", "base_loss", "base_correct", "stratum"]
 
@@ -21,7 +22,7 @@ def test_rows_without_the_likeliest_tokens_have_no_fields_for_them() -> None:
 @pytest.mark.parametrize("topk", [0, 2])
 def test_rows_hold_the_columns_that_they_were_made_of(topk: int) -> None:
     columns = random_rows(5, topk=topk).columns()
-    rows = SampleRows(**{name: column.copy() for name, column in columns.items()})
+    rows = SampleRows.of_columns(**{name: column.copy() for name, column in columns.items()})
     assert len(rows) == 5
     for name, column in columns.items():
         assert np.array_equal(getattr(rows, name), column)
@@ -32,7 +33,7 @@ def test_rows_hold_the_columns_that_they_were_made_of(topk: int) -> None:
 def test_fields_are_aligned_and_at_most_the_end_of_a_record_is_padding(seq_len: int, topk: int, ids: type) -> None:
     columns = random_rows(2, seq_len, topk=topk).columns()
     columns |= {name: columns[name].astype(ids) for name in ("input_ids", "topk_ids") if name in columns}
-    records = SampleRows(**columns).records
+    records = SampleRows.of_columns(**columns).records
     assert all(records[name].flags.aligned for name in columns)
     padding = records.itemsize - sum(column[0].nbytes for column in columns.values())
     assert 0 <= padding < 4
@@ -45,7 +46,7 @@ def test_rows_are_taken_and_put_together_in_the_order_asked(index: list[int], to
     for name, column in rows.columns().items():
         assert np.array_equal(taken.columns()[name], column[index])
     one_by_one = [rows.take(np.array([i])) for i in index]
-    assert same_rows(SampleRows.concatenate([rows.take(np.arange(0)), *one_by_one]), taken)
+    assert same_rows(concatenated([rows.take(np.arange(0)), *one_by_one]), taken)
 
 
 @pytest.mark.parametrize("topk", [0, 1, 5])

@@ -10,23 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_service.sampling.events import LOSS_ROW
-from replay_service.wire.arrow import (
-    LOSSES_SCHEMA,
-    WIRE_VERSION,
-    Batch,
-    BatchHeader,
-    Compression,
-    StepHeader,
-    decode_batch,
-    decode_losses,
-    encode_batch,
-    encode_losses,
-)
+from replay_service.wire.batches import Batch, BatchHeader, Compression, StepHeader, decode_batch, encode_batch
+from replay_service.wire.losses import LOSS_ROW, LOSSES_SCHEMA, decode_losses, encode_losses
+from replay_service.wire.protocol import WIRE_VERSION
 
 SEQ_LEN = 12
 OPTIONAL = ("topk_ids", "topk_logprobs", "inputs", "label")
-COLUMNS = [name for name in Batch.__dataclass_fields__ if name not in ("header", *OPTIONAL)]
+COLUMNS = [name for name in Batch.column_names() if name not in OPTIONAL]
 Decoder = Callable[[bytes], Any]
 
 
