@@ -23,6 +23,7 @@ from replay_trainer.methods.flow import FlowWeights
 from replay_trainer.methods.ldifs import FeatureDrift, frozen_copy
 from replay_trainer.rehearsal import RehearsalStream
 from replay_trainer.reporting import LossReporter
+from replay_trainer.session import RehearsalSession
 
 from replay_service.demo.materials import fetch_model
 from replay_service.language.model import faster_precision, load_model
@@ -170,7 +171,7 @@ def over_http(
     client.ensure_run("http", "pretraining", {"global_batch_size": num_rows, "injection_ratio": RATIO})
     stream = RehearsalStream(client, "http", 0, 1, num_steps)
     reporter = LossReporter(client, "http")
-    return Feed(TargetRows(target, 0), num_rows, 0, 1, stream, reporter), reporter.send
+    return Feed(TargetRows(target, 0), num_rows, 0, 1, RehearsalSession(stream, reporter)), reporter.send
 
 
 if __name__ == "__main__":

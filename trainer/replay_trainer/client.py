@@ -22,7 +22,6 @@ from replay_service.wire.batches import Batch, Compression, decode_batch
 from replay_service.wire.losses import encode_losses
 from replay_service.wire.protocol import ARROW_STREAM, CHECKSUM_HEADER, checksum
 from replay_trainer.answer import Answer, Way
-from replay_trainer.direct import Direct
 from replay_trainer.errors import (
     AnswerTooLarge,
     RunGone,
@@ -31,12 +30,12 @@ from replay_trainer.errors import (
     ServiceUnavailable,
     ServiceUnknown,
 )
+from replay_trainer.http_client import HttpClient
 from replay_trainer.proxies import proxy_to
 from replay_trainer.refusals import ATTEMPT_SUPERSEDED, CORPUS_IN_THE_MAKING, StatusError, json_of, may_pass, refusal
 from replay_trainer.transport import (
     CA_FILE_VARIABLE,
     ByTransport,
-    DeadlineTransport,
     is_absence,
     is_distrust,
     trusted_by,
@@ -173,8 +172,7 @@ class ReplayClient:
         proxy = proxy_to(self.base_url)
         if proxy is not None:
             self._where += f" ({proxy})"
-            return ByTransport(self.base_url, headers, DeadlineTransport(trusted, proxy), self.timeout_s, proxy)
-        return Direct(self.base_url, headers, trusted)
+        return HttpClient(self.base_url, headers, trusted, proxy)
 
     def __enter__(self) -> "ReplayClient":
         return self

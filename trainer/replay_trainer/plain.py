@@ -32,7 +32,8 @@ from replay_trainer.client import CorpusInfo, ReplayClient
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
 from replay_trainer.ranks import sum_over_ranks
 from replay_trainer.rehearsal import RehearsalStream
-from replay_trainer.reporting import LossReporter, TrainedReporter
+from replay_trainer.reporting import LossReporter
+from replay_trainer.session import RehearsalSession
 from replay_trainer.trained import StepSize, Tally, Trained
 from replay_trainer.windows import Auto
 
@@ -51,25 +52,19 @@ def add(
 
 
 @dataclass(slots=True)
-class RehearsalLoop:
+class RehearsalLoop(RehearsalSession):
     """The rehearsal of one rank, step by step; `Rehearsal.open` makes one. Leaving its block waits for all reports.
 
     Raises, from every method that talks to the service, what RehearsalStream and LossReporter do.
     """
 
-    stream: RehearsalStream
-    reporter: LossReporter
     rehearsal_weight: float = 1.0
     prepare: Prepare | None = None
     beginning: Beginning | None = None
     tally: Tally = field(default_factory=Tally)
-    _trained: TrainedReporter = field(init=False, repr=False)
     _current: Batch | None = field(default=None, init=False, repr=False)
     _keeps_apart: bool = field(default=False, init=False, repr=False)
     _has_tried: bool = field(default=False, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._trained = TrainedReporter(self.reporter, self.stream.rank, self.stream.next_step)
 
     def __enter__(self) -> "RehearsalLoop":
         return self
@@ -156,48 +151,33 @@ class RehearsalLoop:
 
     def metrics(self) -> dict[str, float]:
         """Figures of this rank to log: what it has trained on, and the reported rows that had no effect."""
-        counts = {
-            "num_unmeasured_rows": self.reporter.num_unmeasured,
-            "num_duplicate_rows": self.reporter.num_duplicate,
-            "num_rejected_rows": self.reporter.num_rejected,
-        }
+        counts = {"num_unmeasured_rows": self.reporter.num_unmeasured, **self.without_effect()}
         return {**self.trained.metrics(), **counts}
-
-    def rewind(self) -> None:
-        """Make the run ready to go on at this loop's next step; one rank calls this, before any asks for a batch."""
-        client, run, step = self.stream.client, self.stream.run, self.stream.next_step
-        if client.run(run)["next_step"] > step:
-            client.rewind(run, step - 1)
 
     def flush(self) -> None:
         """Wait until all reports are durable: losses, and the counts of what was trained on."""
         self._report_trained()
-        self.reporter.flush()
+        RehearsalSession.flush(self)
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint; waits until the reports of all steps before it are durable."""
-        self.flush()
-        return {**self.stream.state_dict(), "trained": asdict(self.trained)}
+        return {**RehearsalSession.state_dict(self), "trained": asdict(self.trained)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, with the samples that came then.
 
         `rewind` must follow, on one rank, unless the loop was opened with on_existing "rewind".
         """
-        self.stream.load_state_dict(state)
+        RehearsalSession.load_state_dict(self, state)
         trained = Trained(**state.get("trained", {}))
         self.tally.go_on_from(trained, self.stream.next_step)
-        self._trained = replace(self._trained, next_step=self.stream.next_step, counts=trained.counts)
+        self.count_from(trained.counts)
         self._current = None
-
-    def close(self) -> None:
-        """End the background threads; the client stays open."""
-        self.stream.close()
-        self.reporter.close()
 
     def _report_trained(self) -> None:
         next_step, trained = self.tally.finished()
-        self._trained.send(next_step, trained.counts, 0 if self._current is None else self._current.header.attempt)
+        attempt = 0 if self._current is None else self._current.header.attempt
+        self.trained_reporter.send(next_step, trained.counts, attempt)
 
     def _rows_of(self, step: int, part: int, num_parts: int) -> Batch:
         """The rehearsed rows of this rank in a step; all checks come before they are asked for."""
@@ -209,7 +189,7 @@ class RehearsalLoop:
                 f"step {step} was asked for, but the next one is {self.stream.next_step}; steps come in order, and "
                 "load_state_dict goes back to that of a checkpoint"
             )
-        if self._trained.is_due:
+        if self.trained_reporter.is_due:
             self._report_trained()
         self.tally.begin(step, part, num_parts)
         if self.beginning is not None:

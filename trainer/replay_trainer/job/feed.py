@@ -21,7 +21,8 @@ from replay_trainer.config import DataConfig, TrainConfig
 from replay_trainer.errors import InvalidTraining
 from replay_trainer.job.evaluation import TARGET, HeldOut
 from replay_trainer.rehearsal import RehearsalStream
-from replay_trainer.reporting import LossReporter, TrainedReporter
+from replay_trainer.reporting import LossReporter
+from replay_trainer.session import RehearsalSession
 
 _PATIENT: Final = RetryPolicy(first_contact_s=math.inf)
 """The job has reached the service before its workers began, so one that is not there now comes back."""
@@ -29,74 +30,69 @@ _PATIENT: Final = RetryPolicy(first_contact_s=math.inf)
 
 @dataclass(slots=True)
 class Feed:
-    """Gives the batch of each step, in order, and takes the losses of what was rehearsed in it."""
+    """Gives the batch of each step, in order, and takes the losses of what was rehearsed in it.
+
+    Attributes:
+        session: None where the job rehearses nothing.
+        adds_rows: whether rehearsed rows come on top of the global batch, instead of taking the place of fine-tuning
+            rows.
+    """
 
     target: TargetRows
     global_batch_size: int
     rank: int
     world_size: int
-    stream: RehearsalStream | None
-    reporter: LossReporter | None
+    session: RehearsalSession | None = None
     rehearsal_weight: float = 1.0
     adds_rows: bool = False
-    """Whether rehearsed rows come on top of the global batch, instead of taking the place of fine-tuning rows."""
-    _trained: TrainedReporter | None = field(default=None, init=False, repr=False)
     _counts: TrainedCounts = field(default_factory=TrainedCounts, init=False, repr=False)
     _next_step: int = field(default=0, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        if self.reporter is not None and self.rank == 0:
-            self._trained = TrainedReporter(self.reporter, self.rank, next_step=0)
-
     def next(self, step: int) -> MixedBatch:
         """The batch of `step`; steps come in order, from the first one or from the one a state was loaded for."""
-        rehearsed = None if self.stream is None else next(self.stream)
+        rehearsed = None if self.session is None else next(self.session.stream)
         planned, before = (0, 0) if rehearsed is None or self.adds_rows else _counts(rehearsed)
         places = target_rows(step, planned, before, self.rank, self.world_size, self.global_batch_size)
         return mix(self.target.take(places), rehearsed, self.rehearsal_weight)
 
-    def rewind(self, first_step: int) -> None:
-        """Make the run ready to go on at `first_step`; one rank calls this, before any asks for a batch."""
-        if self.stream is not None:
-            client, run = self.stream.client, self.stream.run
-            if client.run(run)["next_step"] > first_step:
-                client.rewind(run, first_step - 1)
+    def rewind(self) -> None:
+        """Make the run ready to go on at the next step; one rank calls this, before any asks for a batch."""
+        if self.session is not None:
+            self.session.rewind()
 
     def report(self, rows: np.ndarray) -> None:
-        if self.reporter is not None:
-            self.reporter.send(rows)
+        if self.session is not None:
+            self.session.reporter.send(rows)
 
     def count(self, step: int, counts: TrainedCounts) -> None:
         """Count what the whole job has trained on in a step; rank 0 tells the service now and then, and in `flush`."""
         self._counts, self._next_step = self._counts.plus(counts), step + 1
-        if self._trained is not None and self._trained.is_due:
-            self._report_trained()
+        if self.session is not None and self.session.trained_reporter.is_due:
+            self._report_trained(self.session)
 
     def without_effect(self) -> dict[str, int]:
-        """Rows that this rank reported in vain so far, by name, where there are any."""
-        if self.reporter is None:
-            return {}
-        counts = {"num_duplicate_rows": self.reporter.num_duplicate, "num_rejected_rows": self.reporter.num_rejected}
+        """How many rows this rank reported in vain so far, by name, where there are any."""
+        counts = {} if self.session is None else self.session.without_effect()
         return {name: count for name, count in counts.items() if count}
 
     def flush(self) -> None:
         """Wait until all reports are durable."""
-        if self.reporter is not None:
-            self._report_trained()
-            self.reporter.flush()
+        if self.session is not None:
+            self._report_trained(self.session)
+            self.session.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.stream is None else self.stream.state_dict()
+        """What a checkpoint must hold; waits until the reports of all steps before it are durable."""
+        self.flush()
+        return {} if self.session is None else self.session.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.stream is not None:
-            self.stream.load_state_dict(state)
-            if self._trained is not None:
-                self._trained.next_step = self.stream.next_step
+        if self.session is not None:
+            self.session.load_state_dict(state)
 
-    def _report_trained(self) -> None:
-        if self._trained is not None:
-            self._trained.send(self._next_step, self._counts)
+    def _report_trained(self, session: RehearsalSession) -> None:
+        if self.rank == 0:
+            session.trained_reporter.send(self._next_step, self._counts)
 
 
 def _counts(rehearsed: Batch) -> tuple[int, int]:
@@ -111,7 +107,7 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
     target = TargetRows(load_target(config.data, config.flow, tokenizer, ends), config.seed)
     rehearsal = config.rehearsal
     if rehearsal is None:
-        yield Feed(target, config.global_batch_size, rank, world_size, None, None)
+        yield Feed(target, config.global_batch_size, rank, world_size)
         return
     with ReplayClient(rehearsal.service_url, retry=_PATIENT) as client:
         stream = RehearsalStream(
@@ -123,21 +119,14 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
             rehearsal.window_steps,
             topk=rehearsal.rehearsal_loss != "cross_entropy",
         )
-        reporter = LossReporter(client, rehearsal.run)
+        session = RehearsalSession(stream, LossReporter(client, rehearsal.run))
+        adds_rows = rehearsal.run_settings()["injection_mode"] == "add"
         try:
             yield Feed(
-                target,
-                config.global_batch_size,
-                rank,
-                world_size,
-                stream,
-                reporter,
-                rehearsal.rehearsal_weight,
-                rehearsal.run_settings()["injection_mode"] == "add",
+                target, config.global_batch_size, rank, world_size, session, rehearsal.rehearsal_weight, adds_rows
             )
         finally:
-            stream.close()
-            reporter.close()
+            session.close()
 
 
 def document_ends(config: TrainConfig, tokenizer: Any) -> Ends:

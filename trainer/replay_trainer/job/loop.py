@@ -185,7 +185,7 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None
         if state is not None:
             feed.load_state_dict(state["feed"])
         if worker.rank == 0:
-            feed.rewind(first_step)
+            feed.rewind()
         # Nobody may ask for a batch before the run is rewound.
         worker.sum_over_ranks(torch.zeros(1, device=worker.device))
         for step in range(first_step, config.num_steps):
@@ -195,7 +195,6 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None
                 metrics.append("step", step, **values)
                 trackers.log(step, {name: each for name, each in values.items() if isinstance(each, float | int)})
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
-                feed.flush()
                 worker.save({**tuning.state_dict(step + 1), "feed": feed.state_dict()}, step + 1)
         feed.flush()
     _evaluate_if_due(config, precision, worker, tuning, heldout, metrics, config.num_steps)

@@ -1,11 +1,11 @@
-"""The shortest way to the service, and other sides that answer as no service does."""
+"""HTTP over sockets: servers that answer as no service does, and proxies."""
 
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,9 +13,11 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
-from replay_trainer import direct
-from replay_trainer.direct import Direct
+from replay_trainer import http_client
+from replay_trainer.answer import Answer
 from replay_trainer.errors import ServiceError
+from replay_trainer.http_client import HttpClient
+from replay_trainer.proxies import NamedProxy
 from replay_trainer.transport import trusted_by
 
 from replay_service.wire.protocol import CHECKSUM_HEADER
@@ -78,12 +80,12 @@ def request_from(connection: socket.socket) -> bytes:
     return request
 
 
-def ask(way: Direct, path: str = "/v1/runs", body: bytes = b"", limit_s: float = LONG_S) -> direct.Answer:
+def ask(way: HttpClient, path: str = "/v1/runs", body: bytes = b"", limit_s: float = LONG_S) -> Answer:
     return way.ask("POST", path, {}, body, time.monotonic() + limit_s)
 
 
-def way_to(url: str, headers: dict[str, str] | None = None) -> closing[Direct]:
-    return closing(Direct(url, headers or {}, trusted_by(None)))
+def way_to(url: str, headers: dict[str, str] | None = None) -> closing[HttpClient]:
+    return closing(HttpClient(url, headers or {}, trusted_by(None)))
 
 
 def sized(body: bytes, status: bytes = OK) -> bytes:
@@ -141,7 +143,7 @@ def test_what_is_no_answer_is_an_error_of_the_network(answer: bytes, said: str) 
 
 
 def test_an_answer_without_a_stated_length_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct, "MOST_ANSWER_BYTES", 10_000)
+    monkeypatch.setattr(http_client, "MOST_ANSWER_BYTES", 10_000)
     for answer in (WHOLE, CHUNKED, OK + b"\r\n" + BODY):
         with (
             peer([[answer]]) as other,
@@ -170,7 +172,7 @@ def says_more(_: pytest.MonkeyPatch) -> bytes:
 
 
 def is_left_idle(monkeypatch: pytest.MonkeyPatch) -> bytes:
-    monkeypatch.setattr(direct, "IDLE_S", -1.0)
+    monkeypatch.setattr(http_client, "IDLE_S", -1.0)
     return sized(b"one")
 
 
@@ -271,7 +273,7 @@ def test_over_tls_large_bodies_go_and_come_on_one_connection(tmp_path: Path) -> 
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     serving.load_cert_chain(files.certificate, files.key)
     body = np.random.default_rng(1).bytes(1 << 20)
-    with echoing(serving) as url, closing(Direct(url, {}, files.trusted)) as way:
+    with echoing(serving) as url, closing(HttpClient(url, {}, files.trusted)) as way:
         answers = [ask(way, body=body[:size]) for size in (1 << 20, 0, 70_000)]
     assert [bytes(each.content) for each in answers] == [body, b"", body[:70_000]]
     assert len({each.headers["retry-after"] for each in answers}) == 1
@@ -288,3 +290,115 @@ def test_the_headers_that_matter_are_found_however_they_are_written() -> None:
     with peer([[head]]) as other, way_to(other.url) as way:
         headers = ask(way).headers
     assert (headers[CHECKSUM_HEADER.lower()], headers["retry-after"]) == ("12", "3")
+
+
+@dataclass(slots=True)
+class ForwardProxy:
+    """An HTTP proxy: it asks the server that a URL names, or opens a tunnel; the heads of the requests that it got."""
+
+    url: str
+    heads: list[bytes] = field(default_factory=list)
+
+
+@contextmanager
+def forward_proxy(refusal: bytes = b"", trusted: ssl.SSLContext | None = None) -> Iterator[ForwardProxy]:
+    """A proxy that passes on what comes; with a refusal it answers that. With a context it speaks TLS itself."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as opened:
+        scheme = "http" if trusted is None else "https"
+        found = ForwardProxy(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}")
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    if trusted is not None:
+                        connection = trusted.wrap_socket(connection, server_side=True)
+                    opened.enter_context(connection)
+                    threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+        def answer(connection: socket.socket) -> None:
+            with suppress(OSError):
+                request = request_from(connection)
+                found.heads.append(request)
+                if refusal:
+                    connection.sendall(refusal)
+                    return
+                method, target, _ = request.split(b" ", 2)
+                there = target if method == b"CONNECT" else target.split(b"/")[2]
+                host, _, port = there.decode().rpartition(":")
+                with socket.create_connection((host, int(port))) as server:
+                    if method == b"CONNECT":
+                        connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                    else:
+                        server.sendall(request)
+                    threading.Thread(target=pass_on, args=(connection, server), daemon=True).start()
+                    pass_on(server, connection)
+
+        def pass_on(source: socket.socket, sink: socket.socket) -> None:
+            with suppress(OSError):
+                while data := source.recv(1 << 16):
+                    sink.sendall(data)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield found
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(LONG_S)
+
+
+def serving_with(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The contexts of a server with a certificate and of a client that trusts it."""
+    files = certificate_in(folder)
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    serving.load_cert_chain(files.certificate, files.key)
+    return serving, files.trusted
+
+
+@pytest.mark.parametrize("auth", [None, ("some body", "s:ecret")])
+@pytest.mark.parametrize("proxy_speaks_tls", [False, True])
+def test_a_proxy_is_asked_by_the_whole_url(
+    tmp_path: Path, proxy_speaks_tls: bool, auth: tuple[str, str] | None
+) -> None:
+    serving, trusted = serving_with(tmp_path / "tls")
+    with (
+        echoing() as url,
+        forward_proxy(trusted=serving if proxy_speaks_tls else None) as proxy,
+        closing(HttpClient(f"{url}/under", {}, trusted, NamedProxy(proxy.url, auth))) as way,
+    ):
+        answers = [ask(way, "/v1/a b", body) for body in (b"one", b"two")]
+    assert [bytes(each.content) for each in answers] == [b"one", b"two"]
+    assert answers[0].url == f"{url}/under/v1/a b (by way of the proxy {proxy.url}, which the environment names)"
+    (head,) = proxy.heads
+    assert head.startswith(f"POST {url}/under/v1/a%20b HTTP/1.1\r\n".encode())
+    assert (b"Proxy-Authorization: Basic c29tZSBib2R5OnM6ZWNyZXQ=\r\n" in head) == (auth is not None)
+
+
+@pytest.mark.parametrize("auth", [None, ("somebody", "secret")])
+def test_a_service_over_https_is_asked_through_a_tunnel_that_the_proxy_cannot_read(
+    tmp_path: Path, auth: tuple[str, str] | None
+) -> None:
+    serving, trusted = serving_with(tmp_path / "tls")
+    with (
+        echoing(serving) as url,
+        forward_proxy() as proxy,
+        closing(HttpClient(url, {"X-Token": "hidden"}, trusted, NamedProxy(proxy.url, auth))) as way,
+    ):
+        answers = [ask(way, body=body) for body in (b"one", bytes(300_000))]
+    assert [len(each.content) for each in answers] == [3, 300_000]
+    (head,) = proxy.heads
+    assert head.startswith(f"CONNECT {url.partition('//')[2]} HTTP/1.1\r\n".encode())
+    assert (b"Proxy-Authorization: Basic " in head) == (auth is not None)
+    assert b"hidden" not in head
+
+
+def test_a_proxy_that_opens_no_tunnel_is_a_failure_of_the_network(tmp_path: Path) -> None:
+    refusal = sized(b"who are you?", b"HTTP/1.1 407 Proxy Authentication Required\r\n")
+    with forward_proxy(refusal) as proxy:
+        way = HttpClient("https://replay.example.org", {}, trusted_by(None), NamedProxy(proxy.url))
+        with closing(way), pytest.raises(httpx2.TransportError, match="the proxy answered HTTP 407"):
+            ask(way)
+
+
+def test_tls_within_tls_is_refused_with_a_remedy() -> None:
+    with pytest.raises(ServiceError, match="name the proxy by an http:// URL"):
+        HttpClient("https://replay.example.org", {}, trusted_by(None), NamedProxy("https://proxy:3128"))

@@ -1,6 +1,7 @@
-"""The shortest way to the service: HTTP/1.1 on sockets of our own, without a proxy.
+"""HTTP/1.1 to one service, on sockets, straight or by way of a proxy.
 
-Answers are parsed by llhttp (`httptools`). A body of a stated length is received where it stays, without a copy.
+Answers are parsed by llhttp (`httptools`). A body of a stated length is received where it stays, without a copy: with
+httpx a batch costs a training node three to four times the CPU time (`python -m tests.benchmarks.http_client`).
 """
 
 import os
@@ -12,6 +13,7 @@ from base64 import b64encode
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Final
 from urllib.parse import quote
@@ -23,6 +25,7 @@ import numpy as np
 from replay_service.wire.protocol import CHECKSUM_HEADER
 from replay_trainer.answer import Answer
 from replay_trainer.errors import ServiceError
+from replay_trainer.proxies import NamedProxy
 
 IDLE_S: Final = 4.0
 """uvicorn closes a connection that has been idle for five seconds."""
@@ -40,34 +43,46 @@ _HEARD: Final = {
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
-class Direct:
+class HttpClient:
     """Opens sockets, and keeps those that are idle for the next request of any thread.
 
     A request ends at its deadline, however slowly the other side reads or writes. Only looking up a host's name is left
     to the system's own limits. A process that is forked opens sockets of its own.
+
+    Args:
+        base_url: of the service.
+        headers: of every request.
+        trusted: the certificates that are trusted, of services and of proxies.
+        proxy: is asked instead of the service, which it then asks.
+
+    Raises:
+        ServiceError: when the URL is of no service, or the proxy is not one for it.
     """
 
-    def __init__(self, base_url: str, headers: Mapping[str, str], trusted: ssl.SSLContext) -> None:
+    def __init__(
+        self, base_url: str, headers: Mapping[str, str], trusted: ssl.SSLContext, proxy: NamedProxy | None = None
+    ) -> None:
         url = httpx2.URL(base_url)
         if url.scheme not in _DEFAULT_PORTS or not url.host:
             raise ServiceError(f"{base_url!r} is no URL of a service; write one such as 'http://127.0.0.1:8400'")
-        self._address = url.raw_host.decode("ascii"), url.port or _DEFAULT_PORTS[url.scheme]
         trusted.set_alpn_protocols(["http/1.1"])
-        self._trusted = trusted if url.scheme == "https" else None
+        self._route = _Route.direct(url, trusted) if proxy is None else _Route.by(proxy, url, trusted)
         host = url.netloc.decode("ascii")
-        self._path = url.raw_path.decode("ascii").rstrip("/")
-        self._base_url = f"{url.scheme}://{host}{self._path}"
-        self._headers = _lines({"Host": host, **headers, **_basic(url)})
+        path = url.raw_path.decode("ascii").rstrip("/")
+        self._base_url, self._by = f"{url.scheme}://{host}{path}", "" if proxy is None else f" ({proxy})"
+        self._target = self._base_url if self._route.asks_by_url else path
+        self._headers = _lines({"Host": host, **headers, **self._route.headers, **_basic(url)})
         self._process, self._idle = os.getpid(), _Idle()
 
     def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: float) -> Answer:
-        target = self._path + quote(path)
+        target = self._target + quote(path)
         head = f"{method} {target} HTTP/1.1\r\n{self._headers}{_lines(headers)}Content-Length: {len(body)}\r\n\r\n"
         try:
             received = self._exchanged(head.encode("ascii") + body, deadline)
         except (OSError, UnicodeError, httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             raise httpx2.TransportError(f"{type(error).__name__}: {error}") from error
-        return Answer(self._base_url + path, received.status, received.headers, received.content)
+        shown = f"{self._base_url}{path}{self._by}"
+        return Answer(shown, received.status, received.headers, received.content, self._by)
 
     def close(self) -> None:
         self._idle.close()
@@ -76,7 +91,7 @@ class Direct:
         if self._process != os.getpid():
             # Two processes that read one socket would get parts of each other's answers.
             self._process, self._idle = os.getpid(), _Idle()
-        connection = self._idle.take() or _Connection(self._connect(deadline))
+        connection = self._idle.take() or _Connection(self._route.connect(deadline))
         is_sent = False
         try:
             with suppress(BrokenPipeError, ConnectionResetError):  # a refusal may have come before all was read
@@ -92,17 +107,76 @@ class Direct:
             connection.close()
         return received
 
-    def _connect(self, deadline: float) -> socket.socket:
-        connected = socket.create_connection(self._address, _time_left(deadline))
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """How a connection to a service is made: straight, or by way of a proxy.
+
+    Attributes:
+        address: host and port that a socket is connected to.
+        tls: the trusted certificates and the server's name, for TLS over the socket or over the tunnel.
+        tunnel: the request by which a proxy is asked for a tunnel to the service; None for no tunnel.
+        asks_by_url: whether requests name the service's whole URL, as a proxy wants them.
+        headers: that every request has on this route.
+    """
+
+    address: tuple[str, int]
+    tls: tuple[ssl.SSLContext, str] | None
+    tunnel: bytes | None = None
+    asks_by_url: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def direct(cls, url: httpx2.URL, trusted: ssl.SSLContext) -> "_Route":
+        return cls(_address(url), _tls(url, trusted))
+
+    @classmethod
+    def by(cls, proxy: NamedProxy, url: httpx2.URL, trusted: ssl.SSLContext) -> "_Route":
+        """By way of a proxy: a service over HTTP is asked by its URL, one over HTTPS through a tunnel."""
+        at = httpx2.URL(proxy.url)
+        headers = {} if proxy.auth is None else {"Proxy-Authorization": _basic_value(*proxy.auth)}
+        if url.scheme == "http":
+            return cls(_address(at), _tls(at, trusted), asks_by_url=True, headers=headers)
+        if at.scheme == "https":
+            raise ServiceError(
+                f"the service speaks https, and so does the proxy {proxy.url}, which the environment names; one within "
+                "the other is not spoken here: name the proxy by an http:// URL, through which https goes unread, or "
+                f"add {url.host} to no_proxy"
+            )
+        host, port = _address(url)
+        name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        tunnel = f"CONNECT {name} HTTP/1.1\r\n{_lines({'Host': name, **headers})}\r\n".encode("ascii")
+        return cls(_address(at), _tls(url, trusted), tunnel)
+
+    def connect(self, deadline: float) -> socket.socket:
+        connected = socket.create_connection(self.address, _time_left(deadline))
         try:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._trusted is None:
+            if self.tunnel is not None:
+                self._open_tunnel(connected, self.tunnel, deadline)
+            if self.tls is None:
                 return connected
             connected.settimeout(_time_left(deadline))
-            return self._trusted.wrap_socket(connected, server_hostname=self._address[0])
+            trusted, name = self.tls
+            return trusted.wrap_socket(connected, server_hostname=name)
         except BaseException:
             connected.close()
             raise
+
+    def _open_tunnel(self, connected: socket.socket, tunnel: bytes, deadline: float) -> None:
+        connection = _Connection(connected)
+        connection.send(tunnel, deadline)
+        status = connection.receive_head(deadline).status
+        if not 200 <= status < 300:
+            raise ConnectionError(f"the proxy answered HTTP {status} when it was asked for a tunnel")
+
+
+def _address(url: httpx2.URL) -> tuple[str, int]:
+    return url.raw_host.decode("ascii"), url.port or _DEFAULT_PORTS[url.scheme]
+
+
+def _tls(url: httpx2.URL, trusted: ssl.SSLContext) -> tuple[ssl.SSLContext, str] | None:
+    return (trusted, url.raw_host.decode("ascii")) if url.scheme == "https" else None
 
 
 class _Idle:
@@ -160,12 +234,19 @@ class _Connection:
             self._socket.settimeout(_time_left(deadline))
             rest = rest[self._socket.send(rest) :]
 
+    def receive_head(self, deadline: float) -> "_Received":
+        """The head of an answer that has nothing but a head, as that to CONNECT."""
+        received = _Received()
+        try:
+            self._receive_head(received, deadline)
+        finally:
+            del received.parser
+        return received
+
     def receive(self, deadline: float) -> "_Received":
         received = _Received()
-        received.parser = httptools.HttpResponseParser(received)
         try:
-            while not received.is_head_whole:
-                self._feed(received, _READ_AT_ONCE, deadline)
+            self._receive_head(received, deadline)
             if received.length is not None and not received.is_whole:
                 self._receive_into(received.place(received.length), deadline)
                 received.is_whole = True
@@ -174,6 +255,11 @@ class _Connection:
         finally:
             del received.parser  # they know each other, and would keep the body until garbage is collected
         return received
+
+    def _receive_head(self, received: "_Received", deadline: float) -> None:
+        received.parser = httptools.HttpResponseParser(received)
+        while not received.is_head_whole:
+            self._feed(received, _READ_AT_ONCE, deadline)
 
     def _feed(self, received: "_Received", most_bytes: int, deadline: float) -> None:
         self._socket.settimeout(_time_left(deadline))
@@ -265,9 +351,11 @@ class _Received:
 
 def _basic(url: httpx2.URL) -> dict[str, str]:
     """The header that shows the user whom a URL names, if it does (RFC 7617)."""
-    if not url.username:
-        return {}
-    return {"Authorization": f"Basic {b64encode(f'{url.username}:{url.password}'.encode()).decode('ascii')}"}
+    return {"Authorization": _basic_value(url.username, url.password)} if url.username else {}
+
+
+def _basic_value(user: str, password: str) -> str:
+    return f"Basic {b64encode(f'{user}:{password}'.encode()).decode('ascii')}"
 
 
 def _lines(headers: Mapping[str, str]) -> str:
