@@ -87,7 +87,7 @@ def _draw_rates(axes: Any, strata: list[dict[str, Any]]) -> None:
     domains = list(dict.fromkeys(each["domain"] for each in strata))
     num_quantiles = 1 + max(each["quantile"] for each in strata)
     for quantile in range(num_quantiles):
-        rates = [each["damage_rate"] for each in strata if each["quantile"] == quantile]
+        rates = [each["damage_rate"] or 0.0 for each in strata if each["quantile"] == quantile]
         places = [index + (quantile - (num_quantiles - 1) / 2) * 0.8 / num_quantiles for index in range(len(domains))]
         shade = str(0.75 - 0.6 * quantile / max(1, num_quantiles - 1))
         axes.bar(places, rates, 0.75 / num_quantiles, color=shade, label=f"q{quantile}")

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model
 
 from replay_service.names import NAME_PATTERN, NAME_RULE
 from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw
+from replay_service.sampling.forgetting import Forgetting
 from replay_service.sampling.injection import Ratio
 from replay_service.sampling.run_config import FIXED, Feedback, RunConfig
 from replay_service.sampling.schedule import PointStep, Schedule
@@ -212,6 +213,24 @@ class ReportResult(Model):
     rejected: int = Field(description="Came too late, or from before a rewind; changed nothing.")
 
 
+class ForgettingEstimate(Model):
+    """Mean loss minus base loss over a corpus or a domain, nats per token, estimated from first visits of samples."""
+
+    nats: float | None = Field(description="The estimate; null where nothing can be said.")
+    low: float | None = Field(description="The lower end of the interval.")
+    high: float | None = Field(description="The upper end of the interval.")
+    level: float = Field(description="How often such intervals hold the truth.")
+    num_effective: float = Field(description="Effective reports that it rests on.")
+    share_covered: float = Field(description="Share of the corpus's or the domain's mass that these tell of.")
+    step: int | None = Field(description="The step that it is of: the latest one that was reported.")
+    window_steps: int = Field(description="It is made of reports of so many steps up to that one.")
+    reason: str | None = Field(description="Why nothing can be said; null where something is.")
+
+    @classmethod
+    def of(cls, found: Forgetting) -> "ForgettingEstimate":
+        return cls.model_validate({name: getattr(found, name) for name in cls.model_fields})
+
+
 class TrainedStats(Model):
     """The rows that all ranks together have trained on."""
 
@@ -249,11 +268,8 @@ class RunStats(Model):
     flip_rate: float | None = Field(description="num_flips / num_tokens.")
     mean_loss_nats: float | None = Field(description="Mean over the reported samples.")
     mean_excess_nats: float | None = Field(description="Mean of loss minus base loss over the reported samples.")
-    forgetting_nats: float | None = Field(
-        description="Estimated mean loss minus base loss over the whole corpus, nats per token, from recent first "
-        "visits; null while there are too few."
-    )
-    forgetting_standard_error: float | None = Field(description="Of forgetting_nats.")
+    forgetting: ForgettingEstimate = Field(description="Of the whole corpus.")
+    forgetting_by_domain: dict[str, ForgettingEstimate] = Field(description="Of each domain (group of strata).")
 
 
 class StratumStats(Model):
@@ -271,7 +287,9 @@ class StratumStats(Model):
     num_flips: int
     mean_loss_nats: float | None
     mean_excess_nats: float | None
-    damage_rate: float = Field(description="The estimate alpha, pooled and decayed; 1 everywhere before any damage.")
+    damage_rate: float | None = Field(
+        description="The estimate alpha, pooled and decayed; null before any damage was reported."
+    )
     probability: float = Field(description="Share of the draws that falls on this stratum now.")
 
 

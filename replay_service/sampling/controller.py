@@ -21,9 +21,9 @@ _GAIN: Final = 1.5
 ratio ** -(2 / 3), and three fifths of it where it falls like ratio ** -0.4."""
 _MOST_EXPONENT: Final = 709.0
 _FASTEST_RISE: Final = 2.0
-_FASTEST_FALL: Final = 0.8
-_SLACK: Final = 0.95
-"""Between this share of the budget and the whole of it, the ratio stays."""
+_FASTEST_FALL: Final = 0.7
+_LEAST_CHANGE: Final = 0.02
+"""Changes of the ratio by a smaller share would only restart the window that an estimate is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class Decision(NamedTuple):
 
 
 def decide(
-    budget: ForgettingBudget, ratio: Fraction, forecast: Forgetting | None, seeing_ratio: float, pace: float = 1.0
+    budget: ForgettingBudget, ratio: Fraction, forecast: Forgetting, seeing_ratio: float, pace: float = 1.0
 ) -> Decision | None:
     """The controller's decision, or None when the ratio stays as it is.
 
@@ -154,25 +154,24 @@ def decide(
             to it, and it does not fall below.
         pace: half-lives since the decision before, 1 at most.
 
-    In a half-life the ratio changes by the factor (forecast / budget) ** 1.5, within [0.8, 2]: it rises when the
-    forecast is above the budget, and falls when it is below 0.95 of it by more than its standard error. Doubt
-    rehearses: a rise need not be sure, a fall must be.
+    With e the forecast minus the budget and s its standard error, the ratio changes in a half-life by the factor
+    (1 + e * max(0, 1 - s**2 / e**2) / budget) ** 1.5, within [0.5, 2]: what could be noise counts less, and a
+    difference within one standard error does not count. So neither doubt nor luck moves the ratio on average.
     """
-    if forecast is None:
+    if forecast.nats is None or forecast.standard_error is None:
         chosen = budget.bounded(seeing_ratio)
-        too_few = "too few samples were rehearsed of late to tell what is forgotten"
-        return Decision(chosen, too_few) if exact_ratio(chosen) > ratio else None
-    nats, error = forecast
-    rises, falls = nats > budget.nats, nats + error < _SLACK * budget.nats
-    if not (rises or falls):
+        return Decision(chosen, f"forgetting is {forecast}") if exact_ratio(chosen) > ratio else None
+    gap = forecast.nats - budget.nats
+    told = gap * max(0.0, 1.0 - (forecast.standard_error / gap) ** 2) if gap else 0.0
+    factor = min(_FASTEST_RISE, max(_FASTEST_FALL, max(0.0, 1.0 + told / budget.nats) ** _GAIN)) ** pace
+    if abs(factor - 1.0) < _LEAST_CHANGE * pace:
         return None
-    excess = min(_FASTEST_RISE, max(0.0, nats / budget.nats))
-    factor = min(_FASTEST_RISE, max(_FASTEST_FALL, excess**_GAIN))
-    chosen = budget.bounded(float(ratio) * factor**pace, 0.0 if rises else min(seeing_ratio, float(ratio)))
+    rises = factor > 1.0
+    chosen = budget.bounded(float(ratio) * factor, 0.0 if rises else min(seeing_ratio, float(ratio)))
     if exact_ratio(chosen) == ratio or (exact_ratio(chosen) > ratio) != rises:
         return None
     return Decision(
         chosen,
-        f"forgetting will be {nats:.4f} (standard error {error:.4f}) in a half-life if its trend goes on, "
-        f"{'above' if rises else 'surely below'} the budget of {budget.nats:g} nats",
+        f"forgetting in a half-life, if its trend goes on: {forecast}; that is "
+        f"{'above' if rises else 'below'} the budget of {budget.nats:g} nats",
     )

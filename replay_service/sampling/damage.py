@@ -44,7 +44,7 @@ DAMAGE_OF: dict[str, Callable[[np.ndarray, float, float], Float64Array]] = {
 }
 
 
-_LEAST_DAMAGE: Final = 1e-100
+LEAST_DAMAGE: Final = 1e-100
 """What some 330 half-lives leave of one damaged sample; of less, products of rates would underflow to 0 / 0."""
 
 
@@ -60,7 +60,7 @@ def damage_rates(damage: Float64Array, count: Float64Array, prior_weight: float)
     quantiles are themselves shrunk to the global rate in the same way. With no damage reported all rates are equal.
     The pooling is this project's choice; the paper leaves the estimator open.
     """
-    if damage.sum() <= _LEAST_DAMAGE:
+    if damage.sum() <= LEAST_DAMAGE:
         return np.ones_like(damage)
     overall = damage.sum() / count.sum()
     group = _shrunk(damage.sum(axis=1), count.sum(axis=1), overall, prior_weight)

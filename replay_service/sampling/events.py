@@ -9,7 +9,8 @@ from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.trained import TrainedCounts
 
 PLANNED_ROW = np.dtype([("sample_id", "<i8"), ("stratum", "<i4"), ("times_drawn", "<i4"), ("probability", "<f8")])
-"""times_drawn counts this draw too, so 1 means a first visit; probability is that of a single draw."""
+"""times_drawn counts this draw too, so 1 means a first visit. probability is that of a single draw to be of this sample
+and of this kind: a first visit of it, or a later one. In the first epoch of a stratum all are first visits."""
 
 REPORTED_ROW = np.dtype(
     [

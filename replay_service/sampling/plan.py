@@ -33,8 +33,9 @@ def adjustment_due(state: RunState) -> Adjusted | None:
         return None
     learned = state.what_plans_learn_from()
     pass_fence(learned, step)
-    forecast = learned.forgetting(ahead=config.half_life_steps)
     pace = min(1.0, config.decision_steps / config.half_life_steps)
+    # The trend of before a change of the ratio or the policy does not go on after it.
+    forecast = learned.first_visits().since(state.steady_since).of_corpus(ahead=config.half_life_steps)
     decision = decide(config.budget, state.ratio, forecast, config.seeing_ratio, pace)
     return None if decision is None else Adjusted(step - 1, decision.injection_ratio, decision.reason)
 
@@ -100,7 +101,7 @@ def _draw(
     rows["sample_id"] = partition.locate(stratum, drawn.row)
     rows["stratum"] = stratum
     rows["times_drawn"] = drawn.times_drawn
-    rows["probability"] = probabilities[stratum] / walk.sizes[stratum]
+    rows["probability"] = probabilities[stratum] / walk.sizes[stratum] * drawn.chance
     return rows.take(back[_shuffled(seed, step)])
 
 

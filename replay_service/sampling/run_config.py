@@ -20,7 +20,17 @@ FeedbackMode = Literal["latest", "fenced"]
 AUTO: Final = "auto"
 """The injection ratio of a run whose controller chooses it."""
 
-FIXED = frozenset({"global_batch_size", "injection_mode", "injection_fixed", "seed", "report_window_steps", "feedback"})
+FIXED = frozenset(
+    {
+        "global_batch_size",
+        "injection_mode",
+        "injection_fixed",
+        "seed",
+        "report_window_steps",
+        "feedback",
+        "held_back",
+    }
+)
 """What stays as it was when the run was created."""
 
 INJECTION = frozenset({"injection_ratio", "schedule", "budget"})
@@ -174,6 +184,15 @@ class RunConfig:
             "le": 1 << 61,
         },
     )
+    held_back: float = field(
+        default=0.25,
+        metadata={
+            "description": "Share of each stratum that its first epoch leaves out, in whole 64ths. Later epochs take "
+            "it in little by little, so that forgetting can be estimated on samples that the run has not trained on.",
+            "ge": 0,
+            "le": 0.5,
+        },
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -222,11 +241,8 @@ class RunConfig:
 
     @property
     def seeing_ratio(self) -> float:
-        """The injection ratio at which twice as many recent samples tell of forgetting as an estimate needs.
-
-        At a ratio r the decayed count of reports comes to r * B * H / ln 2, for B rows a step and a half-life of H.
-        """
-        return 2.0 * LEAST_REPORTS * math.log(2.0) / (self.global_batch_size * self.half_life_steps)
+        """The injection ratio that gives twice as many reports in a half-life as an estimate takes."""
+        return 2.0 * LEAST_REPORTS / (self.global_batch_size * self.half_life_steps)
 
     def make_policy(self) -> Policy:
         return MixCd(self.sharpness, self.floor) if self.policy == "mix_cd" else Uniform()
@@ -264,7 +280,10 @@ class RunConfig:
             part |= {name: decimal_of(part[name]) for name in part if name.endswith("_ratio")}
         ratio = values["injection_ratio"]
         written = ratio if ratio == AUTO else decimal_of(ratio)
-        return cls.from_dict({**values, "injection_ratio": written, "schedule": schedule, "budget": budget})
+        held_back = values.get("held_back", 0.0)
+        return cls.from_dict(
+            {**values, "injection_ratio": written, "schedule": schedule, "budget": budget, "held_back": held_back}
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunConfig":

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import groupby
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_service.sampling.damage import DAMAGE_OF, damage_rates
+from replay_service.sampling.damage import DAMAGE_OF, LEAST_DAMAGE, damage_rates
 from replay_service.sampling.events import (
     Adjusted,
     Adopted,
@@ -23,8 +24,10 @@ from replay_service.sampling.events import (
     Trained,
     stacked,
 )
-from replay_service.sampling.forgetting import FirstVisits, Forgetting, estimate
+from replay_service.sampling.forgetting import FirstVisits, Forgetting
+from replay_service.sampling.held_back import HeldBack
 from replay_service.sampling.injection import as_decimal, exact_ratio, rows_due
+from replay_service.sampling.latest import REPORT_ROW, LatestReports
 from replay_service.sampling.pending import Awaited, Pending
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.runs import Run, runs_of
@@ -36,9 +39,16 @@ Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 
 HELD_ROW = np.dtype(
-    [("sample_id", "<i8"), ("stratum", "<i4"), ("visit", "<i4"), ("damage", "<f8"), ("excess_nats", "<f8")]
+    [
+        ("sample_id", "<i8"),
+        ("stratum", "<i4"),
+        ("visit", "<i4"),
+        ("chance", "<f8"),
+        ("damage", "<f8"),
+        ("excess_nats", "<f8"),
+    ]
 )
-"""What a report says of a sample: damage in the unit of the run's signal, and loss minus base loss."""
+"""What a report says of a sample: damage in the unit of the run's signal, and the rest as in REPORT_ROW."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +63,8 @@ class RunState:
     walk: Walk
     totals: Totals
     recent: DecayedSums
+    latest: tuple[LatestReports, LatestReports]
+    """Of first visits, and of later ones."""
     pending: dict[int, Pending] = field(default_factory=dict)
     held: dict[int, np.ndarray] = field(default_factory=dict)
     """HELD_ROW of each step: in fenced mode, what was measured and no plan may know yet."""
@@ -63,6 +75,8 @@ class RunState:
     """The injection ratio that is written, or that the controller has chosen; a schedule bends it."""
     ratio_since: int = 0
     """The step from which it has been what it is."""
+    steady_since: int = 0
+    """The step from which the ratio and the policy have been what they are."""
     carry: Fraction = Fraction(0)
     """In [0, 1): the part of a row that the planned steps were due to rehearse and have not."""
     generation_since: int = 0
@@ -75,9 +89,11 @@ class RunState:
 
     @classmethod
     def initial(cls, created: Created) -> "RunState":
-        num, walk = len(created.sizes), Walk.over(np.array(created.sizes, dtype=np.int64))
+        num, held_back = len(created.sizes), HeldBack(created.config.held_back)
+        walk = Walk.over(np.array(created.sizes, dtype=np.int64), held_back)
         totals, recent = Totals.zeros(num), DecayedSums.zeros(num, created.config.half_life_steps)
-        state = cls(created.config, created.generation, created.num_quantiles, walk, totals, recent)
+        latest = LatestReports.of(), LatestReports.of()
+        state = cls(created.config, created.generation, created.num_quantiles, walk, totals, recent, latest)
         state.ratio = created.config.ratio
         return state
 
@@ -96,15 +112,21 @@ class RunState:
             return self.config.injection_ratio
         return as_decimal(self.config.schedule.at(self.next_step, self.ratio))
 
-    def forgetting(self, ahead: float = 0.0) -> Forgetting | None:
-        """How much of the corpus the model has forgotten, as far as plans know; None while too little is known.
+    def first_visits(self) -> FirstVisits:
+        """What tells of forgetting, as far as plans know."""
+        return FirstVisits(
+            reports=self.latest[0].rows.copy(),
+            step=self.recent.origin,
+            sizes=self.walk.sizes.copy(),
+            chance=self.probabilities() * self.walk.share_of_first_visits(),
+            num_quantiles=self.num_quantiles,
+            half_life=self.config.half_life_steps,
+            prior_weight=self.config.prior_weight,
+        )
 
-        It is that of the latest report, or of `ahead` steps after it if the trend goes on.
-        """
-        shape = (-1, self.num_quantiles)
-        count, _, _, _, *others = self.recent.seen
-        visits = FirstVisits(*(each.reshape(shape) for each in (count, *others)))
-        return estimate(self.walk.sizes.reshape(shape), visits, self.config.prior_weight, self.recent.passed + ahead)
+    def forgetting(self) -> Forgetting:
+        """How much of the corpus the model has forgotten, as far as plans know."""
+        return self.first_visits().of_corpus()
 
     def awaited_before(self, step: int) -> list[int]:
         """The steps whose reports the plan of `step` must wait for; none unless the run is fenced."""
@@ -113,10 +135,17 @@ class RunState:
 
     def what_plans_learn_from(self) -> "RunState":
         """A state that `pass_fence` may change while this one stays as it is; this one, if that changes nothing."""
-        return self if self.config.fence is None else replace(self, recent=self.recent.copy(), held=dict(self.held))
+        if self.config.fence is None:
+            return self
+        latest = self.latest[0].copy(), self.latest[1].copy()
+        return replace(self, recent=self.recent.copy(), latest=latest, held=dict(self.held))
+
+    def has_damage(self) -> bool:
+        """Whether damage was reported, so that the rates tell of it."""
+        return bool(self.recent.damage.sum() > LEAST_DAMAGE)
 
     def damage_rates(self) -> Float64Array:
-        """alpha of each stratum, float64 [num_strata]."""
+        """alpha of each stratum, float64 [num_strata]; 1 everywhere before any damage was reported."""
         seen = self.recent.seen
         count, damage = ((seen[i] + seen[i + 1]).reshape(-1, self.num_quantiles) for i in (0, 2))
         return damage_rates(damage, count, self.config.prior_weight).ravel()
@@ -148,6 +177,7 @@ def fold(state: RunState, event: Event) -> None:
         _fold_adopted(state, event.generation, event.sizes)
     elif isinstance(event, Adjusted):
         state.ratio, state.ratio_since = exact_ratio(event.injection_ratio), state.next_step
+        state.steady_since = state.next_step
     elif isinstance(event, Sealed):
         state.pending.pop(event.step, None)
     elif isinstance(event, Trained):
@@ -203,6 +233,8 @@ def whole_rows(state: RunState, steps: range, carry: Fraction) -> tuple[list[int
 def _fold_configured(state: RunState, config: RunConfig) -> None:
     if (config.injection_ratio, config.budget.start()) != (state.config.injection_ratio, state.config.budget.start()):
         state.ratio, state.ratio_since = config.ratio, state.next_step
+    if any(getattr(config, name) != getattr(state.config, name) for name in _STEERING):
+        state.steady_since = state.next_step
     if _damage_unit(config) != _damage_unit(state.config):
         state.recent = DecayedSums.zeros(state.num_strata, config.half_life_steps)
         state.held.clear()
@@ -218,6 +250,21 @@ def _fold_adopted(state: RunState, generation: int, sizes: tuple[int, ...]) -> N
     state.recent.grow(len(sizes))
     state.generation, state.generation_since = generation, state.next_step
     state.policy_version += 1
+
+
+_STEERING: Final = (
+    "injection_ratio",
+    "schedule",
+    "budget",
+    "policy",
+    "sharpness",
+    "floor",
+    "signal",
+    "learnable_nats",
+    "delta_nats",
+    "prior_weight",
+)
+"""Settings of which a change may make forgetting take another course."""
 
 
 def _damage_unit(config: RunConfig) -> tuple[str, float, float]:
@@ -257,23 +304,35 @@ def _runs_of(reports: Sequence[Reported]) -> list[Run]:
 
 def _fold_measured(state: RunState, runs: Sequence[Run], plan: np.ndarray, rows: np.ndarray) -> None:
     """Losses of the samples in `plan` (PLANNED_ROW), row by row."""
-    stratum, visit = plan["stratum"].astype(np.int64), _visit_of(plan)
-    excess = rows["loss_nats"] - rows["base_loss_nats"]
-    damage = DAMAGE_OF[state.config.signal](rows, state.config.learnable_nats, state.config.delta_nats)
-    state.totals.add(stratum, rows, excess)
-    if state.config.fence is None:
-        state.recent.add(runs, visit, stratum, damage, excess)
-        return
     measured = np.empty(len(rows), dtype=HELD_ROW)
-    measured["sample_id"], measured["stratum"] = plan["sample_id"], stratum
-    measured["visit"], measured["damage"], measured["excess_nats"] = visit, damage, excess
+    measured["sample_id"], measured["stratum"] = plan["sample_id"], plan["stratum"]
+    measured["visit"] = plan["times_drawn"] != 1
+    measured["chance"] = plan["probability"] * state.walk.sizes[plan["stratum"]]
+    measured["excess_nats"] = rows["loss_nats"] - rows["base_loss_nats"]
+    measured["damage"] = DAMAGE_OF[state.config.signal](rows, state.config.learnable_nats, state.config.delta_nats)
+    state.totals.add(measured["stratum"].astype(np.int64), rows, measured["excess_nats"])
+    if state.config.fence is None:
+        _learn(state, runs, measured)
+        return
     for step, begin, end in runs:
         state.held[step] = stacked([state.held.get(step, measured[:0]), measured[begin:end]])
 
 
-def _visit_of(plan: np.ndarray) -> Int64Array:
-    visit: Int64Array = (plan["times_drawn"] != 1).astype(np.int64)
-    return visit
+def _learn(state: RunState, runs: Sequence[Run], measured: np.ndarray) -> None:
+    """Let plans know what was measured: HELD_ROW [n], the rows of each step as `runs` say."""
+    visit, stratum = measured["visit"].astype(np.int64), measured["stratum"].astype(np.int64)
+    state.recent.add(runs, visit, stratum, measured["damage"])
+    reports = np.empty(len(measured), dtype=REPORT_ROW)
+    for step, begin, end in runs:
+        reports["step"][begin:end] = step
+    for name in ("stratum", "chance", "excess_nats"):
+        reports[name] = measured[name]
+    is_later = visit > 0
+    if not np.count_nonzero(is_later):
+        state.latest[0].add(reports)
+        return
+    state.latest[0].add(reports[~is_later])
+    state.latest[1].add(reports[is_later])
 
 
 def pass_fence(state: RunState, step: int) -> None:
@@ -284,9 +343,7 @@ def pass_fence(state: RunState, step: int) -> None:
     if passing:
         parts = [in_canonical_order(state.held.pop(each)) for each in passing]
         measured, ends = stacked(parts), [*itertools.accumulate(map(len, parts))]
-        visit, stratum = measured["visit"].astype(np.int64), measured["stratum"].astype(np.int64)
-        runs = list(map(Run, passing, [0, *ends], ends))
-        state.recent.add(runs, visit, stratum, measured["damage"], measured["excess_nats"])
+        _learn(state, list(map(Run, passing, [0, *ends], ends)), measured)
         state.policy_version += len(passing)
 
 

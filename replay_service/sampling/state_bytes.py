@@ -3,7 +3,7 @@
 magic, version   8 + 4 bytes
 length           4 bytes: of the head
 head             JSON with sorted keys: the configuration, the counters, and the steps that await reports
-arrays           little-endian, in the order of `_arrays`, then the born, the pending and the held rows
+arrays           little-endian, in the order of `_arrays`, then the born, the latest, the pending and the held rows
 """
 
 import json
@@ -16,13 +16,14 @@ from typing import Any, Final
 import numpy as np
 
 from replay_service.sampling.events import PLANNED_ROW, Created
+from replay_service.sampling.latest import REPORT_ROW
 from replay_service.sampling.pending import Pending
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.run_state import HELD_ROW, RunState, in_canonical_order
 from replay_service.sampling.trained import TrainedCounts, TrainedTotals
 from replay_service.sampling.walk import BORN_ROW
 
-STATE_VERSION: Final = 6
+STATE_VERSION: Final = 7
 _MAGIC: Final = b"replayst"
 _COUNTERS: Final = (
     "generation",
@@ -30,6 +31,7 @@ _COUNTERS: Final = (
     "next_step",
     "policy_version",
     "ratio_since",
+    "steady_since",
     "generation_since",
     "closed",
 )
@@ -49,6 +51,7 @@ def to_bytes(state: RunState) -> bytes:
         "num_strata": state.num_strata,
         "num_blocks": state.walk.block_size.shape[1],
         "num_born": len(state.walk.born),
+        "latest": [len(each.rows) for each in state.latest],
         "trained": state.trained.counts,
         "trained_through": sorted(state.trained.next_step.items()),
         "pending": [[step, state.pending[step].num_awaited] for step in steps],
@@ -56,7 +59,8 @@ def to_bytes(state: RunState) -> bytes:
     }
     text = json.dumps(head, sort_keys=True, separators=(",", ":")).encode()
     arrays = [array.astype(array.dtype.newbyteorder("<")).tobytes() for array in _arrays(state)]
-    rows = [state.walk.born.tobytes(), *(state.pending[step].rows.tobytes() for step in steps)]
+    rows = [state.walk.born.tobytes(), *(each.rows.tobytes() for each in state.latest)]
+    rows += [state.pending[step].rows.tobytes() for step in steps]
     rows += [in_canonical_order(state.held[step]).tobytes() for step in held]
     return b"".join([_PREFIX.pack(_MAGIC, STATE_VERSION, len(text)), text, *arrays, *rows])
 
@@ -93,6 +97,9 @@ def from_bytes(data: bytes) -> RunState:
         place += array.nbytes
     state.walk.born = np.frombuffer(data, BORN_ROW, head["num_born"], place)
     place += state.walk.born.nbytes
+    for latest, num_rows in zip(state.latest, head["latest"], strict=True):
+        latest.add(np.frombuffer(data, REPORT_ROW, num_rows, place))
+        place += num_rows * REPORT_ROW.itemsize
     for step, num_rows in head["pending"]:
         state.pending[step] = Pending.of(np.frombuffer(data, PLANNED_ROW, num_rows, place))
         place += num_rows * PLANNED_ROW.itemsize
@@ -115,5 +122,6 @@ def _empty(head: dict[str, Any]) -> RunState:
 
 def _arrays(state: RunState) -> Iterator[np.ndarray]:
     totals = state.totals
-    yield from (state.walk.num_draws, state.walk.epoch, state.walk.block_size, state.walk.block_drawn)
+    yield from (state.walk.num_draws, state.walk.epoch, state.walk.sizes)
+    yield from (state.walk.block_size, state.walk.block_drawn)
     yield from (totals.counts, totals.nats, state.recent.sums)

@@ -76,9 +76,8 @@ class DecayedSums:
     """
 
     sums: Float64Array
-    """float64 [9, num_strata], as seen from the reference: the count of first visits and of later ones, the damage of
-    both likewise, and of first visits the sums of e, e**2, a, a**2 and a * e. Of a report e is the loss minus the base
-    loss, and a the age at the reference, `reference - s`: negative for later steps."""
+    """float64 [4, num_strata], as seen from the reference: the count of first visits and of later ones, the damage of
+    both likewise."""
     half_life: float
     reference: int = 0
     origin: int = 0
@@ -86,7 +85,7 @@ class DecayedSums:
 
     @classmethod
     def zeros(cls, num_strata: int, half_life: float) -> "DecayedSums":
-        return cls(np.zeros((9, num_strata)), half_life)
+        return cls(np.zeros((4, num_strata)), half_life)
 
     @property
     def passed(self) -> int:
@@ -95,7 +94,7 @@ class DecayedSums:
 
     @property
     def seen(self) -> Float64Array:
-        """float64 [9, num_strata]: the sums by weights as seen from the origin; ages are those at the reference."""
+        """float64 [4, num_strata]: the sums by weights as seen from the origin."""
         return self.sums * self._weight(self.passed)
 
     @property
@@ -120,21 +119,13 @@ class DecayedSums:
         self._see_from(self.origin)
         self.half_life = half_life
 
-    def add(
-        self, runs: Sequence[Run], visit: Int64Array, stratum: Int64Array, damage: Float64Array, excess: Float64Array
-    ) -> None:
-        """Count the n samples of some steps; arrays [n], damage in the unit of the signal, excess in nats per token."""
-        age, weight, moves = self._weighed(runs, len(visit))
-        cells, terms = _ROWS_OF_FIRST * self.sums.shape[1] + stratum, np.empty((7, len(visit)))
-        cells[:2] += visit * self.sums.shape[1]
-        of_first = weight * (visit == FIRST_VISITS)
+    def add(self, runs: Sequence[Run], visit: Int64Array, stratum: Int64Array, damage: Float64Array) -> None:
+        """Count the n samples of some steps; arrays [n], damage in the unit of the signal."""
+        weight, moves = self._weighed(runs, len(visit))
+        cells, terms = _COUNT_AND_DAMAGE * self.sums.shape[1] + stratum, np.empty((2, len(visit)))
+        cells += visit * self.sums.shape[1]
         terms[0] = weight
         np.multiply(weight, damage, terms[1])
-        np.multiply(of_first, excess, terms[2])
-        np.multiply(terms[2], excess, terms[3])
-        np.multiply(of_first, age, terms[4])
-        np.multiply(terms[4], age, terms[5])
-        np.multiply(terms[4], excess, terms[6])
         begin = 0
         for end, reference in moves:
             _add(self.sums, cells[:, begin:end], terms[:, begin:end])
@@ -142,38 +133,31 @@ class DecayedSums:
             begin = end
         _add(self.sums, cells[:, begin:], terms[:, begin:])
 
-    def _weighed(self, runs: Sequence[Run], num: int) -> tuple[Float64Array, Float64Array, list[tuple[int, int]]]:
-        """The age and the weight of each sample at the reference that it meets; where that moves, and to which step."""
-        age, weight = np.empty(num), np.empty(num)
+    def _weighed(self, runs: Sequence[Run], num: int) -> tuple[Float64Array, list[tuple[int, int]]]:
+        """The weight of each sample at the reference that it meets; where that moves, and to which step."""
+        weight = np.empty(num)
         reference, moves = self.reference, []
         for step, begin, end in runs:
             if step - reference >= self.half_life:
                 reference = step
                 moves.append((begin, step))
             # One power a step: of an array the last bit of each may depend on its place.
-            age[begin:end], weight[begin:end] = reference - step, self._weight(reference - step)
+            weight[begin:end] = self._weight(reference - step)
             self.origin = max(self.origin, step)
-        return age, weight, moves
+        return weight, moves
 
     def _weight(self, age: int) -> float:
         weight: float = 0.5 ** (age / self.half_life)
         return weight
 
     def _see_from(self, reference: int) -> None:
-        """Every report grows older by the same d: a becomes a + d, a**2 becomes a**2 + d * (2 * a + d)."""
-        passed = float(reference - self.reference)
-        count, excess, (age, squares, aged_excess) = self.sums[0], self.sums[4], self.sums[6:]
-        squares += passed * (2.0 * age + passed * count)
-        age += passed * count
-        aged_excess += passed * excess
         self.sums *= self._weight(reference - self.reference)
         self.reference = reference
 
 
 _ROWS: Final = np.arange(3)[:, None]
-_ROWS_OF_FIRST: Final = np.array([0, 2, 4, 5, 6, 7, 8])[:, None]
-"""Where in `DecayedSums.sums` a first visit counts. A later one counts a row further in the first two of these, and
-weighs nothing in the others."""
+_COUNT_AND_DAMAGE: Final = np.array([0, 2])[:, None]
+"""Where in `DecayedSums.sums` a first visit counts; a later one counts a row further."""
 
 
 def _row(array: np.ndarray, index: int) -> np.ndarray:

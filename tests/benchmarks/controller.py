@@ -40,20 +40,23 @@ ROWS: Final = 16
 CORPUS: Final = "pretraining"
 AMOUNTS: Final = Amounts(corpus=300_000, heldout=20_000, target=900_000)
 COLUMNS: Final = Columns("text", None, "domain")
-FIXED: Final = ("0", "0.01", "0.05", "0.1")
-RESCORED: Final = 384
-"""Rows of the corpus that are scored again for the true forgetting."""
+FIXED: Final = ("0.02", "0.05", "0.08", "0.12", "0.18")
+RESCORED: Final = 768
+"""Rows that are kept out of the corpus, and scored again and again for the true forgetting."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What the service says of a run after a step, and what is true."""
+    """What the service says of a run after a step, and what is true of text that the run never rehearses."""
 
     step: int
     ratio: float
     estimate: float | None
-    standard_error: float | None
+    low: float | None
+    high: float | None
     true: float
+    held: tuple[bool, ...]
+    """Of each domain of which something is said: whether its interval holds the truth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,9 @@ class World:
     model: Path
     url: str
     rows: PackedRows
+    """Of the corpus's text, and no part of the corpus."""
+    domain: NDArray[np.int64]
+    """Of each of them."""
     base_loss: NDArray[np.float32]
     num_steps: int
     every: int
@@ -91,29 +97,33 @@ class Rescoring(AloneWorker):
         torch.set_num_threads(2)
         self.points: list[Point] = []
         self._world, self._run = world, run
-        self._place = np.random.default_rng(0).permutation(len(world.base_loss))[:RESCORED]
         self._model = load_model(str(world.model))
 
     def save(self, state: dict[str, Any], step: int) -> None:
         self._model.load_state_dict(state["model"])
-        true = mean_loss(self._model, self._world.rows, self._place) - float(self._world.base_loss[self._place].mean())
+        lost = losses(self._model, self._world.rows) - self._world.base_loss
         if self._run is None:
-            self.points.append(Point(step, 0.0, None, None, true))
+            self.points.append(Point(step, 0.0, None, None, None, float(lost.mean()), ()))
             return
         with ReplayClient(self._world.url) as client:
             stats = client.stats(self._run)
-        found = (stats[name] for name in ("injection_ratio", "forgetting_nats", "forgetting_standard_error"))
-        self.points.append(Point(step, *found, true))
+        found = (stats["forgetting"][name] for name in ("nats", "low", "high"))
+        held = tuple(
+            each["low"] <= lost[self._world.domain == domain].mean() <= each["high"]
+            for domain, each in enumerate(stats["forgetting_by_domain"].values())
+            if each["nats"] is not None
+        )
+        self.points.append(Point(step, stats["injection_ratio"], *found, float(lost.mean()), held))
 
 
 @torch.no_grad()
-def mean_loss(model: Any, rows: PackedRows, place: NDArray[np.int64]) -> float:
-    """Mean over these rows of their mean loss, nats per token."""
-    measure, total = LanguageLosses(model), 0.0
-    for some in np.array_split(place, -(-len(place) // 64)):
+def losses(model: Any, rows: PackedRows) -> NDArray[np.float64]:
+    """The mean loss of each row, nats per token."""
+    measure, parts = LanguageLosses(model), []
+    for some in np.array_split(np.arange(len(rows)), -(-len(rows) // 64)):
         ids, length = (torch.from_numpy(each[some].astype(np.int64)) for each in (rows.input_ids, rows.length))
-        total += float(measure(ids, length).mean_nats().double().sum())
-    return total / len(place)
+        parts.append(measure(ids, length).mean_nats().double().numpy())
+    return np.concatenate(parts)
 
 
 @contextmanager
@@ -129,16 +139,20 @@ def a_world(folder: Path, args: argparse.Namespace) -> Iterator[World]:
     usable = rows.length > 1
     rows, domain = PackedRows(rows.input_ids[usable], rows.length[usable]), domain[usable]
     scores = RowScorer(str(model), "float32", batch_size=64).score(rows.input_ids, rows.length)
-    MadeUpCorpus(tuple(domains), domain, rows, scores.base_loss, scores.correct).write(
+    out, into = np.split(np.random.default_rng(0).permutation(len(domain)), [RESCORED])
+    into.sort()
+    kept = PackedRows(rows.input_ids[into], rows.length[into])
+    MadeUpCorpus(tuple(domains), domain[into], kept, scores.base_loss[into], scores.correct[into]).write(
         folder / "root" / "corpora" / CORPUS,
         num_quantiles=4,
         vocab_size=len(tokenizer),
         rows_per_segment=8192,
         tokenizer_fingerprint=fingerprint(tokenizer),
     )
-    print(f"corpus: {len(rows)} rows of {SEQ_LEN} tokens, base loss {scores.base_loss.mean():.3f} nats", flush=True)
+    print(f"corpus: {len(kept)} rows of {SEQ_LEN} tokens, base loss {scores.base_loss.mean():.3f} nats", flush=True)
+    apart = PackedRows(rows.input_ids[out], rows.length[out])
     with running_service(folder / "root") as (url, _):
-        yield World(folder, model, url, rows, scores.base_loss, args.steps, args.every)
+        yield World(folder, model, url, apart, domain[out], scores.base_loss[out], args.steps, args.every)
 
 
 def pretrained(folder: Path, text: Path, num_steps: int) -> Path:
@@ -198,15 +212,26 @@ def train(world: World, name: str, **rehearsal: Any) -> Arm:
     return Arm(name, worker.points, num_rehearsed, loss)
 
 
-def summary(arms: Sequence[Arm], world: World, budget: float) -> str:
-    head = ("rehearsal", "rows rehearsed", "share", "forgetting at the end", "in the last half", "target loss")
+def summary(arms: Sequence[Arm], world: World) -> str:
+    head = ("rehearsal", "rows rehearsed", "share", "after 4 half-lives: least to most", "at the end", "target loss")
     rows = []
     for arm in arms:
-        late = [each.true for each in arm.after(0.5)]
+        late = [each.true for each in arm.points if each.step >= 4 * world.every]
         cells = [str(arm.num_rehearsed), f"{arm.num_rehearsed / (ROWS * world.num_steps):.2%}"]
-        cells += [f"{arm.points[-1].true:+.3f}", f"{min(late):+.3f} to {max(late):+.3f}", f"{arm.target_loss:.3f}"]
+        cells += [f"{min(late):+.3f} to {max(late):+.3f}", f"{arm.points[-1].true:+.3f}", f"{arm.target_loss:.3f}"]
         rows.append([arm.name, *cells])
-    return f"Budget: {budget:g} nats.\n\n" + as_table(head, rows)
+    return as_table(head, rows)
+
+
+def coverage(arms: Sequence[Arm]) -> str:
+    """How often the service's intervals held the truth, over all jobs and points."""
+    known = [each for arm in arms for each in arm.points if each.low is not None and each.high is not None]
+    held = [each.low <= each.true <= each.high for each in known]  # type: ignore[operator]
+    by_domain = [one for arm in arms for each in arm.points for one in each.held]
+    return (
+        f"The interval held the truth at {np.mean(held):.0%} of {len(held)} points, and that of a domain at "
+        f"{np.mean(by_domain):.0%} of {len(by_domain)}."
+    )
 
 
 def trace(arm: Arm, budget: float) -> str:
@@ -215,7 +240,7 @@ def trace(arm: Arm, budget: float) -> str:
         [
             str(each.step),
             f"{each.ratio:.2%}",
-            "-" if each.estimate is None else f"{each.estimate:+.3f} ± {each.standard_error:.3f}",
+            "-" if each.estimate is None else f"{each.estimate:+.3f} ({each.low:+.3f} to {each.high:+.3f})",
             f"{each.true:+.3f}",
             f"{each.true / budget:.0%}",
         ]
@@ -231,45 +256,28 @@ def turns(arm: Arm) -> int:
     return int((moves[1:] != moves[:-1]).sum())
 
 
-def draw(arms: Sequence[Arm], budget: float, picture: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    above, below = figure.subplots(2, sharex=True)
-    for arm in arms:
-        above.plot([each.step for each in arm.points], [each.true for each in arm.points], label=arm.name)
-        if any(each.estimate is not None for each in arm.points) and arm.name.startswith("auto"):
-            known = [each for each in arm.points if each.estimate is not None]
-            above.plot([each.step for each in known], [each.estimate for each in known], ":", label="its estimate")
-            below.plot([each.step for each in arm.points], [100 * each.ratio for each in arm.points])
-    above.axhline(budget, color="grey", linestyle="--", label="budget")
-    above.set(ylabel="forgetting, nats per token")
-    above.legend()
-    below.set(xlabel="step", ylabel="injection ratio, %")
-    figure.savefig(picture)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=0.45, help="nats per token")
-    parser.add_argument("--first-ratio", default="0.02", help="where the controller begins")
-    parser.add_argument("--steps", type=int, default=640, help="of each job")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.4, 0.6], help="nats per token")
+    parser.add_argument("--first-ratios", nargs="+", default=["0.02", "0.3"], help="where the controller begins")
+    parser.add_argument("--steps", type=int, default=512, help="of each job")
     parser.add_argument("--every", type=int, default=32, help="steps between two points; the half-life too")
     parser.add_argument("--pretraining-steps", type=int, default=400)
     parser.add_argument("--fixed", nargs="*", default=FIXED, help="fixed injection ratios to compare with")
-    parser.add_argument("--picture", type=Path, help="PNG file to draw")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="controller-") as folder, a_world(Path(folder), args) as world:
-        limits = {"nats": args.budget, "first_ratio": args.first_ratio, "least_ratio": "0.01", "most_ratio": "0.5"}
-        auto = train(world, "auto", injection_ratio="auto", budget=limits, half_life_steps=float(args.every))
-        fixed = [
-            train(world, f"fixed {each}", injection_ratio=each, half_life_steps=float(args.every))
-            for each in args.fixed
-        ]
-        arms = [*fixed, auto]
-        print(f"\n{summary(arms, world, args.budget)}\n\n{trace(auto, args.budget)}")
-        if args.picture is not None:
-            draw(arms, args.budget, args.picture)
+        half_life = {"half_life_steps": float(args.every)}
+        fixed = [train(world, f"fixed {each}", injection_ratio=each, **half_life) for each in args.fixed]
+        autos = {}
+        for budget in args.budgets:
+            for first in args.first_ratios:
+                limits = {"nats": budget, "first_ratio": first, "least_ratio": "0.01", "most_ratio": "0.5"}
+                name = f"auto {budget:g} from {first}"
+                autos[name] = budget, train(world, name, injection_ratio="auto", budget=limits, **half_life)
+        arms = [*fixed, *(arm for _, arm in autos.values())]
+        print(f"\n{summary(arms, world)}\n\n{coverage(arms)}")
+        for name, (budget, arm) in autos.items():
+            print(f"\n{name}\n\n{trace(arm, budget)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replay_service.sampling.held_back import HeldBack
 from replay_service.sampling.walk import Walk
 
 pure = settings(max_examples=80, deadline=None)
@@ -10,7 +11,7 @@ seeds = st.integers(0, 2**63 - 1)
 
 
 def arrays_of(walk: Walk) -> list[tuple[object, bytes]]:
-    arrays = (walk.num_draws, walk.epoch, walk.block_size, walk.block_drawn, walk.born)
+    arrays = (walk.num_draws, walk.epoch, walk.sizes, walk.block_size, walk.block_drawn, walk.born)
     return [(array.shape, array.tobytes()) for array in arrays]
 
 
@@ -20,17 +21,25 @@ def drawn_from(walk: Walk, seed: int, stratum: int, num: int) -> list[tuple[int,
     return list(zip(draws.row.tolist(), draws.times_drawn.tolist(), strict=True))
 
 
-def walk_over(*sizes: int) -> Walk:
-    return Walk.over(np.array(sizes, dtype=np.int64))
+def walk_over(*sizes: int, held_back: float = 0.0) -> Walk:
+    return Walk.over(np.array(sizes, dtype=np.int64), HeldBack(held_back))
+
+
+shares = st.sampled_from([0.0, 0.25, 0.5])
 
 
 @given(st.data())
 @pure
 def test_within_an_epoch_every_row_that_is_there_comes_once_however_the_stratum_grows(data: st.DataObject) -> None:
     seed = data.draw(seeds)
-    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3), label="sizes")
-    walk = walk_over(*sizes)
-    left: list[set[int]] = [set(range(size)) for size in sizes]
+    sizes = data.draw(st.lists(st.integers(1, 9) | st.integers(60, 70), min_size=1, max_size=3), label="sizes")
+    walk = walk_over(*sizes, held_back=data.draw(shares, label="held back"))
+
+    def rows(k: int, first: int, end: int) -> set[int]:
+        """Those that the stratum's epoch draws."""
+        return {row for row in range(first, end) if walk.held_back.freed_in(np.array([row])) <= walk.epoch[k]}
+
+    left = [rows(k, 0, size) for k, size in enumerate(sizes)]
     seen: dict[tuple[int, int], int] = {}
     for _ in range(data.draw(st.integers(1, 12), label="turns")):
         if data.draw(st.booleans(), label="grow"):
@@ -39,27 +48,28 @@ def test_within_an_epoch_every_row_that_is_there_comes_once_however_the_stratum_
             walk.grow(np.array(grown))
             left += [set() for _ in grown[len(sizes) :]]
             for k, (old, new) in enumerate(zip([*sizes, 0], grown, strict=False)):
-                left[k] |= set(range(old, new))
+                left[k] |= rows(k, old, new)
             sizes = grown
-        strata = sorted(data.draw(st.lists(st.integers(0, len(sizes) - 1), max_size=12), label="strata"))
+        k = data.draw(st.integers(0, len(sizes) - 1), label="stratum")
+        strata = [k] * data.draw(st.integers(0, len(left[k])), label="num")
         draws = walk.draw(seed, np.array(strata, dtype=np.int64))
         for k, row, times in zip(strata, draws.row.tolist(), draws.times_drawn.tolist(), strict=True):
             assert row in left[k]
             left[k].remove(row)
             seen[k, row] = seen.get((k, row), 0) + 1
             assert times == seen[k, row]
-            if not left[k]:
-                left[k] = set(range(sizes[k]))
+        if not left[k]:
+            left[k] = rows(k, 0, sizes[k])
         assert walk.sizes.tolist() == sizes
         assert walk.num_draws.sum() == sum(seen.values())
 
 
-@given(seeds, st.lists(st.integers(1, 7), min_size=1, max_size=4), st.lists(st.integers(0, 6), max_size=5))
+@given(seeds, st.lists(st.integers(1, 7), min_size=1, max_size=4), st.lists(st.integers(0, 6), max_size=5), shares)
 @pure
-def test_advancing_goes_as_far_as_drawing(seed: int, sizes: list[int], more: list[int]) -> None:
-    drawing, advancing = walk_over(*sizes), walk_over(*sizes)
+def test_advancing_goes_as_far_as_drawing(seed: int, sizes: list[int], more: list[int], share: float) -> None:
+    drawing, advancing = walk_over(*sizes, held_back=share), walk_over(*sizes, held_back=share)
     for turn, extra in enumerate(more):
-        strata = np.sort(np.arange(3 + turn) % len(sizes))
+        strata = np.sort(np.arange(9 + 9 * turn) % len(sizes))
         drawing.draw(seed, strata)
         advancing.advance(seed, strata)
         for walk in (drawing, advancing):
@@ -67,10 +77,10 @@ def test_advancing_goes_as_far_as_drawing(seed: int, sizes: list[int], more: lis
     assert arrays_of(drawing) == arrays_of(advancing)
 
 
-@given(seeds, st.integers(1, 30), st.integers(0, 30))
+@given(seeds, st.integers(1, 30), st.integers(0, 90), shares)
 @pure
-def test_at_once_or_one_by_one_the_same_rows_are_drawn(seed: int, size: int, num: int) -> None:
-    at_once, one_by_one = walk_over(size), walk_over(size)
+def test_at_once_or_one_by_one_the_same_rows_are_drawn(seed: int, size: int, num: int, share: float) -> None:
+    at_once, one_by_one = walk_over(size, held_back=share), walk_over(size, held_back=share)
     for walk in (at_once, one_by_one):
         drawn_from(walk, seed, 0, size // 2)
         walk.grow(np.array([size + 5]))
@@ -125,3 +135,44 @@ def test_empty_strata_stay_as_they_are(extra: int) -> None:
     drawn_from(walk, 2, 1, 4)
     walk.grow(np.array([0, 3 + extra]))
     assert (walk.epoch.tolist(), walk.sizes.tolist()) == ([0, 1], [0, 3 + extra])
+
+
+@given(seeds, st.integers(1, 200), st.integers(0, 100), shares)
+@pure
+def test_the_chance_of_a_first_visit_is_the_share_that_is_left_of_rows_never_drawn(
+    seed: int, size: int, more: int, share: float
+) -> None:
+    walk, drawn = walk_over(size, held_back=share), set[int]()
+    for turn in range(size + 20):
+        if turn == size + 2:
+            walk.grow(np.array([size + more]))
+        (row,), (times,), (chance,) = walk.draw(seed, np.zeros(1, dtype=np.int64))
+        assert (times == 1) == (row not in drawn)
+        assert 0.0 < chance <= 1.0
+        drawn.add(int(row))
+        if walk.epoch[0] == 0:
+            assert chance == 1.0
+
+
+def test_over_an_epoch_the_chances_of_first_visits_add_up_to_how_many_there_are() -> None:
+    walk, first, chances = walk_over(640, held_back=0.25), dict[int, int](), dict[int, float]()
+    while (epoch := int(walk.epoch[0])) < 30:
+        (_,), (times,), (chance,) = walk.draw(3, np.zeros(1, dtype=np.int64))
+        first[epoch] = first.get(epoch, 0) + int(times == 1)
+        chances[epoch] = chances.get(epoch, 0.0) + float(chance if times == 1 else 1.0 - chance)
+    assert first[0] == 480
+    assert sum(first.values()) == 640
+    assert [first[epoch] for epoch in range(1, 6)] == [20, 20, 20, 10, 10]
+    for epoch, num in first.items():
+        assert chances[epoch] == pytest.approx(num)
+
+
+def test_a_row_is_held_back_in_its_stratum_whatever_comes_after_it() -> None:
+    held_back = HeldBack(0.25)
+    num, epoch = np.arange(1, 300), np.zeros(299, dtype=np.int64)
+    for each in range(held_back.last_epoch + 1):
+        epoch[:] = each
+        drawn = [row for row in range(299) if held_back.freed_in(np.array([row])) <= each]
+        assert held_back.num_drawn(num, epoch).tolist() == [sum(row < n for row in drawn) for n in num.tolist()]
+        assert held_back.row(np.arange(len(drawn)), epoch[: len(drawn)]).tolist() == drawn
+    assert len(drawn) == 299

@@ -65,7 +65,9 @@ def report_of(
 
 
 def initial_state(sizes: Sequence[int], *, num_quantiles: int = 1, **config: object) -> RunState:
-    settings: dict[str, object] = {"global_batch_size": 8, "injection_ratio": "0.5", "seed": 7, **config}
+    """Nothing is held back unless `config` says so: an epoch draws every row."""
+    defaults: dict[str, object] = {"global_batch_size": 8, "injection_ratio": "0.5", "seed": 7, "held_back": 0.0}
+    settings = {**defaults, **config}
     return RunState.initial(created_of(sizes, num_quantiles, RunConfig(**settings)))  # type: ignore[arg-type]
 
 
@@ -76,15 +78,20 @@ def created_of(sizes: Sequence[int], num_quantiles: int, config: RunConfig) -> C
 def image(state: RunState) -> dict[str, object]:
     """Everything that a state remembers, down to the bytes: two states are the same if and only if these are equal."""
     arrays = {
-        **{name: getattr(state.walk, name) for name in ("num_draws", "epoch", "block_size", "block_drawn", "born")},
+        **{
+            name: getattr(state.walk, name)
+            for name in ("num_draws", "epoch", "sizes", "block_size", "block_drawn", "born")
+        },
         **{name: getattr(state.totals, name) for name in ("samples", "tokens", "flips", "loss_nats", "excess_nats")},
         "recent sums": state.recent.sums,
+        "first visits": state.latest[0].rows,
+        "later visits": state.latest[1].rows,
     }
     return {
         "origin": (state.recent.origin, state.recent.reference, state.recent.half_life),
         "next_step": state.next_step,
         "policy_version": state.policy_version,
-        "ratio": (state.ratio, state.ratio_since, state.carry),
+        "ratio": (state.ratio, state.ratio_since, state.steady_since, state.carry),
         "generation": (state.generation, state.generation_since, state.num_quantiles),
         "closed": state.closed,
         "config": state.config,

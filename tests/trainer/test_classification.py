@@ -98,7 +98,7 @@ def test_the_model_as_it_was_reports_the_base_losses_and_no_flip(client: ReplayC
             loop.report(mixed, losses)
     stats = client.stats("unchanged")
     assert (stats["num_reported"], stats["num_pending"], stats["flip_rate"]) == (40, 0, 0.0)
-    assert stats["forgetting_nats"] == pytest.approx(0, abs=1e-5)
+    assert stats["forgetting"]["nats"] == pytest.approx(0, abs=1e-5)
 
 
 def test_a_sample_flips_when_the_base_model_was_right_and_the_model_is_wrong(client: ReplayClient) -> None:

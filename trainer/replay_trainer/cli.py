@@ -1,6 +1,5 @@
 """The command line `replay-trainer`."""
 
-import contextlib
 import sys
 import threading
 import time
@@ -28,7 +27,6 @@ from replay_trainer.scoring_settings import ScoringSettings
 if TYPE_CHECKING:
     from replay_trainer.job.progress import ProgressLine
 
-_ASK_EVERY_S = 5.0
 _WARM_UP_STEPS = 2
 _MOST_NAMED = 5
 
@@ -177,7 +175,7 @@ def watch_training(job: TrainConfig, console: Console, title: str) -> None:
 
 @dataclass(slots=True)
 class _Watched:
-    """A job as its metrics file and its run at the service show it.
+    """A job as its metrics file shows it.
 
     Lines that stood in the file before the job began are of another one, and are not shown.
     """
@@ -185,8 +183,7 @@ class _Watched:
     job: TrainConfig
     line: "ProgressLine"
     _seen: list[dict[str, Any]] = field(init=False)
-    _of_run: dict[str, float | None] = field(default_factory=dict)
-    _asked_at: float = float("-inf")
+    _forgetting: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self._seen = self._lines()
@@ -196,28 +193,14 @@ class _Watched:
         lines = self._lines()
         for number, line in enumerate(lines):
             if line["kind"] == "step" and line not in self._seen[number : number + 1]:
-                self.line.show(line["step"], {**self._statistics(), **line})
+                self._forgetting = line.get("forgetting", self._forgetting)
+                self.line.show(line["step"], {**line, "forgetting": self._forgetting})
         self._seen = lines
 
     def _lines(self) -> list[dict[str, Any]]:
         from replay_trainer.job.metrics import MetricsFile
 
         return list(MetricsFile(self.job.output / "metrics.jsonl").lines())
-
-    def _statistics(self) -> dict[str, float | None]:
-        """Statistics of the run from the service, asked now and then; without an answer, the last ones."""
-        from replay_trainer.client import ReplayClient, RetryPolicy
-
-        rehearsal = self.job.rehearsal
-        if rehearsal is not None and time.monotonic() - self._asked_at > _ASK_EVERY_S:
-            self._asked_at = time.monotonic()
-            with (
-                contextlib.suppress(TrainerError),
-                ReplayClient(rehearsal.service_url, retry=RetryPolicy(give_up_after_s=1.0)) as client,
-            ):
-                found = client.stats(rehearsal.run)
-                self._of_run = {"forgetting": found["forgetting_nats"]}
-        return self._of_run
 
 
 def _print_profile(job: TrainConfig) -> None:

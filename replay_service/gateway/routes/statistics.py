@@ -1,13 +1,16 @@
 """Statistics: what a run has learned of its corpus."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter
 
+from replay_service.errors import ReplayError
 from replay_service.gateway.middleware.access import READ, RunName
 from replay_service.gateway.middleware.problems import responses
-from replay_service.gateway.models import RunStats, StrataList, StratumStats, TrainedStats
-from replay_service.gateway.service import Service
+from replay_service.gateway.models import ForgettingEstimate, RunStats, StrataList, StratumStats, TrainedStats
+from replay_service.gateway.service import ReplayService, Service
+from replay_service.ledger.journal import RunRecord
 from replay_service.sampling.partition import stratum_name
 from replay_service.sampling.run_state import RunState
 
@@ -16,8 +19,18 @@ router = APIRouter(prefix="/v1/runs/{run}", tags=["statistics"])
 
 @router.get("/stats", operation_id="get_stats", dependencies=READ, responses=responses(404, 422))
 def get_stats(run: RunName, service: Service) -> RunStats:
-    """A run's statistics over all strata."""
-    return service.owners.get(run).read(lambda state: summarise(run, state))
+    """A run's statistics over all strata, and what it has forgotten of the corpus and of each domain."""
+    owner = service.owners.get(run)
+    # The estimates are made outside: nobody waits for them.
+    numbers, visits = owner.read(lambda state: (numbers_of(state), state.first_visits()))
+    by_domain = [ForgettingEstimate.of(each) for each in visits.of_domains()]
+    names = _domains(service, owner.record, len(by_domain))
+    return RunStats(
+        run=run,
+        **numbers,
+        forgetting=ForgettingEstimate.of(visits.of_corpus()),
+        forgetting_by_domain=dict(zip(names, by_domain, strict=True)),
+    )
 
 
 @router.get("/strata", operation_id="get_strata", dependencies=READ, responses=responses(404, 422))
@@ -28,35 +41,40 @@ def get_strata(run: RunName, service: Service) -> StrataList:
     return owner.read(lambda state: list_strata(run, state, groups))
 
 
-def summarise(run: str, state: RunState) -> RunStats:
+def _domains(service: ReplayService, record: RunRecord, num: int) -> list[str]:
+    """The names of a run's groups; their numbers where its corpus is not there to name them."""
+    try:
+        return list(service.corpus_of(record).partition.groups[:num])
+    except ReplayError:
+        return [f"group {i}" for i in range(num)]
+
+
+def numbers_of(state: RunState) -> dict[str, Any]:
+    """What `RunStats` says of a run beside what it has forgotten."""
     totals = state.totals
     num_rehearsed, num_reported = int(state.walk.num_draws.sum()), int(totals.samples.sum())
     num_pending = sum(pending.num_awaited for pending in state.pending.values())
     num_added = num_rehearsed if state.config.injection_mode == "add" else 0
     num_planned = state.next_step * state.config.global_batch_size + num_added
-    forgetting = state.forgetting()
     num_tokens, num_flips = int(totals.tokens.sum()), int(totals.flips.sum())
-    return RunStats(
-        run=run,
-        next_step=state.next_step,
-        policy_version=state.policy_version,
-        injection_ratio=float(state.config.schedule.at(state.next_step, state.ratio)),
-        num_planned=num_planned,
-        num_rehearsed=num_rehearsed,
-        planned_ratio=num_rehearsed / num_planned if num_planned else 0.0,
-        trained=_trained(state),
-        achieved_ratio=_mean(state.trained.counts.num_rehearsed_rows, state.trained.counts.num_rows),
-        num_reported=num_reported,
-        num_pending=num_pending,
-        num_unmeasured=num_rehearsed - num_reported - num_pending,
-        num_tokens=num_tokens,
-        num_flips=num_flips,
-        flip_rate=_mean(num_flips, num_tokens),
-        mean_loss_nats=_mean(totals.loss_nats.sum(), num_reported),
-        mean_excess_nats=_mean(totals.excess_nats.sum(), num_reported),
-        forgetting_nats=None if forgetting is None else forgetting.nats,
-        forgetting_standard_error=None if forgetting is None else forgetting.standard_error,
-    )
+    return {
+        "next_step": state.next_step,
+        "policy_version": state.policy_version,
+        "injection_ratio": float(state.config.schedule.at(state.next_step, state.ratio)),
+        "num_planned": num_planned,
+        "num_rehearsed": num_rehearsed,
+        "planned_ratio": num_rehearsed / num_planned if num_planned else 0.0,
+        "trained": _trained(state),
+        "achieved_ratio": _mean(state.trained.counts.num_rehearsed_rows, state.trained.counts.num_rows),
+        "num_reported": num_reported,
+        "num_pending": num_pending,
+        "num_unmeasured": num_rehearsed - num_reported - num_pending,
+        "num_tokens": num_tokens,
+        "num_flips": num_flips,
+        "flip_rate": _mean(num_flips, num_tokens),
+        "mean_loss_nats": _mean(totals.loss_nats.sum(), num_reported),
+        "mean_excess_nats": _mean(totals.excess_nats.sum(), num_reported),
+    }
 
 
 def _trained(state: RunState) -> TrainedStats | None:
@@ -69,7 +87,7 @@ def _trained(state: RunState) -> TrainedStats | None:
 def list_strata(run: str, state: RunState, groups: Sequence[str]) -> StrataList:
     """Every stratum; `groups` names at least the groups of the state's generation."""
     totals, walk, sizes = state.totals, state.walk, state.walk.sizes
-    rates, probabilities = state.damage_rates(), state.probabilities()
+    rates, probabilities = state.damage_rates() if state.has_damage() else None, state.probabilities()
     strata = [
         StratumStats(
             stratum=k,
@@ -84,7 +102,7 @@ def list_strata(run: str, state: RunState, groups: Sequence[str]) -> StrataList:
             num_flips=int(totals.flips[k]),
             mean_loss_nats=_mean(totals.loss_nats[k], totals.samples[k]),
             mean_excess_nats=_mean(totals.excess_nats[k], totals.samples[k]),
-            damage_rate=float(rates[k]),
+            damage_rate=None if rates is None else float(rates[k]),
             probability=float(probabilities[k]),
         )
         for k in range(state.num_strata)

@@ -82,8 +82,9 @@ def test_the_service_holds_a_budget_of_forgetting(root: Path) -> None:
             rows["loss_nats"] = batch.base_loss + 1.0
             assert report(client, rows).json()["accepted"] == len(batch)
         found = stats(client)
-        assert found["forgetting_nats"] == pytest.approx(1.0, abs=1e-5)
-        assert found["forgetting_standard_error"] < 0.1
+        assert found["forgetting"]["nats"] == pytest.approx(1.0, abs=1e-5)
+        assert found["forgetting"]["low"] > 0.9
+        assert list(found["forgetting_by_domain"]) == ["en", "fr"]
         batch_of(client, 6, 8)
         assert 0.2 < stats(client)["injection_ratio"] <= 0.5
     with client_on(root) as client:

@@ -27,7 +27,10 @@ def test_a_new_run_has_learned_nothing(running: TestClient) -> None:
     assert (stats["planned_ratio"], stats["flip_rate"], stats["mean_loss_nats"]) == (0.0, None, None)
     strata = strata_of(running)
     assert [each["name"] for each in strata] == ["en/q0", "en/q1", "fr/q0", "fr/q1"]
-    assert [each["damage_rate"] for each in strata] == [1.0] * 4
+    assert [each["damage_rate"] for each in strata] == [None] * 4
+    for each in (stats["forgetting"], *stats["forgetting_by_domain"].values()):
+        assert (each["nats"], each["low"], each["high"], each["step"]) == (None,) * 4
+        assert each["reason"] == "no first visit was reported yet"
     assert [each["probability"] for each in strata] == pytest.approx([0.25] * 4)
     assert total(strata, "num_samples") == 80
 

@@ -287,4 +287,4 @@ def test_rows_whose_loss_is_not_finite_are_counted_awaited_no_longer_and_teach_n
     with ReplayClient(service_url) as client:
         stats = client.stats("broken")
     assert stats["num_unmeasured"] == stats["num_rehearsed"] == 12
-    assert (stats["num_reported"], stats["num_pending"], stats["forgetting_nats"]) == (0, 0, None)
+    assert (stats["num_reported"], stats["num_pending"], stats["forgetting"]["nats"]) == (0, 0, None)

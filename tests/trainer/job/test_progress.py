@@ -1,5 +1,6 @@
 import io
 import re
+from typing import Any
 
 import pytest
 from replay_trainer.job.progress import ProgressLine
@@ -8,7 +9,7 @@ from rich.console import Console
 VALUES = {
     "loss": 1.5,
     "target_loss": 1.25,
-    "forgetting": 0.0124,
+    "forgetting": {"nats": 0.0124, "low": 0.003, "high": 0.0218},
     "num_rehearsed": 1,
     "num_rows": 50,
     "waited_s": 0.5,
@@ -27,7 +28,7 @@ class Clock:
         return self.seconds
 
 
-def lines_of(num_steps: int, values: dict[str, float | None], *, first_step: int = 0, terminal: bool = False) -> str:
+def lines_of(num_steps: int, values: dict[str, Any], *, first_step: int = 0, terminal: bool = False) -> str:
     shown, clock = io.StringIO(), Clock()
     console = Console(file=shown, width=200, force_terminal=terminal)
     with ProgressLine(console, "train", num_steps, clock, first_step=first_step) as line:
@@ -39,13 +40,18 @@ def lines_of(num_steps: int, values: dict[str, float | None], *, first_step: int
 
 def test_a_line_shows_all_that_was_measured() -> None:
     first, *_, last = lines_of(4, VALUES).splitlines()
-    figures = "loss 1.500  target 1.250  forgetting +0.012  rehearsal 2.0%  waiting 25%"
+    figures = "loss 1.500  target 1.250  forgetting +0.012 (+0.003 to +0.022)  rehearsal 2.0%  waiting 25%"
     assert first == f"train  step 1/4  {figures}  6 s left"
     assert last == f"train  step 4/4  {figures}"
 
 
 def test_a_line_leaves_out_what_was_not_measured() -> None:
     assert lines_of(1, {"target_loss": None}).splitlines() == ["train  step 1/1"]
+
+
+def test_a_line_says_that_forgetting_is_not_known() -> None:
+    unknown = {"forgetting": {"nats": None, "low": None, "high": None}}
+    assert lines_of(1, unknown).splitlines() == ["train  step 1/1  forgetting not known yet"]
 
 
 def test_rehearsal_is_the_share_of_the_rows_that_were_trained_on_lately() -> None:

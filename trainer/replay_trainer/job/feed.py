@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,12 +18,13 @@ from replay_trainer.batches.mixing import MixedBatch, mix
 from replay_trainer.batches.target import TargetRows, TrainingRows, load_target, packed_by_domain
 from replay_trainer.client import ReplayClient, RetryPolicy
 from replay_trainer.config import DataConfig, TrainConfig
-from replay_trainer.errors import InvalidTraining
+from replay_trainer.errors import InvalidTraining, TrainerError
 from replay_trainer.job.evaluation import TARGET, HeldOut
 from replay_trainer.rehearsal import RehearsalStream
 from replay_trainer.reporting import LossReporter
 from replay_trainer.session import RehearsalSession
 
+_HASTY: Final = RetryPolicy(give_up_after_s=1.0, first_contact_s=1.0)
 _PATIENT: Final = RetryPolicy(first_contact_s=math.inf)
 """The job has reached the service before its workers began, so one that is not there now comes back."""
 
@@ -36,6 +37,7 @@ class Feed:
         session: None where the job rehearses nothing.
         adds_rows: whether rehearsed rows come on top of the global batch, instead of taking the place of fine-tuning
             rows.
+        watching: asks for statistics, which nobody waits for long.
     """
 
     target: TargetRows
@@ -45,6 +47,7 @@ class Feed:
     session: RehearsalSession | None = None
     rehearsal_weight: float = 1.0
     adds_rows: bool = False
+    watching: ReplayClient | None = None
     _counts: TrainedCounts = field(default_factory=TrainedCounts, init=False, repr=False)
     _next_step: int = field(default=0, init=False, repr=False)
 
@@ -74,6 +77,15 @@ class Feed:
         """How many rows this rank reported in vain so far, by name, where there are any."""
         counts = {} if self.session is None else self.session.without_effect()
         return {name: count for name, count in counts.items() if count}
+
+    def forgetting(self) -> dict[str, Any] | None:
+        """What the service estimates of the corpus, as GET /v1/runs/{run}/stats gives it; None without an answer."""
+        if self.watching is None or self.session is None:
+            return None
+        with suppress(TrainerError):
+            found: dict[str, Any] = self.watching.stats(self.session.stream.run)["forgetting"]
+            return found
+        return None
 
     def flush(self) -> None:
         """Wait until all reports are durable."""
@@ -109,7 +121,10 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
     if rehearsal is None:
         yield Feed(target, config.global_batch_size, rank, world_size)
         return
-    with ReplayClient(rehearsal.service_url, retry=_PATIENT) as client:
+    with (
+        ReplayClient(rehearsal.service_url, retry=_PATIENT) as client,
+        ReplayClient(rehearsal.service_url, retry=_HASTY) as watching,
+    ):
         stream = RehearsalStream(
             client,
             rehearsal.run,
@@ -123,7 +138,14 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
         adds_rows = rehearsal.run_settings()["injection_mode"] == "add"
         try:
             yield Feed(
-                target, config.global_batch_size, rank, world_size, session, rehearsal.rehearsal_weight, adds_rows
+                target,
+                config.global_batch_size,
+                rank,
+                world_size,
+                session,
+                rehearsal.rehearsal_weight,
+                adds_rows,
+                watching,
             )
         finally:
             session.close()

@@ -69,6 +69,10 @@ class Worker(Protocol):
         ...
 
 
+_ESTIMATES: Final = 100
+"""How often the metrics of a job tell of forgetting."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     """The parts of training that stay the same from step to step."""
@@ -192,8 +196,9 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None
             _evaluate_if_due(config, precision, worker, tuning, heldout, metrics, step)
             values = {**_train_step(job, tuning, feed, step), **feed.without_effect()}
             if worker.rank == 0:
+                values |= _forgetting_if_due(feed, step, config.num_steps)
                 metrics.append("step", step, **values)
-                trackers.log(step, {name: each for name, each in values.items() if isinstance(each, float | int)})
+                trackers.log(step, _figures(values))
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
                 worker.save({**tuning.state_dict(step + 1), "feed": feed.state_dict()}, step + 1)
         feed.flush()
@@ -201,6 +206,21 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None
     if config.save_model and worker.rank == 0:
         tuning.save(config.output / "model")
         tokenizer.save_pretrained(config.output / "model")
+
+
+def _forgetting_if_due(feed: Feed, step: int, num_steps: int) -> dict[str, Any]:
+    """The service's estimate, a hundred times in a job and after its last step; nothing where there is none."""
+    if step % max(1, num_steps // _ESTIMATES) and step != num_steps - 1:
+        return {}
+    found = feed.forgetting()
+    return {} if found is None else {"forgetting": found}
+
+
+def _figures(values: dict[str, Any]) -> dict[str, float]:
+    """What a tracker draws: all that are numbers, and the estimate of forgetting with its interval."""
+    found = values.get("forgetting", {})
+    flat = {**values, **{f"forgetting_{name}": found.get(name) for name in ("nats", "low", "high")}}
+    return {name: each for name, each in flat.items() if isinstance(each, float | int)}
 
 
 def _start(config: TrainConfig, precision: Precision, worker: Worker) -> tuple[_Job, Tuning]:

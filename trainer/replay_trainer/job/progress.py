@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from rich.console import Console
 
@@ -54,14 +54,15 @@ class ProgressLine:
             None if self._bar is None else self._bar.add_task(title, total=num_steps, completed=first_step, note="")
         )
 
-    def show(self, step: int, values: Mapping[str, float | None]) -> None:
+    def show(self, step: int, values: Mapping[str, Any]) -> None:
         """After a step, with what was measured in it.
 
         Args:
             step: counted from 0.
-            values: by name, None or missing where not measured; other names are left alone. `loss`, `target_loss` and
-                `forgetting` in nats per token, `num_rehearsed` out of `num_rows`, `waited_s` for data out of `step_s`;
-                `num_nonfinite_rows` and `was_skipped` add up over the steps.
+            values: by name, None or missing where not measured; other names are left alone. `loss` and `target_loss` in
+                nats per token, `forgetting` the service's estimate with its interval, `num_rehearsed` out of
+                `num_rows`, `waited_s` for data out of `step_s`; `num_nonfinite_rows` and `was_skipped` add up over the
+                steps.
         """
         self._num_nonfinite += int(values.get("num_nonfinite_rows") or 0)
         self._num_skipped += bool(values.get("was_skipped"))
@@ -117,3 +118,12 @@ def _fitting(figures: list[_Figure], width: int) -> str:
     while len(kept) > 1 and len(_GAP.join(each.text for each in kept)) > width:
         kept.remove(max(kept, key=lambda each: each.rank))
     return _GAP.join(each.text for each in kept)
+
+
+def _estimate(found: Mapping[str, Any] | None) -> str | None:
+    """An estimate with its interval, nats per token."""
+    if found is None:
+        return None
+    if found["nats"] is None:
+        return "not known yet"
+    return f"{found['nats']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
