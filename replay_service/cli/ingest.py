@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from replay_service.cli.shared import ConfigOption, RootOption, console, errors_as_messages, read_settings
-from replay_service.corpus.ingest.settings import NO_OPTIONS, OPTION_DEFAULTS, IngestSettings, column_option
+from replay_service.corpus.ingest.settings import NO_OPTIONS, OPTION_DEFAULTS, IngestJob, IngestSettings, column_option
 from replay_service.corpus.shards.documents import Columns
 from replay_service.sampling.bounds import description_of
 from replay_service.setting_options import options_of, with_options
@@ -24,6 +24,7 @@ _OPTIONS: Final = [
     *options_of(
         Columns, names={each.name: column_option(each.name) for each in fields(Columns)}, defaults=OPTION_DEFAULTS
     ),
+    *options_of(IngestJob, leave_out={"settings"}, defaults={"poll_s": 30.0}),
     *options_of(IngestSettings, leave_out=NO_OPTIONS | {"source"}, names=OPTION_NAMES),
 ]
 
@@ -36,7 +37,6 @@ def ingest(
     follow: Annotated[
         bool, typer.Option("--follow", help="Go on looking for new shards, until SIGTERM or Ctrl-C.")
     ] = False,
-    poll_s: Annotated[float, typer.Option(min=0.1, help="With --follow: seconds between two looks.")] = 30.0,
     config: ConfigOption = None,
     **options: Any,
 ) -> None:
@@ -57,7 +57,7 @@ def ingest(
         from replay_service.progress import ingest_progress
 
         with ingest_progress(console, f"ingest {corpus}") as on_progress:
-            manifest = run_job(wanted, poll_s if follow else None, on_progress)
+            manifest = run_job(wanted, options["poll_s"] if follow else None, on_progress)
     tokens = f"{manifest.num_tokens:,} tokens, " if manifest.seq_len else ""
     console.print(
         f"corpus [bold]{corpus}[/bold]: {manifest.num_samples:,} samples, {tokens}"

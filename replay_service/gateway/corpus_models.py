@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from replay_service.corpus.ingest.model_files import check_model
-from replay_service.corpus.ingest.settings import NO_OPTIONS, OPTION_DEFAULTS, IngestSettings, column_option
+from replay_service.corpus.ingest.settings import NO_OPTIONS, OPTION_DEFAULTS, IngestJob, IngestSettings, column_option
 from replay_service.corpus.shards.documents import Columns
-from replay_service.gateway.models import WIRE_TYPES, Float, Model, Name
+from replay_service.gateway.models import WIRE_TYPES, Model, Name
 from replay_service.setting_models import fields_of
 
 
@@ -111,6 +111,7 @@ class CorpusList(Model):
     corpora: list[CorpusInfo]
 
 
+@fields_of(IngestJob, types=WIRE_TYPES, leave_out={"settings"}, names={"poll_s": "follow_every_s"})
 @fields_of(IngestSettings, types=WIRE_TYPES, leave_out=NO_OPTIONS)
 @fields_of(
     Columns,
@@ -125,14 +126,13 @@ class IngestCreate(Model):
     """
 
     corpus: Name
-    follow_every_s: Float | None = Field(None, gt=0, le=1e6, description="Go on looking for new shards so often.")
 
-    def settings(self, corpora: Path) -> IngestSettings:
-        """The settings of the ingest into a folder of corpora.
+    def job(self, corpora: Path) -> IngestJob:
+        """The ingest into a folder of corpora.
 
         Raises:
             CorpusError: when the values do not go together, or the model would run code in the service.
         """
         options = self.model_dump()
         check_model(options["model"])
-        return IngestSettings.from_options(corpora, self.corpus, options)
+        return IngestJob(IngestSettings.from_options(corpora, self.corpus, options), options["follow_every_s"])

@@ -13,8 +13,10 @@ from replay_service.sampling.run_config import Feedback
 from replay_service.sampling.run_state import RunState, fold, fold_all
 from replay_service.sampling.runs import Run
 from replay_service.sampling.state_bytes import to_bytes
-from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS
+from replay_service.sampling.sums import FIRST_VISITS
 from tests.sampling.worlds import image, initial_state, plan_by_hand, planned, plans_of, report_of
+
+LATER_VISITS = 1
 
 
 def lived(data: st.DataObject) -> tuple[list[Event], RunState]:

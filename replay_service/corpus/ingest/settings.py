@@ -201,10 +201,17 @@ class IngestSettings:
 
 @dataclass(frozen=True, slots=True)
 class IngestJob:
-    """An ingest for a process of its own; with `poll_s` it looks for new shards every so many seconds."""
+    """An ingest for a process of its own."""
 
     settings: IngestSettings
-    poll_s: float | None = None
+    poll_s: float | None = field(
+        default=None,
+        metadata={
+            "description": "Seconds between two looks for new shards, of an ingest that goes on looking for them.",
+            "ge": 0.1,
+            "le": 1e6,
+        },
+    )
 
     def to_json(self) -> str:
         return json.dumps({**asdict(self.settings), "folder": str(self.settings.folder), "poll_s": self.poll_s})

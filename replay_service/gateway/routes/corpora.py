@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 import structlog
 from fastapi import APIRouter, Response
 
-from replay_service.corpus.ingest.settings import IngestJob
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import CorpusError, CorpusUnavailable, InvalidRequest, UnknownCorpus
 from replay_service.gateway.corpus_models import (
@@ -63,8 +62,7 @@ def start_ingest(
             "this service reads its corpora from object storage; ingest elsewhere, and copy the corpus there with "
             "`replay-service corpus upload`"
         )
-    settings = body.settings(service.settings.corpora.absolute())
-    service.ingests.start(IngestJob(settings, body.follow_every_s))
+    service.ingests.start(body.job(service.settings.corpora.absolute()))
     response.headers["Location"] = f"/v1/corpora/{body.corpus}"
     return _found(body.corpus, service)
 

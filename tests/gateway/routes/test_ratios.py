@@ -76,7 +76,7 @@ def test_the_service_holds_a_budget_of_forgetting(root: Path) -> None:
     budget = {"nats": 0.05, "first_ratio": "0.2", "most_ratio": 0.5, "every_steps": 2}
     with client_on(root) as client:
         create_run(client, injection_ratio="auto", budget=budget)
-        for step in range(6):
+        for step in range(12):
             batch = batch_of(client, step)
             rows = losses_of(batch)
             rows["loss_nats"] = batch.base_loss + 1.0
@@ -85,12 +85,12 @@ def test_the_service_holds_a_budget_of_forgetting(root: Path) -> None:
         assert found["forgetting"]["nats"] == pytest.approx(1.0, abs=1e-5)
         assert found["forgetting"]["low"] > 0.9
         assert list(found["forgetting_by_domain"]) == ["en", "fr"]
-        batch_of(client, 6, 8)
+        batch_of(client, 12, 8)
         assert 0.2 < stats(client)["injection_ratio"] <= 0.5
     with client_on(root) as client:
         again = stats(client)
         assert again["injection_ratio"] > 0.2
-        assert again["next_step"] == 14
+        assert again["next_step"] == 20
 
 
 def test_the_forgetting_law_says_where_to_begin(root: Path) -> None:

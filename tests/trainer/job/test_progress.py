@@ -40,7 +40,7 @@ def lines_of(num_steps: int, values: dict[str, Any], *, first_step: int = 0, ter
 
 def test_a_line_shows_all_that_was_measured() -> None:
     first, *_, last = lines_of(4, VALUES).splitlines()
-    figures = "loss 1.500  target 1.250  forgetting +0.012 (+0.003 to +0.022)  rehearsal 2.0%  waiting 25%"
+    figures = "loss 1.500  target 1.250  forgetting +0.012 (+0.00 to +0.02)  rehearsal 2.0%  waiting 25%"
     assert first == f"train  step 1/4  {figures}  6 s left"
     assert last == f"train  step 4/4  {figures}"
 

@@ -89,12 +89,12 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.stop()
 
-    def _figures(self, values: Mapping[str, float | None]) -> list["_Figure"]:
+    def _figures(self, values: Mapping[str, Any]) -> list["_Figure"]:
         waited_s, step_s, num_rehearsed, num_rows = (sum(column) for column in zip(*self._recent, strict=True))
         shown = {
             _Figure("loss {:.3f}", 2): values.get("loss"),
             _Figure("target {:.3f}", 6): values.get("target_loss"),
-            _Figure("forgetting {:+.3f}", 4): values.get("forgetting"),
+            _Figure("forgetting {}", 4): _estimate(values.get("forgetting")),
             _Figure("rehearsal {:.1%}", 7): num_rehearsed / num_rows if num_rows > 0 else None,
             _Figure("waiting {:.0%}", 8): waited_s / step_s if step_s > 0 else None,
             _Figure("{:,} not finite", 1): self._num_nonfinite or None,
@@ -126,4 +126,4 @@ def _estimate(found: Mapping[str, Any] | None) -> str | None:
         return None
     if found["nats"] is None:
         return "not known yet"
-    return f"{found['nats']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
+    return f"{found['nats']:+.3f} ({found['low']:+.2f} to {found['high']:+.2f})"
