@@ -172,6 +172,12 @@ class LossRow(Model):
         le=1 << 30,
         description="Tokens that the base model's argmax got right and this model's gets wrong.",
     )
+    num_gains: Int | None = Field(
+        None,
+        ge=0,
+        le=1 << 30,
+        description="Tokens that the base model's argmax got wrong and this model's gets right; null: not counted.",
+    )
 
 
 class LossReport(Model):
@@ -266,6 +272,8 @@ class RunStats(Model):
     num_tokens: int = Field(description="Predicted tokens in the reports.")
     num_flips: int = Field(description="Of those, collateral damage.")
     flip_rate: float | None = Field(description="num_flips / num_tokens.")
+    num_gains: int = Field(description="Predictions that the base model got wrong and the tuned one got right.")
+    gain_rate: float | None = Field(description="Of the tokens in reports that told of gains, their share.")
     mean_loss_nats: float | None = Field(description="Mean over the reported samples.")
     mean_excess_nats: float | None = Field(description="Mean of loss minus base loss over the reported samples.")
     forgetting: ForgettingEstimate = Field(description="Of the whole corpus.")
@@ -285,6 +293,7 @@ class StratumStats(Model):
     num_reported: int
     num_tokens: int
     num_flips: int
+    num_gains: int
     mean_loss_nats: float | None
     mean_excess_nats: float | None
     damage_rate: float | None = Field(
@@ -328,6 +337,7 @@ class SampleVisit(Model):
     loss_nats: float
     num_tokens: int
     num_flips: int
+    num_gains: int | None = Field(description="null: the report did not tell.")
 
 
 class SampleHistory(SampleInfo):

@@ -103,6 +103,7 @@ _SCHEMA = pa.schema(
         ("base_loss_nats", pa.float64()),
         ("num_tokens", pa.int32()),
         ("num_flips", pa.int32()),
+        ("num_gains", pa.int32()),
         ("generation", pa.int64()),
         ("sizes", pa.list_(pa.int64())),
     ]

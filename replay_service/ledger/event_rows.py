@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from typing import Final
 
 import numpy as np
 from sqlalchemy import Row
@@ -23,6 +24,11 @@ from replay_service.sampling.events import (
 )
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.trained import TrainedCounts
+from replay_service.wire.losses import GAINS_NOT_TOLD
+
+_WITH_GAINS: Final = b"\x01"
+"""Begins the payload of a report, whose length it makes odd. Without gains a payload was records of 32 bytes alone."""
+_REPORTED_WITHOUT_GAINS: Final = np.dtype([(n, REPORTED_ROW[n]) for n in REPORTED_ROW.names or () if n != "num_gains"])
 
 
 def columns_of(event: JournalEvent) -> dict[str, object]:
@@ -40,7 +46,7 @@ def columns_of(event: JournalEvent) -> dict[str, object]:
             columns |= {"policy_version": event.policy_version, "rehearsed_before": event.rehearsed_before}
             columns["payload"] = event.rows.tobytes()
         case Reported():
-            columns |= {"rank": event.rank, "payload": event.rows.tobytes()}
+            columns |= {"rank": event.rank, "payload": _WITH_GAINS + event.rows.tobytes()}
         case Trained():
             columns |= {"rank": event.rank}
             columns["payload"] = json.dumps({"first_step": event.first_step, **event.counts._asdict()}).encode()
@@ -72,7 +78,7 @@ def event_of(row: Row[tuple[object, ...]]) -> JournalEvent:
         case "planned":
             return planned_of(row)
         case "reported":
-            return Reported(row.step, row.rank, np.frombuffer(row.payload, dtype=REPORTED_ROW))
+            return Reported(row.step, row.rank, reported_rows(row.payload))
         case "trained":
             counts = json.loads(row.payload)
             return Trained(row.step, row.rank, counts.pop("first_step"), TrainedCounts(**counts))
@@ -92,6 +98,18 @@ def event_of(row: Row[tuple[object, ...]]) -> JournalEvent:
         case "rewound":
             return Rewound(row.step)
     raise ValueError(f"the journal has an event of kind {row.kind!r}, which this release does not know")
+
+
+def reported_rows(payload: bytes) -> np.ndarray:
+    """The records of a report: REPORTED_ROW [n]. Earlier releases told of no gains."""
+    if payload[:1] == _WITH_GAINS and len(payload) % 2:
+        return np.frombuffer(payload, dtype=REPORTED_ROW, offset=1)
+    before = np.frombuffer(payload, dtype=_REPORTED_WITHOUT_GAINS)
+    rows = np.empty(len(before), dtype=REPORTED_ROW)
+    for name in before.dtype.names or ():
+        rows[name] = before[name]
+    rows["num_gains"] = GAINS_NOT_TOLD
+    return rows
 
 
 def created_of(payload: bytes) -> Created:

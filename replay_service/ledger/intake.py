@@ -15,6 +15,7 @@ from replay_service.sampling.events import REPORTED_ROW, Reported, stacked
 from replay_service.sampling.pending import Awaited
 from replay_service.sampling.run_state import RunState
 from replay_service.sampling.runs import runs_of
+from replay_service.wire.losses import GAINS_NOT_TOLD
 
 Int64Array = NDArray[np.int64]
 
@@ -82,11 +83,23 @@ class Intake:
         """
         rows = stacked(reports)
         fate = np.where(is_current(rows, attempt), _DUPLICATE, _REJECTED)
+        if state.config.signal == "net_flip":
+            self._check_gains(rows)
         step, sample_id = (np.ascontiguousarray(rows[name]) for name in ("step", "sample_id"))
         places = in_order_of_steps(step, (fate == _DUPLICATE).nonzero()[0])
         fates = fate[places] = self._fates(state, step[places], sample_id[places])
         accepted = rows.take(places[fates == _ACCEPTED])
         return self._events(accepted), _outcomes(fate, [len(each) for each in reports])
+
+    def _check_gains(self, rows: np.ndarray) -> None:
+        missing = np.flatnonzero((rows["num_gains"] == GAINS_NOT_TOLD) & (rows["num_tokens"] > 0))
+        if len(missing):
+            raise InvalidReport(
+                f"{len(missing)} of {len(rows)} rows do not tell num_gains, and the signal of run {self._run!r} is "
+                "net_flip; report them with num_gains, by a client that counts them, or change the signal to "
+                "token_flip; nothing was folded in",
+                rows=missing[:NUM_NAMED].tolist(),
+            )
 
     def _fates(self, state: RunState, step: Int64Array, sample_id: Int64Array) -> Int64Array:
         """Outcomes of rows in the order of their steps, int64 [n]."""
@@ -132,13 +145,13 @@ class Intake:
 
     def _reported(self, rows: np.ndarray) -> np.ndarray:
         reported = np.empty(len(rows), dtype=REPORTED_ROW)
-        for name in ("sample_id", "loss_nats", "num_tokens", "num_flips"):
+        for name in ("sample_id", "loss_nats", "num_tokens", "num_flips", "num_gains"):
             reported[name] = rows[name]
         base_losses = self._corpus().base_losses(np.ascontiguousarray(rows["sample_id"]))
         reported["base_loss_nats"] = base_losses
         was_measured = (reported["num_tokens"] > 0) & np.isfinite(base_losses)
         if np.count_nonzero(was_measured) < len(rows):
-            for name in ("loss_nats", "base_loss_nats", "num_tokens", "num_flips"):
+            for name in ("loss_nats", "base_loss_nats", "num_tokens", "num_flips", "num_gains"):
                 reported[name][~was_measured] = 0
         return reported
 

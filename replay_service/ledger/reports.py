@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.errors import InvalidReport
-from replay_service.wire.losses import MOST_NATS
+from replay_service.wire.losses import GAINS_NOT_TOLD, MOST_NATS
 
 Int64Array = NDArray[np.int64]
 
-_MEASURED: Final = ("loss_nats", "num_tokens", "num_flips")
+_MEASURED: Final = ("loss_nats", "num_tokens", "num_flips", "num_gains")
 
 NUM_NAMED: Final = 5
 """How many of the things at fault an error names."""
@@ -50,8 +50,9 @@ def by_step_and_rank(rows: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int,
 
 def check_values(rows: np.ndarray) -> None:
     """Raises InvalidReport when a row cannot be right, whatever was planned."""
-    loss, num_tokens, num_flips = (np.ascontiguousarray(rows[name]) for name in _MEASURED)
+    loss, num_tokens, num_flips, num_gains = (np.ascontiguousarray(rows[name]) for name in _MEASURED)
     right = (np.abs(loss) <= MOST_NATS) & (num_tokens >= 0) & (num_flips >= 0) & (num_flips <= num_tokens)
+    right &= (num_gains >= GAINS_NOT_TOLD) & (num_gains <= num_tokens - num_flips)
     if np.count_nonzero(right & (rows["rank"] >= 0)) < len(rows):
         _say_what_is_wrong(rows)
 
@@ -67,6 +68,12 @@ def _say_what_is_wrong(rows: np.ndarray) -> None:
         (
             (rows["num_flips"] < 0) | (rows["num_flips"] > rows["num_tokens"]),
             "num_flips is not in [0, num_tokens]",
+        ),
+        (rows["num_gains"] < GAINS_NOT_TOLD, "num_gains is negative"),
+        (
+            rows["num_gains"] > rows["num_tokens"] - rows["num_flips"],
+            "num_gains is more than num_tokens - num_flips; a gain is a prediction that the base model got wrong, and "
+            "a flip one that it got right, so none is both",
         ),
         (rows["rank"] < 0, "rank is negative"),
     ]

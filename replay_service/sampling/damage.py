@@ -13,13 +13,22 @@ from numpy.typing import NDArray
 
 Float64Array = NDArray[np.float64]
 
-Signal = Literal["token_flip", "excess_loss", "threshold"]
+Signal = Literal["token_flip", "net_flip", "excess_loss", "threshold"]
 SIGNALS: tuple[str, ...] = get_args(Signal)
 
 
 def token_flip(rows: np.ndarray, _learnable: float, _delta: float) -> Float64Array:
     """The share of a sample's tokens that the base model's argmax got right and the tuned model's gets wrong."""
     share: Float64Array = rows["num_flips"] / rows["num_tokens"]
+    return share
+
+
+def net_flip(rows: np.ndarray, _learnable: float, _delta: float) -> Float64Array:
+    """max(0, flips - gains) / tokens: gains are tokens that the base model got wrong and the tuned one gets right.
+
+    A sample that was traded for as much as it lost counts as undamaged. This signal is this project's choice.
+    """
+    share: Float64Array = np.maximum(0, rows["num_flips"] - np.maximum(0, rows["num_gains"])) / rows["num_tokens"]
     return share
 
 
@@ -39,6 +48,7 @@ def threshold(rows: np.ndarray, learnable: float, delta: float) -> Float64Array:
 
 DAMAGE_OF: dict[str, Callable[[np.ndarray, float, float], Float64Array]] = {
     "token_flip": token_flip,
+    "net_flip": net_flip,
     "excess_loss": excess_loss,
     "threshold": threshold,
 }

@@ -19,9 +19,11 @@ REPORTED_ROW = np.dtype(
         ("base_loss_nats", "<f8"),
         ("num_tokens", "<i4"),
         ("num_flips", "<i4"),
+        ("num_gains", "<i4"),
     ]
 )
-"""Losses are means over num_tokens predicted tokens, in nats per token; 0 tokens: the sample could not be measured."""
+"""Losses are means over num_tokens predicted tokens, in nats per token; 0 tokens: the sample could not be measured. A
+num_gains of -1: the client does not count them."""
 
 
 def stacked(parts: Sequence[np.ndarray]) -> np.ndarray:

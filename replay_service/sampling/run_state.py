@@ -31,7 +31,7 @@ from replay_service.sampling.latest import REPORT_ROW, LatestReports
 from replay_service.sampling.pending import Awaited, Pending
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.runs import Run, runs_of
-from replay_service.sampling.sums import DecayedSums, Totals
+from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, DecayedSums, Totals
 from replay_service.sampling.trained import TrainedTotals
 from replay_service.sampling.walk import Walk
 
@@ -115,7 +115,7 @@ class RunState:
     def first_visits(self) -> FirstVisits:
         """What tells of forgetting, as far as plans know."""
         return FirstVisits(
-            reports=self.latest[0].rows.copy(),
+            reports=self.latest[FIRST_VISITS].rows.copy(),
             step=self.recent.origin,
             sizes=self.walk.sizes.copy(),
             chance=self.probabilities() * self.walk.share_of_first_visits(),
@@ -329,10 +329,10 @@ def _learn(state: RunState, runs: Sequence[Run], measured: np.ndarray) -> None:
         reports[name] = measured[name]
     is_later = visit > 0
     if not np.count_nonzero(is_later):
-        state.latest[0].add(reports)
+        state.latest[FIRST_VISITS].add(reports)
         return
-    state.latest[0].add(reports[~is_later])
-    state.latest[1].add(reports[is_later])
+    state.latest[FIRST_VISITS].add(reports[~is_later])
+    state.latest[LATER_VISITS].add(reports[is_later])
 
 
 def pass_fence(state: RunState, step: int) -> None:

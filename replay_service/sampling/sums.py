@@ -16,6 +16,7 @@ Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 
 FIRST_VISITS: Final = 0
+LATER_VISITS: Final = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -23,13 +24,13 @@ class Totals:
     """What was reported of each stratum since the run began."""
 
     counts: Int64Array
-    """int64 [3, num_strata]: samples, tokens, flips."""
+    """int64 [5, num_strata]: samples, tokens, flips, gains, and tokens of the reports that told of gains."""
     nats: Float64Array
     """float64 [2, num_strata]: losses, and losses minus base losses."""
 
     @classmethod
     def zeros(cls, num_strata: int) -> "Totals":
-        return cls(np.zeros((3, num_strata), dtype=np.int64), np.zeros((2, num_strata)))
+        return cls(np.zeros((5, num_strata), dtype=np.int64), np.zeros((2, num_strata)))
 
     @property
     def samples(self) -> Int64Array:
@@ -44,6 +45,14 @@ class Totals:
         return _row(self.counts, 2)
 
     @property
+    def gains(self) -> Int64Array:
+        return _row(self.counts, 3)
+
+    @property
+    def tokens_with_gains(self) -> Int64Array:
+        return _row(self.counts, 4)
+
+    @property
     def loss_nats(self) -> Float64Array:
         return _row(self.nats, 0)
 
@@ -53,8 +62,10 @@ class Totals:
 
     def add(self, stratum: Int64Array, rows: np.ndarray, excess: Float64Array) -> None:
         """Count n samples: their strata, REPORTED_ROW [n], and losses minus base losses in nats per token."""
-        counts, nats = np.ones((3, len(rows)), dtype=np.int64), np.empty((2, len(rows)))
+        counts, nats = np.ones((5, len(rows)), dtype=np.int64), np.empty((2, len(rows)))
         counts[1], counts[2], nats[0], nats[1] = rows["num_tokens"], rows["num_flips"], rows["loss_nats"], excess
+        np.maximum(rows["num_gains"], 0, out=counts[3])
+        np.multiply(rows["num_tokens"], rows["num_gains"] >= 0, counts[4])
         cells = _ROWS * self.counts.shape[1] + stratum
         _add(self.counts, cells, counts)
         _add(self.nats, cells[:2], nats)
@@ -155,7 +166,7 @@ class DecayedSums:
         self.reference = reference
 
 
-_ROWS: Final = np.arange(3)[:, None]
+_ROWS: Final = np.arange(5)[:, None]
 _COUNT_AND_DAMAGE: Final = np.array([0, 2])[:, None]
 """Where in `DecayedSums.sums` a first visit counts; a later one counts a row further."""
 

@@ -29,6 +29,12 @@ def test_token_flip_is_the_share_of_tokens_that_flipped() -> None:
     assert DAMAGE_OF["token_flip"](rows, 0, 0).tolist() == [0.0, 0.3, 1.0]
 
 
+def test_net_flip_leaves_out_what_was_gained() -> None:
+    rows = reported([1, 1, 1, 1], [1, 1, 1, 1], flips=[3, 3, 0, 3])
+    rows["num_gains"] = [0, 2, 5, -1]
+    assert DAMAGE_OF["net_flip"](rows, 0, 0) == pytest.approx([0.3, 0.1, 0.0, 0.3])
+
+
 def test_excess_loss_counts_what_got_worse_and_not_what_got_better() -> None:
     rows = reported([2.5, 1.0, 0.5], [1.0, 1.0, 1.0])
     assert DAMAGE_OF["excess_loss"](rows, 0, 0).tolist() == [1.5, 0.0, 0.0]

@@ -111,6 +111,7 @@ def test_a_sample_flips_when_the_base_model_was_right_and_the_model_is_wrong(cli
             rows = mixed.loss_rows(losses, 0)
             is_wrong = (logits[4:].argmax(dim=1) != label).numpy()
             np.testing.assert_array_equal(rows["num_flips"] == 1, is_wrong & (mixed.rehearsed.base_correct[:, 0] == 1))
+            np.testing.assert_array_equal(rows["num_gains"] == 1, ~is_wrong & (mixed.rehearsed.base_correct[:, 0] == 0))
             np.testing.assert_allclose(rows["loss_nats"], cross_entropy(logits[4:], label, reduction="none"), rtol=1e-5)
 
 

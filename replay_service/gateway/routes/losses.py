@@ -12,10 +12,10 @@ from starlette.responses import Response
 
 from replay_service.errors import InvalidReport, UnsupportedMediaType
 from replay_service.gateway.middleware.problems import responses
-from replay_service.gateway.models import LossReport, ReportResult
+from replay_service.gateway.models import LossReport, LossRow, ReportResult
 from replay_service.gateway.routes.raw import RawRoute, described, media_type, parsed, run_of
 from replay_service.ledger.owners import Owners
-from replay_service.wire.losses import LOSS_ROW, LOSSES_SCHEMA, decode_losses
+from replay_service.wire.losses import GAINS_NOT_TOLD, LOSS_ROW, LOSSES_SCHEMA, decode_losses
 from replay_service.wire.protocol import ARROW_STREAM
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["losses"], route_class=RawRoute)
@@ -53,10 +53,18 @@ def _take_in(owners: Owners, run: str, type_: str, body: bytes) -> bytes:
     return to_json(asdict(owners.get(run).report(rows)))
 
 
+def _record(row: LossRow) -> tuple[object, ...]:
+    """The fields of a LOSS_ROW, in their order."""
+    told = row.model_dump()
+    if row.num_gains is None:
+        told["num_gains"] = GAINS_NOT_TOLD
+    return tuple(told[name] for name in LOSSES_SCHEMA.names)
+
+
 def _rows(type_: str, body: bytes) -> np.ndarray:
     if type_ == "application/json":
         rows = parsed(LossReport, body).rows
-        return np.array([tuple(getattr(row, name) for name in LOSSES_SCHEMA.names) for row in rows], dtype=LOSS_ROW)
+        return np.array([_record(row) for row in rows], dtype=LOSS_ROW)
     if type_ == ARROW_STREAM:
         try:
             return decode_losses(body)

@@ -14,6 +14,7 @@ from replay_service.gateway.middleware.problems import responses
 from replay_service.gateway.models import MAX_INT64, SampleHistory, SampleInfo, SamplePage, SampleVisit
 from replay_service.gateway.service import Service
 from replay_service.ledger.samples import SAMPLE_ORDERS, SampleOrder, SampleQuery
+from replay_service.wire.losses import GAINS_NOT_TOLD
 
 router = APIRouter(prefix="/v1/runs/{run}/samples", tags=["statistics"])
 
@@ -56,10 +57,15 @@ def get_sample(run: RunName, sample_id: int, service: Service) -> SampleHistory:
             loss_nats=float(each.rows["loss_nats"][0]),
             num_tokens=int(each.rows["num_tokens"][0]),
             num_flips=int(each.rows["num_flips"][0]),
+            num_gains=_told(int(each.rows["num_gains"][0])),
         )
         for each in reports
     ]
     return SampleHistory(**asdict(statistics), visits=visits)
+
+
+def _told(num_gains: int) -> int | None:
+    return None if num_gains == GAINS_NOT_TOLD else num_gains
 
 
 def _cursor(place: tuple[float, int]) -> str:

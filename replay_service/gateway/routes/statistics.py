@@ -72,6 +72,8 @@ def numbers_of(state: RunState) -> dict[str, Any]:
         "num_tokens": num_tokens,
         "num_flips": num_flips,
         "flip_rate": _mean(num_flips, num_tokens),
+        "num_gains": int(totals.gains.sum()),
+        "gain_rate": _mean(int(totals.gains.sum()), int(totals.tokens_with_gains.sum())),
         "mean_loss_nats": _mean(totals.loss_nats.sum(), num_reported),
         "mean_excess_nats": _mean(totals.excess_nats.sum(), num_reported),
     }
@@ -100,6 +102,7 @@ def list_strata(run: str, state: RunState, groups: Sequence[str]) -> StrataList:
             num_reported=int(totals.samples[k]),
             num_tokens=int(totals.tokens[k]),
             num_flips=int(totals.flips[k]),
+            num_gains=int(totals.gains[k]),
             mean_loss_nats=_mean(totals.loss_nats[k], totals.samples[k]),
             mean_excess_nats=_mean(totals.excess_nats[k], totals.samples[k]),
             damage_rate=None if rates is None else float(rates[k]),

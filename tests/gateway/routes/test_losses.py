@@ -252,3 +252,49 @@ def test_flips_without_tokens_are_refused(running: TestClient) -> None:
     before = all_of(running)
     assert assert_problem(report(running, rows), 422, "invalid-report")["rows"] == [3]
     assert all_of(running) == before
+
+
+def without_gains(rows: np.ndarray) -> bytes:
+    """A report as a client sends it that does not count gains."""
+    table = pa.ipc.open_stream(bytes(encode_losses(rows))).read_all().drop_columns(["num_gains"])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def test_gains_are_counted_where_they_are_told(running: TestClient) -> None:
+    rows = losses_of(batch_of(running, 0, 10), num_flips=3)
+    rows["num_gains"] = 2
+    assert report(running, rows[:8]).json()["accepted"] == 8
+    assert report_bytes(running, without_gains(rows[8:16])).json()["accepted"] == 8
+    untold = [{**each, "num_gains": None} for each in as_json(rows[16:20])["rows"]]
+    assert running.post("/v1/runs/tune/losses", json={"rows": untold}).json()["accepted"] == 4
+    stats = running.get("/v1/runs/tune/stats").json()
+    assert (stats["num_reported"], stats["num_flips"], stats["num_gains"]) == (20, 60, 16)
+    assert (stats["flip_rate"], stats["gain_rate"]) == (pytest.approx(0.3), pytest.approx(0.2))
+    visits = [
+        running.get(f"/v1/runs/tune/samples/{rows['sample_id'][i]}").json()["visits"][0]["num_gains"] for i in (0, 8)
+    ]
+    assert visits == [2, None]
+
+
+@pytest.mark.parametrize(("flips", "gains"), [(3, 8), (0, 11), (10, 1), (0, -2)])
+def test_gains_beyond_what_the_base_model_got_wrong_are_refused(running: TestClient, flips: int, gains: int) -> None:
+    rows = losses_of(batch_of(running, 0, 5), num_flips=flips)
+    rows["num_gains"][1] = gains
+    before = all_of(running)
+    content = assert_problem(report(running, rows), 422, "invalid-report")
+    assert "num_gains is " in content["detail"]
+    assert content["rows"] == [1]
+    assert all_of(running) == before
+
+
+def test_a_run_whose_damage_is_net_of_gains_needs_them(client: TestClient) -> None:
+    create_run(client, signal="net_flip")
+    rows = losses_of(batch_of(client, 0, 5), num_flips=3)
+    before = all_of(client)
+    content = assert_problem(report_bytes(client, without_gains(rows)), 422, "invalid-report")
+    assert "change the signal to token_flip" in content["detail"]
+    assert all_of(client) == before
+    assert report(client, rows).json()["accepted"] == len(rows)

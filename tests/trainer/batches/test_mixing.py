@@ -59,6 +59,7 @@ def test_a_flip_is_a_token_that_was_right_and_is_wrong() -> None:
     )
     rows = loss_rows(batch, losses, step=7, rank=2)
     assert rows["num_flips"].tolist() == [2, 1]
+    assert rows["num_gains"].tolist() == [1, 0]
     assert rows["num_tokens"].tolist() == [4, 2]
     assert rows["loss_nats"].tolist() == [2.5, 1.5]
     assert rows["sample_id"].tolist() == [100, 101]
@@ -92,4 +93,5 @@ def test_an_unchanged_model_flips_nothing() -> None:
     losses = token_losses(logits_BTV, ids_BT, torch.full((4,), SEQ_LEN))
     correct = np.pad(losses.correct_BS.numpy(), ((0, 0), (1, 0)))
     batch = mix(target_rows(0), rehearsed_rows(correct.astype(int).tolist(), [5] * 4))
-    assert loss_rows(batch, losses, 0, 0)["num_flips"].sum() == 0
+    rows = loss_rows(batch, losses, 0, 0)
+    assert rows["num_flips"].sum() == rows["num_gains"].sum() == 0

@@ -85,7 +85,7 @@ def loss_rows(batch: MixedBatch, losses: TokenLosses, step: int, rank: int) -> n
     one whose loss is not finite (`unmeasured_where_beyond`).
 
     A flip is a token that the base model's argmax got right and the model's, in this forward pass, gets wrong: the
-    collateral damage of mix-cd (Bai et al., 2024), counted by token.
+    collateral damage of mix-cd (Bai et al., 2024), counted by token. A gain is the reverse.
     """
     first, rehearsed = batch.num_target, batch.rehearsed
     if rehearsed is None:
@@ -103,6 +103,7 @@ def loss_rows(batch: MixedBatch, losses: TokenLosses, step: int, rank: int) -> n
     rows["loss_nats"] = losses.mean_nats()[first:].detach().cpu().numpy()
     rows["num_tokens"] = mask_RS.sum(axis=1)
     rows["num_flips"] = (base_correct_RT[:, 1:] & ~correct_RS & mask_RS).sum(axis=1)
+    rows["num_gains"] = (~base_correct_RT[:, 1:] & correct_RS & mask_RS).sum(axis=1)
     return unmeasured_where_beyond(rows)
 
 
@@ -111,6 +112,6 @@ def unmeasured_where_beyond(rows: np.ndarray) -> np.ndarray:
     waits for its sample no longer, and learns nothing."""
     # Also where the loss is no number at all.
     beyond = ~(np.abs(rows["loss_nats"]) <= MOST_NATS)
-    for name in ("loss_nats", "num_tokens", "num_flips"):
+    for name in ("loss_nats", "num_tokens", "num_flips", "num_gains"):
         rows[name][beyond] = 0
     return rows

@@ -84,6 +84,7 @@ class MixedSamples(Added):
         rows["loss_nats"] = losses.nll_B.detach().cpu().numpy()
         rows["num_tokens"] = mask_R
         rows["num_flips"] = was_right_R & ~correct_R & mask_R
+        rows["num_gains"] = ~was_right_R & correct_R & mask_R
         return unmeasured_where_beyond(rows)
 
 
