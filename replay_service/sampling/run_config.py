@@ -132,9 +132,9 @@ class RunConfig:
     signal: Signal = field(
         default="token_flip",
         metadata={
-            "description": "Which predictions count as damage. `token_flip`: the base model was right, and the tuned "
-            "model is wrong. `excess_loss`: the rise of the loss. `threshold`: a rise beyond `delta_nats` where the "
-            "base loss is at most `learnable_nats`."
+            "description": "The predictions that count as damage. `token_flip`: the base model was right, and the "
+            "tuned model is wrong. `net_flip`: such flips, less the gains. `excess_loss`: the rise of the loss. "
+            "`threshold`: a rise beyond `delta_nats` where the base loss is at most `learnable_nats`."
         },
     )
     learnable_nats: float = field(
