@@ -20,7 +20,7 @@ from tests.gateway.worlds import all_of as everything
 from tests.gateway.worlds import batch_of, create_run
 from tests.support import make_corpus, running_service
 
-FUZZ_S = float(os.environ.get("FUZZ_S", "60"))
+FUZZ_S = float(os.environ.get("FUZZ_S", "20"))
 LONG_S = 600.0
 MOST_GROWTH_BYTES = 160 << 20
 STATUSES = {200, 400, 403, 404, 405, 406, 408, 409, 411, 413, 415, 421, 422, 431, 503}

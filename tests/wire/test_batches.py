@@ -141,7 +141,7 @@ def test_one_kind_of_body_is_not_taken_for_the_other(decode: Decoder, body: byte
         decode(body)
 
 
-@pytest.mark.parametrize("name", LOSSES_SCHEMA.names)
+@pytest.mark.parametrize("name", [name for name in LOSSES_SCHEMA.names if name != "num_gains"])
 def test_losses_without_a_column_are_refused(name: str) -> None:
     records = records_of(losses_body())
     with pytest.raises(ValueError, match=name):
