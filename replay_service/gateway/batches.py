@@ -12,7 +12,7 @@ from replay_service.corpus.reading.reader import Corpus, CorpusStore
 from replay_service.errors import AnswerTooLarge, CorpusReplaced, InvalidRequest, StepOutOfRange
 from replay_service.gateway.models import MAX_INT64, BatchRequest
 from replay_service.gateway.planning import Planner
-from replay_service.ledger.windows import Window
+from replay_service.ledger.plan_windows import Window
 from replay_service.sampling.events import Planned, stacked
 from replay_service.sampling.injection import rank_positions
 from replay_service.wire.batches import LIKELIEST, Batch, BatchHeader, StepHeader

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owners import Owners
-from replay_service.ledger.windows import Window
+from replay_service.ledger.plan_windows import Window
 from replay_service.sampling.events import Planned
 
 

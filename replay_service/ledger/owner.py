@@ -16,9 +16,9 @@ from replay_service.ledger.combining import Combiner
 from replay_service.ledger.fence import Fence
 from replay_service.ledger.intake import HandedIn, Intake, ReportOutcome
 from replay_service.ledger.journal import Journal, Snapshot
+from replay_service.ledger.plan_windows import RecentPlans, Window
 from replay_service.ledger.reports import CURRENT_ATTEMPT, check_values
 from replay_service.ledger.sampled_corpus import SampledCorpus, check_same, partition_seen
-from replay_service.ledger.windows import RecentPlans, Window
 from replay_service.sampling.events import Adopted, Closed, Configured, Event, Planned, Rewound, Sealed, Trained
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.plan import adjustment_due, last_before_decision, plan_steps

@@ -73,7 +73,7 @@ def unharmed(target: Target) -> Iterator[None]:
     yield
     assert httpx2.get(f"{target.url}/readyz", timeout=60).status_code == 200
     assert target.run() == before
-    assert [line for line in target.log() if "unforeseen" in line["event"] or "Exception" in line["event"]] == []
+    assert [line for line in target.log() if "unexpected" in line["event"] or "Exception" in line["event"]] == []
 
 
 SMUGGLED = request("POST", "/v1/runs/tune/close", JSON_TYPE, body=b"{}")

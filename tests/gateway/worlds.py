@@ -22,7 +22,7 @@ RUN = {"run": "tune", "corpus": "wiki", "global_batch_size": 8, "injection_ratio
 
 
 def client_on(root: Path, **flags: Any) -> TestClient:
-    """A client of a new application; an unforeseen exception becomes an answer, as it does in the real server."""
+    """A client of a new application; an unexpected exception becomes an answer, as it does in the real server."""
     app = create_app(load_settings(root=root, **flags))
     return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
 

@@ -89,7 +89,7 @@ def check_reports(reported: dict[str, np.ndarray], ranks: list[Rank], stats: dic
 
 def check_log(path: Path) -> None:
     """No request was answered with 500, whoever got the answer."""
-    errors = [line for line in path.read_text(errors="replace").splitlines() if "unforeseen error" in line]
+    errors = [line for line in path.read_text(errors="replace").splitlines() if "unexpected error" in line]
     assert not errors, f"{len(errors)} requests were answered with 500, such as: {errors[0]}"
 
 

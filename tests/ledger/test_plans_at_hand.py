@@ -12,7 +12,7 @@ from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import RunTaken
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
-from replay_service.ledger.windows import RecentPlans, Window
+from replay_service.ledger.plan_windows import RecentPlans, Window
 from replay_service.sampling.events import Planned
 from tests.ledger.worlds import open_journal, owner_of, record_of
 from tests.sampling.worlds import same_plan

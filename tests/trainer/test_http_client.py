@@ -14,9 +14,9 @@ import httpx2
 import numpy as np
 import pytest
 from replay_trainer import http_client
-from replay_trainer.answer import Answer
 from replay_trainer.errors import ServiceError
 from replay_trainer.http_client import HttpClient
+from replay_trainer.http_response import HttpResponse
 from replay_trainer.proxies import NamedProxy
 from replay_trainer.transport import trusted_by
 
@@ -80,7 +80,7 @@ def request_from(connection: socket.socket) -> bytes:
     return request
 
 
-def ask(way: HttpClient, path: str = "/v1/runs", body: bytes = b"", limit_s: float = LONG_S) -> Answer:
+def ask(way: HttpClient, path: str = "/v1/runs", body: bytes = b"", limit_s: float = LONG_S) -> HttpResponse:
     return way.ask("POST", path, {}, body, time.monotonic() + limit_s)
 
 

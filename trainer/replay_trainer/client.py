@@ -21,7 +21,6 @@ from replay_service.sampling.trained import TrainedCounts
 from replay_service.wire.batches import Batch, Compression, decode_batch
 from replay_service.wire.losses import encode_losses
 from replay_service.wire.protocol import ARROW_STREAM, CHECKSUM_HEADER, checksum
-from replay_trainer.answer import Answer, Way
 from replay_trainer.errors import (
     AnswerTooLarge,
     RunGone,
@@ -31,6 +30,7 @@ from replay_trainer.errors import (
     ServiceUnknown,
 )
 from replay_trainer.http_client import HttpClient
+from replay_trainer.http_response import HttpResponse, HttpTransport
 from replay_trainer.proxies import proxy_to
 from replay_trainer.refusals import ATTEMPT_SUPERSEDED, CORPUS_IN_THE_MAKING, StatusError, json_of, may_pass, refusal
 from replay_trainer.transport import (
@@ -137,7 +137,7 @@ class ReplayClient:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout_s: float = 60.0
     transport: httpx2.BaseTransport | None = None
-    _way: Way = field(init=False, repr=False)
+    _way: HttpTransport = field(init=False, repr=False)
     _where: str = field(init=False, repr=False)
     """What errors call the service."""
     _has_token: bool = field(init=False, repr=False)
@@ -164,7 +164,7 @@ class ReplayClient:
             )
         return ReplayClient, (self.base_url, None, self.ca_file, self.retry, self.timeout_s)
 
-    def _make_way(self, headers: Mapping[str, str]) -> Way:
+    def _make_way(self, headers: Mapping[str, str]) -> HttpTransport:
         self._where = f"the service at {_without_user(self.base_url)}"
         if self.transport is not None:
             return ByTransport(self.base_url, headers, self.transport, self.timeout_s)
@@ -276,7 +276,7 @@ class ReplayClient:
             **({"topk": True} if topk else {}),
         }
 
-        def read(answer: Answer) -> Batch:
+        def read(answer: HttpResponse) -> Batch:
             try:
                 batch = decode_batch(answer.content)
             except ValueError as error:
@@ -323,7 +323,7 @@ class ReplayClient:
         return self._request(method, path, _object_of, {**_JSON, **(headers or {})}, body)
 
     def _request(
-        self, method: str, path: str, read: Callable[[Answer], T], headers: Mapping[str, str], body: bytes
+        self, method: str, path: str, read: Callable[[HttpResponse], T], headers: Mapping[str, str], body: bytes
     ) -> T:
         """What `read` makes of the answer, which has come whole."""
         if body:
@@ -361,7 +361,7 @@ class ReplayClient:
             self._is_out = True
             _log.warning("service_unavailable", service=self._where, error=str(error), hint="asking again")
 
-    def _answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes, ends_at: float) -> Answer:
+    def _answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes, ends_at: float) -> HttpResponse:
         """One attempt: an answer that is right, and as it was sent."""
         if self._is_closed:
             raise ServiceError("the client was closed")
@@ -406,7 +406,7 @@ class _Damaged(httpx2.TransportError):
     """An answer came that is not what was sent, or not to what was asked."""
 
 
-def _object_of(answer: Answer) -> dict[str, Any]:
+def _object_of(answer: HttpResponse) -> dict[str, Any]:
     try:
         found = json_of(answer)
     except ValueError:

@@ -15,7 +15,7 @@ trl's SFTTrainer since it fuses the head with the loss, makes a second pass, wit
 step that rehearses takes longer, and `rehearsal_weight` must stay 1.
 
 Batches may be flat, as DataCollatorWithFlattening makes them: rehearsed rows join the one row, without padding. Whether
-the model keeps samples apart is tried before the first one (`replay_trainer.batches.flat`).
+the model keeps samples apart is tried before the first one (`replay_trainer.batches.padding_free`).
 """
 
 from typing import Any, Final

@@ -23,8 +23,8 @@ import httpx2
 import numpy as np
 
 from replay_service.wire.protocol import CHECKSUM_HEADER
-from replay_trainer.answer import Answer
 from replay_trainer.errors import ServiceError
+from replay_trainer.http_response import HttpResponse
 from replay_trainer.proxies import NamedProxy
 
 IDLE_S: Final = 4.0
@@ -74,7 +74,7 @@ class HttpClient:
         self._headers = _lines({"Host": host, **headers, **self._route.headers, **_basic(url)})
         self._process, self._idle = os.getpid(), _Idle()
 
-    def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: float) -> Answer:
+    def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: float) -> HttpResponse:
         target = self._target + quote(path)
         head = f"{method} {target} HTTP/1.1\r\n{self._headers}{_lines(headers)}Content-Length: {len(body)}\r\n\r\n"
         try:
@@ -82,7 +82,7 @@ class HttpClient:
         except (OSError, UnicodeError, httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             raise httpx2.TransportError(f"{type(error).__name__}: {error}") from error
         shown = f"{self._base_url}{path}{self._by}"
-        return Answer(shown, received.status, received.headers, received.content, self._by)
+        return HttpResponse(shown, received.status, received.headers, received.content, self._by)
 
     def close(self) -> None:
         self._idle.close()

@@ -24,7 +24,7 @@ from replay_service.classification.model import fingerprint as model_fingerprint
 from replay_service.language.tokenizer import is_known_as
 from replay_service.wire.batches import Batch
 from replay_trainer.batches.added import Added, Losses
-from replay_trainer.batches.flat import check_apart, is_flat
+from replay_trainer.batches.padding_free import check_isolation, is_padding_free
 from replay_trainer.batches.rows import add_rows
 from replay_trainer.batches.samples import Prepare, add_samples, try_tensors
 from replay_trainer.beginning import Beginning, OnExisting, warn_if_undecided
@@ -84,8 +84,8 @@ class RehearsalLoop(RehearsalSession):
         Raises:
             InvalidTraining: when tokens of this model see the samples before theirs.
         """
-        if is_flat(inputs) and not self._keeps_apart:
-            check_apart(model, inputs)
+        if is_padding_free(inputs) and not self._keeps_apart:
+            check_isolation(model, inputs)
             self._keeps_apart = True
 
     def mix(self, step: int, inputs: Mapping[str, Any], *, part: int = 0, num_parts: int = 1) -> Added:
@@ -109,7 +109,7 @@ class RehearsalLoop(RehearsalSession):
                 f"the batch is a {type(inputs).__name__}, not a mapping of names to tensors; give mix what the model "
                 'is called with, and labels, such as {"input_ids": ids, "labels": labels}'
             )
-        if is_flat(inputs) and not self._keeps_apart:
+        if is_padding_free(inputs) and not self._keeps_apart:
             raise InvalidTraining(
                 "the batches are flat, and not every model keeps their samples apart; call check_model before the first"
             )

@@ -3,7 +3,6 @@
 import json
 from typing import Any, Final
 
-from replay_trainer.answer import Answer
 from replay_trainer.errors import (
     AnswerTooLarge,
     NotAllowed,
@@ -15,6 +14,7 @@ from replay_trainer.errors import (
     ServiceUnknown,
     TokenRefused,
 )
+from replay_trainer.http_response import HttpResponse
 
 RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
 BODY_DAMAGED: Final = "body-damaged"
@@ -37,17 +37,17 @@ _KINDS_OF_STATUS: Final[dict[int, type[ServiceRefused]]] = {401: TokenRefused, 4
 class StatusError(Exception):
     """An answer whose status is not that of success."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: HttpResponse) -> None:
         super().__init__(f"{answer.url} answered HTTP {answer.status}")
         self.answer = answer
 
 
-def may_pass(answer: Answer) -> bool:
+def may_pass(answer: HttpResponse) -> bool:
     """Whether the same request may be answered otherwise later."""
     return answer.status in RETRIED_STATUSES or slug_of(answer) == BODY_DAMAGED
 
 
-def refusal(answer: Answer) -> ServiceError:
+def refusal(answer: HttpResponse) -> ServiceError:
     """The error that an answer stands for which is not one of success."""
     slug = slug_of(answer)
     if slug == "awaiting-reports":
@@ -64,7 +64,7 @@ def refusal(answer: Answer) -> ServiceError:
     return kind(slug, detail, answer.status)
 
 
-def slug_of(answer: Answer) -> str | None:
+def slug_of(answer: HttpResponse) -> str | None:
     """The stable name of a problem; None if the answer is no problem document."""
     try:
         content = json_of(answer)
@@ -73,7 +73,7 @@ def slug_of(answer: Answer) -> str | None:
         return None
 
 
-def json_of(answer: Answer) -> Any:
+def json_of(answer: HttpResponse) -> Any:
     """What an answer says in JSON.
 
     Raises:
@@ -82,6 +82,6 @@ def json_of(answer: Answer) -> Any:
     return json.loads(bytes(answer.content))
 
 
-def _detail(answer: Answer) -> str:
+def _detail(answer: HttpResponse) -> str:
     """What a problem document says, and by way of which proxy it came."""
     return str(json_of(answer)["detail"]) + answer.by

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from replay_service.wire.batches import Batch
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import InvalidTraining, NotReady, RunGone, ServiceRefused
-from replay_trainer.foreseen import Foreseen
+from replay_trainer.fixed_injection import FixedInjection
 from replay_trainer.processes import check_process, not_for_others
 from replay_trainer.refusals import ATTEMPT_SUPERSEDED, STEP_OUT_OF_RANGE
 from replay_trainer.windows import Auto, WindowRule
@@ -30,8 +30,8 @@ class RehearsalStream:
     fresher reports. By default the first window is one step, and tells how long the next may be (`WindowRule`).
 
     Where the run promises that its injection never changes (`injection_fixed`), steps that hold nothing for this rank
-    are known (`Foreseen`) and not asked for: a window begins and ends with a step that holds something, but for the
-    first one, and until it comes the batches are made here. So only the next window tells that the run was closed,
+    are known (`FixedInjection`) and not asked for: a window begins and ends with a step that holds something, but for
+    the first one, and until it comes the batches are made here. So only the next window tells that the run was closed,
     rewound or removed. Else every step is asked for: the injection may be changed up to the moment when a step is
     planned, so nobody but its plan can tell.
 
@@ -52,7 +52,7 @@ class RehearsalStream:
     """Whether batches bring the base model's likeliest tokens, which distilled rehearsal learns from."""
     next_step: int = 0
     _rule: WindowRule | None = field(default=None, init=False, repr=False)
-    _foreseen: Foreseen | None = field(default=None, init=False, repr=False)
+    _fixed: FixedInjection | None = field(default=None, init=False, repr=False)
     _steps_ahead: int = field(default=1, init=False, repr=False)
     _attempt: int | None = field(default=None, init=False, repr=False)
     _asked: deque[tuple[range, Future[Batch]]] = field(default_factory=deque, init=False, repr=False)
@@ -141,7 +141,7 @@ class RehearsalStream:
             steps = self._steps_from(self._looked_until)
             if not steps:
                 return
-            wanted = steps if self._foreseen is None else self._foreseen.window(steps)
+            wanted = steps if self._fixed is None else self._fixed.window(steps)
             if wanted:
                 self._ask(wanted)
                 self._looked_until = steps.stop
@@ -153,8 +153,8 @@ class RehearsalStream:
         steps, window = self._latest
         if step in steps:
             return window.of_step(step)
-        assert self._foreseen is not None
-        return self._foreseen.empty(step, window)
+        assert self._fixed is not None
+        return self._fixed.empty(step, window)
 
     def _check_attempt(self, attempt: int) -> None:
         if self._attempt is None:
@@ -171,12 +171,12 @@ class RehearsalStream:
         """The batch of these steps, from the service."""
         if self._rule is None:
             run = self.client.run(self.run)
-            self._foreseen = Foreseen.of_run(run, self.rank, self.world_size)
+            self._fixed = FixedInjection.of_run(run, self.rank, self.world_size)
             self._rule = WindowRule.of_run(run, self.world_size, self.num_steps)
         try:
             return self._patiently(steps)
         except ServiceRefused as error:
-            if self._foreseen is None or error.slug != STEP_OUT_OF_RANGE:
+            if self._fixed is None or error.slug != STEP_OUT_OF_RANGE:
                 raise
         self._catch_up(steps.start)
         return self._patiently(steps)

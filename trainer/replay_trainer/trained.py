@@ -13,7 +13,7 @@ from torch import Tensor
 
 from replay_service.sampling.trained import TrainedCounts
 from replay_trainer.batches.added import IGNORED, Added
-from replay_trainer.batches.flat import is_flat
+from replay_trainer.batches.padding_free import is_padding_free
 from replay_trainer.errors import InvalidTraining
 
 _NAMES: Final = ("num_target_rows", "num_rehearsed_rows", "num_target_tokens", "num_rehearsed_tokens")
@@ -128,7 +128,7 @@ class _Part:
     """A micro-batch of the current step."""
 
     counts: _Counts
-    is_flat: bool
+    is_padding_free: bool
     is_reported: bool = False
 
 
@@ -202,11 +202,11 @@ class Tally:
         parts = {**self._parts, added.part: _part_of(added, inputs)}
         num_rows = sum(each.counts.target_rows for each in parts.values())
         if self.size is not None:
-            if num_rows > self.size.most and not any(each.is_flat for each in parts.values()):
+            if num_rows > self.size.most and not any(each.is_padding_free for each in parts.values()):
                 raise self.size.refusal(self._step, num_rows, self._num_parts)
             if len(parts) == self._num_parts and self._is_too_short(num_rows):
                 raise self.size.refusal(self._step, num_rows, self._num_parts)
-            if len(parts) == self._num_parts and not any(each.is_flat for each in parts.values()):
+            if len(parts) == self._num_parts and not any(each.is_padding_free for each in parts.values()):
                 self._check_ranks(self.size, num_rows)
         self._parts = parts
 
@@ -288,7 +288,7 @@ def _trained(counts: _Counts) -> Trained:
 
 
 def _part_of(added: Added, inputs: Mapping[str, Any]) -> _Part:
-    flat, labels = is_flat(inputs), inputs["labels"]
+    flat, labels = is_padding_free(inputs), inputs["labels"]
     counted = labels if labels.ndim == 1 else labels[:, 1:]
     rehearsed = added.rehearsed
     is_language = rehearsed.header.kind == "language"

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import httpx2
 
-from replay_trainer.answer import Answer
 from replay_trainer.errors import ServiceError
+from replay_trainer.http_response import HttpResponse
 
 CA_FILE_VARIABLE = "REPLAY_CA_FILE"
 
@@ -26,12 +26,12 @@ class ByTransport:
     ) -> None:
         self._http = httpx2.Client(base_url=base_url, headers=dict(headers), transport=transport, timeout=timeout_s)
 
-    def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: float) -> Answer:
+    def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: float) -> HttpResponse:
         request = self._http.build_request(
             method, quote(path), headers=dict(headers), content=body, extensions={"deadline": deadline}
         )
         answer = self._http.send(request)
-        return Answer(str(answer.url), answer.status_code, answer.headers, answer.content)
+        return HttpResponse(str(answer.url), answer.status_code, answer.headers, answer.content)
 
     def close(self) -> None:
         self._http.close()

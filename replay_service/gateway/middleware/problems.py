@@ -85,7 +85,7 @@ def install_problem_handlers(app: FastAPI) -> None:
     async def gone(_request: Request, _error: ClientDisconnect) -> Response:
         return of_error(InvalidRequest("the body did not come to its end"))  # nobody reads it
 
-    app.add_exception_handler(Exception, of_unforeseen)
+    app.add_exception_handler(Exception, of_unexpected)
 
 
 def _methods_at(app: FastAPI, path: str) -> list[str]:
@@ -103,9 +103,9 @@ def of_database_error(error: SQLAlchemyError, scope: Scope) -> JSONResponse:
     return of_error(JournalUnavailable("the journal cannot be read now; the service's log says why"))
 
 
-async def of_unforeseen(request: Request, error: Exception) -> Response:
+async def of_unexpected(request: Request, error: Exception) -> Response:
     """The problem document of any other exception; the log says more."""
-    _log.error("unforeseen error", method=request.method, path=request.scope["path"], exc_info=error)
+    _log.error("unexpected error", method=request.method, path=request.scope["path"], exc_info=error)
     response = problem(500, "internal-error", "Internal error", "the service failed; its log says why")
     response.headers.update(SAFE_HEADERS)  # this answer goes out past every middleware
     return response

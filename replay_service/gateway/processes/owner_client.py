@@ -11,7 +11,7 @@ import httpcore2
 from replay_service.errors import MalformedRequest, ServiceUnavailable
 from replay_service.gateway.processes.link import PLANS_PATH, Header, Link, PlansRequest
 from replay_service.gateway.processes.plans import decode_plans, decode_window, error_of
-from replay_service.ledger.windows import Window
+from replay_service.ledger.plan_windows import Window
 from replay_service.sampling.events import Planned
 
 OWNER_KEEPS_S: Final = 3600
@@ -21,7 +21,7 @@ _TIMEOUTS_S: Final = {"connect": 5.0, "read": 120.0, "write": 60.0, "pool": 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class OwnerResponse:
     """An answer of the owner, whole."""
 
     status: int
@@ -40,7 +40,7 @@ class OwnerClient:
         self._link = link
         self._pool = httpcore2.AsyncConnectionPool(uds=str(link.path), max_connections=None, keepalive_expiry=_KEPT_S)
 
-    async def request(self, method: str, target: bytes, headers: Sequence[Header], body: bytes) -> Answer:
+    async def request(self, method: str, target: bytes, headers: Sequence[Header], body: bytes) -> OwnerResponse:
         """Ask the owner.
 
         Args:
@@ -59,7 +59,9 @@ class OwnerClient:
             raise MalformedRequest(f"this is no HTTP/1.1 request: {error}") from error
         except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError, OSError) as error:
             raise ServiceUnavailable("the process that owns the runs does not answer; ask again in a moment") from error
-        return Answer(response.status, [(name.lower(), value) for name, value in response.headers], response.content)
+        return OwnerResponse(
+            response.status, [(name.lower(), value) for name, value in response.headers], response.content
+        )
 
     async def window(self, run: str, first_step: int, num_steps: int) -> Window:
         return decode_window(await self._plans(PlansRequest(run, first_step, num_steps)))

@@ -12,7 +12,7 @@ import numpy as np
 
 from replay_service import errors
 from replay_service.errors import ReplayError
-from replay_service.ledger.windows import Window
+from replay_service.ledger.plan_windows import Window
 from replay_service.sampling.events import PLANNED_ROW, Planned
 
 _LENGTH_BYTES: Final = 4

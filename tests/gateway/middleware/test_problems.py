@@ -97,7 +97,7 @@ def test_many_wrong_fields_are_all_named(client: TestClient) -> None:
     assert fields == {f"body.{name}" for name in ("a", "b", "run", "corpus", "global_batch_size", "injection_ratio")}
 
 
-def test_an_unforeseen_exception_is_a_problem_that_gives_nothing_away(root: Path, running: TestClient) -> None:
+def test_an_unexpected_exception_is_a_problem_that_gives_nothing_away(root: Path, running: TestClient) -> None:
     manifest = root / "corpora" / "wiki" / "manifest.json"
     content = json.loads(manifest.read_text())
     for segment in content["segments"][1:]:
@@ -110,7 +110,7 @@ def test_an_unforeseen_exception_is_a_problem_that_gives_nothing_away(root: Path
     for secret in (str(root), "IndexError", "such rows", "Traceback"):
         assert secret not in response.text
     (entry,) = logs
-    assert (entry["event"], entry["path"]) == ("unforeseen error", "/v1/runs/tune/batches")
+    assert (entry["event"], entry["path"]) == ("unexpected error", "/v1/runs/tune/batches")
     assert isinstance(entry["exc_info"], Exception)
     assert running.get("/v1/runs/tune").status_code == 200
 

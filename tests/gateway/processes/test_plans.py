@@ -11,7 +11,7 @@ from replay_service import errors
 from replay_service.errors import ReplayError
 from replay_service.gateway.middleware.problems import of_error
 from replay_service.gateway.processes.plans import decode_plans, decode_window, encode_plans, encode_window, error_of
-from replay_service.ledger.windows import Window
+from replay_service.ledger.plan_windows import Window
 from replay_service.sampling.events import PLANNED_ROW, Planned
 
 

@@ -15,8 +15,8 @@ from torch.nn.functional import pad
 from replay_service.language.losses import TokenLosses, token_losses
 from replay_service.wire.batches import Batch
 from replay_trainer.batches.added import IGNORED, Added, Losses
-from replay_trainer.batches.flat import add_flat_rows, flat_losses, is_flat
 from replay_trainer.batches.mixing import MixedBatch, loss_rows
+from replay_trainer.batches.padding_free import add_flat_rows, flat_losses, is_padding_free
 from replay_trainer.errors import InvalidTraining
 
 _FILLING: Final = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
@@ -28,7 +28,7 @@ class MixedInputs(Added):
     """A batch of a loader with rehearsed rows at its end.
 
     Its inputs are `input_ids`, `attention_mask` and `labels`, each int64 [B, T]. T is the wider of the two kinds of
-    rows. Of a flat batch they are what `replay_trainer.batches.flat` makes, one row of all samples.
+    rows. Of a flat batch they are what `replay_trainer.batches.padding_free` makes, one row of all samples.
     """
 
     @property
@@ -49,7 +49,7 @@ class MixedInputs(Added):
                 f"the logits are of shape {tuple(logits_BTV.shape)}, the batch of {tuple(ids_BT.shape)}; give those of "
                 "every token of the mixed batch"
             )
-        if is_flat(self.inputs):
+        if is_padding_free(self.inputs):
             return flat_losses(logits_BTV, self.rehearsed)
         alone, width = self.for_report().to(logits_BTV.device), self.rehearsed.input_ids.shape[1]
         logits_RTV = logits_BTV[len(ids_BT) - self.num_rehearsed :, :width]
@@ -72,7 +72,7 @@ def add_rows(inputs: Mapping[str, Any], rehearsed: Batch, rehearsal_weight: floa
 
     Args:
         inputs: `input_ids` and `labels`, and `attention_mask` if any row is padded; int64 [rows, tokens]. Or a flat
-            batch, see `replay_trainer.batches.flat`, whose rehearsed rows are not padded either.
+            batch, see `replay_trainer.batches.padding_free`, whose rehearsed rows are not padded either.
         rehearsed: rows of one step.
         rehearsal_weight: see `MixedInputs`.
 
@@ -80,7 +80,7 @@ def add_rows(inputs: Mapping[str, Any], rehearsed: Batch, rehearsal_weight: floa
         InvalidTraining: when the batch holds something else, of which rehearsed rows know nothing.
     """
     _check_learned(inputs, rehearsed)
-    if is_flat(inputs):
+    if is_padding_free(inputs):
         return MixedInputs(add_flat_rows(inputs, rehearsed), rehearsed, rehearsal_weight)
     _check_padded(inputs)
     if not len(rehearsed):

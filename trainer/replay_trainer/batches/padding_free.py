@@ -5,7 +5,7 @@ sample, with the positions and the attention over all of itself with which its b
 
 Not every model keeps flat samples apart. What transformers 5 makes its masks by (`masking_utils.create_causal_mask`)
 does with every kind of attention, but neither beside an attention mask nor where the model fills a cache, which
-`config.use_cache` says and which is the default. So a model is tried (`check_apart`).
+`config.use_cache` says and which is the default. So a model is tried (`check_isolation`).
 
 Shapes: T tokens of the flat row, the last L of them rehearsed, R rehearsed rows, S = seq_len - 1, V vocabulary.
 """
@@ -32,7 +32,7 @@ _LEAK: Final = 0.1
 """The effect of a token of another sample, relative to one of the same: 1 without a mask, with one rounding."""
 
 
-def is_flat(inputs: Mapping[str, Any]) -> bool:
+def is_padding_free(inputs: Mapping[str, Any]) -> bool:
     """Whether a loader's batch is flat."""
     return "position_ids" in inputs
 
@@ -92,7 +92,7 @@ def flat_losses(logits_1TV: Tensor, rehearsed: Batch) -> TokenLosses:
 
 
 @torch.no_grad()
-def check_apart(model: Any, inputs: Mapping[str, Any]) -> None:
+def check_isolation(model: Any, inputs: Mapping[str, Any]) -> None:
     """Try whether a model keeps the samples of flat batches apart, as it is called in training.
 
     Two samples of a few tokens are sent through it three times. With another token in the first sample, the logits of

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from replay_trainer.batches.added import IGNORED
-from replay_trainer.batches.flat import check_apart
 from replay_trainer.batches.mixing import loss_rows
+from replay_trainer.batches.padding_free import check_isolation
 from replay_trainer.batches.rows import MixedInputs, add_rows
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import InvalidTraining
@@ -129,15 +129,15 @@ def test_rows_that_could_not_be_read_add_nothing_and_can_still_be_weighed(client
 def test_a_model_that_fills_a_cache_does_not_keep_samples_apart_and_is_refused(
     tiny_model: Path, attention: str
 ) -> None:
-    check_apart(a_model(tiny_model, attention), flat(ROWS, return_seq_idx=False))
+    check_isolation(a_model(tiny_model, attention), flat(ROWS, return_seq_idx=False))
     with pytest.raises(InvalidTraining, match=r"set model\.config\.use_cache to False"):
-        check_apart(a_model(tiny_model, attention, use_cache=True), flat(ROWS))
+        check_isolation(a_model(tiny_model, attention, use_cache=True), flat(ROWS))
 
 
 def test_trying_a_model_changes_neither_it_nor_any_generator(tiny_model: Path) -> None:
     model = a_model(tiny_model)
     before, state = {name: each.clone() for name, each in model.state_dict().items()}, torch.get_rng_state()
-    check_apart(model, flat([[7, 7]]))
+    check_isolation(model, flat([[7, 7]]))
     assert model.training and torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
 

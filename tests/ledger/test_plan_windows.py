@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replay_service.ledger.windows import MOST_ROWS_KEPT, RecentPlans
+from replay_service.ledger.plan_windows import MOST_ROWS_KEPT, RecentPlans
 from replay_service.sampling.events import PLANNED_ROW, Planned, Sealed
 
 

@@ -1,4 +1,4 @@
-"""What a client knows of steps that it has not asked for, where a run promises that its injection never changes.
+"""The steps that a client knows without asking, where a run promises that its injection never changes.
 
 How many rows a step holds then follows from the ratio alone, by the arithmetic that the service plans by; which samples
 they are, only its plan can tell.
@@ -13,7 +13,7 @@ from replay_service.wire.batches import Batch, StepHeader
 
 
 @dataclass(frozen=True, slots=True)
-class Foreseen:
+class FixedInjection:
     """How many rows each step of a run rehearses, and which steps hold some for one rank.
 
     Attributes:
@@ -27,7 +27,7 @@ class Foreseen:
     world_size: int
 
     @classmethod
-    def of_run(cls, run: dict[str, Any], rank: int, world_size: int) -> "Foreseen | None":
+    def of_run(cls, run: dict[str, Any], rank: int, world_size: int) -> "FixedInjection | None":
         """What is known of a run as `ReplayClient.run` describes it; None where its injection may change."""
         config = run["config"]
         if not config.get("injection_fixed"):  # nor does an earlier release of the service know of it

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import hypothesis.strategies as st
 from hypothesis import given, settings
-from replay_trainer.foreseen import Foreseen
+from replay_trainer.fixed_injection import FixedInjection
 
 from replay_service.sampling.events import Planned
 from replay_service.sampling.injection import rank_positions
@@ -17,8 +17,8 @@ ratios = st.integers(0, 10**6 - 1).map(lambda millionths: f"{millionths / 10**6:
 )
 
 
-def foreseen(config: dict[str, object], rank: int = 0, world_size: int = 1) -> Foreseen:
-    found = Foreseen.of_run({"config": {**config, "injection_fixed": True}}, rank, world_size)
+def foreseen(config: dict[str, object], rank: int = 0, world_size: int = 1) -> FixedInjection:
+    found = FixedInjection.of_run({"config": {**config, "injection_fixed": True}}, rank, world_size)
     assert found is not None
     return found
 
@@ -60,7 +60,7 @@ def test_a_step_that_was_not_asked_for_has_the_policy_version_of_the_batch_befor
 def test_a_window_goes_from_a_step_that_holds_something_to_the_last_one_that_does(
     rows_a_step: Fraction, world_size: int, first: int, num_steps: int, data: st.DataObject
 ) -> None:
-    known = Foreseen(rows_a_step, data.draw(st.integers(0, world_size - 1)), world_size)
+    known = FixedInjection(rows_a_step, data.draw(st.integers(0, world_size - 1)), world_size)
     steps = range(first, first + num_steps)
     window = known.window(steps)
     if known.holds(first):
@@ -72,5 +72,5 @@ def test_a_window_goes_from_a_step_that_holds_something_to_the_last_one_that_doe
 
 def test_nothing_is_known_of_a_run_that_makes_no_promise() -> None:
     config: dict[str, object] = {"global_batch_size": 8, "injection_ratio": "0.1", "injection_mode": "replace"}
-    assert Foreseen.of_run({"config": config}, 0, 1) is None
-    assert Foreseen.of_run({"config": {**config, "injection_fixed": False}}, 0, 1) is None
+    assert FixedInjection.of_run({"config": config}, 0, 1) is None
+    assert FixedInjection.of_run({"config": {**config, "injection_fixed": False}}, 0, 1) is None

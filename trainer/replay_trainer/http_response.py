@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """An answer that has come whole.
 
     Attributes:
@@ -24,10 +24,10 @@ class Answer:
     by: str = ""
 
 
-class Way(Protocol):
+class HttpTransport(Protocol):
     """A way to the service, for requests of any number of threads at once."""
 
-    def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: float) -> Answer:
+    def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: float) -> HttpResponse:
         """The answer to one request, which is over at `deadline`, a time of `time.monotonic`, whatever comes.
 
         Raises:
