@@ -148,7 +148,7 @@ def decide(
             grows, and stops rising while it already comes down.
         seeing_ratio: the ratio at which there are reports enough for an estimate. Where there is none the ratio rises
             to it, and it does not fall below.
-        pace: half-lives since the decision before, 1 at most.
+        pace: half-lives since the ratio last changed, 1 at most.
         told_by: which visits the forecast is made of, for the reason.
 
     With e the forecast minus the budget and s its standard error, the ratio changes in a half-life by the factor

@@ -36,7 +36,7 @@ def adjustment_due(state: RunState) -> Adjusted | None:
         return None
     learned = state.what_plans_learn_from()
     pass_fence(learned, step)
-    pace = min(1.0, config.decision_steps / config.half_life_steps)
+    pace = min(1.0, (step - state.ratio_since) / config.half_life_steps)
     # The trend of before a change of the ratio or the policy does not go on after it.
     visits, ahead = learned.first_visits().since(state.steady_since), config.half_life_steps
     forecast, told_by = visits.of_corpus(ahead, _WANTED_REPORTS), "first visits"

@@ -221,7 +221,7 @@ def test_from_a_tenth_of_what_is_needed_it_is_there_after_a_few_half_lives() -> 
 def test_deciding_oftener_does_not_make_it_swing(every_steps: int) -> None:
     life = lived(400, budget=ForgettingBudget(nats=0.15, first_ratio="0.01", every_steps=every_steps))
     assert max(life.forgotten[200:]) < 1.15 * 0.15
-    assert max(life.ratio[200:]) / min(life.ratio[200:]) < 1.7
+    assert max(life.ratio[200:]) / min(life.ratio[200:]) < 2.5
     assert 0.8 * LEAST < np.mean(life.ratio[200:]) < 1.3 * LEAST
 
 
