@@ -141,7 +141,12 @@ class Decision(NamedTuple):
 
 
 def decide(
-    budget: ForgettingBudget, ratio: Fraction, forecast: Forgetting, seeing_ratio: float, pace: float = 1.0
+    budget: ForgettingBudget,
+    ratio: Fraction,
+    forecast: Forgetting,
+    seeing_ratio: float,
+    pace: float = 1.0,
+    told_by: str = "first visits",
 ) -> Decision | None:
     """The controller's decision, or None when the ratio stays as it is.
 
@@ -152,7 +157,8 @@ def decide(
             grows, and stops rising while it already comes down.
         seeing_ratio: the ratio at which there are reports enough for an estimate. Where there is none the ratio rises
             to it, and it does not fall below.
-        pace: half-lives since the decision before, 1 at most.
+        pace: half-lives since the ratio last changed, 1 at most.
+        told_by: which visits the forecast is made of, for the reason.
 
     With e the forecast minus the budget and s its standard error, the ratio changes in a half-life by the factor
     (1 + e * max(0, 1 - s**2 / e**2) / budget) ** 1.5, within [0.5, 2]: what could be noise counts less, and a
@@ -172,6 +178,6 @@ def decide(
         return None
     return Decision(
         chosen,
-        f"forgetting in a half-life, if its trend goes on: {forecast}; that is "
+        f"forgetting in a half-life, if its trend goes on, by {told_by}: {forecast}; that is "
         f"{'above' if rises else 'below'} the budget of {budget.nats:g} nats",
     )

@@ -32,8 +32,10 @@ LEAST_COVERED: Final = 0.9
 WINDOW_HALF_LIVES: Final = 3.0
 """The longest window. Its reports are a third of it old on average, one half-life."""
 
-_WANTED_REPORTS: Final = (60.0, 27.0, 18.0, 12.0)
-"""Effective reports of the window, and of the shorter ones that it is compared with."""
+WANTED_REPORTS: Final = 60.0
+"""Effective reports of a window, if it need not be longer than three half-lives for them."""
+_COMPARED: Final = (1.0, 0.45, 0.3, 0.2)
+"""Of so many times as many are the window and the shorter ones that it is compared with."""
 _LEAST_STEPS: Final = 8.0
 _BEND: Final = 1.5
 """How much of the squared difference between windows, beyond its noise, is added to the squared error."""
@@ -121,9 +123,9 @@ class FirstVisits:
     half_life: float
     prior_weight: float
 
-    def of_corpus(self, ahead: float = 0.0) -> Forgetting:
+    def of_corpus(self, ahead: float = 0.0, wanted: float = WANTED_REPORTS) -> Forgetting:
         """The forgetting of the whole corpus, or what it will be `ahead` steps later if its trend goes on."""
-        return self._of(self.sizes, self.reports, ahead)
+        return self._of(self.sizes, self.reports, ahead, wanted)
 
     def of_domains(self) -> list[Forgetting]:
         """The forgetting of each domain."""
@@ -138,12 +140,14 @@ class FirstVisits:
         """Those of `step` and later ones."""
         return replace(self, reports=self.reports[self.reports["step"] >= step])
 
-    def _of(self, sizes: Int64Array, reports: np.ndarray, ahead: float = 0.0) -> Forgetting:
+    def _of(
+        self, sizes: Int64Array, reports: np.ndarray, ahead: float = 0.0, wanted: float = WANTED_REPORTS
+    ) -> Forgetting:
         if not len(reports) or not sizes.any():
             return _NOTHING_REPORTED
         share = sizes / sizes.sum()
         target = Target(share, self.chance, self.num_quantiles, self.half_life, self.prior_weight)
-        return estimate(reports, target, self.step, ahead)
+        return estimate(reports, target, self.step, ahead, wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,9 @@ class _Line:
     covered: float
 
 
-def estimate(reports: np.ndarray, target: Target, step: int, ahead: float = 0.0) -> Forgetting:
+def estimate(
+    reports: np.ndarray, target: Target, step: int, ahead: float = 0.0, wanted: float = WANTED_REPORTS
+) -> Forgetting:
     """The forgetting of the target at `step`, from first visits.
 
     Args:
@@ -168,13 +174,14 @@ def estimate(reports: np.ndarray, target: Target, step: int, ahead: float = 0.0)
         target: what the estimate is of.
         step: the latest step that was reported.
         ahead: for how many steps after it; the trend is taken to go on, by as much of it as is more than its noise.
+        wanted: effective reports of the window. More of them make the interval narrower where forgetting is steady.
 
     With w_i = kernel(age_i) * share / chance of report i, m the means that other steps' reports lead to expect, and a
     the value at `step` of the weighted line through (step_i, e_i - m_i): `sum_k share_k * m_k + a`. The kernel falls
     from one to zero over the window, which is as long as it takes for 60 effective reports, from 8 steps to three
     half-lives.
     """
-    lines = _lines(reports, target, step)
+    lines = _lines(reports, target, step, wanted)
     line = lines[0]
     reason = _reason(line)
     window = round(line.window)
@@ -226,14 +233,15 @@ def _bend(line: _Line, shorter: _Line) -> float:
     return (line.nats - shorter.nats) ** 2 - noise
 
 
-def _lines(reports: np.ndarray, target: Target, step: int) -> list[_Line]:
+def _lines(reports: np.ndarray, target: Target, step: int, num: float) -> list[_Line]:
     """Of the window, and of shorter ones."""
     age = (step - reports["step"]).astype(np.float64)
     weight = target.share[reports["stratum"]] / reports["chance"]
     most = max(_LEAST_STEPS, min(WINDOW_HALF_LIVES * target.half_life, 2.0 * float(age.max(initial=0.0)) + 2.0))
     windows = np.minimum(_LEAST_STEPS * 2.0 ** np.arange(0.0, 0.51 + np.log2(most / _LEAST_STEPS), 0.5), most)
     effective = np.array([_kish(weight * _kernel(age, window)) for window in windows])
-    wanted = [int(np.argmax(effective >= num)) if (effective >= num).any() else -1 for num in _WANTED_REPORTS]
+    enough = [effective >= num * share for share in _COMPARED]
+    wanted = [int(np.argmax(each)) if each.any() else -1 for each in enough]
     lines = dict[float, _Line]()
     for window in windows[wanted].tolist():
         lines.setdefault(window, _line(reports, target, age, weight, window))

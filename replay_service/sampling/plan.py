@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from replay_service.sampling.controller import decide
 from replay_service.sampling.events import PLANNED_ROW, Adjusted, Planned
+from replay_service.sampling.forgetting import WANTED_REPORTS
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.permutation import keys, uniforms
 from replay_service.sampling.policies import systematic
@@ -21,6 +22,8 @@ Int64Array = NDArray[np.int64]
 
 _PICK_STRATA: Final = 1
 _SHUFFLE: Final = 3
+_WANTED_REPORTS: Final = 4.0 * WANTED_REPORTS
+"""Of the controller's forecast: under one ratio and one policy forgetting is steadier than over a change."""
 
 
 def adjustment_due(state: RunState) -> Adjusted | None:
@@ -33,10 +36,15 @@ def adjustment_due(state: RunState) -> Adjusted | None:
         return None
     learned = state.what_plans_learn_from()
     pass_fence(learned, step)
-    pace = min(1.0, config.decision_steps / config.half_life_steps)
+    pace = min(1.0, (step - state.ratio_since) / config.half_life_steps)
     # The trend of before a change of the ratio or the policy does not go on after it.
-    forecast = learned.first_visits().since(state.steady_since).of_corpus(ahead=config.half_life_steps)
-    decision = decide(config.budget, state.ratio, forecast, config.seeing_ratio, pace)
+    visits, ahead = learned.first_visits().since(state.steady_since), config.half_life_steps
+    forecast, told_by = visits.of_corpus(ahead, _WANTED_REPORTS), "first visits"
+    if forecast.nats is None:
+        again = learned.all_visits().since(state.steady_since).of_corpus(ahead, _WANTED_REPORTS)
+        # Better too low a number than none: without it the ratio would stay as it is for good.
+        forecast, told_by = (forecast, told_by) if again.nats is None else (again, "first and later visits")
+    decision = decide(config.budget, state.ratio, forecast, config.seeing_ratio, pace, told_by)
     return None if decision is None else Adjusted(step - 1, decision.injection_ratio, decision.reason)
 
 

@@ -124,6 +124,17 @@ class RunState:
             prior_weight=self.config.prior_weight,
         )
 
+    def all_visits(self) -> FirstVisits:
+        """The same of first and later visits alike: where rehearsal repairs what it visits, it tells of too little."""
+        first = self.walk.share_of_first_visits()
+        parts = []
+        for latest, share in zip(self.latest, (first, 1.0 - first), strict=True):
+            rows = latest.rows[share[latest.rows["stratum"]] > 0.0]
+            # What was drawn of both kinds together is as likely as the stratum.
+            rows["chance"] /= share[rows["stratum"]]
+            parts.append(rows)
+        return replace(self.first_visits(), reports=stacked(parts), chance=self.probabilities())
+
     def forgetting(self) -> Forgetting:
         """How much of the corpus the model has forgotten, as far as plans know."""
         return self.first_visits().of_corpus()

@@ -44,6 +44,7 @@ RUN: Final = "killed"
 SETTINGS: Final[dict[str, Any]] = {
     "global_batch_size": 32,
     "injection_ratio": "0.3",
+    "held_back": 0.0,
     "seed": 3,
     "report_window_steps": 512,
 }

@@ -89,7 +89,7 @@ class Epochs:
 
 @pytest.mark.parametrize("policy", ["uniform", "mix_cd"])
 def test_within_an_epoch_nothing_repeats_while_the_corpus_grows(journal: Journal, folder: Path, policy: str) -> None:
-    owner = owner_on(journal, folder, injection_ratio="1", policy=policy, global_batch_size=13)
+    owner = owner_on(journal, folder, injection_ratio="1", policy=policy, global_batch_size=13, held_back=0.0)
     epochs, num_strata = Epochs(Corpus(folder / "wiki")), 4
     for turn in range(6):
         for plan in owner.plan(4 * turn, 4, AHEAD):

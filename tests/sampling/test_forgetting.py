@@ -1,11 +1,15 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replay_service.sampling.controller import ForgettingBudget
 from replay_service.sampling.events import Configured
 from replay_service.sampling.forgetting import LEAST_REPORTS, FirstVisits, Forgetting, student
 from replay_service.sampling.latest import MOST_REPORTS, REPORT_ROW, LatestReports
+from replay_service.sampling.plan import adjustment_due
 from replay_service.sampling.run_state import fold
 from tests.sampling.forgetting_worlds import WORLDS, Coverage, World, coverage
 from tests.sampling.worlds import image, initial_state, planned, report_of
@@ -138,6 +142,22 @@ def test_with_rows_held_back_first_visits_go_on() -> None:
     assert sum(num_first) == 128
     assert sum(num_first[:12]) == 96
     assert sum(num_first[12:100]) > 15
+
+
+def test_where_no_first_visits_are_left_the_controller_decides_by_later_ones() -> None:
+    budget = ForgettingBudget(first_ratio="0.2")
+    state = initial_state([40], injection_ratio="auto", half_life_steps=10.0, global_batch_size=8, budget=budget)
+    for plan in planned(state, 119):
+        if len(plan.rows):
+            fold(state, report_of(plan.step, np.unique(plan.rows["sample_id"]), loss=2.0, base_loss=1.0))
+    state.ratio = Fraction(1, 10)
+    assert (state.walk.epoch > 0).all()
+    assert nothing_said(state.forgetting(), "first visits")
+    assert state.all_visits().of_corpus().nats == pytest.approx(1.0)
+    adjusted = adjustment_due(state)
+    assert adjusted is not None
+    assert adjusted.injection_ratio == "0.2"
+    assert "by first and later visits: +1.0000 nats" in adjusted.reason
 
 
 def test_a_change_of_ratio_or_policy_restarts_the_window_of_the_controller() -> None:
