@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import typer
-from replay_trainer.cli import app as trainer_app
 from typer.testing import CliRunner
 
 from replay_service import __version__
 from replay_service.cli import app
+from replay_trainer.cli import app as trainer_app
 
 COMMANDS = (
     "ingest",

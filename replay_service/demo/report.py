@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from replay_trainer.job.evaluation import TARGET, forgetting
-from replay_trainer.job.metrics import MetricsFile
 from rich.console import Console
 from rich.table import Table
+
+from replay_trainer.job.evaluation import TARGET, forgetting
+from replay_trainer.job.metrics import MetricsFile
 
 
 @dataclass(frozen=True, slots=True)

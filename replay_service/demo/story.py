@@ -6,9 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 
-from replay_trainer.cli import watch_training
-from replay_trainer.client import ReplayClient
-from replay_trainer.config import read_config
 from rich.console import Console
 
 from replay_service.corpus.format.manifest import Manifest
@@ -22,6 +19,9 @@ from replay_service.demo.process import service_process
 from replay_service.demo.report import Outcome, draw, result_table, say_where_to_look
 from replay_service.progress import ingest_progress, progress_bar
 from replay_service.ray_session import start_ray
+from replay_trainer.cli import watch_training
+from replay_trainer.client import ReplayClient
+from replay_trainer.config import read_config
 
 
 def tell(*, model: str | None, folder: Path, fast: bool, hold: bool) -> None:

@@ -14,13 +14,13 @@ import httpx2
 import uvicorn
 from fastapi import FastAPI
 from numpy.typing import ArrayLike
-from replay_trainer.client import ReplayClient
 
 from replay_service.gateway.app import create_app
 from replay_service.settings import ServiceSettings
 from replay_service.testing.corpus import Documents, MadeUpCorpus
 from replay_service.testing.samples import LabelledSamples
 from replay_service.testing.transport import in_process
+from replay_trainer.client import ReplayClient
 
 _URL: Final = "http://127.0.0.1"
 _START_S: Final = 60.0

@@ -6,10 +6,9 @@ README.md in this folder says what the columns mean.
 import argparse
 from typing import Any, Final
 
-from replay_trainer.windows import Auto
-
 from replay_service.gateway.logs import configure_logs
 from replay_service.testing import ServiceUnderTest, replay_service
+from replay_trainer.windows import Auto
 from tests.benchmarks.ratios import as_table
 from tests.trainer.asked import Counting, whole_job
 

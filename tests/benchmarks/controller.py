@@ -15,12 +15,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from replay_trainer.batches.target import concatenated, packed_by_domain
-from replay_trainer.client import ReplayClient
-from replay_trainer.config import TrainConfig
-from replay_trainer.job.loop import fine_tune
-from replay_trainer.job.metrics import MetricsFile
-from replay_trainer.job.ray_train import preflight
 
 from replay_service.corpus.shards.sources import Columns, Document, find_shards, read_documents
 from replay_service.demo.materials import Amounts, write_shards
@@ -30,6 +24,12 @@ from replay_service.language.packing import PackedRows
 from replay_service.language.scoring import RowScorer
 from replay_service.language.tokenizer import ends_of, fingerprint, load_tokenizer
 from replay_service.testing.corpus import MadeUpCorpus
+from replay_trainer.batches.target import concatenated, packed_by_domain
+from replay_trainer.client import ReplayClient
+from replay_trainer.config import TrainConfig
+from replay_trainer.job.loop import fine_tune
+from replay_trainer.job.metrics import MetricsFile
+from replay_trainer.job.ray_train import preflight
 from tests.benchmarks.ratios import as_table
 from tests.support import make_tiny_model, running_service
 from tests.trainer.worlds import AloneWorker

@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import median
 
 import httpx2
-from replay_trainer.client import ReplayClient
 
+from replay_trainer.client import ReplayClient
 from tests.support import make_corpus, running_service
 
 SEQ_LEN = 1024

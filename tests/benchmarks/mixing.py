@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 import ray
-from replay_trainer.client import ReplayClient
 
 from replay_service.ray_session import start_ray
 from replay_service.settings import load_settings
+from replay_trainer.client import ReplayClient
 from tests.benchmarks.ratios import as_table
 from tests.support import make_corpus, running_service
 

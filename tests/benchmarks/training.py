@@ -13,6 +13,13 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+
+from replay_service.demo.materials import fetch_model
+from replay_service.language.model import faster_precision, load_model
+from replay_service.language.model_parts import LanguageLosses
+from replay_service.language.precision import Precision
+from replay_service.testing.corpus import MadeUpCorpus
+from replay_service.wire.batches import Batch
 from replay_trainer.batches.mixing import MixedBatch, loss_rows, mix
 from replay_trainer.batches.target import TargetRows, TrainingRows
 from replay_trainer.client import ReplayClient
@@ -24,13 +31,6 @@ from replay_trainer.methods.ldifs import FeatureDrift, frozen_copy
 from replay_trainer.rehearsal import RehearsalStream
 from replay_trainer.reporting import LossReporter
 from replay_trainer.session import RehearsalSession
-
-from replay_service.demo.materials import fetch_model
-from replay_service.language.model import faster_precision, load_model
-from replay_service.language.model_parts import LanguageLosses
-from replay_service.language.precision import Precision
-from replay_service.testing.corpus import MadeUpCorpus
-from replay_service.wire.batches import Batch
 from tests.benchmarks.ratios import as_table, measured
 from tests.support import running_service
 

@@ -15,10 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from replay_trainer.client import ReplayClient, RetryPolicy
-from replay_trainer.methods.flow import FlowWeights
-from replay_trainer.methods.ldifs import VISION, FeatureDrift, frozen_copy
-from replay_trainer.plain import Rehearsal, RehearsalLoop
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 from transformers import ViTConfig, ViTForImageClassification
@@ -32,6 +28,10 @@ from replay_service.corpus.shards.documents import Columns
 from replay_service.language.model import evaluating
 from replay_service.ray_session import start_ray
 from replay_service.wire.columns import wide_list
+from replay_trainer.client import ReplayClient, RetryPolicy
+from replay_trainer.methods.flow import FlowWeights
+from replay_trainer.methods.ldifs import VISION, FeatureDrift, frozen_copy
+from replay_trainer.plain import Rehearsal, RehearsalLoop
 from tests.benchmarks.ratios import as_table
 from tests.support import running_service
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from replay_trainer.client import ReplayClient
-from replay_trainer.job.metrics import MetricsFile
 
 from replay_service.demo.jobs import CORPUS, FAST, RUN
 from replay_service.demo.report import Outcome
 from replay_service.sampling.injection import exact_ratio, num_rehearsed
+from replay_trainer.client import ReplayClient
+from replay_trainer.job.metrics import MetricsFile
 from tests.support import running_service
 
 pytestmark = pytest.mark.timeout(1200)

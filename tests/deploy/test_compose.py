@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import replay_trainer.cli
 import typer
 import yaml
 
 import replay_service.cli
+import replay_trainer.cli
 from replay_service.settings import ServiceSettings, load_settings
 
 ROOT = Path(__file__).parents[2]

@@ -13,21 +13,21 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
-import replay_trainer.errors
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from replay_trainer.cli import app as trainer_app
-from replay_trainer.config import TrainConfig
-from replay_trainer.keys import all_keys, section_of
 from typer.models import ArgumentInfo, ParameterInfo
 
 import replay_service
+import replay_trainer.errors
 from replay_service.cli import app as service_app
 from replay_service.errors import ReplayError
 from replay_service.gateway.app import create_app
 from replay_service.sampling.bounds import choices_of
 from replay_service.settings import ServiceSettings
+from replay_trainer.cli import app as trainer_app
+from replay_trainer.config import TrainConfig
+from replay_trainer.keys import all_keys, section_of
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "reference"
 EXAMPLE: Final = FOLDER.parents[1] / "deploy" / "replay.toml"

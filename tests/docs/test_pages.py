@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from replay_trainer.config import TrainConfig
 
+from replay_trainer.config import TrainConfig
 from tests.docs.reference import commands, options_of_command, problems
 
 ROOT = Path(__file__).parents[2]

@@ -3,8 +3,6 @@
 from typing import Any
 
 import pytest
-from replay_trainer.config import TrainConfig
-from replay_trainer.keys import all_keys
 from typer.testing import CliRunner
 
 from replay_service.cli import app as service_app
@@ -14,6 +12,8 @@ from replay_service.gateway.app import create_app
 from replay_service.sampling.bounds import description_of
 from replay_service.sampling.run_config import Feedback, RunConfig
 from replay_service.settings import load_settings
+from replay_trainer.config import TrainConfig
+from replay_trainer.keys import all_keys
 from tests.docs.reference import EXAMPLE, FOLDER, commands, example_settings, pages, problems, undescribed
 
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from replay_trainer.client import ReplayClient
-from replay_trainer.errors import ServiceError, ServiceUnavailable
 from typer.testing import CliRunner
 
 from replay_service.cli import app
+from replay_trainer.client import ReplayClient
+from replay_trainer.errors import ServiceError, ServiceUnavailable
 from tests.certificates import CertificateFiles, certificate_in
 from tests.gateway.worlds import make_token
 from tests.support import free_port, running_service

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import numpy as np
-from replay_trainer.client import ReplayClient, RetryPolicy
 
 from replay_service.sampling.run_config import FeedbackMode, RunConfig
+from replay_trainer.client import ReplayClient, RetryPolicy
 from tests.databases import find_postgresql, fresh_database, postgresql_server
 from tests.kill.promises import (
     Exported,

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from replay_trainer.client import ReplayClient
 
 from replay_service.wire.batches import Batch
 from replay_service.wire.losses import LOSS_ROW
+from replay_trainer.client import ReplayClient
 
 MOST_STEPS_A_WINDOW: Final = 8
 NUM_TOKENS: Final = 11

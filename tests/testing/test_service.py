@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from replay_service.testing import replay_service
 from replay_trainer.client import RetryPolicy
 from replay_trainer.errors import ServiceUnavailable
 from replay_trainer.rehearsal import RehearsalStream
-
-from replay_service.testing import replay_service
 from tests.gateway.worlds import losses_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "test.md"

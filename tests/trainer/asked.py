@@ -4,14 +4,14 @@ from typing import Any
 
 import httpx2
 import numpy as np
-from replay_trainer.client import ReplayClient
-from replay_trainer.rehearsal import RehearsalStream
-from replay_trainer.reporting import LossReporter
-from replay_trainer.windows import Auto
 
 from replay_service.testing import ServiceUnderTest
 from replay_service.wire.batches import Batch
 from replay_service.wire.losses import LOSS_ROW
+from replay_trainer.client import ReplayClient
+from replay_trainer.rehearsal import RehearsalStream
+from replay_trainer.reporting import LossReporter
+from replay_trainer.windows import Auto
 
 
 class Counting(httpx2.BaseTransport):

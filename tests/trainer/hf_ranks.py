@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, TrainingArguments
+
 from replay_trainer.client import ReplayClient
 from replay_trainer.hf import RehearsalTrainer
 from replay_trainer.plain import Rehearsal
-from torch import Tensor
-from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, TrainingArguments
 
 NUM_STEPS = 6
 RESUMED_AT = 3

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import InvalidTraining
 from replay_trainer.plain import Rehearsal

@@ -11,16 +11,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from replay_trainer.batches.added import IGNORED
-from replay_trainer.batches.samples import MixedSamples
-from replay_trainer.client import ReplayClient
-from replay_trainer.errors import CorpusMismatch, InvalidTraining
-from replay_trainer.plain import Rehearsal
 from torch.nn.functional import cross_entropy
 
 from replay_service.classification.model import fingerprint
 from replay_service.classification.scoring import ClassScorer
 from replay_service.testing import LabelledSamples, ServiceUnderTest, replay_service
+from replay_trainer.batches.added import IGNORED
+from replay_trainer.batches.samples import MixedSamples
+from replay_trainer.client import ReplayClient
+from replay_trainer.errors import CorpusMismatch, InvalidTraining
+from replay_trainer.plain import Rehearsal
 from tests.classification.worlds import NUM_CLASSES, SHAPE, images, make_tiny_bert, make_tiny_vit, tiny_net
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "classification.md"
@@ -280,9 +280,9 @@ def test_the_trainer_of_transformers_rehearses_samples(
     tiny_model: Path,
     tmp_path: Path,
 ) -> None:
-    from replay_trainer.hf import RehearsalTrainer
     from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
+    from replay_trainer.hf import RehearsalTrainer
     from tests.trainer.test_hf import arguments
 
     service = client if kind == "images" else texts

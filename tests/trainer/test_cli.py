@@ -3,11 +3,11 @@
 import io
 from pathlib import Path
 
+from rich.console import Console
+
 from replay_trainer.cli import _Watched
 from replay_trainer.job.metrics import MetricsFile
 from replay_trainer.job.progress import ProgressLine
-from rich.console import Console
-
 from tests.trainer.worlds import a_job
 
 

@@ -12,6 +12,14 @@ from urllib.parse import urlsplit
 import httpx2
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
+
+from replay_service.corpus.format.manifest import write_json
+from replay_service.corpus.ingest.status import STATUS_NAME, write_begun
+from replay_service.gateway.app import create_app
+from replay_service.settings import load_settings
+from replay_service.testing.transport import in_process
+from replay_service.wire.losses import LOSS_ROW
 from replay_trainer.client import ReplayClient, RetryPolicy
 from replay_trainer.errors import (
     NotAllowed,
@@ -22,14 +30,6 @@ from replay_trainer.errors import (
     ServiceUnknown,
     TokenRefused,
 )
-from structlog.testing import capture_logs
-
-from replay_service.corpus.format.manifest import write_json
-from replay_service.corpus.ingest.status import STATUS_NAME, write_begun
-from replay_service.gateway.app import create_app
-from replay_service.settings import load_settings
-from replay_service.testing.transport import in_process
-from replay_service.wire.losses import LOSS_ROW
 from tests.gateway.worlds import make_token
 from tests.proxy import NO_FAULT, FaultyProxy
 from tests.support import free_port, make_corpus, running_service

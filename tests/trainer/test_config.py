@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from replay_trainer.config import read_config
 from replay_trainer.errors import InvalidTraining
 

@@ -5,10 +5,10 @@ from fractions import Fraction
 
 import hypothesis.strategies as st
 from hypothesis import given, settings
-from replay_trainer.fixed_injection import FixedInjection
 
 from replay_service.sampling.events import Planned
 from replay_service.sampling.injection import rank_positions
+from replay_trainer.fixed_injection import FixedInjection
 from tests.sampling.worlds import initial_state, planned, plans_of
 from tests.wire.test_batches import make_batch
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from replay_trainer.client import ReplayClient
-from replay_trainer.errors import CorpusMismatch, InvalidTraining
-from replay_trainer.hf import RehearsalMixin, RehearsalTrainer
-from replay_trainer.plain import Rehearsal
 from torch import nn
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from replay_service.language.tokenizer import fingerprint, load_tokenizer
 from replay_service.testing import ServiceUnderTest, replay_service
+from replay_trainer.client import ReplayClient
+from replay_trainer.errors import CorpusMismatch, InvalidTraining
+from replay_trainer.hf import RehearsalMixin, RehearsalTrainer
+from replay_trainer.plain import Rehearsal
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "hugging-face.md"
 SEQ_LEN = 12

@@ -13,14 +13,14 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
+
+from replay_service.wire.protocol import CHECKSUM_HEADER
 from replay_trainer import http_client
 from replay_trainer.errors import ServiceError
 from replay_trainer.http_client import HttpClient
 from replay_trainer.http_response import HttpResponse
 from replay_trainer.proxies import NamedProxy
 from replay_trainer.transport import trusted_by
-
-from replay_service.wire.protocol import CHECKSUM_HEADER
 from tests.certificates import certificate_in
 
 OK = b"HTTP/1.1 200 OK\r\n"

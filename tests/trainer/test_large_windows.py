@@ -5,9 +5,9 @@ from pathlib import Path
 
 import httpx2
 import pytest
+
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import AnswerTooLarge, RunGone
-
 from tests.support import make_corpus, running_service
 from tests.trainer.test_client import Flaky
 

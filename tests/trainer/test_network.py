@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from replay_trainer.client import ReplayClient, RetryPolicy
-from replay_trainer.errors import ServiceError, ServiceUnavailable
 
 from replay_service.wire.batches import Batch
 from replay_service.wire.losses import LOSS_ROW
+from replay_trainer.client import ReplayClient, RetryPolicy
+from replay_trainer.errors import ServiceError, ServiceUnavailable
 from tests.proxy import KINDS, NO_FAULT, Fault, FaultyProxy, Kind, random_faults
 from tests.support import make_corpus, running_service
 

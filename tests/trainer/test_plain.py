@@ -11,15 +11,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from replay_service.language.losses import token_losses
+from replay_service.testing import ServiceUnderTest, replay_service
 from replay_trainer.batches.added import IGNORED
 from replay_trainer.batches.rows import MixedInputs
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
 from replay_trainer.plain import Rehearsal, RehearsalLoop
-from structlog.testing import capture_logs
-
-from replay_service.language.losses import token_losses
-from replay_service.testing import ServiceUnderTest, replay_service
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-loop.md"
 SEQ_LEN = 12

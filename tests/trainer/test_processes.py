@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from replay_trainer.client import ReplayClient
-from replay_trainer.errors import InvalidTraining
-from replay_trainer.plain import Rehearsal, RehearsalLoop
 
 from replay_service.testing import replay_service
 from replay_service.wire.losses import LOSS_ROW
+from replay_trainer.client import ReplayClient
+from replay_trainer.errors import InvalidTraining
+from replay_trainer.plain import Rehearsal, RehearsalLoop
 
 SETTINGS = {"global_batch_size": 4, "injection_ratio": "0.5", "injection_mode": "add"}
 

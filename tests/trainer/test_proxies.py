@@ -4,10 +4,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+
 from replay_trainer.client import ReplayClient, RetryPolicy
 from replay_trainer.errors import ServiceError, ServiceRefused, ServiceUnavailable
 from replay_trainer.proxies import NamedProxy, proxy_to
-
 from tests.proxy import NO_FAULT, FaultyProxy
 from tests.support import free_port
 

@@ -3,12 +3,12 @@ from itertools import chain
 
 import numpy as np
 import pytest
+
+from replay_service.testing import ServiceUnderTest, replay_service
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import InvalidTraining, RunGone
 from replay_trainer.rehearsal import RehearsalStream
 from replay_trainer.reporting import LossReporter
-
-from replay_service.testing import ServiceUnderTest, replay_service
 from tests.trainer.test_client import losses_of
 
 SETTINGS = {"global_batch_size": 8, "injection_ratio": "0.3", "policy": "uniform"}

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 import httpx2
 import numpy as np
 import pytest
-from replay_trainer import reporting
-from replay_trainer.client import ReplayClient
-from replay_trainer.errors import ServiceRefused
-from replay_trainer.reporting import SECONDS_BETWEEN_COUNTS, LossReporter, TrainedReporter
 from structlog.testing import capture_logs
 
 from replay_service.sampling.trained import TrainedCounts
 from replay_service.testing import replay_service
+from replay_trainer import reporting
+from replay_trainer.client import ReplayClient
+from replay_trainer.errors import ServiceRefused
+from replay_trainer.reporting import SECONDS_BETWEEN_COUNTS, LossReporter, TrainedReporter
 from tests.trainer.test_client import losses_of
 
 RUN = "reported"

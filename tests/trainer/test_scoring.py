@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from replay_trainer.cli import app
-from replay_trainer.errors import InvalidTraining
-from replay_trainer.scoring import ScoringSettings, score_rows
 from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 from replay_service.corpus.shards.documents import NOT_UTF8
 from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer
+from replay_trainer.cli import app
+from replay_trainer.errors import InvalidTraining
+from replay_trainer.scoring import ScoringSettings, score_rows
 from tests.language.faulty_models import bert_encoder, roberta_decoder, with_prefix
 from tests.support import make_tiny_model
 from tests.trainer.batches.test_tables import write_lines

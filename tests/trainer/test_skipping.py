@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from replay_service.testing import ServiceUnderTest, replay_service
+from replay_service.wire.batches import Batch
 from replay_trainer.client import ReplayClient, RetryPolicy
 from replay_trainer.errors import RunGone, ServiceRefused
 from replay_trainer.rehearsal import RehearsalStream
 from replay_trainer.reporting import LossReporter
 from replay_trainer.windows import Auto
-
-from replay_service.testing import ServiceUnderTest, replay_service
-from replay_service.wire.batches import Batch
 from tests.trainer.asked import Counting, take_steps, whole_job
 
 FENCED = {"feedback": {"mode": "fenced", "lag": 8}}

@@ -2,6 +2,7 @@ from fractions import Fraction
 
 import hypothesis.strategies as st
 from hypothesis import given
+
 from replay_trainer.windows import LEAST_STEPS, MOST_BYTES, MOST_STEPS, USEFUL_ROWS, WindowRule
 
 ROW_BYTES = 2_300

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from replay_trainer.config import TrainConfig
-from replay_trainer.job.loop import fine_tune
 
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import fingerprint, load_tokenizer
+from replay_trainer.config import TrainConfig
+from replay_trainer.job.loop import fine_tune
 from tests.support import make_corpus
 
 SEQ_LEN = 12

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from replay_trainer.client import ReplayClient
-from replay_trainer.rehearsal import RehearsalStream
-from replay_trainer.reporting import LossReporter
 
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.ledger.owner import RunOwner
 from replay_service.sampling.events import Planned
 from replay_service.wire.batches import Batch
 from replay_service.wire.losses import LOSS_ROW
+from replay_trainer.client import ReplayClient
+from replay_trainer.rehearsal import RehearsalStream
+from replay_trainer.reporting import LossReporter
 from tests.benchmarks.ledger import record_on
 from tests.benchmarks.peers.turns import ROWS, SEQ_LEN, VOCAB_SIZE, Way, answers, cpu_seconds_of, serve_turns
 from tests.ledger.worlds import open_journal, owner_of

@@ -9,8 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from replay_trainer.client import ReplayClient
-from replay_trainer.plain import Rehearsal
 from torch import nn
 
 from replay_service.classification.model import fingerprint, load_classifier
@@ -28,6 +26,8 @@ from replay_service.gateway.app import create_app
 from replay_service.settings import load_settings
 from replay_service.testing.transport import in_process
 from replay_service.wire.columns import wide_list
+from replay_trainer.client import ReplayClient
+from replay_trainer.plain import Rehearsal
 from tests.classification.worlds import NUM_CLASSES, SHAPE, images, make_tiny_bert, make_tiny_vit, tiny_net
 from tests.corpus.ingested import all_rows
 from tests.corpus.ingested import content_of as content_of_folder

@@ -12,10 +12,10 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from replay_trainer.client import ReplayClient, RetryPolicy
 
 from replay_service.wire.batches import decode_batch
 from replay_service.wire.losses import encode_losses
+from replay_trainer.client import ReplayClient, RetryPolicy
 from tests.gateway.test_server import await_closed, half_sent
 from tests.gateway.worlds import (
     JSON,

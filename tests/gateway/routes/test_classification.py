@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from replay_trainer.client import ReplayClient
 
 from replay_service.corpus.format.manifest import read_manifest
 from replay_service.corpus.reading.reader import Corpus
@@ -19,6 +18,7 @@ from replay_service.testing import LabelledSamples, ServiceUnderTest, replay_ser
 from replay_service.wire.batches import Batch, decode_batch, encode_batch
 from replay_service.wire.losses import LOSS_ROW
 from replay_service.wire.protocol import WIRE_VERSION
+from replay_trainer.client import ReplayClient
 from tests.wire.test_batches import make_batch, records_of, stream
 
 GOLDEN = Path(__file__).parents[2] / "wire" / "golden" / f"classification-v{WIRE_VERSION}.arrow"

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from replay_trainer.batches.json_columns import JsonColumns
 from replay_trainer.errors import InvalidTraining
 

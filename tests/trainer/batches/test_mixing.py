@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from replay_trainer.batches.mixing import loss_rows, mix
-from replay_trainer.batches.target import TrainingRows
 
 from replay_service.language.losses import TokenLosses, token_losses
 from replay_service.wire.batches import Batch, BatchHeader
+from replay_trainer.batches.mixing import loss_rows, mix
+from replay_trainer.batches.target import TrainingRows
 
 SEQ_LEN = 5
 

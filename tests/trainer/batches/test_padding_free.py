@@ -10,6 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, DataCollatorWithFlattening
+
+from replay_service.testing import ServiceUnderTest, replay_service
 from replay_trainer.batches.added import IGNORED
 from replay_trainer.batches.mixing import loss_rows
 from replay_trainer.batches.padding_free import check_isolation
@@ -17,9 +20,6 @@ from replay_trainer.batches.rows import MixedInputs, add_rows
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import InvalidTraining
 from replay_trainer.plain import Rehearsal
-from transformers import AutoModelForCausalLM, DataCollatorWithFlattening
-
-from replay_service.testing import ServiceUnderTest, replay_service
 
 SEQ_LEN = 12
 SETTINGS = {"global_batch_size": 4, "injection_ratio": "0.5", "injection_mode": "add", "policy": "uniform"}

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from replay_service.corpus.shards.documents import HALF_A_PAIR, NOT_A_STRING, NOT_JSON, NOT_UTF8
 from replay_trainer.batches import tables
 from replay_trainer.batches.tables import (
     ROWS_AT_ONCE,
@@ -20,8 +22,6 @@ from replay_trainer.batches.tables import (
     texts_of,
 )
 from replay_trainer.errors import InvalidTraining
-
-from replay_service.corpus.shards.documents import HALF_A_PAIR, NOT_A_STRING, NOT_JSON, NOT_UTF8
 from tests.corpus.shard_files import compressed
 
 

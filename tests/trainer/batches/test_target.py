@@ -5,14 +5,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from replay_trainer.batches.examples import scored_with
-from replay_trainer.batches.target import TargetRows, TrainingRows, load_target, packed_by_domain
-from replay_trainer.config import DataConfig, FlowConfig
-from replay_trainer.errors import InvalidTraining
 
 from replay_service.corpus.shards.sources import Columns
 from replay_service.language.packing import Ends
 from replay_service.language.tokenizer import ends_of, load_tokenizer, separator_id
+from replay_trainer.batches.examples import scored_with
+from replay_trainer.batches.target import TargetRows, TrainingRows, load_target, packed_by_domain
+from replay_trainer.config import DataConfig, FlowConfig
+from replay_trainer.errors import InvalidTraining
 from tests.support import make_tiny_model
 from tests.trainer.worlds import write_text
 

@@ -13,10 +13,9 @@ import threading
 import time
 from pathlib import Path
 
+from replay_service.ray_session import QUIET_ENVIRONMENT
 from replay_trainer.config import TrainConfig
 from replay_trainer.job.metrics import MetricsFile
-
-from replay_service.ray_session import QUIET_ENVIRONMENT
 from tests.trainer.worlds import a_job
 
 NUM_STEPS = 120
@@ -44,6 +43,7 @@ def main(folder: str, model: str, url: str) -> None:
     os.environ.update(QUIET_ENVIRONMENT)
     import ray
     from ray.cluster_utils import Cluster
+
     from replay_trainer.job.ray_train import run_training
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+
+from replay_service.language.model import load_model
 from replay_trainer.client import ReplayClient
 from replay_trainer.config import TrainConfig
 from replay_trainer.errors import InvalidTraining
 from replay_trainer.job.loop import fine_tune
 from replay_trainer.job.metrics import MetricsFile
 from replay_trainer.job.ray_train import preflight
-
-from replay_service.language.model import load_model
 from tests.trainer.worlds import AloneWorker, a_job, write_text
 
 LORA: dict[str, Any] = {"r": 2, "alpha": 8, "target_modules": ("q_proj", "v_proj")}

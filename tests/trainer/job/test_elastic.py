@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from replay_trainer.client import ReplayClient
 from replay_trainer.job.loop import fine_tune
 from replay_trainer.job.metrics import MetricsFile
 from replay_trainer.job.ray_train import preflight
-
 from tests.trainer.job.elastic import NUM_STEPS, the_job
 from tests.trainer.worlds import AloneWorker
 

@@ -5,13 +5,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+
+from replay_service.language.model import load_model
+from replay_service.language.tokenizer import encode, load_tokenizer
 from replay_trainer.batches.target import TrainingRows
 from replay_trainer.config import DataConfig
 from replay_trainer.job.evaluation import HeldOut, forgetting
 from replay_trainer.job.feed import load_heldout
-
-from replay_service.language.model import load_model
-from replay_service.language.tokenizer import encode, load_tokenizer
 
 
 def rows(num_rows: int, seq_len: int = 10) -> TrainingRows:

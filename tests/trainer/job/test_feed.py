@@ -2,13 +2,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from replay_trainer.errors import TrainerError
-from replay_trainer.job.feed import document_ends
-from replay_trainer.job.ray_train import preflight
 
 from replay_service.corpus.format.manifest import read_manifest, write_manifest
 from replay_service.language.packing import Ends
 from replay_service.language.tokenizer import load_tokenizer
+from replay_trainer.errors import TrainerError
+from replay_trainer.job.feed import document_ends
+from replay_trainer.job.ray_train import preflight
 from tests.support import make_tiny_model, running_service
 from tests.trainer.worlds import a_job, corpus_for
 

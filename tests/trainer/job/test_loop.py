@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+
+from replay_service.language.model import load_model
+from replay_service.language.tokenizer import load_tokenizer
 from replay_trainer.batches.mixing import MixedBatch
 from replay_trainer.client import ReplayClient
 from replay_trainer.config import TrainConfig
@@ -14,9 +17,6 @@ from replay_trainer.job.metrics import MetricsFile
 from replay_trainer.job.objective import Counts, Objective
 from replay_trainer.job.ray_train import preflight
 from replay_trainer.job.stopwatch import Stopwatch
-
-from replay_service.language.model import load_model
-from replay_service.language.tokenizer import load_tokenizer
 from tests.trainer.worlds import AloneWorker, a_job, train_together, write_text
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from replay_service.language.model import load_model
 from replay_trainer.errors import NotFinite
 from replay_trainer.job import loop
 from replay_trainer.job.loop import MOST_SKIPPED, fine_tune
 from replay_trainer.job.metrics import MetricsFile
-from torch import Tensor
-
-from replay_service.language.model import load_model
 from tests.trainer.worlds import AloneWorker, a_job, train_together
 
 

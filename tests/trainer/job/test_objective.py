@@ -10,6 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+
+from replay_service.language.model import load_model
+from replay_service.language.tokenizer import load_tokenizer, separator_id
 from replay_trainer.batches.mixing import mix
 from replay_trainer.batches.target import TrainingRows, load_target
 from replay_trainer.client import ReplayClient
@@ -22,9 +25,6 @@ from replay_trainer.job.objective import Counts, Objective
 from replay_trainer.job.ray_train import preflight
 from replay_trainer.job.stopwatch import Stopwatch
 from replay_trainer.scoring import ScoringSettings, score_rows
-
-from replay_service.language.model import load_model
-from replay_service.language.tokenizer import load_tokenizer, separator_id
 from tests.trainer.worlds import SEQ_LEN, AloneWorker, a_job
 
 A_RUN = {"corpus": "wiki", "run": "a-run", "injection_ratio": "0.1"}

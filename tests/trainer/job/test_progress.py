@@ -3,8 +3,9 @@ import re
 from typing import Any
 
 import pytest
-from replay_trainer.job.progress import ProgressLine
 from rich.console import Console
+
+from replay_trainer.job.progress import ProgressLine
 
 VALUES = {
     "loss": 1.5,

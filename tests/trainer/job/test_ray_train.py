@@ -6,15 +6,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from replay_service.sampling.injection import exact_ratio, num_rehearsed
+from replay_service.stopping import Stopped, stop_signals
 from replay_trainer.client import ReplayClient
 from replay_trainer.config import TrainConfig
 from replay_trainer.errors import CorpusMismatch, InvalidTraining, ServiceRefused, TokenRefused
 from replay_trainer.job.loop import fine_tune
 from replay_trainer.job.metrics import MetricsFile
 from replay_trainer.job.ray_train import preflight, run_training
-
-from replay_service.sampling.injection import exact_ratio, num_rehearsed
-from replay_service.stopping import Stopped, stop_signals
 from tests.gateway.worlds import make_token
 from tests.language.faulty_models import with_prefix
 from tests.support import make_tiny_model, running_service

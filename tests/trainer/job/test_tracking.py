@@ -8,6 +8,7 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+
 from replay_trainer.errors import InvalidTraining
 from replay_trainer.job.tracking import Trackers, open_trackers, without_secrets
 

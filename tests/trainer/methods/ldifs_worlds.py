@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from replay_trainer.methods.ldifs import Drift, FeatureDrift
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
+
+from replay_trainer.methods.ldifs import Drift, FeatureDrift
 
 DEPTH = 5
 QUARTERS = (2, 3, 4, 5)

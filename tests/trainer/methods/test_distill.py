@@ -3,11 +3,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from replay_trainer.errors import InvalidTraining
-from replay_trainer.methods.distill import distilled_nats
 from torch import Tensor
 
 from replay_service.language.scoring import LEAST_LOGPROB
+from replay_trainer.errors import InvalidTraining
+from replay_trainer.methods.distill import distilled_nats
 
 V = 7
 SEEDS = st.integers(0, 2**31)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from replay_trainer.errors import InvalidTraining
 from replay_trainer.methods.flow import FlowWeights
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from replay_trainer.errors import InvalidTraining
-from replay_trainer.methods.ldifs import VISION, FeatureDrift, feature_distance, frozen_copy
 from torch import nn
 
+from replay_trainer.errors import InvalidTraining
+from replay_trainer.methods.ldifs import VISION, FeatureDrift, feature_distance, frozen_copy
 from tests.trainer.methods.ldifs_worlds import (
     QUARTERS,
     assert_same,

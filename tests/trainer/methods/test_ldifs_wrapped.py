@@ -9,10 +9,10 @@ from typing import Any
 import peft
 import pytest
 import torch
-from replay_trainer.errors import InvalidTraining
-from replay_trainer.methods.ldifs import FeatureDrift, frozen_copy
 from torch import Tensor, nn
 
+from replay_trainer.errors import InvalidTraining
+from replay_trainer.methods.ldifs import FeatureDrift, frozen_copy
 from tests.trainer.methods.ldifs_worlds import (
     assert_same,
     disturbed,
