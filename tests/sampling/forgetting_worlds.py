@@ -345,7 +345,8 @@ OFTEN: Final[dict[str, Any]] = {
 }
 
 SKEW: Final = "of heavy tails the greatest losses are seldom sampled"
-WOBBLE: Final = "a domain has half a report a step, from which a wobble of single steps cannot be seen"
+WOBBLE: Final = "a wobble of single steps can hardly be told from noise within a window"
+SWIFT: Final = "a domain's window of 60 reports is as long as half a wave"
 ABRUPT: Final = "a domain needs a dozen reports after the jump, and has half a report a step"
 UNSEEN: Final = "with floor 0 a domain that was silent is hardly drawn, so its change is seen late"
 
@@ -359,7 +360,7 @@ WORLDS: Final = (
     World("growth by a power of the step", power_law),
     World("drift that reversed", reversed_at(200), checks=(207, 247, 287, 399)),
     World("a jump", jump_at(200), checks=(207, 223, 263, 399), exception=ABRUPT),
-    World("waves", waves),
+    World("waves", waves, exception=SWIFT),
     World("random walk", wandering),
     World("visits ease their stratum, half a batch", all_differ, rows=(4000, 9000), config=MANY_ROWS, eased=0.01),
     World("a silent domain forgets late", silent_then(250), config=LONG_HALF_LIFE, checks=(247, 303, 399)),
@@ -374,7 +375,14 @@ WORLDS: Final = (
     World("heavy tails, Student's t of 2.2", all_differ, noise=student, exception=SKEW),
     World("lognormal", all_differ, noise=lognormal, exception=SKEW),
     World("steps wobble by 0.1, 3 rows a step", all_differ, wobble=0.1, exception=WOBBLE),
-    World("steps wobble by 0.1, 32 rows a step", all_differ, rows=(4000, 9000), config=MANY_ROWS, wobble=0.1),
+    World(
+        "steps wobble by 0.1, 32 rows a step",
+        all_differ,
+        rows=(4000, 9000),
+        config=MANY_ROWS,
+        wobble=0.1,
+        exception=WOBBLE,
+    ),
     World("late reports, ranks come and go", all_differ, delay=12, num_ranks=(1, 2, 4, 3)),
     World("a third of the reports lost", all_differ, lost=0.33, num_ranks=(2,)),
     World("fenced", some_drift, config={"feedback": Feedback("fenced", 8)}),
