@@ -271,7 +271,7 @@ def together(owner: RunOwner, database_url: str, reports: list[np.ndarray]) -> l
         waiting = []
         for i, rows in enumerate(reports):
             waiting.append(pool.submit(owner.report, rows))
-            while owner._combiner.num_waiting < i:
+            while len(owner._combiner._waiting) < i:
                 time.sleep(0.001)
         connection.commit()
     rival.dispose()
