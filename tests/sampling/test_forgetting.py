@@ -62,6 +62,14 @@ def test_a_trend_goes_on_where_it_is_clear_and_not_where_it_may_be_noise() -> No
     assert level.nats == pytest.approx(0.5, abs=0.02)
 
 
+def test_a_shorter_window_with_reports_of_too_few_steps_is_not_compared_with() -> None:
+    step = 3 * (np.arange(400) // 8)
+    stratum, noise = np.arange(400) % 4, np.random.default_rng(3).standard_normal(400)
+    found = visits_of(step, stratum, 0.5 + 0.1 * noise).of_corpus()
+    assert found.low is not None and found.high is not None
+    assert found.low < 0.5 < found.high
+
+
 def test_its_window_ends_at_the_latest_step_and_is_no_longer_than_needed() -> None:
     step, stratum, random = reported(2000)
     found = visits_of(step, stratum, random.standard_normal(2000)).of_corpus()

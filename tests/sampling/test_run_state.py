@@ -309,6 +309,25 @@ def test_a_later_generation_brings_rows_and_strata_of_which_nothing_is_known_yet
     assert state.probabilities().sum() == pytest.approx(1.0)
 
 
+def test_gains_are_counted_of_the_reports_that_tell_them() -> None:
+    state = initial_state([5, 9])
+    fold(state, plan_by_hand(0, [1, 2, 3], [0, 1, 1]))
+    fold(state, report_of(0, [1, 2], num_gains=[3, 4]))
+    fold(state, report_of(0, [3], num_gains=-1))
+    assert state.totals.gains.tolist() == [3, 4]
+    assert state.totals.tokens_with_gains.tolist() == [10, 10]
+    assert state.totals.tokens.tolist() == [10, 20]
+
+
+def test_damage_is_known_from_the_first_flip_on() -> None:
+    state = initial_state([5, 9])
+    fold(state, plan_by_hand(0, [1, 2], [0, 1]))
+    fold(state, report_of(0, [1], num_flips=0))
+    assert not state.has_damage()
+    fold(state, report_of(0, [2], num_flips=1))
+    assert state.has_damage()
+
+
 def test_reports_of_plans_from_before_a_later_generation_still_count() -> None:
     state = initial_state([5, 9])
     fold(state, plan_by_hand(0, [1, 2], [0, 1]))

@@ -57,10 +57,11 @@ def report_of(
     base_loss: float = 1.0,
     num_tokens: int | Sequence[int] = 10,
     num_flips: int | Sequence[int] = 5,
+    num_gains: int | Sequence[int] = 0,
 ) -> Reported:
     rows = np.zeros(len(sample_ids), dtype=REPORTED_ROW)
     rows["sample_id"], rows["loss_nats"], rows["base_loss_nats"] = sample_ids, loss, base_loss
-    rows["num_tokens"], rows["num_flips"] = num_tokens, num_flips
+    rows["num_tokens"], rows["num_flips"], rows["num_gains"] = num_tokens, num_flips, num_gains
     return Reported(step, rank, rows)
 
 
