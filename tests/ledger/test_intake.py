@@ -55,8 +55,8 @@ def test_each_row_has_the_fate_of_its_own(owner: RunOwner, journal: Journal, cor
     expected, events = [], defaultdict(list)
     for rows in reports:
         fates = [0, 0, 0]
-        for row in rows.tolist():
-            step, sample, _, rank, *_, attempt = row
+        for row in rows:
+            step, sample, rank, attempt = (row[name].item() for name in ("step", "sample_id", "rank", "attempt"))
             is_accepted = attempt != STALE and sample in awaited.get(step, ())
             # The steps before the last six are awaited no longer.
             fates[0 if is_accepted else 2 if attempt == STALE or step < NUM_STEPS - 6 else 1] += 1

@@ -106,7 +106,7 @@ def test_a_loop_rehearses_what_was_ingested(root: Path, made: Corpus) -> None:
         stats = client.stats("a-run")
     # The model is the one that scored them, so nothing is forgotten.
     assert (stats["num_reported"], stats["num_flips"]) == (40, 0)
-    assert stats["forgetting"]["nats"] == pytest.approx(0, abs=1e-5)
+    assert stats["mean_excess_nats"] == pytest.approx(0, abs=1e-5)
 
 
 def test_the_manifest_says_what_is_classified_and_by_which_model(made: Corpus) -> None:

@@ -130,7 +130,7 @@ def test_a_ratio_of_nought_rehearses_nothing(client: TestClient) -> None:
 
 
 def test_no_sample_repeats_before_its_stratum_is_through(client: TestClient) -> None:
-    create_run(client, injection_ratio="1", policy="uniform")
+    create_run(client, injection_ratio="1", policy="uniform", held_back=0)
     batch = batch_of(client, 0, 30)
     for stratum in range(4):
         ids = batch.sample_id[batch.stratum == stratum]
