@@ -31,7 +31,7 @@ def test_the_achieved_ratio_is_that_of_the_rows_that_were_trained_on(running: Te
     assert running.post(PATH, json={**REPORT, "rank": 1, "next_step": 3, "num_rehearsed_rows": 30}).status_code == 200
     found = stats(running)
     assert found["achieved_ratio"] == 40 / 80
-    assert found["planned_ratio"] == 0.3 - 0.01875  # floor(9.6) of 32 rows
+    assert found["planned_ratio"] == 9 / 32
     assert found["trained"] == {
         "next_step": 3,
         "num_rows": 80,
