@@ -1,7 +1,7 @@
 """The objects that routes work on: corpora, the journal and the owners of the runs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -12,6 +12,7 @@ from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owners import Owners
 from replay_service.ledger.sampled_corpus import check_same
 from replay_service.settings import ServiceSettings
+from replay_service.wire.decoding import Heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class ReplayService:
 
     Attributes:
         now: tells the time as an ISO 8601 string in UTC.
+        heads: of reports that were decoded before.
     """
 
     settings: ServiceSettings
@@ -28,6 +30,7 @@ class ReplayService:
     owners: Owners
     ingests: Ingests
     now: Callable[[], str]
+    heads: Heads = field(default_factory=Heads)
 
     def corpus_of(self, record: RunRecord) -> Corpus:
         """The corpus of a run; raises CorpusReplaced when another one has its name."""

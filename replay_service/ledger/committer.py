@@ -1,18 +1,21 @@
 """Group commit: what many requests write at about the same time becomes durable by one commit."""
 
-import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import structlog
 from sqlalchemy import Connection, Engine, bindparam, insert, update
 
 from replay_service.errors import JournalUnavailable, ReplayError, RunTaken
+from replay_service.ledger.combining import Combiner
 from replay_service.ledger.database import DirectStatement, Row
 from replay_service.ledger.schema import events, runs
 
 _log = structlog.get_logger()
+
+_CLOSE: Final = None
+"""The request to close, among the writes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,40 +35,17 @@ class Lease:
 
 
 @dataclass(slots=True, eq=False)
-class Write:
+class _Write:
     """The writes of one request: rows of `events`, and whatever else belongs into the same transaction."""
 
     lease: Lease
     rows: Sequence[Row]
     also: Callable[[Connection], None] | None
-    _committer: "Committer"
-    _settled: bool = field(default=False, init=False)
-    _failure: ReplayError | None = field(default=None, init=False)
-
-    def wait(self) -> None:
-        """Return when the write is durable, and all that were submitted before it.
-
-        Raises:
-            RunTaken: when the lease's epoch has passed.
-            JournalUnavailable: when it could not be committed.
-        """
-        if not self._settled:
-            self._committer.settle(self)
-        if self._failure is not None:
-            raise self._failure
-
-    @property
-    def is_settled(self) -> bool:
-        return self._settled
-
-    def settle(self, failure: ReplayError | None = None) -> None:
-        if failure is not None:
-            self._failure = self.lease.failure = failure
-        self._settled = True
+    is_durable: bool = field(default=False, init=False)
 
 
 class Committer:
-    """Writes gather in a queue. A thread that waits for one commits all that have gathered, while the next ones gather.
+    """Commits the writes of many threads together: what comes while one commit is under way becomes the next one.
 
     So a request on its own commits by itself, without another thread to wake up, and of many that come at once the
     first commits for all.
@@ -76,38 +56,36 @@ class Committer:
         self._insert = DirectStatement(insert(events), engine)
         mine = (runs.c.run == bindparam("the_run")) & (runs.c.owner_epoch == bindparam("epoch"))
         self._hold = DirectStatement(update(runs).where(mine).values(owner_epoch=bindparam("epoch")), engine)
-        self._queue: deque[Write] = deque()
-        self._turn = threading.Lock()
+        self._combiner = Combiner(self._commit_all)
         self._connection: Connection | None = None
         self._closed = False
 
-    def submit(self, lease: Lease, rows: Sequence[Row], also: Callable[[Connection], None] | None = None) -> Write:
-        """Queue a write, after all that were submitted before; it is durable when its `wait` returns."""
-        write = Write(lease, rows, also, self)
-        self._queue.append(write)
-        return write
+    def commit(self, lease: Lease, rows: Sequence[Row], also: Callable[[Connection], None] | None = None) -> None:
+        """Return when the rows, and what `also` writes, are durable.
 
-    def settle(self, write: Write) -> None:
-        """Commit what has gathered, unless somebody did so for `write` meanwhile."""
-        with self._turn:
-            if not write.is_settled:
-                self._commit_all()
+        Raises:
+            RunTaken: when the lease's epoch has passed.
+            JournalUnavailable: when they could not be committed.
+        """
+        write = _Write(lease, rows, also)
+        self._combiner.submit(write)
+        if not write.is_durable:
+            lease.failure = lease.failure or JournalUnavailable("the commit was interrupted; try again")
+            raise lease.failure
 
     def close(self) -> None:
         """Write what waits; what is submitted from now on fails."""
-        with self._turn:
-            self._commit_all()
+        self._combiner.submit(_CLOSE)
+
+    def _commit_all(self, requests: Sequence[_Write | None]) -> None:
+        writes = [each for each in requests if each is not _CLOSE]
+        if writes:
+            self._commit(writes)
+        if len(writes) < len(requests):
             self._closed = True
             self._disconnect()
 
-    def _commit_all(self) -> None:
-        gathered = []
-        while self._queue:
-            gathered.append(self._queue.popleft())
-        if gathered:
-            self._commit(gathered)
-
-    def _commit(self, writes: list[Write]) -> None:
+    def _commit(self, writes: list[_Write]) -> None:
         leases = dict.fromkeys(write.lease for write in writes)
         failure = self._try(writes)
         if failure is not None and len(leases) > 1:
@@ -116,9 +94,10 @@ class Committer:
                 self._commit([write for write in writes if write.lease is lease])
             return
         for write in writes:
-            write.settle(failure)
+            write.is_durable = failure is None
+            write.lease.failure = failure or write.lease.failure
 
-    def _try(self, writes: list[Write]) -> ReplayError | None:
+    def _try(self, writes: list[_Write]) -> ReplayError | None:
         if self._closed:
             return JournalUnavailable("the journal is closed: the service is stopping")
         try:

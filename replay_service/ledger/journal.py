@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from replay_service.errors import RunExists, UnknownRun
 from replay_service.ledger import samples
-from replay_service.ledger.committer import Committer, Lease, Write, run_taken
+from replay_service.ledger.committer import Committer, Lease, run_taken
 from replay_service.ledger.database import QuickLook
 from replay_service.ledger.event_rows import columns_of, created_of, event_of, planned_of
 from replay_service.ledger.samples import SampleQuery, SampleStatistics
@@ -64,7 +64,7 @@ class Entry:
 
 
 class Journal:
-    """Reads answer what is committed. Events are written under a lease, and durable when their future ends."""
+    """Reads answer what is committed. Events are written under a lease, and durable when the call returns."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -138,14 +138,15 @@ class Journal:
         first_seq: int,
         new: Sequence[JournalEvent],
         snapshot: Snapshot | None = None,
-    ) -> Write:
-        """Write the events `new`, numbered from `first_seq`, and a snapshot if one is due: all of it or nothing."""
-        rows = _rows(lease.run, attempt, first_seq, new)
-        if snapshot is None:
-            return self._committer.submit(lease, rows)
-        return self._committer.submit(lease, rows, lambda each: _insert_snapshot(each, lease.run, snapshot))
+    ) -> None:
+        """Write the events `new`, numbered from `first_seq`, and a snapshot if one is due: all of it or nothing.
 
-    def append_rewind(self, lease: Lease, seq: int, event: Rewound, snapshot: Snapshot) -> Write:
+        They are durable when it returns. It raises what `Committer.commit` raises.
+        """
+        also = None if snapshot is None else lambda each: _insert_snapshot(each, lease.run, snapshot)
+        self._committer.commit(lease, _rows(lease.run, attempt, first_seq, new), also)
+
+    def append_rewind(self, lease: Lease, seq: int, event: Rewound, snapshot: Snapshot) -> None:
         """Write a rewind and the state that it leads to; what was derived from forgotten events goes away with it."""
 
         def also(connection: Connection) -> None:
@@ -154,7 +155,7 @@ class Journal:
             _insert_snapshot(connection, lease.run, snapshot)
             samples.forget(connection, lease.run)
 
-        return self._committer.submit(lease, _rows(lease.run, snapshot.attempt, seq, [event]), also)
+        self._committer.commit(lease, _rows(lease.run, snapshot.attempt, seq, [event]), also)
 
     def delete(self, lease: Lease) -> None:
         """Remove a run, its events and what was derived from them; the lease is void then."""
@@ -163,7 +164,7 @@ class Journal:
             for table in (sample_progress, samples_table, snapshots, events, runs):
                 connection.execute(delete(table).where(table.c.run == lease.run))
 
-        self._committer.submit(lease, [], remove).wait()
+        self._committer.commit(lease, [], remove)
         lease.failure = run_taken(lease.run)
 
     def _standing_reports(self, run: str, entries: Iterable[Entry]) -> list[Reported]:

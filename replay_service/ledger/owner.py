@@ -128,10 +128,6 @@ class RunOwner:
         check_same(self.record, corpus.fingerprint)
         return corpus
 
-    def plan(self, first_step: int, num_steps: int, max_steps_ahead: int) -> Sequence[Planned]:
-        """The plans of a window of steps, as `window` gives them."""
-        return self.window(first_step, num_steps, max_steps_ahead).plans
-
     def window(self, first_step: int, num_steps: int, max_steps_ahead: int) -> Window:
         """The plans of a window of steps; those that were never asked for are made, up to the last one.
 
@@ -327,7 +323,7 @@ class RunOwner:
             state = restoring.after_step(self._journal, self.record, step)
             seq, attempt = self._num_events, self._attempt + 1
             snapshot = Snapshot(seq + 1, attempt, state.next_step, to_bytes(state))
-            self._journal.append_rewind(self._lease, seq, Rewound(step), snapshot).wait()
+            self._journal.append_rewind(self._lease, seq, Rewound(step), snapshot)
             self._recent.forget()
             self._state, self._attempt = state, attempt
             self._num_events = self._last_snapshot = seq + 1
@@ -347,7 +343,7 @@ class RunOwner:
     def _commit(self, events: Sequence[Event]) -> None:
         due = self._num_events - self._last_snapshot >= self._snapshot_every
         snapshot = self._snapshot() if due else None
-        self._journal.append(self._lease, self._attempt, self._num_events, events, snapshot).wait()
+        self._journal.append(self._lease, self._attempt, self._num_events, events, snapshot)
         if snapshot is not None:
             self._last_snapshot = snapshot.seq
         fold_all(self._state, events)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 
 from replay_service.wire.columns import Column, columns_of
-from replay_service.wire.decoding import Stream, Wanted
+from replay_service.wire.decoding import Heads, Stream, Wanted
 from replay_service.wire.encoding import parts_of_stream, record_batch
 from replay_service.wire.protocol import WIRE_VERSION
 from replay_service.wire.samples import REQUIRED_FIELDS, SAMPLE_FIELDS, Kind, SampleColumns
@@ -145,14 +145,18 @@ def _header_json(header: BatchHeader) -> bytes:
     return to_json({name: getattr(header, name) for name in names})
 
 
-def decode_batch(body: bytes | memoryview, most_inflated_bytes: int = MOST_INFLATED_BYTES) -> Batch:
+def decode_batch(
+    body: bytes | memoryview, most_inflated_bytes: int = MOST_INFLATED_BYTES, heads: Heads | None = None
+) -> Batch:
     """A batch from an Arrow IPC stream; arrays are views of `body`, or of what it inflates to.
+
+    `heads` remembers those of streams: the next batch like this one is decoded faster.
 
     Raises:
         ValueError: when the body is no batch, or of another version of the wire, or its compressed buffers have more
             than `most_inflated_bytes`.
     """
-    stream = Stream(body, most_inflated_bytes, _HEADER_KEY)
+    stream = Stream(body, most_inflated_bytes, _HEADER_KEY, heads)
     try:
         fields = from_json(stream.header or b"null")
         fields["steps"] = [StepHeader(**each) for each in fields["steps"]]

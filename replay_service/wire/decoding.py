@@ -55,8 +55,35 @@ class _Head:
         return bytes(body[: len(self.before)]) == self.before and bytes(body[end : end + len(self.after)]) == self.after
 
 
-_heads: Final[dict[tuple[bytes, int], tuple[_Head, ...]]] = {}
-"""By the header's key and the length of the stream."""
+class Heads:
+    """The heads of streams that were decoded before; threads may share them.
+
+    Args:
+        most: how many kinds of streams are remembered.
+        most_head_bytes: longer heads are not remembered, without their headers.
+    """
+
+    def __init__(self, most: int = _MOST_HEADS, most_head_bytes: int = _MOST_HEAD_BYTES) -> None:
+        self._most = most
+        self._most_head_bytes = most_head_bytes
+        self._heads: dict[tuple[bytes, int], tuple[_Head, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def find(self, header_key: bytes, body: bytes | memoryview) -> _Head | None:
+        """The head of a stream, if one like it came before."""
+        alike = self._heads.get((header_key, len(body)), ())
+        return next((each for each in alike if each.begins(body)), None)
+
+    def add(self, header_key: bytes, num_bytes: int, head: _Head) -> None:
+        """Remember the head of a stream of `num_bytes`."""
+        if len(head.before) + len(head.after) > self._most_head_bytes:
+            return
+        if len(self._heads) >= self._most:
+            self._heads.clear()
+        key = header_key, num_bytes
+        self._heads[key] = (head, *self._heads.get(key, ())[: _MOST_HEADS_ALIKE - 1])
 
 
 class Stream:
@@ -70,14 +97,21 @@ class Stream:
         ValueError: when it is damaged, or cannot be taken.
     """
 
-    def __init__(self, body: bytes | memoryview, most_inflated_bytes: int, header_key: bytes = b"") -> None:
+    def __init__(
+        self,
+        body: bytes | memoryview,
+        most_inflated_bytes: int,
+        header_key: bytes = b"",
+        heads: Heads | None = None,
+    ) -> None:
         """`most_inflated_bytes` is what compressed buffers may have together, decompressed."""
         if bytes(body[-len(END) :]) != END:  # Arrow takes a stream cut between two messages for a whole one
             raise ValueError("the body is no Arrow IPC stream that comes to its end")
         self._body = body
         self._most_inflated_bytes = most_inflated_bytes
-        self._key = header_key, len(body)
-        self._head = next((each for each in _heads.get(self._key, ()) if each.begins(body)), None)
+        self._header_key = header_key
+        self._heads = heads
+        self._head = None if heads is None else heads.find(header_key, body)
         self.header: bytes | None
         if self._head is None:
             self._messages, schema = _messages_of(body)
@@ -110,27 +144,22 @@ class Stream:
         return _arrays(_records(pa.py_buffer(self._body)), wanted)
 
     def _new_head(self, wanted: Wanted) -> _Head | None:
-        """The head of this stream, to be remembered; None if it is of another kind than can be."""
+        """The head of this stream; None if it is of another kind than can be remembered."""
         header = self.header or b""
         if len(self._messages) != 2 or self.names != {name for name, _ in wanted}:
             return None
         records = self._messages[1].body
         begin = records.address - pa.py_buffer(self._body).address
         head = bytes(self._body[:begin])
-        if (
-            begin + records.size + len(END) != len(self._body)
-            or len(head) - len(header) > _MOST_HEAD_BYTES
-            or (header and head.count(header) != 1)
-        ):
+        if begin + records.size + len(END) != len(self._body) or (header and head.count(header) != 1):
             return None
         places = _places(head, self._messages[1], wanted)
         if places is None:
             return None
         before, _, after = head.partition(header) if header else (head, b"", b"")
         new = _Head(before, len(header), after, self.names, wanted, places)
-        if len(_heads) >= _MOST_HEADS:
-            _heads.clear()
-        _heads[self._key] = (new, *_heads.get(self._key, ())[: _MOST_HEADS_ALIKE - 1])
+        if self._heads is not None:
+            self._heads.add(self._header_key, len(self._body), new)
         return new
 
 

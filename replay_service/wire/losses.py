@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from replay_service.wire.decoding import Stream, Wanted
+from replay_service.wire.decoding import Heads, Stream, Wanted
 from replay_service.wire.encoding import parts_of_stream
 
 LOSS_ROW: Final = np.dtype(
@@ -44,13 +44,15 @@ def encode_losses(rows: np.ndarray) -> memoryview:
     return memoryview(b"".join(parts_of_stream({name: rows[name] for name in LOSSES_SCHEMA.names}, {})))
 
 
-def decode_losses(body: bytes) -> np.ndarray:
+def decode_losses(body: bytes, heads: Heads | None = None) -> np.ndarray:
     """Loss rows (LOSS_ROW [n]) from an Arrow IPC stream, whose column num_gains may be missing.
+
+    `heads` remembers those of streams: the next report like this one is decoded faster.
 
     Raises:
         ValueError: when the body is damaged, or lacks a column, or a column has another type or a null.
     """
-    stream = Stream(body, most_inflated_bytes=0)
+    stream = Stream(body, most_inflated_bytes=0, heads=heads)
     columns = stream.columns(_WANTED if "num_gains" in stream.names else _WITHOUT_GAINS)
     rows = np.empty(len(columns["step"]), dtype=LOSS_ROW)
     rows["num_gains"] = GAINS_NOT_TOLD

@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from replay_service.wire.batches import decode_batch
+from replay_service.wire.decoding import Heads
 from replay_service.wire.losses import LOSS_ROW, encode_losses
 from replay_service.wire.protocol import ARROW_STREAM
 
@@ -139,6 +140,7 @@ def measure(work: Work) -> Measured:
 def _client(work: Work, rank: int, wait: Callable[[], int], times: list[float]) -> int:
     """Ask for the rank's rows step by step, and report them if that is wanted; gives the size of an answer."""
     connection = Connection(work.port)
+    heads = Heads()
     size, deadline = 0, time.perf_counter() + work.seconds
     asked = {"rank": rank, "world_size": work.num_clients}
     wait()
@@ -151,14 +153,14 @@ def _client(work: Work, rank: int, wait: Callable[[], int], times: list[float]) 
         times.append(time.perf_counter() - begin)
         size = len(answer)
         if work.reports:
-            connection.post(f"/v1/runs/{work.run}/losses", ARROW_STREAM, _losses(bytes(answer), rank))
+            connection.post(f"/v1/runs/{work.run}/losses", ARROW_STREAM, _losses(bytes(answer), rank, heads))
     connection.close()
     return size
 
 
-def _losses(answer: bytes, rank: int) -> bytes:
+def _losses(answer: bytes, rank: int, heads: Heads) -> bytes:
     """A report of a batch: the higher the stratum, the more flips."""
-    batch = decode_batch(answer)
+    batch = decode_batch(answer, heads=heads)
     rows = np.zeros(len(batch), dtype=LOSS_ROW)
     rows["step"], rows["sample_id"], rows["rank"] = batch.step, batch.sample_id, rank
     rows["loss_nats"], rows["num_tokens"], rows["num_flips"] = 2.5, 1023, 100 * batch.stratum

@@ -117,7 +117,7 @@ def undisturbed(folder: Path, config: RunConfig, num_steps: int, seed: int) -> E
         owners.create("undisturbed", "wiki", config, "2026-01-01T00:00:00Z")
         owner = owners.get("undisturbed")
         for step in range(num_steps):
-            (plan,) = owner.plan(step, 1, 1)
+            (plan,) = owner.window(step, 1, 1).plans
             owner.report(losses_of(seed, step, 0, plan.rows["sample_id"].tolist()))
         export_parquet(journal, "undisturbed", folder / "undisturbed.parquet")
     finally:

@@ -21,11 +21,11 @@ def a_long_run(journal: Journal, corpus: Corpus) -> RunOwner:
     """Twenty steps, reports, a change, and a rewind from step 15 to step 9; a snapshot every five events."""
     owner = RunOwner(journal, "tuning", lambda _: corpus, OwnerLimits(snapshot_every=5))
     for step in range(16):
-        (plan,) = owner.plan(step, 1, 100)
+        (plan,) = owner.window(step, 1, 100).plans
         owner.report(losses_of(step, ids_of(plan)))
     owner.configure({"floor": 0.3})
     owner.rewind(9)
-    owner.plan(10, 10, 100)
+    owner.window(10, 10, 100)
     owner.close()
     return owner
 

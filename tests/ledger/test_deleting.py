@@ -22,8 +22,8 @@ NUM_QUERIES = 6
 
 OTHER = {"global_batch_size": 24, "injection_ratio": "0.5", "seed": 9}
 EVERYTHING: list[Callable[[RunOwner], object]] = [
-    lambda owner: owner.plan(0, 1, 64),
-    lambda owner: owner.plan(3, 9, 64),
+    lambda owner: owner.window(0, 1, 64).plans,
+    lambda owner: owner.window(3, 9, 64).plans,
     lambda owner: owner.report(losses_of(0, [1, 2])),
     lambda owner: owner.configure({"floor": 0.4}),
     lambda owner: owner.adopt(),
@@ -73,7 +73,7 @@ def train(process: Process, run: str = "tuning") -> RunOwner:
     create(process.owners, record_of(run))
     owner = process.owners.get(run)
     for step in range(6):
-        (plan,) = owner.plan(step, 1, 64)
+        (plan,) = owner.window(step, 1, 64).plans
         owner.report(losses_of(step, ids_of(plan)))
     assert process.journal.samples(run, SampleQuery("sample_id", False, 10), process.corpus.partition)
     return owner
@@ -88,7 +88,7 @@ def replace(process: Process, run: str) -> None:
     """Delete the run and give its name to one that samples otherwise."""
     delete(process, run)
     assert create(process.owners, record_of(run, **OTHER))
-    process.owners.get(run).plan(0, 12, 64)
+    process.owners.get(run).window(0, 12, 64)
 
 
 def test_a_run_that_is_not_closed_is_not_deleted(processes: tuple[Process, Process]) -> None:
@@ -99,7 +99,7 @@ def test_a_run_that_is_not_closed_is_not_deleted(processes: tuple[Process, Proce
     with pytest.raises(RunOpen, match="close it first"):
         first.owners.delete("tuning")
     assert (bytes_of(owner), first.num_rows("tuning")) == (before, rows)
-    owner.plan(6, 1, 64)
+    owner.window(6, 1, 64)
 
 
 def test_nothing_is_left_of_a_deleted_run_and_all_of_the_others(processes: tuple[Process, Process]) -> None:
@@ -121,12 +121,12 @@ def test_nothing_is_left_of_a_deleted_run_and_all_of_the_others(processes: tuple
 def test_a_run_of_the_same_name_begins_anew(processes: tuple[Process, Process]) -> None:
     first, second = processes
     before = train(first)
-    plans = before.plan(0, 6, 64)
+    plans = before.window(0, 6, 64).plans
     delete(first)
     assert create(first.owners, record_of())
     owner = first.owners.get("tuning")
     assert owner.read(lambda state: (state.next_step, int(state.totals.samples.sum()))) == (0, 0)
-    assert [ids_of(each) for each in owner.plan(0, 1, 64)] == [ids_of(plans[0])]
+    assert [ids_of(each) for each in owner.window(0, 1, 64).plans] == [ids_of(plans[0])]
     assert verify(second.journal, second.journal.run("tuning")).holds
     query = SampleQuery("sample_id", False, 10)
     assert second.journal.samples("tuning", query, second.corpus.partition) == []
@@ -169,7 +169,7 @@ def test_who_opens_a_run_while_another_one_gets_its_name_mixes_nothing(
         replace(second, "tuning")
 
     with before_query(first.engine, number, take_and_replace), pytest.raises(RunTaken):
-        first.owners.get("tuning").plan(12, 1, 64)
+        first.owners.get("tuning").window(12, 1, 64)
     owner = first.owners.get("tuning")
     assert owner.record == second.journal.run("tuning")
-    assert len(owner.plan(12, 1, 64)[0].rows) == 12
+    assert len(owner.window(12, 1, 64).plans[0].rows) == 12

@@ -45,7 +45,7 @@ def next_step(owner: RunOwner) -> int:
 
 def train(owner: RunOwner, num_steps: int) -> list[Planned]:
     """Plan further steps and report the losses of each, but of every third step."""
-    plans = owner.plan(next_step(owner), num_steps, AHEAD)
+    plans = owner.window(next_step(owner), num_steps, AHEAD).plans
     for plan in plans:
         if plan.step % 3:
             owner.report(losses_of(plan.step, ids_of(plan), num_flips=plan.step % 5))
@@ -99,7 +99,7 @@ def train_until_it_fails(owner: RunOwner, at_once: int) -> dict[str, object]:
     for _ in range(2000):
         before = image_of(owner)
         try:
-            owner.plan(next_step(owner), at_once, AHEAD)
+            owner.window(next_step(owner), at_once, AHEAD)
         except (SQLAlchemyError, ReplayError):
             return before
     raise AssertionError("the disk did not fill up")
@@ -128,7 +128,7 @@ def test_a_report_for_which_there_is_no_room_can_be_sent_again(small_disk: Path,
     with open_journal(small_disk / "ledger.db") as journal:
         journal.create_run(record_of())
         owner = owner_of(journal, corpus)
-        plans = owner.plan(0, 600, AHEAD)
+        plans = owner.window(0, 600, AHEAD).plans
         reports = [losses_of(plan.step, ids_of(plan)) for plan in plans]
         with almost_full(small_disk, 0):
             refused = next(rows for rows in reports if not acknowledged(owner, rows))

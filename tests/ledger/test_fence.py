@@ -53,7 +53,7 @@ def a_life(owner: RunOwner, seed: int) -> list[bytes]:
             flips = (sample * 7 + planned_step) % 11
             owner.report(losses_of(planned_step, [sample], num_flips=flips))
         waiting = [each for each in waiting if each not in due]
-        (plan,) = owner.plan(step, 1, 100)
+        (plan,) = owner.window(step, 1, 100).plans
         plans.append(plan.rows.tobytes())
         waiting += [(step, sample) for sample in ids_of(plan)]
     return plans
@@ -70,34 +70,34 @@ def test_plans_learn_from_reports(journal: Journal, corpus: Corpus, clock: Clock
     learned = a_life(fenced(journal, corpus, clock), 0)
     journal.create_run(record_of("uniform", policy="uniform"))
     blind = RunOwner(journal, "uniform", lambda _: corpus)
-    unlearned = [plan.rows["sample_id"].tobytes() for plan in blind.plan(0, 20, 100)]
+    unlearned = [plan.rows["sample_id"].tobytes() for plan in blind.window(0, 20, 100).plans]
     assert learned != unlearned
 
 
 def test_a_plan_waits_for_the_reports_that_it_may_know(journal: Journal, corpus: Corpus, clock: Clock) -> None:
     owner = fenced(journal, corpus, clock)
-    plans = owner.plan(0, LAG, 100)
+    plans = owner.window(0, LAG, 100).plans
     before = bytes_of(owner)
     with pytest.raises(AwaitingReports) as refusal:
-        owner.plan(LAG, 1, 100)
+        owner.window(LAG, 1, 100)
     assert refusal.value.extensions["awaited_steps"] == [0]
     assert bytes_of(owner) == before
     owner.report(losses_of(0, ids_of(plans[0])))
-    assert len(owner.plan(LAG, 1, 100)) == 1
+    assert len(owner.window(LAG, 1, 100).plans) == 1
     with pytest.raises(AwaitingReports):
-        owner.plan(LAG + 1, 1, 100)
+        owner.window(LAG + 1, 1, 100)
 
 
 def test_what_was_planned_is_served_without_waiting(journal: Journal, corpus: Corpus, clock: Clock) -> None:
     owner = fenced(journal, corpus, clock)
-    owner.plan(0, LAG, 100)
-    assert len(owner.plan(0, LAG, 100)) == LAG
+    owner.window(0, LAG, 100)
+    assert len(owner.window(0, LAG, 100).plans) == LAG
 
 
 def test_a_window_that_would_wait_for_itself_is_refused(journal: Journal, corpus: Corpus, clock: Clock) -> None:
     owner = fenced(journal, corpus, clock)
     with pytest.raises(StepOutOfRange, match="at most 3 steps at once"):
-        owner.plan(0, LAG + 1, 100)
+        owner.window(0, LAG + 1, 100)
 
 
 def test_steps_that_rehearse_nothing_are_planned_at_once_however_many_they_are(
@@ -108,26 +108,26 @@ def test_steps_that_rehearse_nothing_are_planned_at_once_however_many_they_are(
         record_of("seldom", injection_ratio="0.1", global_batch_size=1, feedback={"mode": "fenced", "lag": LAG})
     )
     owner = RunOwner(journal, "seldom", lambda _: corpus)
-    assert [len(plan.rows) for plan in owner.plan(8, LAG + 1, 100)] == [0, 1, 0, 0]
+    assert [len(plan.rows) for plan in owner.window(8, LAG + 1, 100).plans] == [0, 1, 0, 0]
     with pytest.raises(AwaitingReports):
-        owner.plan(19, 1, 100)
-    (_, plan, *_) = owner.plan(8, LAG + 1, 100)
+        owner.window(19, 1, 100)
+    (_, plan, *_) = owner.window(8, LAG + 1, 100).plans
     owner.report(losses_of(9, ids_of(plan)))
     with pytest.raises(StepOutOfRange, match="at most 3 steps at once"):
-        owner.plan(22, 1, 100)
-    assert len(owner.plan(21, 1, 100)[0].rows) == 0
+        owner.window(22, 1, 100)
+    assert len(owner.window(21, 1, 100).plans[0].rows) == 0
     assert audit.verify(journal, owner.record).holds
 
 
 def test_a_report_that_never_comes_is_sealed_after_a_while(journal: Journal, corpus: Corpus, clock: Clock) -> None:
     owner = fenced(journal, corpus, clock)
-    first, *_ = owner.plan(0, LAG, 100)
+    first, *_ = owner.window(0, LAG, 100).plans
     owner.report(losses_of(0, ids_of(first)[:1]))
     for clock.now in (1000.0, 1059.0):
         with pytest.raises(AwaitingReports):
-            owner.plan(LAG, 1, 100)
+            owner.window(LAG, 1, 100)
     clock.now = 1060.0
-    assert len(owner.plan(LAG, 1, 100)) == 1
+    assert len(owner.window(LAG, 1, 100).plans) == 1
     late = owner.report(losses_of(0, ids_of(first)))
     assert (late.accepted, late.rejected) == (0, len(ids_of(first)))
     assert bytes_of(fenced(journal, corpus, clock)) == bytes_of(owner)
@@ -141,7 +141,7 @@ def test_a_fenced_run_restores_and_rewinds_to_the_byte(journal: Journal, corpus:
     again = fenced(journal, corpus, clock)
     again.rewind(9)
     for step in range(10 - LAG, 10):
-        (plan,) = again.plan(step, 1, 100)
+        (plan,) = again.window(step, 1, 100).plans
         again.report(losses_of(step, ids_of(plan)))
-    assert len(again.plan(10, 1, 100)) == 1
+    assert len(again.window(10, 1, 100).plans) == 1
     assert audit.verify(journal, owner.record).holds

@@ -92,7 +92,7 @@ def test_within_an_epoch_nothing_repeats_while_the_corpus_grows(journal: Journal
     owner = owner_on(journal, folder, injection_ratio="1", policy=policy, global_batch_size=13, held_back=0.0)
     epochs, num_strata = Epochs(Corpus(folder / "wiki")), 4
     for turn in range(6):
-        for plan in owner.plan(4 * turn, 4, AHEAD):
+        for plan in owner.window(4 * turn, 4, AHEAD).plans:
             epochs.draw(plan)
             ids = ids_of(plan)
             owner.report(losses_of(plan.step, ids, num_flips=turn))
@@ -108,21 +108,21 @@ def test_within_an_epoch_nothing_repeats_while_the_corpus_grows(journal: Journal
 def test_a_run_sees_what_it_saw_until_it_adopts(journal: Journal, folder: Path) -> None:
     owner = owner_on(journal, folder, injection_ratio="1")
     grown = grow_corpus(folder, num_rows=400)
-    plans = owner.plan(0, 3, AHEAD)
+    plans = owner.window(0, 3, AHEAD).plans
     assert seen(owner) == (1, list(SIZES))
     assert all((plan.rows["sample_id"] >> 32 < 3).all() for plan in plans)
     owner.adopt()
     assert seen(owner) == (2, grown.partition().sizes.tolist())
-    assert all(map(same_plan, owner.plan(0, 3, AHEAD), plans))
+    assert all(map(same_plan, owner.window(0, 3, AHEAD).plans, plans))
 
 
 def test_new_samples_are_drawn_at_once_and_as_often_as_those_that_are_left(journal: Journal, folder: Path) -> None:
     owner = owner_on(journal, folder, injection_ratio="1", policy="uniform", global_batch_size=40)
-    owner.plan(0, 1, AHEAD)
+    owner.window(0, 1, AHEAD)
     grow_corpus(folder, num_rows=40, new_domain="it")
     grow_corpus(folder, num_rows=160)
     owner.adopt()
-    (plan,) = owner.plan(1, 1, AHEAD)
+    (plan,) = owner.window(1, 1, AHEAD).plans
     assert {3, 4} <= set((plan.rows["sample_id"] >> 32).tolist())
     assert (plan.rows["stratum"] >= 4).any()
     assert plan.rows["times_drawn"].tolist() == [1] * 40
@@ -168,7 +168,7 @@ def lived(owner: RunOwner, folder: Path) -> dict[int, bytes]:
     """Twelve steps with reports, during which three generations are adopted; the state's bytes after each step."""
     after = {-1: bytes_of(owner)}
     for step in range(12):
-        (plan,) = owner.plan(step, 1, AHEAD)
+        (plan,) = owner.window(step, 1, AHEAD).plans
         owner.report(losses_of(step, ids_of(plan)[::2], num_flips=step % 5))
         if step in (3, 4, 8):
             grow_corpus(folder, num_rows=17, new_domain="it" if step == 4 else None)
@@ -189,14 +189,14 @@ def test_a_restart_finds_the_state_that_was_left(journal: Journal, folder: Path)
 def test_a_rewind_across_an_adoption_is_exact_to_the_byte(journal: Journal, folder: Path, step: int) -> None:
     owner = owner_on(journal, folder, injection_ratio="0.5")
     after = lived(owner, folder)
-    plans = owner.plan(0, 12, AHEAD)
+    plans = owner.window(0, 12, AHEAD).plans
     owner.rewind(step)
     assert bytes_of(owner) == after[step]
     assert bytes_of(another_owner(journal, folder)) == after[step]
     again = another_owner(journal, folder)
     assert seen(again)[0] == 1 + sum(step >= adopted for adopted in (3, 4, 8))
-    assert all(map(same_plan, again.plan(0, step + 1, AHEAD) if step >= 0 else [], plans))
-    again.plan(step + 1, 2, AHEAD)
+    assert all(map(same_plan, again.window(0, step + 1, AHEAD).plans if step >= 0 else [], plans))
+    again.window(step + 1, 2, AHEAD)
     assert holds(journal)
 
 
@@ -206,7 +206,7 @@ def test_a_run_that_is_told_to_looks_for_later_generations_of_itself(journal: Jo
     for step in range(14):
         if step in (1, 2, 9):
             grow_corpus(folder)
-        owner.plan(step, 1, AHEAD)
+        owner.window(step, 1, AHEAD)
         generations.append(seen(owner)[0])
     assert generations == [1] * 4 + [3] * 5 + [4] * 5
     assert [event.step for event in events_of(journal) if isinstance(event, Adopted)] == [3, 8]
@@ -215,26 +215,26 @@ def test_a_run_that_is_told_to_looks_for_later_generations_of_itself(journal: Jo
 
 def test_a_generation_that_was_adopted_when_asked_counts_as_the_last(journal: Journal, folder: Path) -> None:
     owner = owner_on(journal, folder, adopt_every_steps=4)
-    owner.plan(0, 3, AHEAD)
+    owner.window(0, 3, AHEAD)
     grow_corpus(folder)
     owner.adopt()
     grow_corpus(folder)
-    owner.plan(3, 4, AHEAD)
+    owner.window(3, 4, AHEAD)
     assert seen(owner)[0] == 2
-    owner.plan(7, 1, AHEAD)
+    owner.window(7, 1, AHEAD)
     assert seen(owner)[0] == 3
 
 
 def test_looking_for_generations_can_be_begun_and_left_off_while_a_run_goes_on(journal: Journal, folder: Path) -> None:
     owner = owner_on(journal, folder)
-    owner.plan(0, 3, AHEAD)
+    owner.window(0, 3, AHEAD)
     grow_corpus(folder)
     owner.configure({"adopt_every_steps": 1})
-    owner.plan(3, 1, AHEAD)
+    owner.window(3, 1, AHEAD)
     assert seen(owner)[0] == 2
     owner.configure({"adopt_every_steps": 0})
     grow_corpus(folder)
-    owner.plan(4, 1, AHEAD)
+    owner.window(4, 1, AHEAD)
     assert seen(owner)[0] == 2
 
 
@@ -246,7 +246,7 @@ def test_a_fenced_run_does_not_look_for_generations_of_itself_but_adopts_when_as
         owner.configure({"adopt_every_steps": 5})
     grow_corpus(folder, new_domain="it")
     for step in range(8):
-        (plan,) = owner.plan(step, 1, AHEAD)
+        (plan,) = owner.window(step, 1, AHEAD).plans
         owner.report(losses_of(step, ids_of(plan), num_flips=step % 3))
         if step == 4:
             owner.adopt()
@@ -256,7 +256,7 @@ def test_a_fenced_run_does_not_look_for_generations_of_itself_but_adopts_when_as
 
 def test_a_corpus_that_was_replaced_under_its_run_is_refused(journal: Journal, folder: Path) -> None:
     owner = owner_on(journal, folder, adopt_every_steps=2)
-    plans = owner.plan(0, 2, AHEAD)
+    plans = owner.window(0, 2, AHEAD).plans
     (folder / "wiki").rename(folder / "wiki.old")
     make_corpus(folder, rows_per_domain=15, seed=5)
     grow_corpus(folder)
@@ -264,15 +264,15 @@ def test_a_corpus_that_was_replaced_under_its_run_is_refused(journal: Journal, f
     for restart in (False, True):
         each = another_owner(journal, folder) if restart else owner
         with pytest.raises(InvalidRun, match="other sizes"):
-            each.plan(2, 1, AHEAD)
+            each.window(2, 1, AHEAD)
         with pytest.raises(InvalidRun, match="other sizes"):
             each.adopt()
         assert (bytes_of(each), journal.num_events("tuning")) == (before, num_events)
-    assert all(map(same_plan, each.plan(0, 2, AHEAD), plans))
+    assert all(map(same_plan, each.window(0, 2, AHEAD).plans, plans))
     shutil.rmtree(folder / "wiki")
     (folder / "wiki.old").rename(folder / "wiki")
     again = another_owner(journal, folder)
-    again.plan(2, 1, AHEAD)
+    again.window(2, 1, AHEAD)
     assert holds(journal)
 
 
@@ -280,10 +280,10 @@ def test_another_corpus_of_the_same_name_and_sizes_is_refused(journal: Journal, 
     store = CorpusStore(folder)
     create(Owners(journal, store.get), record_of())
     owner = another_owner(journal, folder)
-    plans = owner.plan(0, 2, AHEAD)
+    plans = owner.window(0, 2, AHEAD).plans
     grow_corpus(folder)
     owner.adopt()
-    owner.plan(2, 1, AHEAD)
+    owner.window(2, 1, AHEAD)
     (folder / "wiki").rename(folder / "wiki.old")
     make_corpus(folder, seed=5)
     grow_corpus(folder)
@@ -291,9 +291,9 @@ def test_another_corpus_of_the_same_name_and_sizes_is_refused(journal: Journal, 
     for restart in (False, True):
         each = another_owner(journal, folder) if restart else owner
         with pytest.raises(CorpusReplaced, match="another one of its name"):
-            each.plan(3, 1, AHEAD)
+            each.window(3, 1, AHEAD)
     assert journal.num_events("tuning") == num_events
-    assert all(map(same_plan, each.plan(0, 2, AHEAD), plans))
+    assert all(map(same_plan, each.window(0, 2, AHEAD).plans, plans))
 
 
 def test_a_run_that_did_not_note_its_corpus_looks_at_the_sizes_alone(journal: Journal, folder: Path) -> None:
@@ -303,7 +303,7 @@ def test_a_run_that_did_not_note_its_corpus_looks_at_the_sizes_alone(journal: Jo
     make_corpus(folder, seed=5)
     sizes = CorpusStore(folder).get("wiki").partition.sizes.tolist()
     assert (sizes, seen(owner)) == (list(SIZES), (1, list(SIZES)))
-    assert len(another_owner(journal, folder).plan(0, 2, AHEAD)) == 2
+    assert len(another_owner(journal, folder).window(0, 2, AHEAD).plans) == 2
 
 
 @pytest.mark.parametrize("adopt_every_steps", [0, 1])
@@ -314,12 +314,12 @@ def test_a_process_that_knows_an_earlier_generation_alone_takes_nothing_back(
     owner = owner_on(journal, folder, adopt_every_steps=adopt_every_steps)
     grow_corpus(folder)
     owner.adopt()
-    owner.plan(0, 2, AHEAD)
+    owner.window(0, 2, AHEAD)
     num_events = journal.num_events("tuning")
     other = RunOwner(journal, "tuning", lambda _: behind)
     with pytest.raises(CorpusUnavailable, match="generation 2"):
-        other.plan(2, 1, AHEAD)
+        other.window(2, 1, AHEAD)
     with pytest.raises(InvalidRun):
         other.adopt()
     assert (seen(other)[0], journal.num_events("tuning")) == (2, num_events)
-    assert [plan.step for plan in another_owner(journal, folder).plan(2, 1, AHEAD)] == [2]
+    assert [plan.step for plan in another_owner(journal, folder).window(2, 1, AHEAD).plans] == [2]

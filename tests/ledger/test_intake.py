@@ -36,7 +36,7 @@ def owner(journal: Journal, corpus: Corpus) -> RunOwner:
 def shuffled_reports(owner: RunOwner, seed: int) -> list[np.ndarray]:
     """Reports of samples of all steps, some of them more than once, by several ranks, and some from before a rewind."""
     random = np.random.default_rng(seed)
-    planned = [(plan.step, sample) for plan in owner.plan(0, NUM_STEPS, NUM_STEPS) for sample in ids_of(plan)]
+    planned = [(plan.step, sample) for plan in owner.window(0, NUM_STEPS, NUM_STEPS).plans for sample in ids_of(plan)]
     owner.report(np.concatenate([losses_of(step, [sample]) for step, sample in planned[::5]]))
     rows = np.zeros(3 * len(planned), dtype=LOSS_ROW)
     for row, place in zip(rows, random.integers(0, len(planned), len(rows)), strict=True):

@@ -63,7 +63,7 @@ def test_it_goes_on_and_is_rewound(left: tuple[RunOwner, bytes], journal: Journa
     owner, _ = left
     owner.rewind(12)
     after_12 = image(owner)
-    (plan,) = owner.plan(13, 1, 100)
+    (plan,) = owner.window(13, 1, 100).plans
     assert owner.report(with_attempt(losses_of(13, ids_of(plan)), 3)).accepted == len(plan.rows)
     owner.rewind(12)
     assert image(owner) == after_12

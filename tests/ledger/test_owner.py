@@ -46,15 +46,15 @@ def owner(journal: Journal, corpus: Corpus) -> RunOwner:
 
 
 def test_a_plan_never_changes_once_it_was_asked_for(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
-    first = owner.plan(0, 4, AHEAD)
+    first = owner.window(0, 4, AHEAD).plans
     owner.report(losses_of(0, ids_of(first[0]), num_flips=11))
-    assert all(map(same_plan, owner.plan(0, 4, AHEAD), first))
-    assert all(map(same_plan, owner_of(journal, corpus).plan(0, 4, AHEAD), first))
+    assert all(map(same_plan, owner.window(0, 4, AHEAD).plans, first))
+    assert all(map(same_plan, owner_of(journal, corpus).window(0, 4, AHEAD).plans, first))
 
 
 def test_trained_rows_count_once_and_are_durable(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
     counts = TrainedCounts(8, 2, 80, 20)
-    owner.plan(0, 8, AHEAD)
+    owner.window(0, 8, AHEAD)
     assert owner.count_trained(Trained(3, 0, 0, counts))
     assert not owner.count_trained(Trained(3, 0, 0, counts))
     assert not owner.count_trained(Trained(5, 0, 3, counts))
@@ -67,7 +67,7 @@ def test_trained_rows_count_once_and_are_durable(owner: RunOwner, journal: Journ
 
 def test_a_rewind_forgets_the_rows_of_later_steps(owner: RunOwner) -> None:
     counts = TrainedCounts(8, 2, 80, 20)
-    owner.plan(0, 8, AHEAD)
+    owner.window(0, 8, AHEAD)
     for first in (0, 4):
         owner.count_trained(Trained(first + 3, 0, first, counts))
     owner.rewind(3)
@@ -77,13 +77,13 @@ def test_a_rewind_forgets_the_rows_of_later_steps(owner: RunOwner) -> None:
 
 
 def test_asking_again_writes_nothing(owner: RunOwner, journal: Journal) -> None:
-    owner.plan(0, 4, AHEAD)
-    owner.plan(1, 2, AHEAD)
+    owner.window(0, 4, AHEAD)
+    owner.window(1, 2, AHEAD)
     assert journal.num_events("tuning") == 5
 
 
 def test_a_window_far_ahead_plans_every_step_before_it(owner: RunOwner, journal: Journal) -> None:
-    assert [plan.step for plan in owner.plan(10, 2, AHEAD)] == [10, 11]
+    assert [plan.step for plan in owner.window(10, 2, AHEAD).plans] == [10, 11]
     assert [plan.step for plan in journal.planned("tuning", 0, 100)] == list(range(12))
 
 
@@ -91,22 +91,22 @@ def test_a_window_far_ahead_plans_every_step_before_it(owner: RunOwner, journal:
 def test_a_step_out_of_range_plans_nothing(owner: RunOwner, journal: Journal, first_step: int, num_steps: int) -> None:
     before = image_of(owner)
     with pytest.raises(StepOutOfRange) as refusal:
-        owner.plan(first_step, num_steps, AHEAD)
+        owner.window(first_step, num_steps, AHEAD)
     assert refusal.value.extensions == {"next_step": 0}
     assert image_of(owner) == before
     assert journal.num_events("tuning") == 1
 
 
 def test_the_last_step_within_reach_is_planned(owner: RunOwner) -> None:
-    owner.plan(0, AHEAD, AHEAD)
+    owner.window(0, AHEAD, AHEAD)
     assert owner.read(lambda state: state.next_step) == AHEAD
-    owner.plan(2 * AHEAD - 1, 1, AHEAD)
+    owner.window(2 * AHEAD - 1, 1, AHEAD)
     with pytest.raises(StepOutOfRange):
-        owner.plan(3 * AHEAD, 1, AHEAD)
+        owner.window(3 * AHEAD, 1, AHEAD)
 
 
 def test_a_report_is_folded_in_with_the_base_losses_of_the_corpus(owner: RunOwner, corpus: Corpus) -> None:
-    (plan,) = owner.plan(0, 1, AHEAD)
+    (plan,) = owner.window(0, 1, AHEAD).plans
     ids = ids_of(plan)
     assert owner.report(losses_of(0, ids, loss=3.0)) == ReportOutcome(len(ids), 0, 0)
     totals = owner.read(lambda state: state.totals)
@@ -117,7 +117,7 @@ def test_a_report_is_folded_in_with_the_base_losses_of_the_corpus(owner: RunOwne
 
 
 def test_a_report_sent_twice_counts_once(owner: RunOwner, journal: Journal) -> None:
-    (plan,) = owner.plan(0, 1, AHEAD)
+    (plan,) = owner.window(0, 1, AHEAD).plans
     report = losses_of(0, ids_of(plan))
     owner.report(report)
     before, num_events = image_of(owner), journal.num_events("tuning")
@@ -127,14 +127,14 @@ def test_a_report_sent_twice_counts_once(owner: RunOwner, journal: Journal) -> N
 
 
 def test_a_report_sent_twice_counts_once_across_a_restart(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
-    (plan,) = owner.plan(0, 1, AHEAD)
+    (plan,) = owner.window(0, 1, AHEAD).plans
     report = losses_of(0, ids_of(plan))
     owner.report(report[:1])
     assert owner_of(journal, corpus).report(report) == ReportOutcome(len(report) - 1, 1, 0)
 
 
 def test_a_sample_that_two_ranks_report_in_one_request_counts_once(owner: RunOwner) -> None:
-    (plan,) = owner.plan(0, 1, AHEAD)
+    (plan,) = owner.window(0, 1, AHEAD).plans
     ids = ids_of(plan)
     both = np.concatenate([losses_of(0, ids, rank=1, loss=5.0), losses_of(0, ids, rank=0, loss=1.0)])
     assert owner.report(both) == ReportOutcome(len(ids), len(ids), 0)
@@ -143,7 +143,7 @@ def test_a_sample_that_two_ranks_report_in_one_request_counts_once(owner: RunOwn
 
 
 def test_one_request_may_report_many_steps_and_ranks(owner: RunOwner, journal: Journal) -> None:
-    plans = owner.plan(0, 3, AHEAD)
+    plans = owner.window(0, 3, AHEAD).plans
     rows = np.concatenate(
         [losses_of(plan.step, [each], rank=i) for plan in plans for i, each in enumerate(ids_of(plan))]
     )
@@ -155,13 +155,13 @@ def test_one_request_may_report_many_steps_and_ranks(owner: RunOwner, journal: J
 
 
 def test_an_empty_report_changes_nothing(owner: RunOwner, journal: Journal) -> None:
-    owner.plan(0, 1, AHEAD)
+    owner.window(0, 1, AHEAD)
     assert owner.report(np.empty(0, dtype=LOSS_ROW)) == ReportOutcome(0, 0, 0)
     assert journal.num_events("tuning") == 2
 
 
 def test_a_report_after_the_window_is_rejected(owner: RunOwner, journal: Journal) -> None:
-    early, *_ = owner.plan(0, 7, AHEAD)
+    early, *_ = owner.window(0, 7, AHEAD).plans
     before, num_events = image_of(owner), journal.num_events("tuning")
     assert owner.report(losses_of(0, ids_of(early))) == ReportOutcome(0, 0, len(ids_of(early)))
     assert image_of(owner) == before
@@ -169,12 +169,12 @@ def test_a_report_after_the_window_is_rejected(owner: RunOwner, journal: Journal
 
 
 def test_a_report_in_the_last_step_of_the_window_is_accepted(owner: RunOwner) -> None:
-    early, *_ = owner.plan(0, 6, AHEAD)
+    early, *_ = owner.window(0, 6, AHEAD).plans
     assert owner.report(losses_of(0, ids_of(early))) == ReportOutcome(len(ids_of(early)), 0, 0)
 
 
 def test_late_and_timely_rows_of_one_request_are_told_apart(owner: RunOwner) -> None:
-    plans = owner.plan(0, 8, AHEAD)
+    plans = owner.window(0, 8, AHEAD).plans
     early, timely = losses_of(0, ids_of(plans[0])), losses_of(7, ids_of(plans[7]))
     outcome = owner.report(np.concatenate([early, timely, timely[:1]]))
     assert outcome == ReportOutcome(len(timely), 1, len(early))
@@ -202,7 +202,7 @@ def test_late_and_timely_rows_of_one_request_are_told_apart(owner: RunOwner) -> 
 def test_a_bad_row_fails_the_whole_report_and_changes_nothing(
     owner: RunOwner, journal: Journal, field: str, value: float
 ) -> None:
-    plans = owner.plan(0, 2, AHEAD)
+    plans = owner.window(0, 2, AHEAD).plans
     rows = np.concatenate([losses_of(plan.step, ids_of(plan)) for plan in plans])
     good = rows.copy()
     rows[field][-1] = value
@@ -215,35 +215,35 @@ def test_a_bad_row_fails_the_whole_report_and_changes_nothing(
 
 
 def test_a_sample_of_another_step_was_not_planned_for_this_one(owner: RunOwner) -> None:
-    first, second = owner.plan(0, 2, AHEAD)
+    first, second = owner.window(0, 2, AHEAD).plans
     strangers = sorted(set(ids_of(second)) - set(ids_of(first)))
     with pytest.raises(InvalidReport, match=str(strangers[0])):
         owner.report(losses_of(0, strangers))
 
 
 def test_the_refusal_names_the_rows_at_fault(owner: RunOwner) -> None:
-    (plan,) = owner.plan(0, 1, AHEAD)
+    (plan,) = owner.window(0, 1, AHEAD).plans
     with pytest.raises(InvalidReport, match="loss_nats") as refusal:
         owner.report(losses_of(0, ids_of(plan), loss=[1.0, math.nan, 1.0, math.nan]))
     assert refusal.value.extensions == {"rows": [1, 3]}
 
 
 def test_the_state_after_a_restart_is_the_state_before_it(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
-    for plan in owner.plan(0, 9, AHEAD)[4:]:
+    for plan in owner.window(0, 9, AHEAD).plans[4:]:
         owner.report(losses_of(plan.step, ids_of(plan)[::2], num_flips=plan.step % 4))
     restarted = owner_of(journal, corpus)
     assert image_of(restarted) == image_of(owner)
-    assert all(map(same_plan, restarted.plan(9, 5, AHEAD), owner_of(journal, corpus).plan(9, 5, AHEAD)))
+    assert all(map(same_plan, restarted.window(9, 5, AHEAD).plans, owner_of(journal, corpus).window(9, 5, AHEAD).plans))
 
 
 def test_a_commit_that_fails_changes_nothing_and_the_owner_goes_on(
     owner: RunOwner, corpus: Corpus, journal: Journal, database_url: str
 ) -> None:
-    (plan,) = owner.plan(0, 1, AHEAD)
+    (plan,) = owner.window(0, 1, AHEAD).plans
     before = bytes_of(owner)
     with out_of_order(database_url):
         with pytest.raises(JournalUnavailable):
-            owner.plan(1, 3, AHEAD)
+            owner.window(1, 3, AHEAD)
         with pytest.raises(SQLAlchemyError):
             owner.report(losses_of(0, ids_of(plan)))
     assert bytes_of(owner) == before
@@ -279,7 +279,7 @@ def together(owner: RunOwner, database_url: str, reports: list[np.ndarray]) -> l
 
 
 def test_reports_that_come_together_are_durable_by_one_commit(owner: RunOwner, database_url: str) -> None:
-    plans = owner.plan(0, 6, AHEAD)
+    plans = owner.window(0, 6, AHEAD).plans
     commits: list[object] = []
     engine = owner._journal._engine
 
@@ -296,7 +296,7 @@ def test_reports_that_come_together_are_durable_by_one_commit(owner: RunOwner, d
 def test_of_reports_that_come_together_a_wrong_one_is_refused_alone(
     owner: RunOwner, database_url: str, corpus: Corpus, journal: Journal
 ) -> None:
-    plans = owner.plan(0, 3, AHEAD)
+    plans = owner.window(0, 3, AHEAD).plans
     first, *reports = [losses_of(plan.step, ids_of(plan), rank=plan.step) for plan in plans]
     wrong = np.concatenate([reports[0], losses_of(99, [1])])
     outcomes = together(owner, database_url, [first, reports[0][:1], wrong, *reports, reports[1]])
@@ -313,7 +313,7 @@ def test_of_reports_that_come_together_a_wrong_one_is_refused_alone(
 def test_reports_of_many_threads_leave_the_state_that_the_journal_tells(
     owner: RunOwner, corpus: Corpus, journal: Journal
 ) -> None:
-    plans = owner.plan(0, 24, AHEAD)[18:]
+    plans = owner.window(0, 24, AHEAD).plans[18:]
     reports = [
         losses_of(plan.step, [each], rank=rank, loss=0.1 * rank + plan.step, num_flips=rank)
         for plan in plans
@@ -327,10 +327,10 @@ def test_reports_of_many_threads_leave_the_state_that_the_journal_tells(
 
 def test_of_two_owners_of_a_run_the_second_writer_fails(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
     rival = owner_of(journal, corpus)
-    promised = rival.plan(0, 2, AHEAD)
+    promised = rival.window(0, 2, AHEAD).plans
     for _ in range(2):
         with pytest.raises(RunTaken):
-            owner.plan(3, 1, AHEAD)
+            owner.window(3, 1, AHEAD)
     with pytest.raises(RunTaken):
         owner.report(losses_of(0, ids_of(promised[0])))
     assert all(map(same_plan, journal.planned("tuning", 0, 9), promised))

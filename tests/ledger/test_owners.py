@@ -64,7 +64,7 @@ def test_a_step_that_rehearses_more_than_the_corpus_holds_is_refused(
 
 def test_a_step_may_rehearse_all_that_the_corpus_holds(owners: Owners) -> None:
     assert create(owners, record_of(global_batch_size=80, injection_ratio="1"))
-    (plan,) = owners.get("tuning").plan(0, 1, 1)
+    (plan,) = owners.get("tuning").window(0, 1, 1).plans
     assert len(plan.rows) == 80
 
 
@@ -86,14 +86,14 @@ def test_a_run_has_one_owner(owners: Owners) -> None:
 
 def test_runs_of_a_service_that_starts_again_go_on(owners: Owners, journal: Journal, corpora: CorpusStore) -> None:
     create(owners, record_of())
-    plans = owners.get("tuning").plan(0, 5, 64)
+    plans = owners.get("tuning").window(0, 5, 64).plans
     later = Owners(journal, corpora.get)
     assert image_of(later.get("tuning")) == image_of(owners.get("tuning"))
-    assert all(map(same_plan, later.get("tuning").plan(0, 5, 64), plans))
+    assert all(map(same_plan, later.get("tuning").window(0, 5, 64).plans, plans))
 
 
 def test_runs_on_one_corpus_with_other_seeds_draw_other_samples(owners: Owners) -> None:
     create(owners, record_of("one"))
     create(owners, record_of("two", seed=99))
-    (left,), (right,) = (owners.get(run).plan(0, 1, 64) for run in ("one", "two"))
+    (left,), (right,) = (owners.get(run).window(0, 1, 64).plans for run in ("one", "two"))
     assert not same_plan(left, right)

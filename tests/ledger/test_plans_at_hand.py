@@ -29,7 +29,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 def test_nobody_waits_for_whoever_holds_the_owner(journal: Journal, corpus: Corpus) -> None:
     owner = owner_of(journal, corpus)
-    plans = owner.plan(0, 4, AHEAD)
+    plans = owner.window(0, 4, AHEAD).plans
     with ThreadPoolExecutor(1) as threads:
         held, let_go = threading.Event(), threading.Event()
         holding = threads.submit(owner.read, lambda _state: (held.set(), let_go.wait(30)))
@@ -45,7 +45,7 @@ def test_nobody_waits_for_whoever_holds_the_owner(journal: Journal, corpus: Corp
 
 def test_an_owner_whose_run_was_taken_gives_nothing(journal: Journal, corpus: Corpus) -> None:
     owner = owner_of(journal, corpus)
-    owner.plan(0, 1, AHEAD)
+    owner.window(0, 1, AHEAD)
     owner_of(journal, corpus)
     with pytest.raises(RunTaken):
         owner.window_at_hand(0, 1)
@@ -68,7 +68,7 @@ def test_plans_are_those_of_the_attempt_that_they_are_said_to_be_of(journal: Jou
         try:
             for number in range(1, 41):
                 owner.configure({"injection_ratio": f"0.{number + 10}"})
-                by_attempt[owner.attempt] = owner.plan(0, 3, AHEAD)
+                by_attempt[owner.attempt] = owner.window(0, 3, AHEAD).plans
                 owner.rewind(-1)
         finally:
             is_over.set()
@@ -96,7 +96,7 @@ class RewindsMeanwhile(RecentPlans):
 
 def test_plans_of_before_a_rewind_are_not_given_after_it(journal: Journal, corpus: Corpus) -> None:
     owner = owner_of(journal, corpus)
-    plans = owner.plan(0, 4, AHEAD)
+    plans = owner.window(0, 4, AHEAD).plans
     recent = RewindsMeanwhile(owner)
     recent.add(plans)
     owner._recent = recent

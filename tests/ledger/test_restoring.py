@@ -59,7 +59,7 @@ def run_of_two_processes(url: str, corpus: Corpus, snapshot_every: int) -> Itera
 
 def train(owner: RunOwner, first_step: int, num_steps: int, num_flips: int = 1) -> None:
     for step in range(first_step, first_step + num_steps):
-        (plan,) = owner.plan(step, 1, 64)
+        (plan,) = owner.window(step, 1, 64).plans
         owner.report(losses_of(step, ids_of(plan), num_flips=num_flips))
 
 

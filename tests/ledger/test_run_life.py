@@ -91,7 +91,7 @@ class RunLife(RuleBasedStateMachine):
     def plan(self, back: int, num_steps: int) -> None:
         first_step = max(0, self.next_step - back)
         self.images[self.next_step - 1] = bytes_of(self.owner)
-        plans = self.owner.plan(first_step, num_steps, AHEAD)
+        plans = self.owner.window(first_step, num_steps, AHEAD).plans
         assert [plan.step for plan in plans] == list(range(first_step, first_step + num_steps))
         for plan in plans:
             promised = self.plans.setdefault(plan.step, plan.rows.tobytes())
@@ -103,7 +103,7 @@ class RunLife(RuleBasedStateMachine):
     @rule(beyond=st.integers(0, 3))
     def plan_too_far(self, beyond: int) -> None:
         with pytest.raises(StepOutOfRange):
-            self.owner.plan(self.next_step + AHEAD + beyond, 1, AHEAD)
+            self.owner.window(self.next_step + AHEAD + beyond, 1, AHEAD)
 
     @precondition(lambda self: any(self.samples.values()))
     @rule(data=st.data())

@@ -28,7 +28,7 @@ def reported(owner: RunOwner, num_steps: int, seed: int = 0) -> dict[int, list[t
     """Report all samples of some steps, in any order; (step, loss, flips) of every report, by sample, in step order."""
     rng = np.random.default_rng(seed)
     history: dict[int, list[tuple[int, float, int]]] = {}
-    plans = owner.plan(0, num_steps, 100)
+    plans = owner.window(0, num_steps, 100).plans
     for index in rng.permutation(num_steps):
         for sample in ids_of(plans[index]):
             loss, flips = float(rng.normal(3.0)), int(rng.integers(11))
@@ -70,7 +70,7 @@ def test_statistics_are_those_of_the_reports_in_any_order(owner: RunOwner, journ
 
 
 def test_a_duplicate_changes_nothing(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
-    (plan,) = owner.plan(0, 1, 100)
+    (plan,) = owner.window(0, 1, 100).plans
     owner.report(losses_of(0, ids_of(plan)))
     before = all_samples(journal, corpus)
     owner.report(losses_of(0, ids_of(plan), loss=9.0))
@@ -83,7 +83,7 @@ def test_a_rewind_takes_back_what_it_forgets(owner: RunOwner, journal: Journal, 
     kept = {sample: [visit for visit in visits if visit[0] <= 4] for sample, visits in history.items()}
     kept = {sample: visits for sample, visits in kept.items() if visits}
     assert {each.sample_id: each for each in all_samples(journal, corpus)} == expected(corpus, kept)
-    owner.plan(5, 1, 100)
+    owner.window(5, 1, 100)
     owner.rewind(-1)
     assert all_samples(journal, corpus) == []
 

@@ -118,15 +118,15 @@ def test_no_session_is_waited_for_without_end(silencing: Silencing, engine: Engi
 def test_a_commit_ends_and_the_owner_goes_on(silencing: Silencing, journal: Journal, corpus: Corpus) -> None:
     journal.create_run(record_of())
     owner = owner_of(journal, corpus)
-    (plan,) = owner.plan(0, 1, 64)
+    (plan,) = owner.window(0, 1, 64).plans
     silencing.proxy.fall_silent()
     with capture_logs(), pytest.raises((JournalUnavailable, SQLAlchemyError)):
-        owner.plan(1, 1, 64)
+        owner.window(1, 1, 64)
     with pytest.raises((JournalUnavailable, SQLAlchemyError)):
         owner.read(lambda state: state.next_step)
     silencing.proxy.speak()
-    assert len(owner.plan(0, 2, 64)) == 2
-    assert owner.plan(0, 1, 64)[0].rows.tobytes() == plan.rows.tobytes()
+    assert len(owner.window(0, 2, 64).plans) == 2
+    assert owner.window(0, 1, 64).plans[0].rows.tobytes() == plan.rows.tobytes()
 
 
 def test_a_session_that_is_lost_in_a_transaction_holds_no_run(silencing: Silencing, engine: Engine) -> None:

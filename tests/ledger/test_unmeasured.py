@@ -69,7 +69,7 @@ def holds(journal: Journal) -> bool:
 def test_a_sample_that_could_not_be_measured_is_awaited_no_longer_and_teaches_nothing(
     owner: RunOwner, journal: Journal, corpus: Corpus
 ) -> None:
-    (plan,) = owner.plan(0, 1, AHEAD)
+    (plan,) = owner.window(0, 1, AHEAD).plans
     bad, *good = ids_of(plan)
     before = owner.read(lambda state: (state.policy_version, state.probabilities().tolist()))
     assert owner.report(unmeasured(0, [bad])) == ReportOutcome(1, 0, 0)
@@ -86,7 +86,7 @@ def test_a_sample_that_could_not_be_measured_is_awaited_no_longer_and_teaches_no
 
 
 def test_one_report_tells_of_both_kinds(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
-    (plan,) = owner.plan(0, 1, AHEAD)
+    (plan,) = owner.window(0, 1, AHEAD).plans
     bad, *good = ids_of(plan)
     rows = losses_of(0, [bad, *good])
     rows["num_tokens"][0] = rows["num_flips"][0] = 0
@@ -97,7 +97,7 @@ def test_one_report_tells_of_both_kinds(owner: RunOwner, journal: Journal, corpu
 
 
 def test_what_a_report_says_of_a_loss_without_tokens_is_not_kept(owner: RunOwner, journal: Journal) -> None:
-    (plan,) = owner.plan(0, 1, AHEAD)
+    (plan,) = owner.window(0, 1, AHEAD).plans
     owner.report(losses_of(0, ids_of(plan), loss=5.0, num_tokens=0, num_flips=0))
     (event,) = [event for event in events_of(journal) if isinstance(event, Reported)]
     for name in ("loss_nats", "base_loss_nats", "num_tokens", "num_flips"):
@@ -108,7 +108,7 @@ def test_what_a_report_says_of_a_loss_without_tokens_is_not_kept(owner: RunOwner
     ("field", "value"), [("num_tokens", -1), ("num_flips", 1), ("num_flips", -1), ("loss_nats", np.nan), ("rank", -1)]
 )
 def test_a_row_without_tokens_must_make_sense_too(owner: RunOwner, journal: Journal, field: str, value: float) -> None:
-    (plan,) = owner.plan(0, 1, AHEAD)
+    (plan,) = owner.window(0, 1, AHEAD).plans
     rows = unmeasured(0, ids_of(plan))
     rows[field][0] = value
     before = image_of(owner)
@@ -120,7 +120,7 @@ def test_a_row_without_tokens_must_make_sense_too(owner: RunOwner, journal: Jour
 def test_a_later_visit_that_is_measured_is_the_first_that_counts(
     owner: RunOwner, journal: Journal, corpus: Corpus
 ) -> None:
-    plans = owner.plan(0, 40, AHEAD)
+    plans = owner.window(0, 40, AHEAD).plans
     (sample, first, second) = next(
         (sample, plan.step, later.step)
         for plan in plans
@@ -142,11 +142,11 @@ def test_a_later_visit_that_is_measured_is_the_first_that_counts(
 def test_a_fenced_run_waits_for_no_sample_that_could_not_be_measured(journal: Journal, corpus: Corpus) -> None:
     journal.create_run(record_of(feedback={"mode": "fenced", "lag": 1}))
     owner = owner_of(journal, corpus)
-    (plan,) = owner.plan(0, 1, AHEAD)
+    (plan,) = owner.window(0, 1, AHEAD).plans
     with pytest.raises(AwaitingReports):
-        owner.plan(1, 1, AHEAD)
+        owner.window(1, 1, AHEAD)
     owner.report(unmeasured(0, ids_of(plan)))
-    assert [plan.step for plan in owner.plan(1, 1, AHEAD)] == [1]
+    assert [plan.step for plan in owner.window(1, 1, AHEAD).plans] == [1]
     assert holds(journal)
 
 
@@ -158,7 +158,7 @@ def test_a_sample_whose_base_loss_cannot_be_read_any_more_counts_as_not_measured
     (tmp_path / "wiki/segments/00000001.crc32").unlink()
     corpus = Corpus(tmp_path / "wiki")
     owner = owner_of(journal, corpus)
-    (plan,) = owner.plan(0, 1, AHEAD)
+    (plan,) = owner.window(0, 1, AHEAD).plans
     ids = np.array(ids_of(plan))
     is_lost = ids >> 32 == 1
     assert is_lost.any()
@@ -177,7 +177,7 @@ def test_a_sample_whose_base_loss_cannot_be_read_any_more_counts_as_not_measured
 def test_the_history_of_a_sample_leaves_out_a_visit_that_could_not_be_measured(
     owner: RunOwner, journal: Journal, corpus: Corpus
 ) -> None:
-    plans = owner.plan(0, AHEAD, AHEAD)
+    plans = owner.window(0, AHEAD, AHEAD).plans
     sample = ids_of(plans[0])[0]
     first, second, third, *_ = [plan.step for plan in plans if sample in ids_of(plan)]
     for step, report in ((first, losses_of), (second, unmeasured), (third, losses_of)):

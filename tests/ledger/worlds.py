@@ -78,7 +78,7 @@ def ids_of(plan: Planned) -> list[int]:
 
 def write(journal: Journal, run: str, first_seq: int, events: Sequence[JournalEvent]) -> None:
     """Write events as a new owner would, and wait until they are durable."""
-    journal.append(journal.take(run), 1, first_seq, events).wait()
+    journal.append(journal.take(run), 1, first_seq, events)
 
 
 def events_of(journal: Journal, run: str = "tuning") -> list[JournalEvent]:

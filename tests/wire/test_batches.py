@@ -17,7 +17,7 @@ from replay_service.wire.protocol import WIRE_VERSION
 SEQ_LEN = 12
 OPTIONAL = ("topk_ids", "topk_logprobs", "inputs", "label")
 COLUMNS = [name for name in Batch.column_names() if name not in OPTIONAL]
-Decoder = Callable[[bytes], Any]
+Decoder = Callable[..., Any]
 
 
 def make_batch(num_rows: int) -> Batch:

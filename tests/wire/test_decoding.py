@@ -1,6 +1,7 @@
 """What is remembered of streams: it saves time, and changes nothing."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replay_service.wire import decoding
 from replay_service.wire.batches import Batch, decode_batch, encode_batch
+from replay_service.wire.decoding import Heads
 from replay_service.wire.losses import LOSSES_SCHEMA, decode_losses, encode_losses
 from tests.wire.test_batches import (
     Decoder,
@@ -36,24 +37,20 @@ def outcome(decode: Decoder, body: bytes) -> object:
     return decoded.tobytes()
 
 
-def ways(decode: Decoder, body: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple[object, object]:
+def ways(decode: Decoder, body: bytes, heads: Heads) -> tuple[object, object]:
     """What comes of a body where streams are remembered, and where none is."""
-    remembered = outcome(decode, body)
-    with monkeypatch.context() as patched:
-        patched.setattr(decoding, "_MOST_HEAD_BYTES", 0)
-        patched.setattr(decoding, "_heads", {})
-        return remembered, outcome(decode, body)
+    return outcome(partial(decode, heads=heads), body), outcome(decode, body)
 
 
 @pytest.mark.parametrize(("decode", "body"), [(decode_batch, batch_body()), (decode_losses, losses_body())])
-def test_a_stream_like_one_that_came_before_is_read_as_if_it_were_the_first(
-    decode: Decoder, body: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    outcome(decode, body)
+def test_a_stream_like_one_that_came_before_is_read_as_if_it_were_the_first(decode: Decoder, body: bytes) -> None:
+    heads = Heads()
+    outcome(partial(decode, heads=heads), body)
+    assert len(heads) == 1
     for place in range(len(body)):
         for change in (1, 0x80, 0xFF):
             changed = body[:place] + bytes([body[place] ^ change]) + body[place + 1 :]
-            with_memory, without = ways(decode, changed, monkeypatch)
+            with_memory, without = ways(decode, changed, heads)
             assert with_memory == without, (place, change)
 
 
@@ -67,59 +64,61 @@ def test_a_stream_like_one_that_came_before_is_read_as_if_it_were_the_first(
     ],
 )
 def test_a_column_of_another_kind_is_not_taken_for_the_one_that_came_before(
-    column: pa.Array, monkeypatch: pytest.MonkeyPatch
+    column: pa.Array,
 ) -> None:
-    decode_losses(losses_body())
-    with_memory, without = ways(decode_losses, with_column(losses_body(), "step", column), monkeypatch)
+    heads = Heads()
+    decode_losses(losses_body(), heads)
+    with_memory, without = ways(decode_losses, with_column(losses_body(), "step", column), heads)
     assert with_memory == without
 
 
 def test_columns_in_another_order_are_found_where_they_are() -> None:
-    records = records_of(losses_body())
+    records, heads = records_of(losses_body()), Heads()
     for order in (LOSSES_SCHEMA.names, LOSSES_SCHEMA.names[::-1], LOSSES_SCHEMA.names):
-        np.testing.assert_array_equal(decode_losses(stream(records.select(order))), make_losses(5))
+        np.testing.assert_array_equal(decode_losses(stream(records.select(order)), heads), make_losses(5))
 
 
-def test_what_is_remembered_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_MOST_HEADS", 4)
-    monkeypatch.setattr(decoding, "_heads", {})
+def test_what_is_remembered_has_a_limit() -> None:
+    heads, none = Heads(most=4), Heads(most_head_bytes=0)
     for num_rows in range(20):
-        np.testing.assert_array_equal(decode_losses(losses_body(num_rows)), make_losses(num_rows))
-        assert len(decoding._heads) <= 4
+        np.testing.assert_array_equal(decode_losses(losses_body(num_rows), heads), make_losses(num_rows))
+        assert len(heads) <= 4
+        decode_losses(losses_body(num_rows), none)
+    assert not len(none)
 
 
 @pytest.mark.parametrize("kind", ["classification", "another"])
 def test_a_header_that_says_another_kind_than_the_columns_are_of_is_refused(kind: Any) -> None:
     batch = make_batch(5)
     wrong = replace(batch, header=replace(batch.header, kind=kind))
+    heads = Heads()
     for _ in range(2):
-        decode_batch(bytes(encode_batch(batch)))
+        decode_batch(bytes(encode_batch(batch)), heads=heads)
         with pytest.raises(ValueError, match="no rehearsal batch"):
-            decode_batch(bytes(encode_batch(wrong)))
+            decode_batch(bytes(encode_batch(wrong)), heads=heads)
 
 
-def test_a_head_serves_streams_with_other_headers_and_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_heads", {})
-    batch = make_batch(5)
+def test_a_head_serves_streams_with_other_headers_and_other_numbers() -> None:
+    batch, heads = make_batch(5), Heads()
     for step in range(4, 9):
         steps = [replace(each, step=step) for each in batch.header.steps]
         header = replace(batch.header, steps=steps)
         sent = replace(batch, header=header, step=np.full(5, step), input_ids=batch.input_ids + np.uint16(step))
-        received = decode_batch(bytes(encode_batch(sent)))
+        received = decode_batch(bytes(encode_batch(sent)), heads=heads)
         assert received.header == header
         assert received.input_ids.tolist() == sent.input_ids.tolist()
-        assert len(decoding._heads) == 1
+        assert len(heads) == 1
 
 
 @pytest.mark.parametrize("further", [b"\0" * 8, b"\xff\xff\xff\xff\0\0\0\0", b"\1" * 8])
 def test_bytes_behind_the_numbers_are_treated_alike_whether_the_stream_is_known(
-    further: bytes, monkeypatch: pytest.MonkeyPatch
+    further: bytes,
 ) -> None:
-    body = losses_body()
+    body, heads = losses_body(), Heads()
     longer = body[:-8] + further + body[-8:]
     for _ in range(2):
-        decode_losses(body)
-        with_memory, without = ways(decode_losses, longer, monkeypatch)
+        decode_losses(body, heads)
+        with_memory, without = ways(decode_losses, longer, heads)
         assert with_memory == without
 
 

@@ -19,6 +19,7 @@ import structlog
 
 from replay_service.sampling.trained import TrainedCounts
 from replay_service.wire.batches import Batch, Compression, decode_batch
+from replay_service.wire.decoding import Heads
 from replay_service.wire.losses import encode_losses
 from replay_service.wire.protocol import ARROW_STREAM, CHECKSUM_HEADER, checksum
 from replay_trainer.errors import (
@@ -141,6 +142,7 @@ class ReplayClient:
     _where: str = field(init=False, repr=False)
     """What errors call the service."""
     _has_token: bool = field(init=False, repr=False)
+    _heads: Heads = field(default_factory=Heads, init=False, repr=False)
     _has_answered: bool = field(default=False, init=False, repr=False)
     _is_out: bool = field(default=False, init=False, repr=False)
     """Whether the log has told of the failures that go on."""
@@ -278,7 +280,7 @@ class ReplayClient:
 
         def read(answer: HttpResponse) -> Batch:
             try:
-                batch = decode_batch(answer.content)
+                batch = decode_batch(answer.content, heads=self._heads)
             except ValueError as error:
                 raise ServiceError(f"{self._where} sent no batch: {error}") from error
             header = batch.header

@@ -14,7 +14,8 @@ from replay_service.errors import InvalidReport, UnsupportedMediaType
 from replay_service.gateway.middleware.problems import responses
 from replay_service.gateway.models import LossReport, LossRow, ReportResult
 from replay_service.gateway.routes.raw import RawRoute, described, media_type, parsed, run_of
-from replay_service.ledger.owners import Owners
+from replay_service.gateway.service import ReplayService
+from replay_service.wire.decoding import Heads
 from replay_service.wire.losses import GAINS_NOT_TOLD, LOSS_ROW, LOSSES_SCHEMA, decode_losses
 from replay_service.wire.protocol import ARROW_STREAM
 
@@ -43,14 +44,14 @@ async def report_losses(request: Request) -> Response:
     """
     run, type_, body = run_of(request, "train"), media_type(request), await request.body()
     # A large body takes long to decode, and other requests need not wait for that.
-    content = await run_in_threadpool(_take_in, request.app.state.service.owners, run, type_, body)
+    content = await run_in_threadpool(_take_in, request.app.state.service, run, type_, body)
     return Response(content, media_type="application/json")
 
 
-def _take_in(owners: Owners, run: str, type_: str, body: bytes) -> bytes:
+def _take_in(service: ReplayService, run: str, type_: str, body: bytes) -> bytes:
     """Take in what is reported of a run; a ReportResult as JSON."""
-    rows = _rows(type_, body)
-    return to_json(asdict(owners.get(run).report(rows)))
+    rows = _rows(type_, body, service.heads)
+    return to_json(asdict(service.owners.get(run).report(rows)))
 
 
 def _record(row: LossRow) -> tuple[object, ...]:
@@ -61,13 +62,13 @@ def _record(row: LossRow) -> tuple[object, ...]:
     return tuple(told[name] for name in LOSSES_SCHEMA.names)
 
 
-def _rows(type_: str, body: bytes) -> np.ndarray:
+def _rows(type_: str, body: bytes, heads: Heads) -> np.ndarray:
     if type_ == "application/json":
         rows = parsed(LossReport, body).rows
         return np.array([_record(row) for row in rows], dtype=LOSS_ROW)
     if type_ == ARROW_STREAM:
         try:
-            return decode_losses(body)
+            return decode_losses(body, heads)
         except ValueError as error:
             raise InvalidReport(str(error)) from error
     raise UnsupportedMediaType(f"losses come as application/json or as {ARROW_STREAM}, not as {type_ or 'nothing'}")
