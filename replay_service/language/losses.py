@@ -25,6 +25,9 @@ class TokenLosses(NamedTuple):
     """bool [B, S]: no token is likelier than the one that came; False where there is nothing to predict."""
     mask_BS: Tensor
     """bool [B, S]: there is a token to predict."""
+    divergence_RS: Tensor | None = None
+    """float32 [R, S], nats: how far the last R rows are from the base model's predictions; zero where there is nothing
+    to predict. Differentiable. None where the base model was not asked."""
 
     def mean_nats(self) -> Tensor:
         """Mean loss of each row, float32 [B], nats per predicted token; 0 for a row without predictions."""

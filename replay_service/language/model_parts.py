@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module
 
+from replay_service.language.divergence import Head, divergences, head_divergences
 from replay_service.language.head import head_losses
 from replay_service.language.losses import TokenLosses, token_losses
 from replay_service.language.model import evaluating
@@ -75,6 +76,21 @@ def _same(one: Tensor, other: Tensor, tolerance: float) -> bool:
     return bool(((one.double() - other.double()).abs() <= tolerance * most).all())
 
 
+class BaseStates(NamedTuple):
+    """What a base model says of R rows of T tokens: logits, or hidden states and the head that makes logits of them."""
+
+    states: Tensor
+    """[R, T, V] where there is no head, else [R, T, D]."""
+    head: Head | None = None
+
+    @classmethod
+    def of(cls, model: Any, parts: ModelParts | None, input_ids_RT: Tensor) -> "BaseStates":
+        """Those of a base model, by the parts that it is split into, if it is."""
+        if parts is None:
+            return cls(model(input_ids=input_ids_RT, use_cache=False).logits)
+        return cls(parts.hidden(input_ids_RT), Head.of(parts.head))
+
+
 class LanguageLosses(Module):
     """A causal language model whose forward pass gives losses; DistributedDataParallel can wrap it.
 
@@ -86,8 +102,42 @@ class LanguageLosses(Module):
         self.model = model
         self._parts = split_model(model)
 
-    def forward(self, input_ids_BT: Tensor, length_B: Tensor) -> TokenLosses:
-        """Losses of int64 [B, T] tokens within rows of int64 [B] lengths; call it under autocast for bfloat16."""
+    def forward(self, input_ids_BT: Tensor, length_B: Tensor, base: BaseStates | None = None) -> TokenLosses:
+        """Losses of int64 [B, T] tokens within rows of int64 [B] lengths; call it under autocast for bfloat16.
+
+        `base` is what the base model says of the last rows, from which the model's divergence is taken.
+        """
         if self._parts is None:
-            return token_losses(self.model(input_ids=input_ids_BT, use_cache=False).logits, input_ids_BT, length_B)
-        return head_losses(self._parts.hidden(input_ids_BT), self._parts.head, input_ids_BT, length_B)
+            logits_BTV = self.model(input_ids=input_ids_BT, use_cache=False).logits
+            losses = token_losses(logits_BTV, input_ids_BT, length_B)
+            return losses if base is None else with_divergence(losses, logits_BTV, base)
+        hidden_BTD = self._parts.hidden(input_ids_BT)
+        losses = head_losses(hidden_BTD, self._parts.head, input_ids_BT, length_B)
+        return losses if base is None else with_divergence(losses, hidden_BTD, base, Head.of(self._parts.head))
+
+
+def with_divergence(losses: TokenLosses, states_BT: Tensor, base: BaseStates, head: Head | None = None) -> TokenLosses:
+    """Losses with the divergence of the last R rows from the base model's predictions.
+
+    Args:
+        losses: of B rows.
+        states_BT: logits [B, T, V] of the model in training; hidden states [B, T, D] where its head is given.
+        base: of the last R rows, with a head where the model's is given.
+    """
+    found: TokenLosses = _with_divergence(losses, states_BT, base, head)
+    return found
+
+
+# Sizes depend on the rows' lengths, which is nothing for a compiler.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _with_divergence(losses: TokenLosses, states_BT: Tensor, base: BaseStates, head: Head | None) -> TokenLosses:
+    mask_RS = losses.mask_BS[len(states_BT) - len(base.states) :]
+    place_P = mask_RS.flatten().nonzero().squeeze(1)
+    both_RT = states_BT[len(states_BT) - len(base.states) :], base.states
+    own_P, base_P = (each[:, :-1].flatten(0, 1).index_select(0, place_P) for each in both_RT)
+    if head is None or base.head is None:
+        nats_P = divergences(own_P, base_P)
+    else:
+        nats_P = head_divergences(own_P, head, base_P, base.head)
+    nats_RS = nats_P.new_zeros(mask_RS.numel()).index_copy(0, place_P, nats_P).view(mask_RS.shape)
+    return losses._replace(divergence_RS=nats_RS)

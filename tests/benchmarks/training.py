@@ -16,18 +16,21 @@ import torch
 
 from replay_service.demo.materials import fetch_model
 from replay_service.language.model import faster_precision, load_model
-from replay_service.language.model_parts import LanguageLosses
+from replay_service.language.model_parts import LanguageLosses, split_model
 from replay_service.language.precision import Precision
 from replay_service.testing.corpus import MadeUpCorpus
 from replay_service.wire.batches import Batch
 from replay_trainer.batches.mixing import MixedBatch, loss_rows, mix
 from replay_trainer.batches.target import TargetRows, TrainingRows
 from replay_trainer.client import ReplayClient
+from replay_trainer.config import LoraConfig
+from replay_trainer.job.adapters import Adapters
 from replay_trainer.job.feed import Feed
-from replay_trainer.job.objective import Counts, Objective
+from replay_trainer.job.objective import BaseModel, Counts, Objective
 from replay_trainer.job.stopwatch import Stopwatch
 from replay_trainer.methods.flow import FlowWeights
-from replay_trainer.methods.ldifs import FeatureDrift, frozen_copy
+from replay_trainer.methods.ldifs import FeatureDrift
+from replay_trainer.methods.teacher import Teacher, frozen_copy
 from replay_trainer.rehearsal import RehearsalStream
 from replay_trainer.reporting import LossReporter
 from replay_trainer.session import RehearsalSession
@@ -35,8 +38,22 @@ from tests.benchmarks.ratios import as_table, measured
 from tests.support import running_service
 
 CPU: Final = torch.device("cpu")
-RATIO: Final = "0.125"
 WARM_UP: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Rows and tokens of a step, the share of rows that is rehearsed, and how many steps there are."""
+
+    num_rows: int
+    seq_len: int
+    ratio: str
+    num_steps: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of a run."""
+        return {"global_batch_size": self.num_rows, "injection_ratio": self.ratio}
 
 
 @dataclass(slots=True)
@@ -71,6 +88,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--ratio", default="0.125", help="share of rows that is rehearsed")
+    parser.add_argument("--lora", action="store_true", help="train adapters; the base model is the model without them")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 for one a core")
     parser.add_argument("--ways", nargs="*", default=[], help="parts of the names of the ways to train; all by default")
     wanted = parser.parse_args()
@@ -91,9 +110,11 @@ def write_corpus(root: Path, seq_len: int, vocab_size: int) -> None:
 
 def compare(client: ReplayClient, folder: str, precision: Precision, wanted: argparse.Namespace) -> None:
     model = load_model(folder).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    if wanted.lora:
+        model = Adapters(model, LoraConfig()).with_model
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-5, fused=True)
     num_steps = WARM_UP + wanted.steps
-    every = all_ways(client, model, precision, wanted.rows, wanted.seq_len, num_steps)
+    every = all_ways(client, model, precision, Size(wanted.rows, wanted.seq_len, wanted.ratio, num_steps))
     ways = [each for each in every if not wanted.ways or any(part in each.name for part in wanted.ways)]
     rounds = [one_round(ways, optimizer, number) for number in range(num_steps)][WARM_UP:]
     columns = [list(each) for each in zip(*rounds, strict=True)]
@@ -121,17 +142,17 @@ def within(own: Sequence[float], base: Sequence[float]) -> str:
     return f"{low:.3f}-{high:.3f}"
 
 
-def all_ways(
-    client: ReplayClient, model: Any, precision: Precision, num_rows: int, seq_len: int, num_steps: int
-) -> list[Stepper]:
+def all_ways(client: ReplayClient, model: Any, precision: Precision, size: Size) -> list[Stepper]:
+    num_rows, seq_len = size.num_rows, size.seq_len
     rng = np.random.default_rng(0)
     ids = rng.integers(1, model.config.vocab_size, (512, seq_len)).astype(np.uint16)
     target = TrainingRows(ids, np.full(512, seq_len, dtype=np.int32))
     base_loss = rng.gamma(4.0, 1.0, 512)
     weight = np.repeat(FlowWeights.fit(base_loss).of(base_loss)[:, None], seq_len, axis=1)
     weighed = TrainingRows(target.input_ids, target.length, weight)
-    drift = FeatureDrift(model, base=frozen_copy(model))
-    in_memory = {topk: batches_of(client, topk, num_rows, num_steps) for topk in (False, True)}
+    base = None if hasattr(model, "disable_adapter") else frozen_copy(model)
+    drift, teacher = FeatureDrift(model, base=base), Teacher(model, base=base)
+    in_memory = {topk: batches_of(client, topk, size) for topk in (False, True)}
 
     def of(rows: TrainingRows, topk: bool | None) -> Callable[[int], MixedBatch]:
         def next_batch(step: int) -> MixedBatch:
@@ -141,10 +162,15 @@ def all_ways(
 
         return next_batch
 
-    def by(loss: Any = "cross_entropy", moved: FeatureDrift | None = None, chunked: bool = False) -> Objective:
-        return Objective(precision, loss, moved, Stopwatch(CPU), chunked)
+    def by(
+        loss: Any = "cross_entropy",
+        moved: FeatureDrift | None = None,
+        chunked: bool = False,
+        teacher: BaseModel | None = None,
+    ) -> Objective:
+        return Objective(precision, loss, moved, Stopwatch(CPU), chunked, teacher)
 
-    feed, send = over_http(client, target, num_rows, num_steps)
+    feed, send = over_http(client, target, size)
     apart, nowhere = LanguageLosses(model), (lambda _: None)
     return [
         Stepper("fine-tuning rows alone", model, by(), of(target, None), nowhere, measures_flips=False),
@@ -154,24 +180,36 @@ def all_ways(
         Stepper("and FLOW", model, by(), of(weighed, False), nowhere),
         Stepper("and LDIFS", model, by(moved=drift), of(target, False), nowhere),
         Stepper("and distilled", model, by("distill"), of(target, True), nowhere),
+        Stepper(
+            "and distilled by the base model",
+            model,
+            by("distill", teacher=BaseModel(teacher, None)),
+            of(target, False),
+            nowhere,
+        ),
         Stepper("and a chunked head", apart, by(chunked=True), of(target, False), nowhere),
+        Stepper(
+            "and a chunked head, distilled by the base model",
+            apart,
+            by("distill", chunked=True, teacher=BaseModel(teacher, split_model(model if base is None else base))),
+            of(target, False),
+            nowhere,
+        ),
     ]
 
 
-def batches_of(client: ReplayClient, topk: bool, num_rows: int, num_steps: int) -> Batch:
+def batches_of(client: ReplayClient, topk: bool, size: Size) -> Batch:
     """All that a run of its own rehearses, at once."""
     run = f"memory-{topk}".lower()
-    client.ensure_run(run, "pretraining", {"global_batch_size": num_rows, "injection_ratio": RATIO})
-    return client.batch(run, 0, num_steps=num_steps, topk=topk)
+    client.ensure_run(run, "pretraining", size.settings)
+    return client.batch(run, 0, num_steps=size.num_steps, topk=topk)
 
 
-def over_http(
-    client: ReplayClient, target: TrainingRows, num_rows: int, num_steps: int
-) -> tuple[Feed, Callable[[np.ndarray], None]]:
-    client.ensure_run("http", "pretraining", {"global_batch_size": num_rows, "injection_ratio": RATIO})
-    stream = RehearsalStream(client, "http", 0, 1, num_steps)
+def over_http(client: ReplayClient, target: TrainingRows, size: Size) -> tuple[Feed, Callable[[np.ndarray], None]]:
+    client.ensure_run("http", "pretraining", size.settings)
+    stream = RehearsalStream(client, "http", 0, 1, size.num_steps)
     reporter = LossReporter(client, "http")
-    return Feed(TargetRows(target, 0), num_rows, 0, 1, RehearsalSession(stream, reporter)), reporter.send
+    return Feed(TargetRows(target, 0), size.num_rows, 0, 1, RehearsalSession(stream, reporter)), reporter.send
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from replay_service.ray_session import start_ray
 from replay_service.wire.columns import wide_list
 from replay_trainer.client import ReplayClient, RetryPolicy
 from replay_trainer.methods.flow import FlowWeights
-from replay_trainer.methods.ldifs import VISION, FeatureDrift, frozen_copy
+from replay_trainer.methods.ldifs import VISION, FeatureDrift
+from replay_trainer.methods.teacher import frozen_copy
 from replay_trainer.plain import Rehearsal, RehearsalLoop
 from tests.benchmarks.ratios import as_table
 from tests.support import running_service

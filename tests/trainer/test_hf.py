@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 from replay_service.language.tokenizer import fingerprint, load_tokenizer
 from replay_service.testing import ServiceUnderTest, replay_service
+from replay_trainer.batches.rows import MixedInputs
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
 from replay_trainer.hf import RehearsalMixin, RehearsalTrainer
@@ -190,6 +192,39 @@ class StopAt(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_training_stop |= state.global_step == self.step
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("has_adapters", [False, True])
+def test_distilled_rows_learn_from_the_model_that_the_trainer_was_given(
+    client: ReplayClient, tiny_model: Path, tmp_path: Path, has_adapters: bool
+) -> None:
+    """Where the model is the base model still, rehearsed rows cost nothing."""
+    from peft import LoraConfig, get_peft_model
+
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    if has_adapters:
+        model = get_peft_model(model, LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
+    rehearsal = replace(a_run(client, f"distilled-{int(has_adapters)}"), rehearsal_loss="distill")
+    trainer = Watched(
+        rehearsal=rehearsal, model=model, args=arguments(tmp_path, learning_rate=1e-2), train_dataset=dataset()
+    )
+    weighed: list[tuple[float, float, float]] = []
+    weigh = MixedInputs.weigh
+
+    def watched(self: MixedInputs, loss: torch.Tensor, losses: Any, share: Any) -> torch.Tensor:
+        found = weigh(self, loss, losses, share)
+        change = share * (losses.divergence_RS - losses.nll_BS).sum()
+        weighed.append((losses.divergence_RS.sum().item(), (found - loss).item(), change.item()))
+        return found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(MixedInputs, "weigh", watched)
+        trainer.train()
+    divergence, found, expected = zip(*weighed, strict=True)
+    assert divergence[0] == pytest.approx(0.0, abs=1e-4) and divergence[-1] > 0.01
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert client.stats(rehearsal.run)["num_pending"] == 0
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

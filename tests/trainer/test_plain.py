@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
+from torch import nn
 
 from replay_service.language.losses import token_losses
 from replay_service.testing import ServiceUnderTest, replay_service
 from replay_trainer.batches.added import IGNORED
+from replay_trainer.batches.distilled import RehearsalLoss
 from replay_trainer.batches.rows import MixedInputs
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
+from replay_trainer.methods.teacher import Teacher
 from replay_trainer.plain import Rehearsal, RehearsalLoop
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-loop.md"
@@ -159,6 +164,69 @@ def test_weighing_gives_the_mean_with_rehearsed_predictions_at_their_weight(
     found = batch.weigh(nll.sum() / batch.num_predictions, batch.losses(logits))
     expected = (nll[:4].sum() + weight * nll[4:].sum()) / (4 * 7 + batch.num_rehearsed * (SEQ_LEN - 1))
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+class TableModel(nn.Module):
+    """A causal language model that knows the last token alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(VOCAB, VOCAB)
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.table(input_ids))
+
+
+@pytest.mark.parametrize(("rehearsal_loss", "share"), [("distill", 1.0), ("mixed", 0.5)])
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_distilled_rows_learn_the_whole_distribution_of_the_base_model(
+    client: ReplayClient, rehearsal_loss: RehearsalLoss, share: float, is_flat: bool
+) -> None:
+    model, batch = TableModel(), rows()
+    teacher = Teacher.of(model)
+    nn.init.normal_(model.table.weight)
+    if is_flat:
+        batch = {name: each.view(1, -1) for name, each in batch.items()}
+        batch["position_ids"] = torch.arange(8).repeat(4)[None]
+    rehearsal = replace(
+        a_run(client, f"{rehearsal_loss}-{int(is_flat)}", injection_ratio="0.6", global_batch_size=1 if is_flat else 4),
+        rehearsal_loss=rehearsal_loss,
+        teacher=teacher,
+        rehearsal_weight=3.0,
+    )
+    with rehearsal.open(num_steps=1) as loop:
+        loop._keeps_apart = is_flat
+        mixed = loop.mix(0, batch)
+        logits = model(mixed.inputs["input_ids"]).logits
+        losses = mixed.losses(logits)
+        labels = mixed.inputs["labels"][:, 1:]
+        mean = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        loss = mixed.weigh(mean, losses)
+        loop.report(mixed, losses)
+    assert mixed.num_rehearsed > 0
+    ids, length = torch.from_numpy(mixed.rehearsed.input_ids.astype("int64")), mixed.rehearsed.length
+    nats, learned = 0.0, 0.0
+    for row in (each[:num] for each, num in zip(ids, length, strict=True)):
+        log_q = model(row[:-1]).logits.double().log_softmax(1)
+        with teacher.speaking() as base, torch.no_grad():
+            log_p = base(row[:-1]).logits.double().log_softmax(1)
+        nll = -log_q.gather(1, row[1:, None]).sum()
+        kl = (log_p.exp() * (log_p - log_q)).sum()
+        nats, learned = nats + nll, learned + (1 - share) * nll + share * kl
+    expected = mean.double() + (3.0 * learned - nats) / int(mixed.num_predictions)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    (found,), (wanted,) = (
+        torch.autograd.grad(each, [model.table.weight], retain_graph=True) for each in (loss, expected)
+    )
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_distilled_rows_need_a_teacher_that_is_there(client: ReplayClient) -> None:
+    rehearsal = replace(a_run(client, "no-teacher"), rehearsal_loss="distill")
+    with pytest.raises(InvalidTraining, match=r"no teacher; give teacher=Teacher.of\(model\)"):
+        rehearsal.open()
+    with pytest.raises(CorpusMismatch, match="does not store the base model's likeliest tokens"):
+        replace(rehearsal, teacher="stored").open()
 
 
 def test_ranks_share_a_step_and_report_all_of_it_once(client: ReplayClient) -> None:

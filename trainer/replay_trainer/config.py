@@ -155,13 +155,27 @@ class RehearsalConfig(Section):
     rehearsal_weight: float = Field(1.0, gt=0, description="Weight of a rehearsed row in the loss.")
     rehearsal_loss: Literal["cross_entropy", "distill", "mixed"] = Field(
         "cross_entropy",
-        description="`distill`: towards the base model's likeliest tokens, which the corpus must store. "
-        "`mixed`: half of each.",
+        description="`distill`: towards the base model's distribution, see `teacher`. `mixed`: half of each.",
+    )
+    teacher: Literal["stored", "base"] = Field(
+        "stored",
+        description="Whom distilled rehearsal learns from. `stored`: the likeliest tokens, which the corpus must "
+        "store. `base`: the base model itself, run on the rehearsed rows; with [lora] it takes no memory.",
     )
     window_steps: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto",
         description="Steps in one request; the next request is sent ahead. `auto`: by rows, memory and freshness.",
     )
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether rehearsed rows learn from the base model."""
+        return self.rehearsal_loss != "cross_entropy"
+
+    @property
+    def needs_topk(self) -> bool:
+        """Whether they learn from what the corpus stores of it."""
+        return self.is_distilled and self.teacher == "stored"
 
     @model_validator(mode="before")
     @classmethod
@@ -264,8 +278,11 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _has_logits_to_distil(self) -> "TrainConfig":
-        if self.chunked_head and self.rehearsal is not None and self.rehearsal.rehearsal_loss != "cross_entropy":
-            raise ValueError("distilled rehearsal needs whole logits; leave chunked_head out, or take cross_entropy")
+        if self.chunked_head and self.rehearsal is not None and self.rehearsal.needs_topk:
+            raise ValueError(
+                "rehearsal that is distilled from stored tokens needs whole logits; set rehearsal.teacher to base, "
+                "leave chunked_head out, or take cross_entropy"
+            )
         return self
 
     def run_settings(self) -> dict[str, Any]:

@@ -12,12 +12,16 @@ of an epoch. The loss is the trainer's own, over all rows, and its mean counts r
 What is added follows from the corpus: rows of tokens, or samples with a label beside `pixel_values` or `input_ids`.
 Rehearsed rows are measured by the logits of the training forward pass. A trainer whose `compute_loss` builds none, as
 trl's SFTTrainer since it fuses the head with the loss, makes a second pass, without gradients, to give them. So there a
-step that rehearses takes longer, and `rehearsal_weight` must stay 1.
+step that rehearses takes longer, `rehearsal_weight` must stay 1, and rehearsed rows learn by cross-entropy.
+
+With `Rehearsal(..., rehearsal_loss="distill")` the teacher is the model as the Trainer is given it: with peft its
+adapters are switched off, otherwise it is copied.
 
 Batches may be flat, as DataCollatorWithFlattening makes them: rehearsed rows join the one row, without padding. Whether
 the model keeps samples apart is tried before the first one (`replay_trainer.batches.padding_free`).
 """
 
+from dataclasses import replace
 from typing import Any, Final
 
 from torch import Tensor
@@ -26,6 +30,7 @@ from transformers import Trainer, TrainerCallback
 from replay_trainer.batches.added import Added
 from replay_trainer.batches.samples import MixedSamples
 from replay_trainer.errors import InvalidTraining
+from replay_trainer.methods.teacher import Teacher
 from replay_trainer.plain import Rehearsal, RehearsalLoop
 from replay_trainer.trained import Trained
 
@@ -67,13 +72,18 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, rehearsal: Rehearsal, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.rehearsal = rehearsal
+        self.rehearsal = self._with_teacher(rehearsal)
         self._rehearsal_loop: RehearsalLoop | None = None
         _check_batches(self)
         _check_label_names(self)
         _check_loss(self)
         _check_devices(self)
         self.add_callback(_Hooks(self))
+
+    def _with_teacher(self, rehearsal: Rehearsal) -> Rehearsal:
+        """The base model is the model as it is given to the Trainer, which a checkpoint may replace later."""
+        is_given = rehearsal.rehearsal_loss == "cross_entropy" or rehearsal.teacher is not None
+        return rehearsal if is_given else replace(rehearsal, teacher=Teacher.of(self.model))
 
     def train(self, *args: Any, **options: Any) -> Any:
         try:
@@ -106,7 +116,9 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         loss, outputs = super().compute_loss(model, inputs, True, *args, **options)
         if mixed.num_rehearsed:
             logits = _logits(outputs)
-            losses = mixed.losses(logits)
+            # Under the arithmetic of the model in training: the base model is not wrapped in it.
+            with self.accelerator.autocast():
+                losses = mixed.losses(logits)
             self._rehearsal_loop.report(mixed, losses)
             num_items = args[0] if args else options.get("num_items_in_batch")
             if isinstance(mixed, MixedSamples):

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -24,12 +24,14 @@ from replay_service.classification.model import fingerprint as model_fingerprint
 from replay_service.language.tokenizer import is_known_as
 from replay_service.wire.batches import Batch
 from replay_trainer.batches.added import Added, Losses
+from replay_trainer.batches.distilled import DISTILLED_SHARE, Distillation, RehearsalLoss
 from replay_trainer.batches.padding_free import check_isolation, is_padding_free
 from replay_trainer.batches.rows import add_rows
 from replay_trainer.batches.samples import Prepare, add_samples, try_tensors
 from replay_trainer.beginning import Beginning, OnExisting, warn_if_undecided
 from replay_trainer.client import CorpusInfo, ReplayClient
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
+from replay_trainer.methods.teacher import Teacher
 from replay_trainer.ranks import sum_over_ranks
 from replay_trainer.rehearsal import RehearsalStream
 from replay_trainer.reporting import LossReporter
@@ -39,7 +41,11 @@ from replay_trainer.windows import Auto
 
 
 def add(
-    inputs: Mapping[str, Any], rehearsed: Batch, rehearsal_weight: float = 1.0, prepare: Prepare | None = None
+    inputs: Mapping[str, Any],
+    rehearsed: Batch,
+    rehearsal_weight: float = 1.0,
+    prepare: Prepare | None = None,
+    distillation: Distillation | None = None,
 ) -> Added:
     """A loader's batch with rehearsed rows at its end: `add_rows`, or `add_samples` from a corpus to classify.
 
@@ -48,7 +54,7 @@ def add(
     """
     if rehearsed.header.kind == "classification":
         return add_samples(inputs, rehearsed, rehearsal_weight, prepare)
-    return add_rows(inputs, rehearsed, rehearsal_weight)
+    return add_rows(inputs, rehearsed, rehearsal_weight, distillation)
 
 
 @dataclass(slots=True)
@@ -60,6 +66,7 @@ class RehearsalLoop(RehearsalSession):
 
     rehearsal_weight: float = 1.0
     prepare: Prepare | None = None
+    distillation: Distillation | None = None
     beginning: Beginning | None = None
     tally: Tally = field(default_factory=Tally)
     _current: Batch | None = field(default=None, init=False, repr=False)
@@ -115,7 +122,7 @@ class RehearsalLoop(RehearsalSession):
             )
         rehearsed = self._rows_of(step, part, num_parts)
         first, end = (len(rehearsed) * number // num_parts for number in (part, part + 1))
-        mixed = add(inputs, rehearsed.rows(slice(first, end)), self.rehearsal_weight, self.prepare)
+        mixed = add(inputs, rehearsed.rows(slice(first, end)), self.rehearsal_weight, self.prepare, self.distillation)
         mixed = replace(mixed, part=part)
         if not (self._has_tried or mixed.num_rehearsed):
             try_tensors(inputs, rehearsed, self.prepare)
@@ -212,6 +219,11 @@ class Rehearsal:
         run: its name; `client.ensure_run` made it, with injection_mode `add`. Its global_batch_size is how many
             fine-tuning rows an optimizer step takes, over all ranks and accumulated parts.
         rehearsal_weight: what a rehearsed prediction weighs beside a fine-tuning one.
+        rehearsal_loss: what a rehearsed prediction learns: `cross_entropy`, towards the token that came; `distill`,
+            towards the base model's distribution; `mixed`, half of each. With the last two the loss must go through
+            `Added.weigh`.
+        teacher: whom distilled rows learn from: `Teacher.of(model)`, made before the model is restored from a
+            checkpoint; or `stored`, from what the corpus keeps of the base model.
         window_steps: see RehearsalStream.
         tokenizer: if it is given, whether it is the corpus's is checked.
         base_model: if it is given, whether it has scored the corpus, which is one to classify, is checked. It is the
@@ -222,6 +234,8 @@ class Rehearsal:
     client: ReplayClient
     run: str
     rehearsal_weight: float = 1.0
+    rehearsal_loss: RehearsalLoss = "cross_entropy"
+    teacher: Teacher | Literal["stored"] | None = None
     window_steps: int | Auto = "auto"
     tokenizer: Any = None
     base_model: nn.Module | None = None
@@ -255,9 +269,10 @@ class Rehearsal:
             tokenizer: of the loop, if it knows; must be that of a corpus that says which it was made with.
 
         Raises:
-            InvalidTraining: when the run's injection_mode or global_batch_size is not that of the loop.
+            InvalidTraining: when the run's injection_mode or global_batch_size is not that of the loop, or rehearsed
+                rows are to be distilled and there is no teacher.
             CorpusMismatch: when the tokenizer, the base model, or the model's vocabulary or classes do not fit the
-                corpus.
+                corpus, or it has nothing to distil.
             ServiceError: as ReplayClient does.
         """
         info = self.client.run(self.run)
@@ -265,12 +280,20 @@ class Rehearsal:
         size = StepSize(self.run, info["config"]["global_batch_size"], world_size, global_batch_size is not None)
         warn_if_undecided(info, num_steps)
         beginning = Beginning.of_run(info, on_existing, world_size)
+        distillation = self._distillation()
         stream = RehearsalStream(
-            self.client, self.run, rank, world_size, num_steps, self.window_steps, next_step=first_step
+            self.client,
+            self.run,
+            rank,
+            world_size,
+            num_steps,
+            self.window_steps,
+            topk=distillation is not None and distillation.teacher is None,
+            next_step=first_step,
         )
         tally = Tally(size, first_step > 0, partial(sum_over_ranks, world_size=world_size))
         reporter = LossReporter(self.client, self.run)
-        return RehearsalLoop(stream, reporter, self.rehearsal_weight, self.prepare, beginning, tally)
+        return RehearsalLoop(stream, reporter, self.rehearsal_weight, self.prepare, distillation, beginning, tally)
 
     def _check(self, info: Mapping[str, Any], global_batch_size: int | None, model: Any, tokenizer: Any) -> None:
         config = info["config"]
@@ -284,14 +307,40 @@ class Rehearsal:
                 f"run {self.run!r} was made with global_batch_size {config['global_batch_size']}, but a step of this "
                 f"loop takes {global_batch_size} fine-tuning rows; make a run with that global_batch_size"
             )
-        if any(each is not None for each in (self.tokenizer, self.base_model, model, tokenizer)):
+        is_distilled = self._distillation() is not None
+        if is_distilled or any(each is not None for each in (self.tokenizer, self.base_model, model, tokenizer)):
             corpus = self.client.corpus(info["corpus"])
+            if is_distilled:
+                self._check_distilled(corpus)
             _check_tokenizer(self.tokenizer, corpus)
             if corpus.tokenizer_fingerprint:
                 _check_tokenizer(tokenizer, corpus)
             _check_vocabulary(model, corpus)
             _check_classes(model, corpus)
             self._check_base_model(corpus)
+
+    def _distillation(self) -> Distillation | None:
+        """How rehearsed rows learn from the base model, if they do."""
+        if self.rehearsal_loss == "cross_entropy":
+            return None
+        if self.teacher is None:
+            raise InvalidTraining(
+                f"rehearsal_loss is {self.rehearsal_loss!r} and there is no teacher; give teacher=Teacher.of(model), "
+                "made before the model is restored from a checkpoint, or teacher='stored'"
+            )
+        return Distillation(DISTILLED_SHARE[self.rehearsal_loss], None if self.teacher == "stored" else self.teacher)
+
+    def _check_distilled(self, corpus: CorpusInfo) -> None:
+        if corpus.kind != "language":
+            raise CorpusMismatch(
+                f"corpus {corpus.corpus!r} holds samples to classify, and distilled rehearsal is for language; leave "
+                "rehearsal_loss at cross_entropy"
+            )
+        if self.teacher == "stored" and not corpus.topk:
+            raise CorpusMismatch(
+                f"corpus {corpus.corpus!r} does not store the base model's likeliest tokens; give "
+                "teacher=Teacher.of(model), or ingest it with --store-topk 8"
+            )
 
     def _check_base_model(self, corpus: CorpusInfo) -> None:
         if self.base_model is None:

@@ -19,7 +19,7 @@ from replay_trainer.client import ReplayClient
 from replay_trainer.config import DataConfig, FlowConfig, TrainConfig
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
 from replay_trainer.job.feed import open_feed
-from replay_trainer.job.loop import fine_tune
+from replay_trainer.job.loop import _start, fine_tune
 from replay_trainer.job.metrics import MetricsFile
 from replay_trainer.job.objective import Counts, Objective
 from replay_trainer.job.ray_train import preflight
@@ -182,6 +182,54 @@ def test_rehearsed_rows_can_be_distilled(tmp_path: Path, tiny_model: Path, servi
     assert batch.topk_ids is not None
     assert batch.topk_ids.shape == (len(batch), SEQ_LEN - 1, 4)
     assert (batch.topk_ids[:, :, 0] == batch.input_ids[:, 1:]).all()
+
+
+def spread_kl(model: Any, base: Any, ids_BT: torch.Tensor) -> torch.Tensor:
+    """The mean divergence over the whole vocabulary of each row, float64."""
+    with torch.no_grad():
+        log_q, log_p = (each(input_ids=ids_BT).logits[:, :-1].double().log_softmax(dim=2) for each in (model, base))
+    return (log_p.exp() * (log_p - log_q)).sum(dim=2).mean(dim=1)
+
+
+@pytest.mark.parametrize("loss", ["distill", "mixed"])
+@pytest.mark.parametrize("chunked_head", [False, True])
+def test_the_base_model_itself_can_be_the_teacher(
+    tmp_path: Path, tiny_model: Path, service_url: str, loss: str, chunked_head: bool
+) -> None:
+    """The corpus stores no likeliest tokens; each batch's loss is that of rows that go through the models alone."""
+    taught = {"rehearsal_loss": loss, "teacher": "base", "rehearsal_weight": 2.0}
+    name = f"taught-{loss}-{chunked_head}".lower()
+    job = a_job(tmp_path, tiny_model, service_url, run=name, rehearsal=taught, chunked_head=chunked_head)
+    job_parts, tuning = _start(job, preflight(job), AloneWorker())
+    with torch.no_grad():
+        for each in tuning.bare_model.parameters():
+            each.add_(0.02 * torch.randn_like(each))
+    with open_feed(job, load_tokenizer(job.model), 0, 1) as feed:
+        feed.next(0)
+        batch = feed.next(1)
+    assert (batch.num_rehearsed, batch.num_target) == (1, 3)
+    measured = job_parts.objective.measure(tuning.model, batch, Counts(*Counts.of(batch).tolist()), 1)
+    model, base = tuning.bare_model, load_model(job.model)
+    nll = [model(input_ids=row[None], labels=row[None]).loss.item() for row in batch.input_ids_BT]
+    kl = spread_kl(model, base, batch.input_ids_BT[3:]).item()
+    assert kl > 0.001
+    learned = kl if loss == "distill" else 0.5 * (kl + nll[3])
+    assert measured.loss.item() == pytest.approx((sum(nll[:3]) + 2.0 * learned) / 4, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("lora", [None, {"r": 2, "alpha": 8}])
+def test_a_resumed_job_has_the_same_teacher(
+    tmp_path: Path, tiny_model: Path, service_url: str, scored: Path, lora: dict[str, int] | None
+) -> None:
+    taught = {"rehearsal_loss": "distill", "teacher": "base", "feedback": "fenced", "feedback_lag": 4}
+    changes = {"corpus": "wiki", "rehearsal": taught, "lora": lora, "run": f"taught-{lora is None}".lower()}
+    worker, shown = AloneWorker(), []
+    for name in ("whole", "again"):
+        job = all_at_once(tmp_path / name, tiny_model, service_url, scored, **changes)
+        fine_tune(job, preflight(job), worker)
+        shown.append([(step["target_loss"], step["rehearsed_loss"], step["drift"]) for step in steps_of(job.output)])
+    assert (len(shown[0]), shown[1]) == (8, shown[0][5:])
 
 
 def test_likeliest_tokens_that_the_model_does_not_predict_are_refused(

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from replay_trainer.errors import InvalidTraining
-from replay_trainer.methods.ldifs import VISION, FeatureDrift, feature_distance, frozen_copy
+from replay_trainer.methods.ldifs import VISION, FeatureDrift, feature_distance
+from replay_trainer.methods.teacher import frozen_copy
 from tests.trainer.methods.ldifs_worlds import (
     QUARTERS,
     assert_same,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from replay_trainer.errors import InvalidTraining
-from replay_trainer.methods.ldifs import FeatureDrift, frozen_copy
+from replay_trainer.methods.ldifs import FeatureDrift
+from replay_trainer.methods.teacher import frozen_copy
 from tests.trainer.methods.ldifs_worlds import (
     assert_same,
     disturbed,

@@ -11,6 +11,7 @@ from replay_service.classification.losses import IGNORED as IGNORED
 from replay_service.classification.losses import ClassLosses
 from replay_service.language.losses import TokenLosses
 from replay_service.wire.batches import Batch
+from replay_trainer.batches.distilled import Distillation
 from replay_trainer.errors import InvalidTraining
 
 Losses = TokenLosses | ClassLosses
@@ -25,12 +26,14 @@ class Added(ABC):
         inputs: what the model is called with. Without rehearsed rows it is the loader's batch as it came.
         rehearsed: the rehearsed rows.
         rehearsal_weight: what a rehearsed prediction weighs beside a fine-tuning one.
+        distillation: how rehearsed rows learn from the base model; None where they learn by cross-entropy.
         part: which micro-batch of its optimizer step it is, counted from 0.
     """
 
     inputs: dict[str, Any]
     rehearsed: Batch
     rehearsal_weight: float = 1.0
+    distillation: Distillation | None = None
     part: int = 0
 
     @property
@@ -55,7 +58,8 @@ class Added(ABC):
         """The report of `rank` on the rehearsed rows: LOSS_ROW [R]; not measured where a loss is not finite."""
 
     def weigh(self, loss: Tensor, losses: Losses, per_prediction: Tensor | float | None = None) -> Tensor:
-        """A loss in which all predictions weigh alike, with the rehearsed ones at `rehearsal_weight`.
+        """A loss in which all predictions weigh alike, with the rehearsed ones at `rehearsal_weight`, learning what
+        they are to learn.
 
         Args:
             loss: sum of nats over the predictions of this batch that count, times `per_prediction`.
@@ -65,13 +69,18 @@ class Added(ABC):
         Raises:
             InvalidTraining: when the loss has a gradient and the losses have none.
         """
-        if self.rehearsal_weight == 1.0:
+        if self.rehearsal_weight == 1.0 and self.distillation is None:
             return loss
         nll = losses.nll_BS if isinstance(losses, TokenLosses) else losses.nll_B
         if loss.requires_grad and self.num_rehearsed and not nll.requires_grad:
             raise InvalidTraining(
-                f"rehearsal_weight is {self.rehearsal_weight}, but the logits of the rehearsed rows have no gradient "
-                "to weigh; take logits of the training forward pass, or leave rehearsal_weight at 1"
+                f"rehearsal_weight is {self.rehearsal_weight} and rehearsed rows are "
+                f"{'not ' if self.distillation is None else ''}distilled, but their logits have no gradient to weigh; "
+                "take logits of the training forward pass, or leave rehearsal_weight at 1 and rehearsal_loss at "
+                "cross_entropy"
             )
+        learned = nll
+        if self.distillation is not None and isinstance(losses, TokenLosses):
+            learned = self.distillation.learned(losses)
         share = 1.0 / self.num_predictions.clamp(min=1) if per_prediction is None else per_prediction
-        return loss + (self.rehearsal_weight - 1.0) * nll.sum() * share
+        return loss + (self.rehearsal_weight * learned - nll).sum() * share

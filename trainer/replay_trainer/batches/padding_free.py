@@ -91,6 +91,18 @@ def flat_losses(logits_1TV: Tensor, rehearsed: Batch) -> TokenLosses:
     return TokenLosses(nll_RS, correct_RS, mask_RS)
 
 
+def flat_logits(logits_1TV: Tensor, rehearsed: Batch) -> Tensor:
+    """The logits of the rehearsed rows at the end of a flat batch, as of rows of their own, [R, seq_len, V].
+
+    Beyond a row's length they are those of other tokens. Differentiable.
+    """
+    length_R = torch.from_numpy(rehearsed.length.astype("int64")).to(logits_1TV.device)
+    num_tokens = logits_1TV.shape[1]
+    first_R1 = (num_tokens - length_R.sum() + length_R.cumsum(0) - length_R)[:, None]
+    place_RT = first_R1 + torch.arange(rehearsed.input_ids.shape[1], device=length_R.device)
+    return logits_1TV[0].index_select(0, place_RT.clamp(max=num_tokens - 1).flatten()).view(*place_RT.shape, -1)
+
+
 @torch.no_grad()
 def check_isolation(model: Any, inputs: Mapping[str, Any]) -> None:
     """Try whether a model keeps the samples of flat batches apart, as it is called in training.

@@ -15,8 +15,9 @@ from torch.nn.functional import pad
 from replay_service.language.losses import TokenLosses, token_losses
 from replay_service.wire.batches import Batch
 from replay_trainer.batches.added import IGNORED, Added, Losses
+from replay_trainer.batches.distilled import Distillation
 from replay_trainer.batches.mixing import MixedBatch, loss_rows
-from replay_trainer.batches.padding_free import add_flat_rows, flat_losses, is_padding_free
+from replay_trainer.batches.padding_free import add_flat_rows, flat_logits, flat_losses, is_padding_free
 from replay_trainer.errors import InvalidTraining
 
 _FILLING: Final = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
@@ -50,10 +51,21 @@ class MixedInputs(Added):
                 "every token of the mixed batch"
             )
         if is_padding_free(self.inputs):
-            return flat_losses(logits_BTV, self.rehearsed)
-        alone, width = self.for_report().to(logits_BTV.device), self.rehearsed.input_ids.shape[1]
-        logits_RTV = logits_BTV[len(ids_BT) - self.num_rehearsed :, :width]
-        return token_losses(logits_RTV, alone.input_ids_BT, alone.length_B)
+            losses = flat_losses(logits_BTV, self.rehearsed)
+            if self.distillation is None or not self.num_rehearsed:
+                return losses
+            return self._distilled(losses, flat_logits(logits_BTV, self.rehearsed))
+        alone = self.for_report().to(logits_BTV.device)
+        logits_RTV = logits_BTV[len(ids_BT) - self.num_rehearsed :, : self.rehearsed.input_ids.shape[1]]
+        return self._distilled(token_losses(logits_RTV, alone.input_ids_BT, alone.length_B), logits_RTV)
+
+    def _distilled(self, losses: TokenLosses, logits_RTV: Tensor) -> TokenLosses:
+        """Losses of rehearsed rows, with what they learn from the base model."""
+        if self.distillation is None or not self.num_rehearsed:
+            return losses
+        alone = {name: each.to(logits_RTV.device) for name, each in _inputs_of(self.rehearsed).items()}
+        del alone["labels"]
+        return self.distillation.measured(losses, self.rehearsed, logits_RTV, alone)
 
     def loss_rows(self, losses: Losses, rank: int) -> np.ndarray:
         """The report of the rehearsed rows; see `replay_trainer.batches.mixing`."""
@@ -67,24 +79,30 @@ class MixedInputs(Added):
         return MixedBatch(ids_RT, torch.from_numpy(self.rehearsed.length.astype("int64")), self.rehearsed)
 
 
-def add_rows(inputs: Mapping[str, Any], rehearsed: Batch, rehearsal_weight: float = 1.0) -> MixedInputs:
+def add_rows(
+    inputs: Mapping[str, Any],
+    rehearsed: Batch,
+    rehearsal_weight: float = 1.0,
+    distillation: Distillation | None = None,
+) -> MixedInputs:
     """A loader's batch with rehearsed rows at its end, padded on the right to the wider of the two.
 
     Args:
         inputs: `input_ids` and `labels`, and `attention_mask` if any row is padded; int64 [rows, tokens]. Or a flat
             batch, see `replay_trainer.batches.padding_free`, whose rehearsed rows are not padded either.
         rehearsed: rows of one step.
-        rehearsal_weight: see `MixedInputs`.
+        rehearsal_weight: see `Added`.
+        distillation: see `Added`.
 
     Raises:
         InvalidTraining: when the batch holds something else, of which rehearsed rows know nothing.
     """
     _check_learned(inputs, rehearsed)
     if is_padding_free(inputs):
-        return MixedInputs(add_flat_rows(inputs, rehearsed), rehearsed, rehearsal_weight)
+        return MixedInputs(add_flat_rows(inputs, rehearsed), rehearsed, rehearsal_weight, distillation)
     _check_padded(inputs)
     if not len(rehearsed):
-        return MixedInputs(dict(inputs), rehearsed, rehearsal_weight)
+        return MixedInputs(dict(inputs), rehearsed, rehearsal_weight, distillation)
     ids_BT = inputs["input_ids"]
     ours = {"attention_mask": torch.ones_like(ids_BT), **inputs}
     width = max(ids_BT.shape[1], rehearsed.input_ids.shape[1])
@@ -93,7 +111,7 @@ def add_rows(inputs: Mapping[str, Any], rehearsed: Batch, rehearsal_weight: floa
         name: torch.cat([_widened(ours[name], width, filling), _widened(theirs[name].to(ours[name]), width, filling)])
         for name, filling in _FILLING.items()
     }
-    return MixedInputs(mixed, rehearsed, rehearsal_weight)
+    return MixedInputs(mixed, rehearsed, rehearsal_weight, distillation)
 
 
 def _check_learned(inputs: Mapping[str, Any], rehearsed: Batch) -> None:

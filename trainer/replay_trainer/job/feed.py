@@ -132,7 +132,7 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
             world_size,
             config.num_steps,
             rehearsal.window_steps,
-            topk=rehearsal.rehearsal_loss != "cross_entropy",
+            topk=rehearsal.needs_topk,
         )
         session = RehearsalSession(stream, LossReporter(client, rehearsal.run))
         adds_rows = rehearsal.run_settings()["injection_mode"] == "add"

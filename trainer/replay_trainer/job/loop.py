@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from replay_service.language.model import autocast, load_model
-from replay_service.language.model_parts import LanguageLosses
+from replay_service.language.model_parts import LanguageLosses, split_model
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import load_tokenizer
 from replay_service.language.trial import check_model
@@ -27,10 +27,11 @@ from replay_trainer.job.adapters import Adapters
 from replay_trainer.job.evaluation import HeldOut
 from replay_trainer.job.feed import Feed, document_ends, load_heldout, open_feed
 from replay_trainer.job.metrics import MetricsFile
-from replay_trainer.job.objective import Counts, Objective
+from replay_trainer.job.objective import BaseModel, Counts, Objective
 from replay_trainer.job.stopwatch import Stopwatch
 from replay_trainer.job.tracking import open_trackers
-from replay_trainer.methods.ldifs import LANGUAGE, FeatureDrift, frozen_copy
+from replay_trainer.methods.ldifs import LANGUAGE, FeatureDrift
+from replay_trainer.methods.teacher import Teacher, frozen_copy
 
 MOST_SKIPPED: Final = 20
 """Steps in a row; then training has broken down, and to go on would only cost."""
@@ -231,27 +232,36 @@ def _start(config: TrainConfig, precision: Precision, worker: Worker) -> tuple[_
     with autocast(precision, worker.device):
         check_model(bare_model, config.data.seq_len)
     adapters = None if config.lora is None else Adapters(bare_model, config.lora)
-    drift = None if config.ldifs is None else _drift(config.ldifs, bare_model, adapters)
+    is_taught = config.rehearsal is not None and config.rehearsal.is_distilled and config.rehearsal.teacher == "base"
+    needs_copy = adapters is None and (is_taught or config.ldifs is not None)
+    base = frozen_copy(bare_model) if needs_copy else None
+    drift = None if config.ldifs is None else _drift(config.ldifs, bare_model, adapters, base)
+    teacher = _teacher(bare_model, adapters, base, config.chunked_head) if is_taught else None
     model = worker.wrap(LanguageLosses(bare_model) if config.chunked_head else bare_model)
     learned = [each for each in bare_model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     rehearsal_loss = "cross_entropy" if config.rehearsal is None else config.rehearsal.rehearsal_loss
     objective = Objective(
-        precision, rehearsal_loss, drift, Stopwatch(worker.device, config.profile), config.chunked_head
+        precision, rehearsal_loss, drift, Stopwatch(worker.device, config.profile), config.chunked_head, teacher
     )
     scheduler = get_scheduler(name, optimizer, config.warmup_steps, config.num_steps)
     tuning = Tuning(bare_model, model, optimizer, scheduler, adapters)
     return _Job(config, precision, worker, objective), tuning
 
 
-def _drift(config: LdifsConfig, model: Any, adapters: Adapters | None) -> FeatureDrift:
+def _drift(config: LdifsConfig, model: Any, adapters: Adapters | None, base: Any) -> FeatureDrift:
     """With adapters the base model is the model without them, and needs no copy."""
     form = replace(LANGUAGE, weight=config.weight)
     if adapters is not None:
         layers = None if config.layers is None else [adapters.path_of(each) for each in config.layers]
         return FeatureDrift(adapters.with_model, base=None, form=form, layers=layers)
-    return FeatureDrift(model, base=frozen_copy(model), form=form, layers=config.layers)
+    return FeatureDrift(model, base=base, form=form, layers=config.layers)
+
+
+def _teacher(model: Any, adapters: Adapters | None, base: Any, chunked_head: bool) -> BaseModel:
+    teacher = Teacher(model if adapters is None else adapters.with_model, base=base)
+    return BaseModel(teacher, split_model(model if base is None else base) if chunked_head else None)
 
 
 def _train_step(job: _Job, tuning: Tuning, feed: Feed, step: int) -> dict[str, Any]:

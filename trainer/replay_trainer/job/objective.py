@@ -3,7 +3,8 @@
     loss = (sum over predictions of weight * nats) / counted predictions  +  LDIFS weight * mean drift
 
     weight  of a fine-tuning token: 1, or FLOW's; 0 for tokens of a prompt. Of a rehearsed one: `rehearsal_weight`
-    nats    the cross-entropy; for rehearsed tokens the divergence from the base model's distribution, if that is asked
+    nats    the cross-entropy; for rehearsed tokens the divergence from the base model's distribution, if that is asked:
+            from what the corpus stores of it, or from the base model itself
     counted predictions and tokens are those of the whole global batch, so that ranks and parts of a batch add up
 
 As in FLOW's code the sum is divided by how many predictions count and not by their weights. With every method off it is
@@ -14,24 +15,21 @@ Shapes: B rows, the last R of them rehearsed, T tokens, S = T - 1 predictions, V
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from replay_service.language.losses import TokenLosses, token_losses
 from replay_service.language.model import autocast
+from replay_service.language.model_parts import BaseStates, ModelParts, with_divergence
 from replay_service.language.precision import Precision
 from replay_service.sampling.trained import TrainedCounts
+from replay_trainer.batches.distilled import DISTILLED_SHARE, RehearsalLoss, stored_divergence
 from replay_trainer.batches.mixing import MixedBatch
-from replay_trainer.errors import CorpusMismatch
 from replay_trainer.job.stopwatch import Stopwatch
-from replay_trainer.methods.distill import distilled_nats
 from replay_trainer.methods.ldifs import FeatureDrift
-
-RehearsalLoss = Literal["cross_entropy", "distill", "mixed"]
-
-_DISTILLED_SHARE: Final = {"cross_entropy": 0.0, "distill": 1.0, "mixed": 0.5}
+from replay_trainer.methods.teacher import Teacher
 
 
 class Counts(NamedTuple):
@@ -61,6 +59,14 @@ class Counts(NamedTuple):
         return TrainedCounts(int(self.rows), int(self.rehearsed_rows), num_tokens, int(self.rehearsed))
 
 
+class BaseModel(NamedTuple):
+    """The base model as the teacher of rehearsed rows."""
+
+    model: Teacher
+    parts: ModelParts | None
+    """Its body and head, where the model in training gives losses and can be split."""
+
+
 class Measured(NamedTuple):
     """The losses of one part of a batch."""
 
@@ -84,6 +90,7 @@ class Objective:
         drift: LDIFS, or None.
         stopwatch: is told where the time goes.
         gives_losses: whether the model gives losses (`LanguageLosses`) and not logits.
+        teacher: the base model that rehearsed rows learn from; None where they learn from what the corpus stores.
     """
 
     precision: Precision
@@ -91,6 +98,7 @@ class Objective:
     drift: FeatureDrift | None
     stopwatch: Stopwatch
     gives_losses: bool = False
+    teacher: BaseModel | None = None
 
     def measure(self, model: Any, batch: MixedBatch, of_job: Counts, world_size: int) -> Measured:
         """One forward pass of a part of a batch, and its share of the objective.
@@ -99,15 +107,17 @@ class Objective:
         """
         ids_BT, device = batch.input_ids_BT, batch.input_ids_BT.device
         logits_BTV: Tensor | None = None
+        base = self._base_states(ids_BT[batch.num_target :])
         recording = contextlib.nullcontext() if self.drift is None else self.drift.recording()
         with self.stopwatch("forward"), autocast(self.precision, device), recording:
             if self.gives_losses:
-                losses = model(ids_BT, batch.length_B)
+                losses = model(ids_BT, batch.length_B, base)
             else:
                 logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
         if logits_BTV is not None:
             with self.stopwatch("losses"):
                 losses = token_losses(logits_BTV, ids_BT, batch.length_B)
+                losses = losses if base is None else with_divergence(losses, logits_BTV, base)
         num_predictions = max(1.0, of_job.target + of_job.rehearsed)
         loss = self._weighed(batch, losses, logits_BTV).sum() * world_size / num_predictions
         moved = torch.zeros((), device=device)
@@ -118,15 +128,25 @@ class Objective:
         num_nonfinite_rows = (~losses.nll_BS.detach().sum(dim=1).isfinite()).sum()
         return Measured(loss, losses, self._nats(batch, losses, moved), num_nonfinite_rows)
 
+    def _base_states(self, ids_RT: Tensor) -> BaseStates | None:
+        """What the base model says of the rehearsed rows, if it is to be asked."""
+        if self.teacher is None or not len(ids_RT):
+            return None
+        with self.stopwatch("teacher"), self.teacher.model.speaking() as base, autocast(self.precision, ids_RT.device):
+            return BaseStates.of(base, self.teacher.parts, ids_RT)
+
     def _weighed(self, batch: MixedBatch, losses: TokenLosses, logits_BTV: Tensor | None) -> Tensor:
         """Weighed nats of each prediction, [B, S]."""
-        nats_BS, share = losses.nll_BS, _DISTILLED_SHARE[self.rehearsal_loss]
-        if share and batch.num_rehearsed and logits_BTV is not None:
+        nats_BS, share, first = losses.nll_BS, DISTILLED_SHARE[self.rehearsal_loss], batch.num_target
+        distilled_RS = losses.divergence_RS
+        if share and batch.num_rehearsed and distilled_RS is None:
+            assert logits_BTV is not None
             with self.stopwatch("distill"):
-                first = batch.num_target
-                distilled_RS = _distilled(batch, logits_BTV[first:], losses.mask_BS[first:])
-                rehearsed_RS = (1.0 - share) * nats_BS[first:] + share * distilled_RS
-                nats_BS = torch.cat([nats_BS[:first], rehearsed_RS])
+                assert batch.rehearsed is not None
+                distilled_RS = stored_divergence(batch.rehearsed, logits_BTV[first:], losses.mask_BS[first:])
+        if distilled_RS is not None:
+            rehearsed_RS = (1.0 - share) * nats_BS[first:] + share * distilled_RS
+            nats_BS = torch.cat([nats_BS[:first], rehearsed_RS])
         return nats_BS if batch.weight_BT is None else nats_BS * batch.weight_BT[:, 1:]
 
     def _moved(self, batch: MixedBatch, drift: FeatureDrift) -> Tensor:
@@ -148,23 +168,3 @@ class Objective:
         if batch.weight_BT is not None:
             nll_BS = nll_BS * (batch.weight_BT[:, 1:] > 0)
         return torch.stack([nll_BS[:first].sum(), nll_BS[first:].sum(), moved.detach().double()])
-
-
-def _distilled(batch: MixedBatch, logits_RTV: Tensor, mask_RS: Tensor) -> Tensor:
-    rehearsed = batch.rehearsed
-    assert rehearsed is not None
-    if rehearsed.topk_ids is None or rehearsed.topk_logprobs is None:
-        raise CorpusMismatch(
-            f"corpus {rehearsed.header.corpus!r} does not store the base model's likeliest tokens, which distilled "
-            "rehearsal learns from; ingest it with --store-topk 8, or set rehearsal_loss to cross_entropy"
-        )
-    num_logits = logits_RTV.shape[2]
-    if rehearsed.topk_ids.size and rehearsed.topk_ids.max() >= num_logits:
-        raise CorpusMismatch(
-            f"corpus {rehearsed.header.corpus!r} stores token ids up to {rehearsed.topk_ids.max()} of its base model, "
-            f"but the model predicts only {num_logits} tokens; tune the base model, or set rehearsal_loss to "
-            "cross_entropy"
-        )
-    ids_RSk = torch.from_numpy(rehearsed.topk_ids.astype("int64")).to(logits_RTV.device)
-    logprobs_RSk = torch.from_numpy(rehearsed.topk_logprobs.copy()).to(logits_RTV.device)
-    return distilled_nats(logits_RTV, ids_RSk, logprobs_RSk, mask_RS)

@@ -166,10 +166,10 @@ def _check_corpus(config: TrainConfig, tokenizer: Any, info: CorpusInfo) -> None
             f"rows of corpus {corpus!r} have {info.seq_len} tokens, but data.seq_len is {config.data.seq_len}; set "
             f"it to {info.seq_len}"
         )
-    if loss != "cross_entropy" and not info.topk:
+    if config.rehearsal.needs_topk and not info.topk:
         raise CorpusMismatch(
             f"corpus {corpus!r} does not store the base model's likeliest tokens, which rehearsal_loss {loss} learns "
-            "from; ingest it with --store-topk 8, or take cross_entropy"
+            'from; set teacher = "base", ingest it with --store-topk 8, or take cross_entropy'
         )
 
 

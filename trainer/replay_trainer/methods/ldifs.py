@@ -44,7 +44,6 @@ base(images))`; of a batch that is mixed with rehearsed images, `rows=slice(num_
 Shapes: B rows, T tokens, D channels.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +54,7 @@ from torch import Tensor, nn
 
 from replay_trainer.errors import InvalidTraining
 from replay_trainer.methods.features import FeatureRecorder, quarters
+from replay_trainer.methods.teacher import Teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +120,12 @@ class FeatureDrift:
         form: DriftForm = LANGUAGE,
         layers: Sequence[str] | None = None,
     ) -> None:
-        if base is None and not hasattr(model, "disable_adapter"):
-            raise InvalidTraining(
-                f"{type(model).__name__} has no adapters to turn off, so the base model must be given: "
-                "base=frozen_copy(model), before training"
-            )
+        self._teacher = Teacher(model, base=base)
         if base is not None:
             _check_alike(model, base)
             base.eval().requires_grad_(False)
         self.form = form
         self.layers = tuple(quarters(model, with_input=form.with_input) if layers is None else layers)
-        self._model, self._base = model, base
         self._tuned = FeatureRecorder(model, self.layers)
         self._frozen = self._tuned if base is None else FeatureRecorder(base, self.layers)
         self._features: dict[str, Tensor] | None = None
@@ -186,9 +181,7 @@ class FeatureDrift:
         self._frozen.close()
 
     def _base_features(self, run_base: Callable[[Any], object]) -> dict[str, Tensor]:
-        base = self._model if self._base is None else self._base
-        adapters = _adapters_off(self._model) if self._base is None else _nothing()
-        with torch.no_grad(), adapters, self._frozen.recording() as features:
+        with self._teacher.speaking() as base, self._frozen.recording() as features:
             run_base(base)
         self._frozen.check(features)
         return features
@@ -228,11 +221,6 @@ def feature_distance(
         return squared.sum() if normalize_along == "hidden" else squared.mean(dim=2).sum()
 
 
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model as it is now, without dropout, that no optimizer changes; as large as the model."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
-
-
 def _check_gradient(features: dict[str, Tensor]) -> None:
     """Of the last feature: what comes before it has one only if it has one itself."""
     layer, feature = next(reversed(features.items()))
@@ -259,21 +247,3 @@ def _check_alike(model: nn.Module, base: nn.Module) -> None:
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else str(shape)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _adapters_off(model: Any) -> Iterator[None]:
-    """The model as its base model: adapters off, nothing dropped out; afterwards as it was, module by module."""
-    in_training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        with model.disable_adapter():
-            yield
-    finally:
-        for module in in_training:
-            module.training = True

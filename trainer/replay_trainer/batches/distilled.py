@@ -1,0 +1,83 @@
+"""What rehearsed rows learn of the base model: from what their corpus stores of it, or from the base model itself.
+
+Shapes: R rehearsed rows, T tokens, S = T - 1 predictions, k stored tokens, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor
+
+from replay_service.language.losses import TokenLosses
+from replay_service.language.model_parts import BaseStates, with_divergence
+from replay_service.wire.batches import Batch
+from replay_trainer.errors import CorpusMismatch
+from replay_trainer.methods.distill import distilled_nats
+from replay_trainer.methods.teacher import Teacher
+
+RehearsalLoss = Literal["cross_entropy", "distill", "mixed"]
+
+DISTILLED_SHARE: Final = {"cross_entropy": 0.0, "distill": 1.0, "mixed": 0.5}
+"""Of the divergence from the base model in the loss of a rehearsed prediction; the rest is cross-entropy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """How the rehearsed rows of a loop learn from the base model.
+
+    Attributes:
+        share: of the divergence in the loss of a rehearsed prediction; the rest is cross-entropy.
+        teacher: the base model; None where the rows learn from what their corpus stores of it.
+    """
+
+    share: float
+    teacher: Teacher | None
+
+    def measured(
+        self, losses: TokenLosses, rehearsed: Batch, logits_RTV: Tensor, inputs: dict[str, Any]
+    ) -> TokenLosses:
+        """The losses of rehearsed rows with their divergence from the base model.
+
+        Args:
+            logits_RTV: of the rehearsed rows alone.
+            inputs: what the base model is called with.
+
+        Raises:
+            CorpusMismatch: when the corpus does not store what there is to learn from.
+        """
+        if self.teacher is None:
+            return losses._replace(divergence_RS=stored_divergence(rehearsed, logits_RTV, losses.mask_BS))
+        with self.teacher.speaking() as base:
+            base_RTV = base(**inputs).logits
+        return with_divergence(losses, logits_RTV, BaseStates(base_RTV))
+
+    def learned(self, losses: TokenLosses) -> Tensor:
+        """What each rehearsed prediction costs, float32 [R, S], nats."""
+        if losses.divergence_RS is None:
+            return losses.nll_BS
+        return (1.0 - self.share) * losses.nll_BS + self.share * losses.divergence_RS
+
+
+def stored_divergence(rehearsed: Batch, logits_RTV: Tensor, mask_RS: Tensor) -> Tensor:
+    """The divergence of each prediction from what the corpus stores of the base model, float32 [R, S], nats.
+
+    Raises:
+        CorpusMismatch: when it stores nothing, or the model knows fewer tokens.
+    """
+    if rehearsed.topk_ids is None or rehearsed.topk_logprobs is None:
+        raise CorpusMismatch(
+            f"corpus {rehearsed.header.corpus!r} does not store the base model's likeliest tokens, which distilled "
+            "rehearsal learns from; take the base model as the teacher, ingest it with --store-topk 8, or set "
+            "rehearsal_loss to cross_entropy"
+        )
+    num_logits = logits_RTV.shape[2]
+    if rehearsed.topk_ids.size and rehearsed.topk_ids.max() >= num_logits:
+        raise CorpusMismatch(
+            f"corpus {rehearsed.header.corpus!r} stores token ids up to {rehearsed.topk_ids.max()} of its base model, "
+            f"but the model predicts only {num_logits} tokens; tune the base model, or set rehearsal_loss to "
+            "cross_entropy"
+        )
+    ids_RSk = torch.from_numpy(rehearsed.topk_ids.astype("int64")).to(logits_RTV.device)
+    logprobs_RSk = torch.from_numpy(rehearsed.topk_logprobs.copy()).to(logits_RTV.device)
+    return distilled_nats(logits_RTV, ids_RSk, logprobs_RSk, mask_RS)
