@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_service.wire.batches import Batch, BatchHeader, Compression, StepHeader, decode_batch, encode_batch
+from replay_service.wire.batches import (
+    Batch,
+    BatchHeader,
+    Compression,
+    StepHeader,
+    decode_batch,
+    encode_batch,
+    encode_parts,
+)
 from replay_service.wire.losses import LOSS_ROW, LOSSES_SCHEMA, decode_losses, encode_losses
 from replay_service.wire.protocol import WIRE_VERSION
 
@@ -102,10 +110,38 @@ def test_a_batch_survives_the_wire(num_rows: int) -> None:
 
 
 def test_the_rows_of_a_step_are_a_part_of_its_batch() -> None:
-    batch = decode_batch(batch_body())
-    assert len(batch.of_step(4)) == 5
-    assert len(batch.of_step(5)) == 0
-    assert np.shares_memory(batch.of_step(4).input_ids, batch.input_ids)
+    batch = make_batch(6)
+    steps = [StepHeader(each, 2, 7 + 2 * place, 2) for place, each in enumerate((4, 5, 6))]
+    whole = replace(batch, header=replace(batch.header, steps=steps), step=np.array([4, 4, 5, 5, 6, 6]))
+    for place, header in enumerate(steps):
+        part = whole.of_step(header.step)
+        assert part.only_step == header
+        assert part.header == replace(whole.header, steps=[header])
+        for name, column in part.columns().items():
+            assert np.array_equal(column, whole.columns()[name][2 * place : 2 * place + 2])
+    assert np.shares_memory(whole.of_step(5).input_ids, whole.input_ids)
+    none = whole.of_step(7)
+    assert (len(none), none.header.steps) == (0, [])
+
+
+def test_some_rows_of_a_batch_keep_its_header() -> None:
+    batch = make_batch(6)
+    part = batch.rows(slice(2, 4))
+    assert part.header == batch.header
+    assert all(np.array_equal(column, batch.columns()[name][2:4]) for name, column in part.columns().items())
+
+
+@pytest.mark.parametrize("is_contiguous", [True, False])
+def test_arrays_that_are_sent_from_where_they_are_come_through(is_contiguous: bool) -> None:
+    small, rng = make_batch(700), np.random.default_rng(0)
+    wide = rng.integers(0, 300, (700, 128)).astype(np.uint16)
+    batch = replace(small, input_ids=wide[:, :64].copy() if is_contiguous else wide[:, :64])
+    body = bytes(encode_batch(batch))
+    assert np.array_equal(decode_batch(body).input_ids, wide[:, :64])
+    assert body == b"".join(encode_parts(batch))
+    assert len(encode_parts(batch)) == (3 if is_contiguous else 1)
+    losses = make_losses(10_000)
+    assert np.array_equal(decode_losses(bytes(encode_losses(losses))), losses)
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 5])

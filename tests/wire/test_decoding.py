@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replay_service.wire.batches import Batch, decode_batch, encode_batch
+from replay_service.wire.batches import _HEADER_KEY, Batch, decode_batch, encode_batch
 from replay_service.wire.decoding import Heads
 from replay_service.wire.losses import LOSSES_SCHEMA, decode_losses, encode_losses
 from tests.wire.test_batches import (
@@ -85,6 +85,41 @@ def test_what_is_remembered_has_a_limit() -> None:
         assert len(heads) <= 4
         decode_losses(losses_body(num_rows), none)
     assert not len(none)
+
+
+def test_a_head_is_found_for_streams_like_its_own_and_no_others() -> None:
+    heads, body = Heads(), bytes(encode_batch(make_batch(5)))
+    decode_batch(body, heads=heads)
+    assert heads.find(_HEADER_KEY, body) is not None
+    assert heads.find(b"another", body) is None
+    assert heads.find(_HEADER_KEY, body[:-1]) is None
+    assert heads.find(_HEADER_KEY, bytes([body[0] ^ 1]) + body[1:]) is None
+
+
+def test_few_heads_of_one_length_are_kept_the_latest_first() -> None:
+    heads, records = Heads(), records_of(losses_body())
+    names = LOSSES_SCHEMA.names
+    orders = [names[shift:] + names[:shift] for shift in range(6)]
+    bodies = [stream(records.select(order)) for order in orders]
+    for body in bodies:
+        decode_losses(body, heads)
+    same_length = [body for body in bodies if len(body) == len(bodies[-1])]
+    assert len(same_length) > 4
+    found = [heads.find(b"", body) is not None for body in same_length]
+    assert found == [place >= len(same_length) - 4 for place in range(len(same_length))]
+
+
+def test_a_head_that_is_too_long_is_not_remembered() -> None:
+    body = bytes(encode_batch(make_batch(5)))
+    heads = Heads()
+    decode_batch(body, heads=heads)
+    head = heads.find(_HEADER_KEY, body)
+    assert head is not None
+    num_bytes = len(head.before) + len(head.after)
+    for most, is_kept in ((num_bytes, True), (num_bytes - 1, False)):
+        limited = Heads(most_head_bytes=most)
+        decode_batch(body, heads=limited)
+        assert bool(len(limited)) == is_kept
 
 
 @pytest.mark.parametrize("kind", ["classification", "another"])
