@@ -1,4 +1,4 @@
-"""The injection ratio as a closed loop: hold forgetting under a budget with the least ratio.
+"""The injection ratio as a closed loop: hold forgetting at a budget with the least ratio.
 
 Where the loop begins may come from the forgetting law (Bethune et al., "Scaling Laws for Forgetting during Finetuning
 with Pretraining Data Injection", ICML 2025). The loop itself is this project's choice.
@@ -12,18 +12,15 @@ from typing import Final, NamedTuple
 from replay_service.sampling.bounds import check_bounds
 from replay_service.sampling.forgetting import Forgetting
 from replay_service.sampling.injection import Ratio, as_decimal, exact_ratio
+from replay_service.sampling.response import HORIZON_HALF_LIVES, MOST_FALL, MOST_RISE
 
 _GRAIN: Final = 10**6
 """Ratios that the controller sets are whole millionths."""
 
-_GAIN: Final = 1.5
-"""A change of the ratio by the excess to this power takes all of the excess away where forgetting falls like
-ratio ** -(2 / 3), and three fifths of it where it falls like ratio ** -0.4."""
 _MOST_EXPONENT: Final = 709.0
-_FASTEST_RISE: Final = 2.0
-_FASTEST_FALL: Final = 0.7
-_LEAST_CHANGE: Final = 0.02
-"""Changes of the ratio by a smaller share would only restart the window that an estimate is made of."""
+_DECISIONS_PER_HALF_LIFE: Final = 4
+_LEAST_CHANGE: Final = 0.01
+"""Changes of the ratio by a smaller share would fill the journal and make no difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +88,8 @@ class ForgettingBudget:
     every_steps: int = field(
         default=0,
         metadata={
-            "description": "Steps between two decisions. 0: the run's `half_life_steps`. More frequent decisions "
-            "change less.",
+            "description": "Steps between two decisions. 0: a quarter of the run's `half_life_steps`. More frequent "
+            "decisions change less.",
             "ge": 0,
             "le": 1 << 47,
         },
@@ -133,6 +130,11 @@ class ForgettingBudget:
         return as_decimal(wanted)
 
 
+def decision_steps(every_steps: int, half_life_steps: float) -> int:
+    """Steps between two decisions, where a budget says `every_steps`."""
+    return every_steps or max(1, round(half_life_steps / _DECISIONS_PER_HALF_LIFE))
+
+
 class Decision(NamedTuple):
     """Which injection ratio to take from now on, and why."""
 
@@ -143,7 +145,8 @@ class Decision(NamedTuple):
 def decide(
     budget: ForgettingBudget,
     ratio: Fraction,
-    forecast: Forgetting,
+    present: Forgetting,
+    change: float,
     seeing_ratio: float,
     pace: float = 1.0,
     told_by: str = "first visits",
@@ -153,24 +156,21 @@ def decide(
     Args:
         budget: what is to be held.
         ratio: the injection ratio until now.
-        forecast: what forgetting will be in a half-life if its trend goes on. So the ratio rises early while forgetting
-            grows, and stops rising while it already comes down.
+        present: forgetting at the latest step.
+        change: the logarithm of the factor for the ratio by which the budget is expected to be met, as
+            `change_of_ratio` gives it.
         seeing_ratio: the ratio at which there are reports enough for an estimate. Where there is none the ratio rises
             to it, and it does not fall below.
-        pace: half-lives since the ratio last changed, 1 at most.
-        told_by: which visits the forecast is made of, for the reason.
+        pace: half-lives between two decisions, 1 at most.
+        told_by: which visits the estimate is made of, for the reason.
 
-    With e the forecast minus the budget and s its standard error, the ratio changes in a half-life by the factor
-    (1 + e * max(0, 1 - s**2 / e**2) / budget) ** 1.5, within [0.5, 2]: what could be noise counts less, and a
-    difference within one standard error does not count. So neither doubt nor luck moves the ratio on average.
+    In a half-life the ratio changes by a factor within [0.4, 3].
     """
-    if forecast.nats is None or forecast.standard_error is None:
+    if present.nats is None:
         chosen = budget.bounded(seeing_ratio)
-        return Decision(chosen, f"forgetting is {forecast}") if exact_ratio(chosen) > ratio else None
-    gap = forecast.nats - budget.nats
-    told = gap * max(0.0, 1.0 - (forecast.standard_error / gap) ** 2) if gap else 0.0
-    factor = min(_FASTEST_RISE, max(_FASTEST_FALL, max(0.0, 1.0 + told / budget.nats) ** _GAIN)) ** pace
-    if abs(factor - 1.0) < _LEAST_CHANGE * pace:
+        return Decision(chosen, f"forgetting is {present}") if exact_ratio(chosen) > ratio else None
+    factor = math.exp(min(pace * math.log(MOST_RISE), max(pace * math.log(MOST_FALL), change)))
+    if abs(factor - 1.0) < _LEAST_CHANGE:
         return None
     rises = factor > 1.0
     chosen = budget.bounded(float(ratio) * factor, 0.0 if rises else min(seeing_ratio, float(ratio)))
@@ -178,6 +178,7 @@ def decide(
         return None
     return Decision(
         chosen,
-        f"forgetting in a half-life, if its trend goes on, by {told_by}: {forecast}; that is "
-        f"{'above' if rises else 'below'} the budget of {budget.nats:g} nats",
+        f"forgetting by {told_by}: {present}; to be at the budget of {budget.nats:g} nats in "
+        f"{HORIZON_HALF_LIVES:g} half-lives, the ratio must {'rise' if rises else 'fall'} to about "
+        f"{float(ratio) * math.exp(change):.3g}",
     )

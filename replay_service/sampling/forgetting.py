@@ -13,6 +13,7 @@ tell of samples that the run has trained on. This estimator is this project's ch
   their noise is added to the error.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -41,8 +42,6 @@ _BEND: Final = 1.5
 """How much of the squared difference between windows, beyond its noise, is added to the squared error."""
 _NORMAL: Final = 1.959963984540054
 """The two-sided 95 % point of the normal distribution."""
-_SURE: Final = 4.0
-"""A trend of this many times its variance, squared, is shrunk to nothing."""
 _RIDGE: Final = 1e-10
 
 
@@ -59,7 +58,6 @@ class Forgetting:
         step: the latest step that was reported, which the estimate is of; None before the first report.
         window_steps: the estimate is made of reports of so many steps up to that one.
         reason: why nothing can be said; None where something is.
-        standard_error: what the interval is a multiple of.
     """
 
     nats: float | None
@@ -71,7 +69,6 @@ class Forgetting:
     window_steps: int
     reason: str | None
     level: float = LEVEL
-    standard_error: float | None = None
 
     def __str__(self) -> str:
         if self.nats is None:
@@ -123,9 +120,9 @@ class FirstVisits:
     half_life: float
     prior_weight: float
 
-    def of_corpus(self, ahead: float = 0.0, wanted: float = WANTED_REPORTS) -> Forgetting:
-        """The forgetting of the whole corpus, or what it will be `ahead` steps later if its trend goes on."""
-        return self._of(self.sizes, self.reports, ahead, wanted)
+    def of_corpus(self) -> Forgetting:
+        """The forgetting of the whole corpus."""
+        return self._of(self.sizes, self.reports)
 
     def of_domains(self) -> list[Forgetting]:
         """The forgetting of each domain."""
@@ -140,14 +137,12 @@ class FirstVisits:
         """Those of `step` and later ones."""
         return replace(self, reports=self.reports[self.reports["step"] >= step])
 
-    def _of(
-        self, sizes: Int64Array, reports: np.ndarray, ahead: float = 0.0, wanted: float = WANTED_REPORTS
-    ) -> Forgetting:
+    def _of(self, sizes: Int64Array, reports: np.ndarray) -> Forgetting:
         if not len(reports) or not sizes.any():
             return _NOTHING_REPORTED
         share = sizes / sizes.sum()
         target = Target(share, self.chance, self.num_quantiles, self.half_life, self.prior_weight)
-        return estimate(reports, target, self.step, ahead, wanted)
+        return estimate(reports, target, self.step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,46 +150,36 @@ class _Line:
     """The line through the reports of a window, at its end."""
 
     nats: float
-    slope: float
     variance: float
-    variance_of_slope: float
     window: float
     num_reports: float
     num_steps: float
     covered: float
 
 
-def estimate(
-    reports: np.ndarray, target: Target, step: int, ahead: float = 0.0, wanted: float = WANTED_REPORTS
-) -> Forgetting:
+def estimate(reports: np.ndarray, target: Target, step: int) -> Forgetting:
     """The forgetting of the target at `step`, from first visits.
 
     Args:
         reports: REPORT_ROW [n], first visits of the target up to `step`, at least one, in any order.
         target: what the estimate is of.
         step: the latest step that was reported.
-        ahead: for how many steps after it; the trend is taken to go on, by as much of it as is more than its noise.
-        wanted: effective reports of the window. More of them make the interval narrower where forgetting is steady.
 
     With w_i = kernel(age_i) * share / chance of report i, m the means that other steps' reports lead to expect, and a
     the value at `step` of the weighted line through (step_i, e_i - m_i): `sum_k share_k * m_k + a`. The kernel falls
     from one to zero over the window, which is as long as it takes for 60 effective reports, from 8 steps to three
     half-lives.
     """
-    lines = _lines(reports, target, step, wanted)
+    lines = _lines(reports, target, step)
     line = lines[0]
     reason = _reason(line)
     window = round(line.window)
     if reason is not None:
         return Forgetting(None, None, None, line.num_reports, line.covered, step, window, reason)
     variance = line.variance + _BEND * max([0.0, *(_bend(line, shorter) for shorter in lines[1:])])
-    slope, told = line.slope, line.slope**2
-    kept = max(0.0, 1.0 - _SURE * line.variance_of_slope / told) if told else 0.0
-    nats = line.nats + ahead * kept * slope
-    error = float(np.sqrt(variance + (ahead * kept) ** 2 * line.variance_of_slope))
-    half = student(line.num_steps - 2.0) * error
+    half = student(line.num_steps - 2.0) * math.sqrt(variance)
     found = (line.num_reports, line.covered, step, window)
-    return Forgetting(nats, nats - half, nats + half, *found, reason=None, standard_error=error)
+    return Forgetting(line.nats, line.nats - half, line.nats + half, *found, reason=None)
 
 
 def student(freedom: float) -> float:
@@ -233,14 +218,14 @@ def _bend(line: _Line, shorter: _Line) -> float:
     return (line.nats - shorter.nats) ** 2 - noise
 
 
-def _lines(reports: np.ndarray, target: Target, step: int, num: float) -> list[_Line]:
+def _lines(reports: np.ndarray, target: Target, step: int) -> list[_Line]:
     """Of the window, and of shorter ones."""
     age = (step - reports["step"]).astype(np.float64)
     weight = target.share[reports["stratum"]] / reports["chance"]
     most = max(_LEAST_STEPS, min(WINDOW_HALF_LIVES * target.half_life, 2.0 * float(age.max(initial=0.0)) + 2.0))
     windows = np.minimum(_LEAST_STEPS * 2.0 ** np.arange(0.0, 0.51 + np.log2(most / _LEAST_STEPS), 0.5), most)
     effective = np.array([_kish(weight * _kernel(age, window)) for window in windows])
-    enough = [effective >= num * share for share in _COMPARED]
+    enough = [effective >= WANTED_REPORTS * share for share in _COMPARED]
     wanted = [int(np.argmax(each)) if each.any() else -1 for each in enough]
     lines = dict[float, _Line]()
     for window in windows[wanted].tolist():
@@ -266,7 +251,7 @@ def _line(reports: np.ndarray, target: Target, age: Float64Array, weight: Float6
     by_step = np.bincount(step, weight)
     num_reports, num_steps, covered = _kish(weight), _kish(by_step), _covered(reports, target, float(weight.sum()))
     if min(num_reports, num_steps) < 4.0:
-        return _Line(0.0, 0.0, 0.0, 0.0, window, num_reports, num_steps, covered)
+        return _Line(0.0, 0.0, window, num_reports, num_steps, covered)
     excess, at = reports["excess_nats"], -age / window
     plain, _ = _fit(at, excess, weight, step)
     level, expected = expected_excess(
@@ -278,14 +263,11 @@ def _line(reports: np.ndarray, target: Target, age: Float64Array, weight: Float6
         target.num_quantiles,
         target.prior_weight,
     )
-    (nats, slope), left_out = _fit(at, excess - expected, weight, step)
-    spread = (left_out - np.array([nats, slope])) ** 2
-    variance, of_slope = spread.sum(axis=0) * (len(left_out) - 1) / len(left_out)
+    (nats, _), left_out = _fit(at, excess - expected, weight, step)
+    spread = (left_out[:, 0] - nats) ** 2
     return _Line(
         level + float(nats),
-        float(slope) / window,
-        float(variance),
-        float(of_slope) / window**2,
+        float(spread.sum()) * (len(left_out) - 1) / len(left_out),
         window,
         num_reports,
         num_steps,

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from replay_service.sampling.controller import decide
 from replay_service.sampling.events import PLANNED_ROW, Adjusted, Planned
-from replay_service.sampling.forgetting import WANTED_REPORTS
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.permutation import keys, uniforms
 from replay_service.sampling.policies import systematic
+from replay_service.sampling.response import change_of_ratio
 from replay_service.sampling.run_state import RunState, pass_fence, whole_rows
 from replay_service.sampling.runs import order_in_steps
 from replay_service.sampling.walk import Walk
@@ -22,8 +22,6 @@ Int64Array = NDArray[np.int64]
 
 _PICK_STRATA: Final = 1
 _SHUFFLE: Final = 3
-_WANTED_REPORTS: Final = 4.0 * WANTED_REPORTS
-"""Of the controller's forecast: under one ratio and one policy forgetting is steadier than over a change."""
 
 
 def adjustment_due(state: RunState) -> Adjusted | None:
@@ -36,15 +34,18 @@ def adjustment_due(state: RunState) -> Adjusted | None:
         return None
     learned = state.what_plans_learn_from()
     pass_fence(learned, step)
-    pace = min(1.0, (step - state.ratio_since) / config.half_life_steps)
-    # The trend of before a change of the ratio or the policy does not go on after it.
-    visits, ahead = learned.first_visits().since(state.steady_since), config.half_life_steps
-    forecast, told_by = visits.of_corpus(ahead, _WANTED_REPORTS), "first visits"
-    if forecast.nats is None:
-        again = learned.all_visits().since(state.steady_since).of_corpus(ahead, _WANTED_REPORTS)
+    visits, told_by = learned.first_visits().since(state.steady_since), "first visits"
+    present = visits.of_corpus()
+    if present.nats is None:
+        later = learned.all_visits().since(state.steady_since)
         # Better too low a number than none: without it the ratio would stay as it is for good.
-        forecast, told_by = (forecast, told_by) if again.nats is None else (again, "first and later visits")
-    decision = decide(config.budget, state.ratio, forecast, config.seeing_ratio, pace, told_by)
+        if (again := later.of_corpus()).nats is not None:
+            visits, present, told_by = later, again, "first and later visits"
+    change = 0.0
+    if present.nats is not None:
+        change = change_of_ratio(visits, learned.ratio_course(), step, config.budget.nats)
+    pace = min(1.0, config.decision_steps / config.half_life_steps)
+    decision = decide(config.budget, state.ratio, present, change, config.seeing_ratio, pace, told_by)
     return None if decision is None else Adjusted(step - 1, decision.injection_ratio, decision.reason)
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Final, Literal
 
 from replay_service.sampling.bounds import check_bounds
-from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw
+from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw, decision_steps
 from replay_service.sampling.damage import Signal
 from replay_service.sampling.forgetting import LEAST_REPORTS
 from replay_service.sampling.injection import InjectionMode, Ratio, decimal_of, exact_ratio, rows_due
@@ -237,7 +237,7 @@ class RunConfig:
     @property
     def decision_steps(self) -> int:
         """Steps between two decisions of the controller."""
-        return self.budget.every_steps or max(1, round(self.half_life_steps))
+        return decision_steps(self.budget.every_steps, self.half_life_steps)
 
     @property
     def seeing_ratio(self) -> float:

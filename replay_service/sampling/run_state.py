@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import groupby
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from replay_service.sampling.held_back import HeldBack
 from replay_service.sampling.injection import as_decimal, exact_ratio, rows_due
 from replay_service.sampling.latest import REPORT_ROW, LatestReports
 from replay_service.sampling.pending import Awaited, Pending
+from replay_service.sampling.response import RatioCourse
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.runs import Run, runs_of
 from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, DecayedSums, Totals
@@ -49,6 +50,16 @@ HELD_ROW = np.dtype(
     ]
 )
 """What a report says of a sample: damage in the unit of the run's signal, and the rest as in REPORT_ROW."""
+
+MOST_RATIOS: Final = 64
+"""How many changes of the ratio are kept: four a half-life by default, and forgetting responds to the latest ones."""
+
+
+class RatioSince(NamedTuple):
+    """An injection ratio, and the first step that it was in force for."""
+
+    step: int
+    ratio: Fraction
 
 
 @dataclass(slots=True, eq=False)
@@ -71,12 +82,10 @@ class RunState:
     next_step: int = 0
     """The first step that has no plan yet."""
     policy_version: int = 1
-    ratio: Fraction = Fraction(0)
-    """The injection ratio that is written, or that the controller has chosen; a schedule bends it."""
-    ratio_since: int = 0
-    """The step from which it has been what it is."""
+    ratios: tuple[RatioSince, ...] = (RatioSince(0, Fraction(0)),)
+    """The latest changes of the injection ratio, at most `MOST_RATIOS`, oldest first; at least the present one."""
     steady_since: int = 0
-    """The step from which the ratio and the policy have been what they are."""
+    """The step from which the policy has been what it is."""
     carry: Fraction = Fraction(0)
     """In [0, 1): the part of a row that the planned steps were due to rehearse and have not."""
     generation_since: int = 0
@@ -94,8 +103,28 @@ class RunState:
         totals, recent = Totals.zeros(num), DecayedSums.zeros(num, created.config.half_life_steps)
         latest = LatestReports.of(), LatestReports.of()
         state = cls(created.config, created.generation, created.num_quantiles, walk, totals, recent, latest)
-        state.ratio = created.config.ratio
+        state.ratios = (RatioSince(0, created.config.ratio),)
         return state
+
+    @property
+    def ratio(self) -> Fraction:
+        """The injection ratio that is written, or that the controller has chosen; a schedule bends it."""
+        return self.ratios[-1].ratio
+
+    @property
+    def ratio_since(self) -> int:
+        """The step from which it has been what it is."""
+        return self.ratios[-1].step
+
+    def set_ratio(self, ratio: Fraction) -> None:
+        """Take another injection ratio from the first step that has no plan."""
+        before = self.ratios if self.ratio_since < self.next_step else self.ratios[:-1]
+        self.ratios = (*before, RatioSince(self.next_step, ratio))[-MOST_RATIOS:]
+
+    def ratio_course(self) -> RatioCourse:
+        """The injection ratio over the latest steps."""
+        steps, ratios = (np.array([float(each[i]) for each in self.ratios]) for i in (0, 1))
+        return RatioCourse(steps, ratios)
 
     @property
     def num_strata(self) -> int:
@@ -187,8 +216,7 @@ def fold(state: RunState, event: Event) -> None:
     elif isinstance(event, Adopted):
         _fold_adopted(state, event.generation, event.sizes)
     elif isinstance(event, Adjusted):
-        state.ratio, state.ratio_since = exact_ratio(event.injection_ratio), state.next_step
-        state.steady_since = state.next_step
+        state.set_ratio(exact_ratio(event.injection_ratio))
     elif isinstance(event, Sealed):
         state.pending.pop(event.step, None)
     elif isinstance(event, Trained):
@@ -243,7 +271,7 @@ def whole_rows(state: RunState, steps: range, carry: Fraction) -> tuple[list[int
 
 def _fold_configured(state: RunState, config: RunConfig) -> None:
     if (config.injection_ratio, config.budget.start()) != (state.config.injection_ratio, state.config.budget.start()):
-        state.ratio, state.ratio_since = config.ratio, state.next_step
+        state.set_ratio(config.ratio)
     if any(getattr(config, name) != getattr(state.config, name) for name in _STEERING):
         state.steady_since = state.next_step
     if _damage_unit(config) != _damage_unit(state.config):
@@ -264,9 +292,7 @@ def _fold_adopted(state: RunState, generation: int, sizes: tuple[int, ...]) -> N
 
 
 _STEERING: Final = (
-    "injection_ratio",
     "schedule",
-    "budget",
     "policy",
     "sharpness",
     "floor",
@@ -275,7 +301,7 @@ _STEERING: Final = (
     "delta_nats",
     "prior_weight",
 )
-"""Settings of which a change may make forgetting take another course."""
+"""Settings of which a change may make forgetting take another course than the injection ratio accounts for."""
 
 
 def _damage_unit(config: RunConfig) -> tuple[str, float, float]:

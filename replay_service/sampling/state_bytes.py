@@ -19,23 +19,21 @@ from replay_service.sampling.events import PLANNED_ROW, Created
 from replay_service.sampling.latest import REPORT_ROW
 from replay_service.sampling.pending import Pending
 from replay_service.sampling.run_config import RunConfig
-from replay_service.sampling.run_state import HELD_ROW, RunState, in_canonical_order
+from replay_service.sampling.run_state import HELD_ROW, RatioSince, RunState, in_canonical_order
 from replay_service.sampling.trained import TrainedCounts, TrainedTotals
 from replay_service.sampling.walk import BORN_ROW
 
-STATE_VERSION: Final = 7
+STATE_VERSION: Final = 8
 _MAGIC: Final = b"replayst"
 _COUNTERS: Final = (
     "generation",
     "num_quantiles",
     "next_step",
     "policy_version",
-    "ratio_since",
     "steady_since",
     "generation_since",
     "closed",
 )
-_FRACTIONS: Final = ("ratio", "carry")
 _PREFIX: Final = struct.Struct("<8sII")
 
 
@@ -45,7 +43,8 @@ def to_bytes(state: RunState) -> bytes:
     head = {
         "config": asdict(state.config),
         **{name: getattr(state, name) for name in _COUNTERS},
-        **{name: str(getattr(state, name)) for name in _FRACTIONS},
+        "carry": str(state.carry),
+        "ratios": [[step, str(ratio)] for step, ratio in state.ratios],
         "origin": state.recent.origin,
         "reference": state.recent.reference,
         "num_strata": state.num_strata,
@@ -87,8 +86,8 @@ def from_bytes(data: bytes) -> RunState:
     state = _empty(head)
     for name in _COUNTERS:
         setattr(state, name, head[name])
-    for name in _FRACTIONS:
-        setattr(state, name, Fraction(head[name]))
+    state.carry = Fraction(head["carry"])
+    state.ratios = tuple(RatioSince(step, Fraction(ratio)) for step, ratio in head["ratios"])
     state.trained = TrainedTotals(TrainedCounts(*head["trained"]), dict(head["trained_through"]))
     state.recent.origin, state.recent.reference = head["origin"], head["reference"]
     place = _PREFIX.size + length

@@ -34,14 +34,16 @@ from tests.benchmarks.ratios import as_table
 from tests.support import make_tiny_model, running_service
 from tests.trainer.worlds import AloneWorker
 
-SEQ_LEN: Final = 64
-VOCAB: Final = 2048
+SEQ_LEN: Final = 32
+VOCAB: Final = 1024
 ROWS: Final = 16
 CORPUS: Final = "pretraining"
 AMOUNTS: Final = Amounts(corpus=300_000, heldout=20_000, target=900_000)
 COLUMNS: Final = Columns("text", None, "domain")
-FIXED: Final = ("0.02", "0.05", "0.08", "0.12", "0.18")
-RESCORED: Final = 768
+FIXED: Final = ("0.03", "0.06", "0.12")
+SETTLED: Final = 4
+"""Half-lives after which a job is judged."""
+RESCORED: Final = 512
 """Rows that are kept out of the corpus, and scored again and again for the true forgetting."""
 
 
@@ -55,6 +57,8 @@ class Point:
     low: float | None
     high: float | None
     true: float
+    num_rehearsed: int
+    """Rows up to the step."""
     held: tuple[bool, ...]
     """Of each domain of which something is said: whether its interval holds the truth."""
 
@@ -65,12 +69,29 @@ class Arm:
 
     name: str
     points: list[Point]
-    num_rehearsed: int
     target_loss: float
+    settled: int
+    """The first step that is judged."""
 
-    def after(self, share: float) -> list[Point]:
-        """The points of the last part of the job."""
-        return [each for each in self.points if each.step >= share * self.points[-1].step]
+    @property
+    def judged(self) -> list[Point]:
+        return [each for each in self.points if each.step >= self.settled]
+
+    @property
+    def most(self) -> float:
+        """The greatest forgetting that is judged, nats per token."""
+        return max(each.true for each in self.judged)
+
+    @property
+    def share(self) -> float:
+        """The share of rows that was rehearsed in the whole job."""
+        return self.points[-1].num_rehearsed / (ROWS * self.points[-1].step)
+
+    @property
+    def share_judged(self) -> float:
+        """The same of the steps that are judged."""
+        first, last = self.judged[0], self.judged[-1]
+        return (last.num_rehearsed - first.num_rehearsed) / (ROWS * (last.step - first.step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +113,9 @@ class World:
 class Rescoring(AloneWorker):
     """Takes a checkpoint to score some rows of the corpus again, by the model as it is then."""
 
-    def __init__(self, world: World, run: str | None) -> None:
+    def __init__(self, world: World, run: str) -> None:
         super().__init__()
-        torch.set_num_threads(2)
+        torch.set_num_threads(1)
         self.points: list[Point] = []
         self._world, self._run = world, run
         self._model = load_model(str(world.model))
@@ -102,9 +123,6 @@ class Rescoring(AloneWorker):
     def save(self, state: dict[str, Any], step: int) -> None:
         self._model.load_state_dict(state["model"])
         lost = losses(self._model, self._world.rows) - self._world.base_loss
-        if self._run is None:
-            self.points.append(Point(step, 0.0, None, None, None, float(lost.mean()), ()))
-            return
         with ReplayClient(self._world.url) as client:
             stats = client.stats(self._run)
         found = (stats["forgetting"][name] for name in ("nats", "low", "high"))
@@ -113,7 +131,9 @@ class Rescoring(AloneWorker):
             for domain, each in enumerate(stats["forgetting_by_domain"].values())
             if each["nats"] is not None
         )
-        self.points.append(Point(step, stats["injection_ratio"], *found, float(lost.mean()), held))
+        self.points.append(
+            Point(step, stats["injection_ratio"], *found, float(lost.mean()), stats["num_rehearsed"], held)
+        )
 
 
 @torch.no_grad()
@@ -156,14 +176,14 @@ def a_world(folder: Path, args: argparse.Namespace) -> Iterator[World]:
 
 
 def pretrained(folder: Path, text: Path, num_steps: int) -> Path:
-    """A Llama of a million parameters, with a tokenizer of its own, trained on the corpus's text."""
+    """A Llama of some 200,000 parameters, with a tokenizer of its own, trained on the corpus's text."""
     documents = [
         each.content
         for shard in find_shards(text / "pretraining")
         for each in read_documents(shard, COLUMNS)
         if isinstance(each, Document) and isinstance(each.content, str)
     ]
-    begun = make_tiny_model(folder / "begun", vocab_size=VOCAB, hidden_size=128, positions=SEQ_LEN, texts=documents)
+    begun = make_tiny_model(folder / "begun", vocab_size=VOCAB, hidden_size=64, positions=SEQ_LEN, texts=documents)
     job = TrainConfig.model_validate(
         {
             **shared(begun, folder / "base", text / "pretraining", text / "heldout"),
@@ -175,7 +195,7 @@ def pretrained(folder: Path, text: Path, num_steps: int) -> Path:
         }
     )
     worker = AloneWorker()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     fine_tune(job, "float32", worker)
     return folder / "base" / "model"
 
@@ -205,21 +225,46 @@ def train(world: World, name: str, **rehearsal: Any) -> Arm:
     worker = Rescoring(world, run)
     began = time.monotonic()
     fine_tune(job, preflight(job), worker)
-    with ReplayClient(world.url) as client:
-        num_rehearsed = client.stats(run)["num_rehearsed"]
     loss = MetricsFile(output / "metrics.jsonl").evaluations()[world.num_steps]["target"]
-    print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
-    return Arm(name, worker.points, num_rehearsed, loss)
+    arm = Arm(name, worker.points, loss, SETTLED * world.every)
+    print(f"{' | '.join(cells(arm))} | {time.monotonic() - began:.0f} s", flush=True)
+    return arm
 
 
-def summary(arms: Sequence[Arm], world: World) -> str:
-    head = ("rehearsal", "rows rehearsed", "share", "after 4 half-lives: least to most", "at the end", "target loss")
+def cells(arm: Arm) -> list[str]:
+    true = [each.true for each in arm.judged]
+    shares = [f"{arm.share:.2%}", f"{arm.share_judged:.2%}"]
+    return [arm.name, *shares, f"{min(true):+.3f} to {max(true):+.3f}", f"{true[-1]:+.3f}", f"{arm.target_loss:.3f}"]
+
+
+def summary(arms: Sequence[Arm]) -> str:
+    head = ("rehearsal", "share", "after 4 half-lives", "forgetting since then", "at the end", "target loss")
+    return as_table(head, [cells(arm) for arm in arms])
+
+
+def least_ratio(fixed: Sequence[Arm], budget: float) -> float:
+    """The least constant ratio that holds the budget after four half-lives; between two jobs along a power of it."""
+    ascending = sorted(fixed, key=lambda arm: -arm.most)
+    log_most, log_share = np.log([[arm.most, arm.share] for arm in ascending]).T
+    if not log_most.min() <= np.log(budget) <= log_most.max():
+        return float("nan")
+    return float(np.exp(np.interp(-np.log(budget), -log_most, log_share)))
+
+
+def verdict(autos: Sequence[tuple[float, Arm]], fixed: Sequence[Arm]) -> str:
+    """Each controller beside its budget and beside the least constant ratio that holds it."""
+    head = (
+        "controller",
+        "of the budget, least to most",
+        "least constant ratio",
+        "share / it",
+        "after 4 half-lives / it",
+    )
     rows = []
-    for arm in arms:
-        late = [each.true for each in arm.points if each.step >= 4 * world.every]
-        cells = [str(arm.num_rehearsed), f"{arm.num_rehearsed / (ROWS * world.num_steps):.2%}"]
-        cells += [f"{min(late):+.3f} to {max(late):+.3f}", f"{arm.points[-1].true:+.3f}", f"{arm.target_loss:.3f}"]
-        rows.append([arm.name, *cells])
+    for budget, arm in autos:
+        least, true = least_ratio(fixed, budget), [each.true / budget for each in arm.judged]
+        relative = [f"{arm.share / least:.2f}", f"{arm.share_judged / least:.2f}"]
+        rows.append([arm.name, f"{min(true):.0%} to {max(true):.0%}", f"{least:.2%}", *relative])
     return as_table(head, rows)
 
 
@@ -258,11 +303,11 @@ def turns(arm: Arm) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.4, 0.6], help="nats per token")
+    parser.add_argument("--budgets", type=float, nargs="*", default=[0.45, 0.6], help="nats per token")
     parser.add_argument("--first-ratios", nargs="+", default=["0.02", "0.3"], help="where the controller begins")
-    parser.add_argument("--steps", type=int, default=512, help="of each job")
+    parser.add_argument("--steps", type=int, default=384, help="of each job")
     parser.add_argument("--every", type=int, default=32, help="steps between two points; the half-life too")
-    parser.add_argument("--pretraining-steps", type=int, default=400)
+    parser.add_argument("--pretraining-steps", type=int, default=600)
     parser.add_argument("--fixed", nargs="*", default=FIXED, help="fixed injection ratios to compare with")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="controller-") as folder, a_world(Path(folder), args) as world:
@@ -275,7 +320,7 @@ def main() -> None:
                 name = f"auto {budget:g} from {first}"
                 autos[name] = budget, train(world, name, injection_ratio="auto", budget=limits, **half_life)
         arms = [*fixed, *(arm for _, arm in autos.values())]
-        print(f"\n{summary(arms, world)}\n\n{coverage(arms)}")
+        print(f"\n{summary(arms)}\n\n{verdict(list(autos.values()), fixed)}\n\n{coverage(arms)}")
         for name, (budget, arm) in autos.items():
             print(f"\n{name}\n\n{trace(arm, budget)}")
 

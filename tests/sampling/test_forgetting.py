@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from replay_service.sampling.controller import ForgettingBudget
 from replay_service.sampling.events import Configured
 from replay_service.sampling.forgetting import LEAST_REPORTS, FirstVisits, Forgetting, student
+from replay_service.sampling.injection import exact_ratio
 from replay_service.sampling.latest import MOST_REPORTS, REPORT_ROW, LatestReports
 from replay_service.sampling.plan import adjustment_due
-from replay_service.sampling.run_state import fold
+from replay_service.sampling.run_state import RatioSince, fold
 from tests.sampling.forgetting_worlds import WORLDS, Coverage, World, coverage
 from tests.sampling.worlds import image, initial_state, planned, report_of
 
@@ -49,17 +50,12 @@ def test_where_all_samples_lost_the_same_it_is_that() -> None:
         assert found.nats == pytest.approx(0.5)
         assert found.low == pytest.approx(0.5, abs=1e-6)
         assert (found.level, found.share_covered, found.step, found.reason) == (0.95, 1.0, 49, None)
-    assert visits.of_corpus(ahead=100).nats == pytest.approx(0.5)
 
 
-def test_a_trend_goes_on_where_it_is_clear_and_not_where_it_may_be_noise() -> None:
+def test_it_does_not_lag_while_forgetting_grows() -> None:
     step, stratum, random = reported(200)
-    noise = 0.01 * random.standard_normal(200)
-    growing = visits_of(step, stratum, 0.01 * step + noise)
+    growing = visits_of(step, stratum, 0.01 * step + 0.01 * random.standard_normal(200))
     assert growing.of_corpus().nats == pytest.approx(0.99, abs=0.02)
-    assert growing.of_corpus(ahead=50).nats == pytest.approx(1.49, abs=0.1)
-    level = visits_of(step, stratum, 0.5 + noise).of_corpus(ahead=50)
-    assert level.nats == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_shorter_window_with_reports_of_too_few_steps_is_not_compared_with() -> None:
@@ -68,7 +64,7 @@ def test_a_shorter_window_with_reports_of_too_few_steps_is_not_compared_with() -
     found = visits_of(step, stratum, 0.5 + 0.1 * noise).of_corpus()
     assert found.nats == pytest.approx(0.5, abs=0.1)
     # Else the difference to a line of nothing would be taken for a bend.
-    assert found.standard_error is not None and found.standard_error < 0.1
+    assert found.high is not None and found.high - found.nats < 0.2  # type: ignore[operator]
 
 
 def test_its_window_ends_at_the_latest_step_and_is_no_longer_than_needed() -> None:
@@ -81,8 +77,8 @@ def test_its_window_ends_at_the_latest_step_and_is_no_longer_than_needed() -> No
 
 
 def nothing_said(found: Forgetting, because: str) -> bool:
-    numbers = (found.nats, found.low, found.high, found.standard_error)
-    return numbers == (None,) * 4 and because in str(found) and found.reason in str(found)  # type: ignore[operator]
+    numbers = (found.nats, found.low, found.high)
+    return numbers == (None,) * 3 and because in str(found) and found.reason in str(found)  # type: ignore[operator]
 
 
 def test_of_too_few_reports_or_steps_nothing_is_said() -> None:
@@ -159,20 +155,20 @@ def test_where_no_first_visits_are_left_the_controller_decides_by_later_ones() -
     for plan in planned(state, 119):
         if len(plan.rows):
             fold(state, report_of(plan.step, np.unique(plan.rows["sample_id"]), loss=2.0, base_loss=1.0))
-    state.ratio = Fraction(1, 10)
+    state.ratios = (RatioSince(0, Fraction(1, 10)),)
     assert (state.walk.epoch > 0).all()
     assert nothing_said(state.forgetting(), "first visits")
     assert state.all_visits().of_corpus().nats == pytest.approx(1.0)
     adjusted = adjustment_due(state)
     assert adjusted is not None
-    assert adjusted.injection_ratio == "0.2"
+    assert exact_ratio(adjusted.injection_ratio) > Fraction(1, 10)
     assert "by first and later visits: +1.0000 nats" in adjusted.reason
 
 
-def test_a_change_of_ratio_or_policy_restarts_the_window_of_the_controller() -> None:
+def test_a_change_of_policy_restarts_the_window_of_the_controller() -> None:
     state = initial_state([100], injection_ratio="auto")
     planned(state, 9)
-    for changes, steady_since in (({"half_life_steps": 9.0}, 0), ({"sharpness": 2.0}, 10)):
+    for changes, steady_since in (({"budget": {"nats": 9.0}}, 0), ({"sharpness": 2.0}, 10)):
         fold(state, Configured(9, state.config.changed(**changes)))
         assert state.steady_since == steady_since
 

@@ -92,7 +92,7 @@ def image(state: RunState) -> dict[str, object]:
         "origin": (state.recent.origin, state.recent.reference, state.recent.half_life),
         "next_step": state.next_step,
         "policy_version": state.policy_version,
-        "ratio": (state.ratio, state.ratio_since, state.steady_since, state.carry),
+        "ratio": (state.ratios, state.steady_since, state.carry),
         "generation": (state.generation, state.generation_since, state.num_quantiles),
         "closed": state.closed,
         "config": state.config,

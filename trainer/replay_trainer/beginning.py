@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
+from replay_service.sampling.controller import decision_steps
 from replay_trainer.errors import InvalidTraining, ServiceUnavailable
 from replay_trainer.ranks import wait_for_ranks
 from replay_trainer.rehearsal import RehearsalStream
@@ -91,7 +92,7 @@ def warn_if_undecided(run: Mapping[str, Any], num_steps: int | None) -> None:
     if config["injection_ratio"] != "auto" or num_steps is None:
         return
     budget = config["budget"]
-    every_steps = budget["every_steps"] or max(1, round(config["half_life_steps"]))
+    every_steps = decision_steps(budget["every_steps"], config["half_life_steps"])
     if every_steps >= num_steps:
         _log.warning(
             "ratio_stays_as_it_begins",
