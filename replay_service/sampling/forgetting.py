@@ -37,7 +37,7 @@ WANTED_REPORTS: Final = 60.0
 """Effective reports of a window, if it need not be longer than three half-lives for them."""
 _COMPARED: Final = (1.0, 0.45, 0.3, 0.2)
 """Of so many times as many are the window and the shorter ones that it is compared with."""
-_LEAST_STEPS: Final = 8.0
+LEAST_WINDOW_STEPS: Final = 8.0
 _BEND: Final = 1.5
 """How much of the squared difference between windows, beyond its noise, is added to the squared error."""
 _NORMAL: Final = 1.959963984540054
@@ -222,8 +222,10 @@ def _lines(reports: np.ndarray, target: Target, step: int) -> list[_Line]:
     """Of the window, and of shorter ones."""
     age = (step - reports["step"]).astype(np.float64)
     weight = target.share[reports["stratum"]] / reports["chance"]
-    most = max(_LEAST_STEPS, min(WINDOW_HALF_LIVES * target.half_life, 2.0 * float(age.max(initial=0.0)) + 2.0))
-    windows = np.minimum(_LEAST_STEPS * 2.0 ** np.arange(0.0, 0.51 + np.log2(most / _LEAST_STEPS), 0.5), most)
+    most = max(LEAST_WINDOW_STEPS, min(WINDOW_HALF_LIVES * target.half_life, 2.0 * float(age.max(initial=0.0)) + 2.0))
+    windows = np.minimum(
+        LEAST_WINDOW_STEPS * 2.0 ** np.arange(0.0, 0.51 + np.log2(most / LEAST_WINDOW_STEPS), 0.5), most
+    )
     effective = np.array([_kish(weight * _kernel(age, window)) for window in windows])
     enough = [effective >= WANTED_REPORTS * share for share in _COMPARED]
     wanted = [int(np.argmax(each)) if each.any() else -1 for each in enough]

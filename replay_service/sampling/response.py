@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.sampling.expected import expected_excess
-from replay_service.sampling.forgetting import FirstVisits
+from replay_service.sampling.forgetting import LEAST_WINDOW_STEPS, FirstVisits
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
@@ -93,14 +93,14 @@ def change_of_ratio(visits: FirstVisits, course: RatioCourse, step: int, budget:
     """The logarithm of the factor for the ratio by which forgetting will be at the budget in two half-lives.
 
     Args:
-        visits: at least one report.
+        visits: enough of them for an estimate of forgetting.
         course: the ratio of every step that has a plan.
         step: the first one that has none.
         budget: nats per token.
     """
     reports, half_life = visits.reports, visits.half_life
-    age = step - reports["step"].astype(np.float64)
-    kernel = np.maximum(_TINY, 1.0 - age / (WINDOW_HALF_LIVES * half_life))
+    age = (visits.step - reports["step"]).astype(np.float64)
+    kernel = np.maximum(0.0, 1.0 - age / max(LEAST_WINDOW_STEPS, WINDOW_HALF_LIVES * half_life))
     weight = kernel * _per_draw(visits)
     at = np.append(reports["step"], step).astype(np.float64)
     excess = reports["excess_nats"]

@@ -4,6 +4,8 @@ README.md in this folder says what is counted.
 """
 
 import argparse
+import itertools
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -125,15 +127,15 @@ class Rescoring(AloneWorker):
         lost = losses(self._model, self._world.rows) - self._world.base_loss
         with ReplayClient(self._world.url) as client:
             stats = client.stats(self._run)
-        found = (stats["forgetting"][name] for name in ("nats", "low", "high"))
+        found = stats["forgetting"]
         held = tuple(
             each["low"] <= lost[self._world.domain == domain].mean() <= each["high"]
             for domain, each in enumerate(stats["forgetting_by_domain"].values())
             if each["nats"] is not None
         )
-        self.points.append(
-            Point(step, stats["injection_ratio"], *found, float(lost.mean()), stats["num_rehearsed"], held)
-        )
+        interval = found["nats"], found["low"], found["high"]
+        ratio, num_rehearsed = stats["injection_ratio"], stats["num_rehearsed"]
+        self.points.append(Point(step, ratio, *interval, float(lost.mean()), num_rehearsed, held))
 
 
 @torch.no_grad()
@@ -205,9 +207,9 @@ def shared(model: Path, output: Path, target: Path, heldout: Path) -> dict[str, 
     return {"model": str(model), "output": output, "data": data, "precision": "float32", "warmup_steps": 20}
 
 
-def train(world: World, name: str, **rehearsal: Any) -> Arm:
+def train(world: World, name: str, seed: int = 0, **rehearsal: Any) -> Arm:
     """Fine-tune on Spanish; `rehearsal` are settings of the run."""
-    run = name.replace(".", "-").replace(" ", "-")
+    run = re.sub("[^a-z0-9]+", "-", name)
     output, text = world.folder / run, world.folder / "text"
     fenced = {"feedback": "fenced", "feedback_lag": 4, "signal": "excess_loss", "policy": "uniform"}
     job = TrainConfig.model_validate(
@@ -215,6 +217,7 @@ def train(world: World, name: str, **rehearsal: Any) -> Arm:
             **shared(world.model, output, text / "target", text / "heldout_target"),
             "num_steps": world.num_steps,
             "global_batch_size": ROWS,
+            "seed": seed,
             "learning_rate": 3e-4,
             "schedule": "constant",
             "checkpoint_every": world.every,
@@ -305,24 +308,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", type=float, nargs="*", default=[0.45, 0.6], help="nats per token")
     parser.add_argument("--first-ratios", nargs="+", default=["0.02", "0.3"], help="where the controller begins")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the jobs with the controller")
     parser.add_argument("--steps", type=int, default=384, help="of each job")
     parser.add_argument("--every", type=int, default=32, help="steps between two points; the half-life too")
     parser.add_argument("--pretraining-steps", type=int, default=600)
     parser.add_argument("--fixed", nargs="*", default=FIXED, help="fixed injection ratios to compare with")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="controller-") as folder, a_world(Path(folder), args) as world:
-        half_life = {"half_life_steps": float(args.every)}
+        half_life: dict[str, Any] = {"half_life_steps": float(args.every)}
         fixed = [train(world, f"fixed {each}", injection_ratio=each, **half_life) for each in args.fixed]
-        autos = {}
-        for budget in args.budgets:
-            for first in args.first_ratios:
-                limits = {"nats": budget, "first_ratio": first, "least_ratio": "0.01", "most_ratio": "0.5"}
-                name = f"auto {budget:g} from {first}"
-                autos[name] = budget, train(world, name, injection_ratio="auto", budget=limits, **half_life)
-        arms = [*fixed, *(arm for _, arm in autos.values())]
-        print(f"\n{summary(arms)}\n\n{verdict(list(autos.values()), fixed)}\n\n{coverage(arms)}")
-        for name, (budget, arm) in autos.items():
-            print(f"\n{name}\n\n{trace(arm, budget)}")
+        autos = []
+        for budget, first, seed in itertools.product(args.budgets, args.first_ratios, args.seeds):
+            limits = {"nats": budget, "first_ratio": first, "least_ratio": "0.01", "most_ratio": "0.5"}
+            name = f"auto {budget:g} from {first}, seed {seed}"
+            autos.append((budget, train(world, name, seed, injection_ratio="auto", budget=limits, **half_life)))
+        arms = [*fixed, *(arm for _, arm in autos)]
+        print(f"\n{summary(arms)}\n\n{verdict(autos, fixed)}\n\n{coverage(arms)}")
+        for budget, arm in autos:
+            print(f"\n{arm.name}\n\n{trace(arm, budget)}")
 
 
 if __name__ == "__main__":
