@@ -308,7 +308,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", type=float, nargs="*", default=[0.45, 0.6], help="nats per token")
     parser.add_argument("--first-ratios", nargs="+", default=["0.02", "0.3"], help="where the controller begins")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the jobs with the controller")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the jobs with the controller")
     parser.add_argument("--steps", type=int, default=384, help="of each job")
     parser.add_argument("--every", type=int, default=32, help="steps between two points; the half-life too")
     parser.add_argument("--pretraining-steps", type=int, default=600)
