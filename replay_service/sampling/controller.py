@@ -20,7 +20,7 @@ _GRAIN: Final = 10**6
 _MOST_EXPONENT: Final = 709.0
 _DECISIONS_PER_HALF_LIFE: Final = 4
 _LEAST_CHANGE: Final = 0.01
-"""Changes of the ratio by a smaller share would fill the journal and make no difference."""
+"""A ratio that is wanted to change by a smaller share stays: that would fill the journal and make no difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +169,9 @@ def decide(
     if present.nats is None:
         chosen = budget.bounded(seeing_ratio)
         return Decision(chosen, f"forgetting is {present}") if exact_ratio(chosen) > ratio else None
-    factor = math.exp(min(pace * math.log(MOST_RISE), max(pace * math.log(MOST_FALL), change)))
-    if abs(factor - 1.0) < _LEAST_CHANGE:
+    if abs(change) < _LEAST_CHANGE:
         return None
+    factor = math.exp(min(pace * math.log(MOST_RISE), max(pace * math.log(MOST_FALL), change)))
     rises = factor > 1.0
     chosen = budget.bounded(float(ratio) * factor, 0.0 if rises else min(seeing_ratio, float(ratio)))
     if exact_ratio(chosen) == ratio or (exact_ratio(chosen) > ratio) != rises:

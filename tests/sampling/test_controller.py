@@ -85,6 +85,12 @@ def test_it_stays_where_nothing_is_known_or_little_would_change() -> None:
     assert decide(budget, Fraction(1, 1000), told(-0.1), -1.0, 0.0) is None
 
 
+def test_however_often_it_decides_a_great_change_is_begun() -> None:
+    decision = decide(ForgettingBudget(nats=0.1), Fraction(1, 100), told(0.3), 1.0, 0.0, 0.004)
+    assert decision is not None
+    assert float(decision.injection_ratio) == pytest.approx(0.01 * MOST_RISE**0.004, abs=1e-6)
+
+
 def test_where_too_few_samples_tell_of_forgetting_it_rises_until_enough_do() -> None:
     budget, ratio = ForgettingBudget(nats=0.1), Fraction(1, 100)
     decision = decide(budget, ratio, NOT_KNOWN, 0.0, 0.0123456)
