@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ class Verdict:
     share: float
 
     @classmethod
-    def of(cls, plant: Plant, budget: float, times_least: float, seed: int, **config: object) -> "Verdict":
+    def of(cls, plant: Plant, budget: float, times_least: float, seed: int, **config: Any) -> "Verdict":
         """Of an `auto` run that begins at so many times the least constant ratio that holds the budget."""
         ratio = plant.least_ratio(budget)
         first = min(0.2, max(0.001, ratio * times_least))
