@@ -151,7 +151,9 @@ class Walk:
         nothing = np.zeros(len(stratum), dtype=np.int64)
         place = self.block_drawn[stratum, 0] + _occurrence(stratum)
         epoch, size, place = self._rolled(stratum, self.epoch[stratum], self.block_size[stratum, 0], place)
-        at = _Places(epoch, nothing, nothing, size, place, self._first_visits(stratum, epoch, size))
+        # Rounded as where there are several blocks: a plan must not depend on how many other strata have.
+        first_visits = 1.0 - (1.0 - self._first_visits(stratum, epoch, size))
+        at = _Places(epoch, nothing, nothing, size, place, first_visits)
         self._count(stratum)
         return at
 
@@ -217,7 +219,7 @@ class Walk:
         block = (np.cumsum(left, axis=1) <= chosen[:, None]).sum(axis=1)
         first_row = np.cumsum(self.block_size[k], axis=1)[np.arange(len(k)), block] - self.block_size[k, block]
         # The first block alone may hold rows that were drawn before; the others came in this epoch.
-        again = (1.0 - self._first_visits(k, self.epoch[k], self.block_size[k, 0])) * left[:, 0] / total
+        again = (1.0 - self._first_visits(k, self.epoch[k], self.block_size[k, 0])) * (left[:, 0] / total)
         drawn_of, size_of = self.block_drawn[k, block], self.block_size[k, block]
         at = _Places(self.epoch[k], block, first_row, size_of, drawn_of, 1.0 - again)
         self.block_drawn[k, block] += 1

@@ -72,6 +72,19 @@ def test_a_window_is_planned_and_folded_as_its_steps_would_be_one_by_one(
                 fold(state, Adopted(last_step, state.generation + 1, grown))
 
 
+def test_a_plan_does_not_depend_on_whether_a_stratum_has_ended_its_blocks_within_its_window() -> None:
+    """The probability of a later visit came out one rounding apart."""
+    config: dict[str, object] = {"injection_ratio": "0.7", "feedback": Feedback("fenced", 4)}
+    at_once, one_by_one = (initial_state([4, 3, 4, 6], **config) for _ in range(2))
+    for last_step, grown in ((0, (7, 4, 6, 9)), (3, (8, 5, 6, 11)), (6, (8, 5, 6, 11))):
+        plans = planned(at_once, last_step)
+        singles = [planned(one_by_one, plan.step)[0] for plan in plans]
+        assert all(map(same_plan, plans, singles))
+        for state in (at_once, one_by_one):
+            reported_in_full(state, last_step)
+            fold(state, Adopted(last_step, state.generation + 1, grown))
+
+
 @given(sizes, ratios, st.integers(1, 40))
 @pure
 def test_a_plan_has_as_many_rows_as_the_ratio_asks_for(sizes: list[int], ratio: str, batch: int) -> None:
