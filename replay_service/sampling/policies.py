@@ -32,7 +32,7 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class Stratified:
-    """Every stratum that holds a sample is equally likely, whatever its size: fixed shares, which nothing is learned for."""
+    """Every stratum that holds a sample is equally likely, whatever its size. Nothing is learned."""
 
     def probabilities(self, sizes: Int64Array, rates: Float64Array) -> Float64Array:
         return _shares((sizes > 0).astype(np.float64))

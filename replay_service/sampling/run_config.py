@@ -117,9 +117,9 @@ class RunConfig:
     policy: PolicyName = field(
         default="mix_cd",
         metadata={
-            "description": "How often each stratum is drawn. `uniform`: by its size. `stratified`: all alike. `mix_cd`: by "
-            "its size and its damage rate. `permuted_mix_cd`: by its size and the damage rate of another stratum, which "
-            "`seed` chooses; a control."
+            "description": "How often each stratum is drawn. `uniform`: by its size. `stratified`: all alike. "
+            "`mix_cd`: by its size and its damage rate. `permuted_mix_cd`: by its size and the damage rate of another "
+            "stratum, which `seed` chooses; a control."
         },
     )
     sharpness: float = field(
@@ -128,7 +128,11 @@ class RunConfig:
     )
     floor: float = field(
         default=0.1,
-        metadata={"description": "With `mix_cd` and its control: share of the draws that stays uniform.", "ge": 0, "le": 1},
+        metadata={
+            "description": "With `mix_cd` and its control: share of the draws that stays uniform.",
+            "ge": 0,
+            "le": 1,
+        },
     )
     signal: Signal = field(
         default="token_flip",
