@@ -17,7 +17,7 @@ ARMS = {
     "without rows": SimulatedArm(0.0),
     "far better": SimulatedArm(0.05, times=8.0),
 }
-NUM_STUDIES = 60
+NUM_STUDIES = 40
 
 
 def arm_of(analysis: Analysis, name: str) -> ArmSummary:
@@ -26,7 +26,7 @@ def arm_of(analysis: Analysis, name: str) -> ArmSummary:
 
 @pytest.fixture(scope="module")
 def studies() -> list[Analysis]:
-    return [analyzed(NEAR_AND_FAR.study(ARMS, seed), num_resamples=400) for seed in range(NUM_STUDIES)]
+    return [analyzed(NEAR_AND_FAR.study(ARMS, seed), num_resamples=300) for seed in range(NUM_STUDIES)]
 
 
 @pytest.mark.parametrize("name", ["twice", "three times", "the same", "half"])
@@ -46,7 +46,7 @@ def test_what_is_kept_is_recovered_and_its_intervals_hold_the_truth(studies: lis
     truth = NEAR_AND_FAR.kept(ARMS[name])
     found = [arm_of(each, name).kept for each in studies]
     assert np.mean([each.value for each in found]) == pytest.approx(truth, abs=0.01)
-    assert 0.87 * NUM_STUDIES <= sum(each.low <= truth <= each.high for each in found)
+    assert sum(each.low <= truth <= each.high for each in found) >= 0.87 * NUM_STUDIES
     assert np.mean([each.high - each.low for each in found]) < 0.05
 
 
@@ -65,7 +65,8 @@ def test_what_lies_beyond_the_frontier_is_said_to(studies: list[Analysis]) -> No
 
 
 def test_the_price_at_equal_forgetting_is_the_difference_of_the_target_losses(studies: list[Analysis]) -> None:
-    prices = [each.equivalence.target_loss.value for each in map(lambda s: arm_of(s, "three times"), studies) if each.equivalence]
+    found = [arm_of(each, "three times").equivalence for each in studies]
+    prices = [each.target_loss.value for each in found if each is not None]
     assert np.mean(prices) == pytest.approx(0.02 - 0.3 * (0.0375 - 0.0125), abs=0.002)
 
 
@@ -73,9 +74,16 @@ def test_the_worst_domain_is_not_made_worse_by_being_chosen(studies: list[Analys
     """The greatest of noisy means is too great; read off the other half it is not."""
     same = replace(NEAR_AND_FAR, shares_D=(1.0,) * 8)
     paired = same.study({"an arm": SimulatedArm(0.05)}, 0)
-    noisy = replace(paired, forgetting=paired.forgetting + np.random.default_rng(1).normal(0, 0.5, paired.forgetting.shape))
+    noisy = replace(
+        paired, forgetting=paired.forgetting + np.random.default_rng(1).normal(0, 0.5, paired.forgetting.shape)
+    )
     worst = [
-        arm_of(analyzed(replace(noisy, forgetting=np.random.default_rng(seed).normal(0.3, 0.5, noisy.forgetting.shape)), 2), "an arm").worst.value
+        arm_of(
+            analyzed(
+                replace(noisy, forgetting=np.random.default_rng(seed).normal(0.3, 0.5, noisy.forgetting.shape)), 2
+            ),
+            "an arm",
+        ).worst.value
         for seed in range(60)
     ]
     assert np.mean(worst) == pytest.approx(0.3, abs=0.05)

@@ -40,5 +40,7 @@ def test_p_is_small_on_one_side_and_one_in_the_middle() -> None:
 
 
 def test_holm_is_that_of_the_textbook_and_leaves_out_what_is_no_test() -> None:
-    assert holm(np.array([0.01, np.nan, 0.04, 0.03, 0.005])) == pytest.approx([0.03, np.nan, 0.06, 0.06, 0.02], nan_ok=True)
+    assert holm(np.array([0.01, np.nan, 0.04, 0.03, 0.005])) == pytest.approx(
+        [0.03, np.nan, 0.06, 0.06, 0.02], nan_ok=True
+    )
     assert holm(np.array([0.9, 0.8])) == pytest.approx([1.0, 1.0])

@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from replay_trainer.study.outcomes import Paired
+from tests.trainer.worlds import SEQ_LEN, write_text
 
 NUM_ROWS = 6400
 RATIOS = (0.0, 0.0125, 0.025, 0.05, 0.1)
@@ -14,7 +18,7 @@ RATIOS = (0.0, 0.0125, 0.025, 0.05, 0.1)
 
 @dataclass(frozen=True)
 class SimulatedArm:
-    """An arm that forgets as uniform rehearsal with `times` as many rows, at a target loss that is higher by `extra`."""
+    """Forgets as uniform rehearsal with `times` as many rows does, at a target loss that is higher by `extra`."""
 
     ratio: float
     times: float = 1.0
@@ -72,3 +76,73 @@ class World:
 
 
 NEAR_AND_FAR = World(np.array([0.5, 0.9, 1.7]))
+
+
+JOB = """\
+model = '{model}'
+output = "out"
+num_steps = 4
+global_batch_size = 4
+learning_rate = 1e-2
+precision = "float32"
+
+[data]
+heldout_pretraining = "text/held"
+domain_column = "domain"
+target = "text/stories/train.parquet"
+heldout_target = "text/stories/heldout.parquet"
+seq_len = {seq_len}
+
+[rehearsal]
+service_url = "{url}"
+corpus = "with-topk"
+run = "study"
+policy = "uniform"
+injection_ratio = "0.25"
+{more}
+"""
+STUDY = """\
+[study]
+seeds = [0, 1]
+num_cpus = 1
+
+[[study.targets]]
+name = "stories"
+target = "text/stories/train.parquet"
+heldout_target = "text/stories/heldout.parquet"
+
+[[study.arms]]
+name = "none"
+rehearsal = false
+
+[[study.arms]]
+name = "uniform 25 %"
+
+[[study.arms]]
+name = "uniform 50 %"
+rehearsal.injection_ratio = "0.5"
+
+[[study.arms]]
+name = "KL, weight 3"
+rehearsal.rehearsal_loss = "distill"
+rehearsal.rehearsal_weight = 3
+
+[[study.arms]]
+name = "half of the way"
+interpolates = "none"
+tuned_share = 0.5
+"""
+
+
+def write_study(folder: Path, model: Path, service_url: str, study: str = STUDY, more: str = "") -> Path:
+    """A tiny study's file, with its text; `study` is its section `[study]`, `more` further sections of its job."""
+    for name in ("stories", "poems"):
+        write_text(folder / "text" / name / "train.parquet")
+        write_text(folder / "text" / name / "heldout.parquet", 8)
+    texts = [f"the dog of number {i} saw {i * i} birds" for i in range(12)]
+    held = pa.table({"text": texts, "domain": ["news", "law", "web"] * 4})
+    (folder / "text" / "held").mkdir(parents=True, exist_ok=True)
+    pq.write_table(held, folder / "text" / "held" / "all.parquet")
+    path = folder / "study.toml"
+    path.write_text(JOB.format(model=model, url=service_url, seq_len=SEQ_LEN, more=more) + study)
+    return path

@@ -2,13 +2,13 @@
 
 import json
 
-from replay_service.corpus.shards.sources import find_shards, printable
+from replay_service.corpus.shards.sources import Columns, check_readable, find_shards
 from replay_service.errors import ReplayError
 from replay_service.language.model import faster_precision, outline_of
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import ends_of
 from replay_trainer.client import CorpusInfo, ReplayClient
-from replay_trainer.config import TrainConfig
+from replay_trainer.config import DataConfig, TrainConfig
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
 from replay_trainer.job.adapters import check_peft
 from replay_trainer.job.ray_train import check_corpus
@@ -74,15 +74,19 @@ def write_folder(study: Study) -> None:
 
 
 def _check_text(study: Study) -> None:
-    sources = {source for cell in study.cells for source in _sources(cell)}
-    for source in sorted(sources):
-        if not list(find_shards(source)):
-            raise InvalidTraining(f"{printable(source)} holds no shard; name text that is there")
+    for source, columns in {each: None for cell in study.cells for each in _sources(cell.data)}:
+        for shard in find_shards(source):
+            check_readable(shard, columns)
 
 
-def _sources(cell: Cell) -> list[str]:
-    data = cell.data
-    return [each for each in (data.target, data.heldout_target, data.heldout_pretraining) if each is not None]
+def _sources(data: DataConfig) -> list[tuple[str, Columns]]:
+    """The shards of a target, with the columns that they need; examples are looked at where they are loaded."""
+    assert data.heldout_pretraining is not None and data.heldout_target is not None
+    heldout = (data.heldout_pretraining, Columns(data.text_column, data.tokens_column, data.domain_column))
+    if data.response_column is not None:
+        return [heldout]
+    columns = Columns(data.text_column, data.tokens_column)
+    return [heldout, (data.target, columns), (data.heldout_target, columns)]
 
 
 def _check_arm(arm: str, job: TrainConfig, tokenizer: object, info: CorpusInfo) -> None:

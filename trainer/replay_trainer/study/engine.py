@@ -51,7 +51,7 @@ class Engine:
         """
         write_folder(self.study)
         left = [each for each in self.tasks() if not each.result.exists()]
-        first_of_target = {each.base_scores: each for each in left if not each.base_scores.exists()}
+        first_of_target = {each.base_scores: each for each in reversed(left) if not each.base_scores.exists()}
         for task in self._finished(score_base, list(first_of_target.values())):
             assert task.base_scores.exists(), "Ray's workers must see the study's folder"
         for task in self._finished(run_cell, left):
@@ -67,7 +67,8 @@ class Engine:
         try:
             while waiting or running:
                 while waiting and len(running) < self._at_once():
-                    running[remote.remote(waiting[0])] = waiting.pop(0)
+                    task = waiting.pop(0)
+                    running[remote.remote(task)] = task
                 done, _ = ray.wait(list(running), timeout=_LOOK_EVERY_S)
                 for reference in done:
                     _raise_failure(reference, running[reference])
