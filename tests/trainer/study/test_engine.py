@@ -43,14 +43,14 @@ def test_a_study_that_is_interrupted_goes_on_and_repeats_no_finished_cell(
     with pytest.raises(Stopped):
         engine.run(stop_after_two)
     before = files_of(study)
-    assert 2 <= len(before) < len(study.cells) == 8
+    assert 2 <= len(before) < len(study.cells) == 6
     shown = io.StringIO()
     with StudyProgress(Console(file=shown, width=80), engine.tasks(), lambda: 0.0) as progress:
         engine.run(progress.show)
     after = files_of(study)
-    assert len(after) == 8 and {name: after[name] for name in before} == before
+    assert len(after) == 6 and {name: after[name] for name in before} == before
     lines = shown.getvalue().splitlines()
-    assert len(lines) == 8 - len(before) and lines[-1].startswith("study  8/8 cells")
+    assert len(lines) == 6 - len(before) and lines[-1].startswith("study  6/6 cells")
     assert max(map(len, lines)) <= 80
     engine.run(seen.append)
     assert files_of(study) == after
@@ -60,7 +60,7 @@ def test_a_study_that_is_interrupted_goes_on_and_repeats_no_finished_cell(
 
 def check_what_was_measured(study: Study, service_url: str) -> None:
     outcomes = {(each.arm, each.seed): each for each in read_outcomes((study.folder / "results").glob("*.json"))}
-    assert len(outcomes) == 10
+    assert len(outcomes) == 8
     for seed in (0, 1):
         none, half = outcomes["none", seed], outcomes["half of the way", seed]
         assert none.domains == ("law", "news", "web")
@@ -68,13 +68,11 @@ def check_what_was_measured(study: Study, service_url: str) -> None:
         assert none.target_text is not None and none.target_loss() < none.target_text.base_nats[0][0]
         assert half.target_loss() > none.target_loss(), "weights half of the way have learned less"
         assert outcomes["uniform 25 %", seed].cost.num_rehearsed_rows == 4
-        assert outcomes["uniform 50 %", seed].cost.num_rehearsed_rows == 8
-        assert [name for (name, of), each in outcomes.items() if each.is_uniform_cross_entropy and of == seed] != []
         for arm in ("none", "uniform 25 %", "KL, weight 3"):
             cost = outcomes[arm, seed].cost
             assert cost.num_rows == 16 and cost.flops > 0 and cost.training_s > 0
     frontier = {arm for (arm, _), each in outcomes.items() if each.is_uniform_cross_entropy}
-    assert frontier == {"none", "uniform 25 %", "uniform 50 %"}
+    assert frontier == {"none", "uniform 25 %"}
     with ReplayClient(service_url) as client:
         for cell in study.cells:
             if cell.job.rehearsal is not None:
@@ -93,5 +91,5 @@ def check_the_report(settings: StudySettings, study: Study) -> None:
     for name in ("frontier", "domains", "flips"):
         assert (study.folder / f"{name}.png").stat().st_size > 5_000
     table = pq.read_table(study.folder / "results.parquet")
-    assert len(table) == 10 * (3 + 1) * 2
+    assert len(table) == 8 * (3 + 1) * 2
     assert json.loads((study.folder / "study.json").read_text())["fingerprint"] == study.fingerprint

@@ -104,7 +104,7 @@ injection_ratio = "0.25"
 STUDY = """\
 [study]
 seeds = [0, 1]
-num_cpus = 1
+cells_at_once = 2
 
 [[study.targets]]
 name = "stories"
@@ -117,10 +117,6 @@ rehearsal = false
 
 [[study.arms]]
 name = "uniform 25 %"
-
-[[study.arms]]
-name = "uniform 50 %"
-rehearsal.injection_ratio = "0.5"
 
 [[study.arms]]
 name = "KL, weight 3"

@@ -31,19 +31,31 @@ class Interval:
 def resamples(target_of_pair: NDArray[np.int64], num: int, seed: int = 0) -> Float64Array:
     """Weights of the pairs, float64 [B + 1, P]; those of each target sum to one. Row 0 weighs them alike.
 
-    All arms share the weights, so that what a seed does to all of them cancels in their differences. Of n seeds of a
-    target n - 1 are drawn with replacement, which gives variances without bias (Rao and Wu, "Resampling inference with
-    complex survey data", 1988); with n draws they would be too small by 1 / n. Targets are not drawn: an interval is
-    of these targets.
+    All arms share the weights, so that what a seed does to all of them cancels in their differences. Of the n seeds of
+    a target n are drawn with replacement. The deviations from equal weights are stretched twice: by sqrt(n / (n - 1)),
+    without which variances are too small by 1 / n (Rao and Wu, "Resampling inference with complex survey data", 1988),
+    and by the ratio of Student's quantile to the normal one, since so few seeds tell little of the variance. So a
+    weight may be below zero. Targets are not drawn: an interval is of these targets.
     """
     rng = np.random.default_rng(seed)
     weights: Float64Array = np.zeros((num + 1, len(target_of_pair)))
+    stretch = _student(len(target_of_pair) - len(np.unique(target_of_pair)))
     for target in np.unique(target_of_pair):
         places = (target_of_pair == target).nonzero()[0]
-        weights[0, places] = 1.0 / len(places)
-        num_drawn = max(1, len(places) - 1)
-        weights[1:, places] = rng.multinomial(num_drawn, np.full(len(places), 1.0 / len(places)), num) / num_drawn
+        equal = np.full(len(places), 1.0 / len(places))
+        deviations = rng.multinomial(len(places), equal, num) / len(places) - equal
+        weights[:, places] = equal
+        weights[1:, places] += stretch * np.sqrt(len(places) / max(1, len(places) - 1)) * deviations
     return weights
+
+
+def _student(degrees: int) -> float:
+    """Student's quantile over the normal one at 97.5 %, by the series of Cornish and Fisher; 1 where nothing varies."""
+    if degrees < 1:
+        return 1.0
+    z = 1.959964
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return 1.0 + (first / degrees + second / degrees**2) / z
 
 
 def has_intervals(target_of_pair: NDArray[np.int64]) -> bool:

@@ -7,7 +7,7 @@ from replay_service.errors import ReplayError
 from replay_service.language.model import faster_precision, outline_of
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import ends_of
-from replay_trainer.client import CorpusInfo, ReplayClient
+from replay_trainer.client import CorpusInfo, ReplayClient, RetryPolicy
 from replay_trainer.config import DataConfig, TrainConfig
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
 from replay_trainer.job.adapters import check_peft
@@ -20,8 +20,12 @@ STUDY_FILE = "study.json"
 _NEED_STRATA = ("stratified", "mix_cd", "permuted_mix_cd")
 
 
-def check_study(study: Study) -> Precision:
+def check_study(study: Study, retry: RetryPolicy | None = None) -> Precision:
     """Find what is wrong with a study; the precision that all of its cells are trained and measured in.
+
+    Args:
+        study: to look at.
+        retry: how long to wait for the service.
 
     Raises:
         InvalidTraining: when the folder is another study's, or the model or a text cannot be used.
@@ -43,7 +47,7 @@ def check_study(study: Study) -> Precision:
         if job.rehearsal is not None:
             place = (job.rehearsal.service_url, job.rehearsal.corpus)
             if place not in known:
-                with ReplayClient(place[0]) as client:
+                with ReplayClient(place[0], retry=retry or RetryPolicy()) as client:
                     known[place] = client.corpus(place[1])
             _check_arm(arm, job, tokenizer, known[place])
     return _precision(first, list(known.values()))

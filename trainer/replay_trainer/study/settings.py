@@ -92,7 +92,7 @@ class TargetConfig(_Overriding):
     @model_validator(mode="after")
     def _differs_in_the_target(self) -> "TargetConfig":
         for name in self.overrides.keys() - OF_A_TARGET:
-            raise ValueError(unknown_key(name, sorted(OF_A_TARGET)))
+            raise ValueError(f"{name}: {unknown_key(name, sorted(OF_A_TARGET))}")
         return self
 
 
