@@ -99,6 +99,12 @@ def test_one_seed_gives_figures_without_intervals_and_no_recommendation() -> Non
     assert "No recommendation: a target has one seed alone" in advice(analysis, analysis, 0.01)
 
 
+def test_where_nothing_is_forgotten_there_is_nothing_to_recommend() -> None:
+    paired = NEAR_AND_FAR.study(ARMS, 0)
+    analysis = analyzed(replace(paired, forgetting=-paired.forgetting), 100)
+    assert "the model forgets nothing" in advice(analysis, analysis, 0.01)
+
+
 def test_without_a_frontier_arms_are_compared_with_the_first_one() -> None:
     paired = NEAR_AND_FAR.study(ARMS, 0)
     analysis = analyzed(replace(paired, is_frontier=np.zeros(len(paired.arms), dtype=bool)), 200)

@@ -1,5 +1,6 @@
 """The recommendation at the end of a study, in plain words, with how sure it is."""
 
+import math
 from typing import Final
 
 from replay_trainer.study.analysis import Analysis, ArmSummary
@@ -53,6 +54,11 @@ def _reference(analysis: Analysis) -> str:
 
 def _none_is_better(analysis: Analysis, margin: float) -> str:
     reference = _reference(analysis)
+    if not any(each.kept.value > -math.inf for each in analysis.arms):
+        return (
+            f"Nothing to recommend: with {reference} the model forgets nothing of the held-out pretraining text, so "
+            "there is nothing to keep. Take text that the model was pretrained on, or train for longer."
+        )
     return (
         f"Stay with {reference}: no arm surely forgets less than it at a target loss that rises by at most {margin:g} "
         f"nats per token ({len(analysis.arms)} arms, {analysis.num_pairs} pairs of a target and a seed, 95 % "
@@ -69,7 +75,7 @@ def _about(best: ArmSummary, analysis: Analysis, margin: float) -> list[str]:
         f"Take {best.arm!r}: it keeps {percent(best.kept)} of what {against} forgets.",
         _loss(best.extra_loss, margin),
         f"It forgets less on {best.num_better} of {analysis.num_targets} targets"
-        + ("." if best.p_adjusted != best.p_adjusted else f" (p = {best.p_adjusted:.2g} by Holm)."),
+        + ("." if math.isnan(best.p_adjusted) else f" (p = {best.p_adjusted:.2g} by Holm)."),
     ]
     if best.equivalence is not None:
         told.append(equivalence_in_words(best))
@@ -111,6 +117,8 @@ def equivalence_in_words(arm: ArmSummary) -> str:
 
 
 def percent(part: Interval) -> str:
-    """A share with its interval: `31 % (24 to 37)`."""
+    """A share with its interval, `31 % (24 to 37)`; `-` where the reference forgets nothing."""
+    if math.isnan(part.value):
+        return "-"
     ends = f" ({100 * part.low:.0f} to {100 * part.high:.0f})" if part.is_known else ""
     return f"{100 * part.value:.0f} %{ends}"

@@ -56,7 +56,9 @@ def write_report(study: Study, outcomes: Sequence[Outcome]) -> Report:
     else:
         recommendation, parts = _sections(study, paired)
         pictures = _pictures(study.folder, paired, analyzed(paired))
-    progress = f"{len(outcomes)} outcomes of {len(study.cells)} cells." + _failures(outcomes)
+    finished = {(each.arm, each.target, each.seed) for each in outcomes}
+    num_finished = sum((each.arm, each.target, each.seed) in finished for each in study.cells)
+    progress = f"{num_finished} of {len(study.cells)} cells are finished." + _failures(outcomes)
     text = "\n\n".join(["# Study", progress, *parts, "## Recommendation", recommendation]) + "\n"
     write_whole(study.folder / "report.md", text)
     return Report(text, recommendation, pictures)
@@ -85,13 +87,18 @@ def _explanation(analysis: Analysis, paired: Paired) -> str:
         else "There are no intervals: a target has one seed alone."
     )
     return (
-        f"Means over {analysis.num_targets} targets, {analysis.num_pairs} pairs of a target and a seed, in nats per "
-        f"token on held-out rows. {intervals} The reference is {reference}. `kept`: the share of the reference's "
+        f"Means over {counted(analysis.num_targets, 'target')} and {counted(analysis.num_pairs, 'pair')} of a target "
+        f"and a seed, in nats per token on held-out rows. {intervals} The reference is {reference}. `kept`: the share of the reference's "
         "forgetting that the arm does not have. `rows equal to its`: how many times as many rows the reference needs "
         "for as little forgetting (rows, where the arm rehearses none). `worst domain`: chosen on one half of the "
         "held-out rows and read off the other. `flips`: right predictions of the base model that are wrong now; "
         "`gains`: the reverse."
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 target`, `2 targets`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def arm_table(analysis: Analysis, paired: Paired) -> str:
