@@ -74,6 +74,7 @@ def test_the_fingerprint_depends_on_what_the_results_depend_on(tmp_path: Path, t
         ("rehearsal = false", "seed = 3", "arms.0: .*seed must be alike in all arms"),
         ("rehearsal = false", "rehearsal.run = 'mine'", "rehearsal.run must be alike in all arms"),
         ('interpolates = "none"', 'interpolates = "nun"', "'nun', which is no arm that trains; there are none, "),
+        ("rehearsal = false", "lora.r = 2", r"interpolates 'none', which tunes adapters \(\[lora\]\)"),
         ("tuned_share = 0.5", "", "interpolates and tuned_share go together"),
         ("tuned_share = 0.5", "tuned_share = 1.5", "arms.3.tuned_share: Input should be less than 1"),
         ("[study]", "[study]\nnum_cpu = 2", "num_cpu: unknown key; did you mean num_cpus"),

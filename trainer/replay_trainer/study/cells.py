@@ -143,6 +143,11 @@ def _check_alike(cells: list[Cell], path: Path) -> None:
             raise InvalidTraining(
                 f"configuration {path}: a study trains each cell in one process; leave num_workers and min_workers out"
             )
+        if cell.interpolated and cell.job.lora is not None:
+            raise InvalidTraining(
+                f"configuration {path}: arm {cell.interpolated[0][0]!r} interpolates {cell.arm!r}, which tunes "
+                "adapters ([lora]) and not the model's weights; name an arm without them"
+            )
         if cell.data.heldout_pretraining is None or cell.data.heldout_target is None:
             missing = "heldout_pretraining" if cell.data.heldout_pretraining is None else "heldout_target"
             raise InvalidTraining(

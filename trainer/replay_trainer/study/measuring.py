@@ -17,6 +17,7 @@ from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import load_tokenizer
 from replay_trainer.batches.target import TrainingRows
 from replay_trainer.config import DataConfig, TrainConfig
+from replay_trainer.errors import InvalidTraining
 from replay_trainer.job.evaluation import TARGET, HeldOut
 from replay_trainer.job.feed import document_ends, load_heldout
 
@@ -57,12 +58,17 @@ def heldout_of(job: TrainConfig, data: DataConfig, most_rows: int) -> HeldOut:
     """The held-out rows of a job, at most so many of each domain: the first ones.
 
     Raises:
-        InvalidTraining: when they cannot be read.
+        InvalidTraining: when they cannot be read, or a domain has fewer than two.
     """
     tokenizer = load_tokenizer(job.model)
     rows = load_heldout(data, tokenizer, document_ends(job, tokenizer)).rows
-    kept = {name: each.take(np.arange(min(len(each), most_rows))) for name, each in rows.items()}
-    return HeldOut({name: each for name, each in kept.items() if len(each)})
+    for name, each in rows.items():
+        if len(each) < NUM_HALVES:
+            raise InvalidTraining(
+                f"the held-out text of {name!r} makes {len(each)} rows of {data.seq_len} tokens, and a study needs "
+                f"{NUM_HALVES}: one to choose the worst domain by and one to measure it on; add text, or leave it out"
+            )
+    return HeldOut({name: each.take(np.arange(min(len(each), most_rows))) for name, each in rows.items()})
 
 
 @torch.no_grad()

@@ -28,6 +28,12 @@ _HEAD = (
     "PFLOP",
     "s",
 )
+_COLUMNS = (
+    "`kept`: the share of the reference's forgetting that the arm does not have. `rows equal to its`: how many times as "
+    "many rows the reference needs for as little forgetting (rows, where the arm rehearses none). `worst domain`: "
+    "chosen on one half of the held-out rows and read off the other. `flips`: right predictions of the base model that "
+    "are wrong now; `gains`: the reverse."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +94,7 @@ def _explanation(analysis: Analysis, paired: Paired) -> str:
     )
     return (
         f"Means over {counted(analysis.num_targets, 'target')} and {counted(analysis.num_pairs, 'pair')} of a target "
-        f"and a seed, in nats per token on held-out rows. {intervals} The reference is {reference}. `kept`: the share of the reference's "
-        "forgetting that the arm does not have. `rows equal to its`: how many times as many rows the reference needs "
-        "for as little forgetting (rows, where the arm rehearses none). `worst domain`: chosen on one half of the "
-        "held-out rows and read off the other. `flips`: right predictions of the base model that are wrong now; "
-        "`gains`: the reverse."
+        f"and a seed, in nats per token on held-out rows. {intervals} The reference is {reference}. {_COLUMNS}"
     )
 
 
