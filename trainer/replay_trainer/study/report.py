@@ -29,8 +29,8 @@ _HEAD = (
     "s",
 )
 _COLUMNS = (
-    "`kept`: the share of the reference's forgetting that the arm does not have. `rows equal to its`: how many times as "
-    "many rows the reference needs for as little forgetting (rows, where the arm rehearses none). `worst domain`: "
+    "`kept`: the share of the reference's forgetting that the arm does not have. `rows equal to its`: how many times "
+    "as many rows the reference needs for as little forgetting (rows, where the arm rehearses none). `worst domain`: "
     "chosen on one half of the held-out rows and read off the other. `flips`: right predictions of the base model that "
     "are wrong now; `gains`: the reverse."
 )
