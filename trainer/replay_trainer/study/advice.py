@@ -49,7 +49,7 @@ def advice(chosen_on: Analysis, reported_on: Analysis, margin: float) -> str:
 
 
 def _reference(analysis: Analysis) -> str:
-    return "uniform rehearsal with cross-entropy" if analysis.has_frontier else repr(analysis.arms[0].arm)
+    return "uniform rehearsal with plain cross-entropy" if analysis.has_frontier else repr(analysis.arms[0].arm)
 
 
 def _none_is_better(analysis: Analysis, margin: float) -> str:
@@ -67,10 +67,9 @@ def _none_is_better(analysis: Analysis, margin: float) -> str:
 
 
 def _about(best: ArmSummary, analysis: Analysis, margin: float) -> list[str]:
-    beside = "with as many rehearsed rows" if best.rows and analysis.has_frontier else ""
-    against = f"{_reference(analysis)} {beside}".strip()
-    if not best.rows and analysis.has_frontier:
-        against = "training without rehearsal"
+    against = _reference(analysis)
+    if analysis.has_frontier:
+        against = f"{against} of as many rows" if best.rows else "training without rehearsal"
     told = [
         f"Take {best.arm!r}: it keeps {percent(best.kept)} of what {against} forgets.",
         _loss(best.extra_loss, margin),
@@ -102,7 +101,7 @@ def equivalence_in_words(arm: ArmSummary) -> str:
     amount = f"{number.value:.2g}" if unit != "rows" else f"{number.value:,.0f}"
     if found.outside == "beyond":
         return (
-            f"For as little forgetting cross-entropy needs more than {amount} {unit}: it forgets more at every ratio "
+            f"To forget as little, plain cross-entropy needs more than {amount} {unit}: it forgets more at every ratio "
             "that was swept, on some target at least."
         )
     ends = ""
@@ -111,7 +110,7 @@ def equivalence_in_words(arm: ArmSummary) -> str:
         ends = f" ({low} to {high}{' or more, beyond the ratios that were swept' if found.is_open else ''})"
     price = found.target_loss
     return (
-        f"For as little forgetting cross-entropy needs {amount}{ends} {unit}, and the target loss of this arm is then "
+        f"To forget as little, plain cross-entropy needs {amount}{ends} {unit}, and the target loss of this arm is then "
         f"{abs(price.value):.3f} nats per token {'higher' if price.value > 0 else 'lower'}."
     )
 

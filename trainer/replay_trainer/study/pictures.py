@@ -80,5 +80,6 @@ def _flips(axes: Any, paired: Paired, analysis: Analysis) -> None:
     axes.set_yticks(places, paired.arms, fontsize=7)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
+    axes.xaxis.set_major_formatter(lambda place, _: f"{abs(place):g}")
     axes.set(xlabel="% of predictions", title="Flips both ways on held-out pretraining text")
-    axes.legend(frameon=False, fontsize=7)
+    axes.figure.legend(frameon=False, fontsize=7, loc="outside lower center", ncols=2)
