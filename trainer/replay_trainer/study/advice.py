@@ -110,8 +110,8 @@ def equivalence_in_words(arm: ArmSummary) -> str:
         ends = f" ({low} to {high}{' or more, beyond the ratios that were swept' if found.is_open else ''})"
     price = found.target_loss
     return (
-        f"To forget as little, plain cross-entropy needs {amount}{ends} {unit}, and the target loss of this arm is then "
-        f"{abs(price.value):.3f} nats per token {'higher' if price.value > 0 else 'lower'}."
+        f"To forget as little, plain cross-entropy needs {amount}{ends} {unit}; the target loss of {arm.arm!r} is "
+        f"{abs(price.value):.3f} nats per token {'higher' if price.value > 0 else 'lower'} than its is then."
     )
 
 
