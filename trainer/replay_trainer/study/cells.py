@@ -165,12 +165,12 @@ def _fingerprint(cells: list[Cell], study: StudyConfig) -> str:
 
 
 def _what_matters(job: TrainConfig) -> dict[str, Any]:
-    """A job without what its results do not depend on."""
-    values = job.model_dump(mode="json", exclude={"output", "checkpoint_every", "profile", "max_failures", "use_gpu"})
-    if values["rehearsal"] is not None:
-        for name in ("service_url", "run", "window_steps"):
-            del values["rehearsal"][name]
-    return values
+    """A job without what its results do not depend on, and without defaults: a release that has more keys goes on."""
+    without = {"output", "checkpoint_every", "profile", "max_failures", "use_gpu"}
+    of_rehearsal = {"service_url", "run", "window_steps"}
+    return job.model_dump(
+        mode="json", exclude_defaults=True, exclude={**dict.fromkeys(without, True), "rehearsal": of_rehearsal}
+    )
 
 
 def _with_places(cell: Cell, folder: Path, fingerprint: str) -> Cell:
