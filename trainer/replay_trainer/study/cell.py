@@ -176,7 +176,8 @@ def _is_uniform_cross_entropy(job: TrainConfig) -> bool:
 def _cost(job: TrainConfig, tuning: Tuning, training_s: float) -> Cost:
     """Floating-point operations: two a weight and token in a forward pass, as many for the gradients of activations,
     and as many for those of the weights that learn (Kaplan et al., "Scaling Laws for Neural Language Models", 2020,
-    which counts 6 N a token). Embeddings are counted as matrices; attention over the tokens of a row is left out.
+    which counts 6 N a token). The base model's forward passes, for LDIFS and for a teacher, are added. Embeddings are
+    counted as matrices; attention over the tokens of a row is left out.
     """
     steps = [line for line in MetricsFile(job.output / "metrics.jsonl").lines() if line["kind"] == "step"]
     totals = {
@@ -189,6 +190,8 @@ def _cost(job: TrainConfig, tuning: Tuning, training_s: float) -> Cost:
     flops = (4.0 * num_weights + 2.0 * num_learned) * totals["num_tokens"]
     if job.ldifs is not None:
         flops += 2.0 * num_weights * (totals["num_tokens"] - totals["num_rehearsed_tokens"])
+    if job.rehearsal is not None and job.rehearsal.is_distilled and job.rehearsal.teacher == "base":
+        flops += 2.0 * num_weights * totals["num_rehearsed_tokens"]
     num_rehearsed_rows = totals.pop("num_rehearsed")
     return Cost(**totals, num_rehearsed_rows=num_rehearsed_rows, training_s=training_s, flops=flops)
 
