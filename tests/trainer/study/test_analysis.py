@@ -31,7 +31,7 @@ def studies() -> list[Analysis]:
 
 @pytest.mark.parametrize("name", ["twice", "three times", "half"])
 def test_token_equivalence_is_recovered_and_its_intervals_hold_the_truth(studies: list[Analysis], name: str) -> None:
-    """Over 400 studies 90 to 92 % hold it: interpolation between ratios errs by a part of the narrow intervals."""
+    """`tests.benchmarks.study_coverage` counts how often; interpolation errs by a part of the narrow intervals."""
     truth = ARMS[name].times
     found = [arm_of(each, name).equivalence for each in studies]
     ratios = [each.ratio for each in found if each is not None and each.ratio is not None]
@@ -44,7 +44,6 @@ def test_token_equivalence_is_recovered_and_its_intervals_hold_the_truth(studies
 
 @pytest.mark.parametrize("name", ["twice", "the same", "half"])
 def test_what_is_kept_is_recovered_and_its_intervals_hold_the_truth(studies: list[Analysis], name: str) -> None:
-    """Over 400 studies 93 to 96 % hold it."""
     truth = NEAR_AND_FAR.kept(ARMS[name])
     found = [arm_of(each, name).kept for each in studies]
     assert np.mean([each.value for each in found]) == pytest.approx(truth, abs=0.01)
