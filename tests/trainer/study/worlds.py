@@ -104,7 +104,7 @@ injection_ratio = "0.25"
 STUDY = """\
 [study]
 seeds = [0, 1]
-cells_at_once = 2
+cells_at_once = 1
 
 [[study.targets]]
 name = "stories"
