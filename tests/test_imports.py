@@ -208,8 +208,10 @@ def test_the_folders_of_the_trainer_stand_on_each_other_in_one_order() -> None:
         "replay_trainer.plain",
         "replay_trainer.hf",
         "replay_trainer.scoring",
+        "replay_trainer.study",
         "replay_trainer.cli",
     )
+    assert [edge for edge in ours("replay_trainer.job") if within(edge[1], "replay_trainer.study")] == []
     assert [edge for edge in ours("replay_trainer.batches") if within(edge[1], *above)] == []
     allowed = ("replay_trainer.methods", "replay_trainer.errors", "replay_service.language", "replay_service.errors")
     assert strangers(ours("replay_trainer.methods"), *allowed) == []

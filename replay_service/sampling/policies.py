@@ -1,15 +1,19 @@
 """Policies: how the probabilities of the strata follow from their sizes and damage rates."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from replay_service.sampling.permutation import keys
+
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 
-PolicyName = Literal["uniform", "mix_cd"]
+PolicyName = Literal["uniform", "stratified", "mix_cd", "permuted_mix_cd"]
+
+_PERMUTE_RATES: Final = 5
 
 
 class Policy(Protocol):
@@ -27,6 +31,14 @@ class Uniform:
 
 
 @dataclass(frozen=True, slots=True)
+class Stratified:
+    """Every stratum that holds a sample is equally likely, whatever its size. Nothing is learned."""
+
+    def probabilities(self, sizes: Int64Array, rates: Float64Array) -> Float64Array:
+        return _shares((sizes > 0).astype(np.float64))
+
+
+@dataclass(frozen=True, slots=True)
 class MixCd:
     """P(k) proportional to N_k * alpha_k ** sharpness, mixed with a share `floor` of the uniform policy.
 
@@ -40,6 +52,22 @@ class MixCd:
     def probabilities(self, sizes: Int64Array, rates: Float64Array) -> Float64Array:
         mass = sizes * (rates / rates.max()) ** self.sharpness
         return (1.0 - self.floor) * _shares(mass) + self.floor * _shares(sizes.astype(np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class PermutedMixCd:
+    """`MixCd` with the damage rates permuted among the strata by a seed: a control, which is this project's choice.
+
+    It draws as unevenly as MixCd does and ignores which stratum is damaged. So what MixCd gains over it is due to the
+    rates.
+    """
+
+    mix_cd: MixCd
+    seed: int
+
+    def probabilities(self, sizes: Int64Array, rates: Float64Array) -> Float64Array:
+        order = keys(self.seed, _PERMUTE_RATES, np.arange(len(rates))).argsort(kind="stable")
+        return self.mix_cd.probabilities(sizes, rates[order])
 
 
 def _shares(mass: Float64Array) -> Float64Array:

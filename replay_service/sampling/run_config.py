@@ -12,7 +12,7 @@ from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw, 
 from replay_service.sampling.damage import Signal
 from replay_service.sampling.forgetting import LEAST_REPORTS
 from replay_service.sampling.injection import InjectionMode, Ratio, decimal_of, exact_ratio, rows_due
-from replay_service.sampling.policies import MixCd, Policy, PolicyName, Uniform
+from replay_service.sampling.policies import MixCd, PermutedMixCd, Policy, PolicyName, Stratified, Uniform
 from replay_service.sampling.schedule import Schedule
 
 FeedbackMode = Literal["latest", "fenced"]
@@ -117,17 +117,22 @@ class RunConfig:
     policy: PolicyName = field(
         default="mix_cd",
         metadata={
-            "description": "How often each stratum is drawn. `uniform`: by its size. `mix_cd`: by its size and its "
-            "damage rate."
+            "description": "How often each stratum is drawn. `uniform`: by its size. `stratified`: all alike. "
+            "`mix_cd`: by its size and its damage rate. `permuted_mix_cd`: by its size and the damage rate of another "
+            "stratum, which `seed` chooses; a control."
         },
     )
     sharpness: float = field(
         default=1.0,
-        metadata={"description": "With `mix_cd`: exponent of the damage rate.", "ge": 0, "le": 16},
+        metadata={"description": "With `mix_cd` and its control: exponent of the damage rate.", "ge": 0, "le": 16},
     )
     floor: float = field(
         default=0.1,
-        metadata={"description": "With `mix_cd`: share of the draws that stays uniform.", "ge": 0, "le": 1},
+        metadata={
+            "description": "With `mix_cd` and its control: share of the draws that stays uniform.",
+            "ge": 0,
+            "le": 1,
+        },
     )
     signal: Signal = field(
         default="token_flip",
@@ -245,7 +250,14 @@ class RunConfig:
         return 2.0 * LEAST_REPORTS / (self.global_batch_size * self.half_life_steps)
 
     def make_policy(self) -> Policy:
-        return MixCd(self.sharpness, self.floor) if self.policy == "mix_cd" else Uniform()
+        mix_cd = MixCd(self.sharpness, self.floor)
+        policies: dict[PolicyName, Policy] = {
+            "uniform": Uniform(),
+            "stratified": Stratified(),
+            "mix_cd": mix_cd,
+            "permuted_mix_cd": PermutedMixCd(mix_cd, self.seed),
+        }
+        return policies[self.policy]
 
     def changed(self, **changes: object) -> "RunConfig":
         """This configuration with some attributes changed.

@@ -28,6 +28,7 @@ from replay_service.settings import ServiceSettings
 from replay_trainer.cli import app as trainer_app
 from replay_trainer.config import TrainConfig
 from replay_trainer.keys import all_keys, section_of
+from replay_trainer.study.settings import StudyConfig
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "reference"
 EXAMPLE: Final = FOLDER.parents[1] / "deploy" / "replay.toml"
@@ -48,6 +49,7 @@ def pages() -> dict[str, str]:
     return {
         "settings.md": _settings_page(),
         "job.md": _job_page(),
+        "study.md": _study_page(),
         "cli.md": _cli_page(),
         "http.md": _http_page(create_app(ServiceSettings.model_construct()).openapi()),
         "errors.md": _errors_page(),
@@ -57,7 +59,7 @@ def pages() -> dict[str, str]:
 def undescribed() -> list[str]:
     """The settings, keys, options and fields that have no description."""
     settings = [f"setting {name}" for name, each in ServiceSettings.model_fields.items() if not each.description]
-    keys = [f"key {name}" for name, each in all_keys(TrainConfig) if not _description(each)]
+    keys = [f"key {name}" for name, each in (*all_keys(TrainConfig), *all_keys(StudyConfig)) if not _description(each)]
     options = [
         f"option {parameter.name} of {command}"
         for command, function in commands()
@@ -120,15 +122,33 @@ def _toml(value: Any) -> str:
 
 
 def _job_page() -> str:
-    parts, intro = [], "`replay-trainer train JOB.toml` reads these keys. Relative paths count from the file's folder. "
-    for place, model in _sections(TrainConfig):
-        rows = [
-            (f"`{name}`", _type(field), _default(field), _description(field))
-            for name, field in model.model_fields.items()
-        ]
-        head = f"## `[{place}]`\n\n{_first_paragraph(model)}" if place else "## Top level"
-        parts.append(f"{head}\n\n{_table(_HEAD, rows)}")
+    intro = "`replay-trainer train JOB.toml` reads these keys. Relative paths count from the file's folder. "
+    parts = [
+        f"## `[{place}]`\n\n{_first_paragraph(model)}\n\n{_keys(model)}" if place else f"## Top level\n\n{_keys(model)}"
+        for place, model in _sections(TrainConfig)
+    ]
     return _page("Keys of a job", f"{intro}Unknown keys are refused.", *parts)
+
+
+def _study_page() -> str:
+    intro = (
+        "`replay-trainer study STUDY.toml` reads the [keys of a job](job.md) and these. An arm may have any key of a "
+        "job but those that are alike in all arms; a target may have the keys of `[data]` that name its text. "
+        "[The how-to](../how-to/study.md) has an example. Unknown keys are refused."
+    )
+    parts = [f"## `[study]`\n\n{_first_paragraph(StudyConfig)}\n\n{_keys(StudyConfig)}"]
+    parts += [
+        f"## `[[study.{name}]]`\n\n{_plain(section.__doc__)}\n\n{_keys(section)}"
+        for name, field in StudyConfig.model_fields.items()
+        if (section := section_of(field)) is not None
+    ]
+    return _page("Keys of a study", intro, *parts)
+
+
+def _keys(model: type[BaseModel]) -> str:
+    """A table of the keys of one section."""
+    fields = model.model_fields.items()
+    return _table(_HEAD, [(f"`{name}`", _type(field), _default(field), _description(field)) for name, field in fields])
 
 
 def _sections(model: type[BaseModel], place: str = "") -> Iterator[tuple[str, type[BaseModel]]]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from replay_trainer.config import TrainConfig
+from replay_trainer.study.cells import Study
+from replay_trainer.study.settings import StudySettings
 from tests.docs.reference import commands, options_of_command, problems
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +43,9 @@ def _code(text: str) -> list[str]:
 def test_every_job_that_is_shown_is_a_valid_one(page: Path) -> None:
     for block in blocks(page, "toml"):
         content = tomllib.loads(block)
-        if "model" in content:
+        if "study" in content:
+            Study.of(StudySettings.of(content, page))
+        elif "model" in content:
             TrainConfig.model_validate(content)
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_service.sampling.policies import MixCd, Uniform, systematic
+from replay_service.sampling.policies import MixCd, PermutedMixCd, Stratified, Uniform, systematic
 
 pure = settings(max_examples=50, deadline=None)
 
@@ -50,6 +50,30 @@ def test_without_sharpness_or_with_all_floor_mix_cd_is_uniform(world: tuple[np.n
     sizes, rates = world
     for policy in (MixCd(0.0, 0.0), MixCd(3.0, 1.0)):
         assert policy.probabilities(sizes, rates) == pytest.approx(Uniform().probabilities(sizes, rates))
+
+
+@given(worlds())
+@pure
+def test_stratified_draws_all_strata_alike_but_those_that_are_empty(world: tuple[np.ndarray, np.ndarray]) -> None:
+    sizes, rates = world
+    probabilities = Stratified().probabilities(sizes, rates)
+    assert probabilities == pytest.approx((sizes > 0) / (sizes > 0).sum())
+
+
+@given(worlds(), st.integers(0, 2**63 - 1))
+@pure
+def test_permuted_rates_are_the_same_rates_of_other_strata(world: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+    rates = world[1]
+    sizes, mix_cd = np.ones(len(rates), dtype=np.int64), MixCd(1.0, 0.1)
+    permuted = PermutedMixCd(mix_cd, seed).probabilities(sizes, rates)
+    assert np.sort(permuted) == pytest.approx(np.sort(mix_cd.probabilities(sizes, rates)))
+    assert (permuted == PermutedMixCd(mix_cd, seed).probabilities(sizes, rates)).all()
+
+
+def test_another_seed_permutes_the_rates_in_another_way() -> None:
+    sizes, rates = np.ones(20, dtype=np.int64), np.arange(1.0, 21.0)
+    orders = {tuple(PermutedMixCd(MixCd(1.0, 0.0), seed).probabilities(sizes, rates).argsort()) for seed in range(10)}
+    assert len(orders) == 10
 
 
 def test_mix_cd_draws_strata_by_size_times_damage_rate() -> None:

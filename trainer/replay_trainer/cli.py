@@ -23,6 +23,7 @@ from replay_trainer.config import TrainConfig, read_config
 from replay_trainer.errors import TrainerError
 from replay_trainer.keys import all_keys
 from replay_trainer.scoring_settings import ScoringSettings
+from replay_trainer.study.settings import StudySettings
 
 if TYPE_CHECKING:
     from replay_trainer.job.progress import ProgressLine
@@ -112,6 +113,76 @@ def score(
         )
         with stop_signals():
             watch_scoring(settings, console)
+
+
+@app.command()
+def study(
+    config: Annotated[Path, typer.Argument(help="TOML file of a job with a section [study]; see the how-to.")],
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing; report what is finished so far.")
+    ] = False,
+) -> None:
+    """Compare methods on your own data: the same job by several arms, on several targets, with several seeds.
+
+    Each cell is a job of its own, trained by the loop of `train`, with a run of its own at the service. Started again
+    after it was stopped, the study goes on with the cells that are not finished. Its report ends with a recommendation.
+    """
+    with _mistakes_as_messages("stopped; run the same command again to go on with the cells that are left"):
+        from replay_trainer.study.command import carry_out, report
+
+        settings = StudySettings.read(config)
+        with stop_signals():
+            if not report_only:
+                from replay_service.ray_session import start_ray
+
+                carry_out(settings, console, start_ray)
+            report(settings, console)
+
+
+@app.command()
+def interpolate(
+    base: Annotated[str, typer.Argument(help="The model that was tuned: a local folder or a Hugging Face hub name.")],
+    tuned: Annotated[str, typer.Argument(help="What it became: a folder such as `output`/model of a job.")],
+    heldout_pretraining: Annotated[str, typer.Option(help="Shards of pretraining text to measure forgetting on.")],
+    heldout_target: Annotated[str | None, typer.Option(help="Shards to measure the target loss on.")] = None,
+    tuned_share: Annotated[
+        list[float] | None,
+        typer.Option("--lambda", help="Share of the tuned weights, from 0 to 1; repeat it. By default 0.1 to 0.9."),
+    ] = None,
+    budget_nats: Annotated[
+        float | None,
+        typer.Option(help="Forgetting that is allowed, nats per token. The best share within it is named."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the best share's weights; needs --budget-nats.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    domain_column: Annotated[str | None, typer.Option(help="Column that holds the domain of held-out text.")] = None,
+    seq_len: Annotated[int, typer.Option(min=2, help="Tokens in a row.")] = 512,
+    heldout_rows: Annotated[int, typer.Option(min=1, help="Most held-out rows of each domain.")] = 1024,
+) -> None:
+    """Interpolate a tuned model's weights with the base model's, after training (WiSE-FT).
+
+    Each share is scored on held-out text. It needs no service and no pretraining data but what is held out.
+    """
+    if output is not None and budget_nats is None:
+        raise typer.BadParameter("--output needs --budget-nats, which says which share is the best")
+    shares = tuned_share or [share / 10 for share in range(1, 10)]
+    if not all(0.0 <= share <= 1.0 for share in shares):
+        raise typer.BadParameter("--lambda must lie between 0 and 1: it is the share of the tuned weights")
+    data = {
+        "target": heldout_target or heldout_pretraining,
+        "heldout_target": heldout_target,
+        "heldout_pretraining": heldout_pretraining,
+        "text_column": text_column,
+        "domain_column": domain_column,
+        "seq_len": seq_len,
+    }
+    with _mistakes_as_messages("stopped; no weights were written"):
+        from replay_trainer.study.command import score_shares
+
+        with stop_signals():
+            score_shares(base, tuned, data, sorted(set(shares)), budget_nats, output, heldout_rows, console)
 
 
 @contextmanager

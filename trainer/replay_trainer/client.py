@@ -76,6 +76,8 @@ class CorpusInfo:
     """Of a classification corpus: `num_classes`, `model_fingerprint`, `input_shape` and `input_type`."""
     bos_id: int | None = None
     """The token that begins a document; None: nothing does."""
+    num_strata: int = 0
+    """0: an earlier service, which does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,6 +233,12 @@ class TrainConfig(Section):
     )
     learning_rate: float = Field(3e-5, gt=0, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    l2_start: float = Field(
+        0.0,
+        ge=0,
+        description="Weight in the loss of half the squared distance of the weights from those that training begins "
+        "with (L2-SP).",
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "cosine", description="Decay of the learning rate after the warm-up."
     )
@@ -300,24 +306,48 @@ def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainCon
     Raises:
         InvalidTraining: when the file is missing or is no TOML, or a key is unknown, missing or out of range.
     """
-    try:
-        content = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise InvalidTraining(f"configuration {path} cannot be read: {error}") from error
+    content = read_toml(path)
     for name, value in (overrides or {}).items():
         section, _, key = name.rpartition(".")
         (content.setdefault(section, {}) if section else content)[key] = value
+    return job_of(content, path.parent.absolute(), f"configuration {path}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The keys and sections of a file; raises InvalidTraining when it is missing or is no TOML."""
     try:
-        return _absolute(TrainConfig.model_validate(content), path.parent.absolute())
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidTraining(f"configuration {path} cannot be read: {error}") from error
+
+
+def job_of(content: Mapping[str, Any], folder: Path, called: str) -> TrainConfig:
+    """The job that the keys and sections of a file describe.
+
+    Args:
+        content: as `tomllib` reads it.
+        folder: what relative paths count from.
+        called: what an error calls the file.
+
+    Raises:
+        InvalidTraining: when a key is unknown, missing or out of range.
+    """
+    try:
+        return _absolute(TrainConfig.model_validate(content), folder)
     except ValidationError as error:
-        raise InvalidTraining(f"configuration {path}: " + "; ".join(map(_problem, error.errors()))) from error
+        raise InvalidTraining(f"{called}: {problems_of(error, TrainConfig)}") from error
 
 
-def _problem(error: Mapping[str, Any]) -> str:
+def problems_of(error: ValidationError, model: type[BaseModel]) -> str:
+    """What is wrong with the values that a model of this module was to be made from, in one line."""
+    return "; ".join(_problem(each, model) for each in error.errors())
+
+
+def _problem(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     place = [str(each) for each in error["loc"]]
     said = error["msg"]
     if error["type"] == "extra_forbidden":
-        said = unknown_key(place[-1], keys_at(TrainConfig, place[:-1]))
+        said = unknown_key(place[-1], keys_at(model, error["loc"][:-1]))
     return f"{'.'.join(place) or 'the whole'}: {said}"
 
 

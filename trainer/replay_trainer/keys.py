@@ -20,7 +20,9 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 def keys_at(model: type[BaseModel], place: Iterable[str | int]) -> list[str]:
     """The keys of the section that stands at a place of a model, such as ("rehearsal",)."""
     for name in place:
-        model = section_of(model.model_fields[str(name)]) or model
+        if isinstance(name, int):  # a place in a list of sections
+            continue
+        model = section_of(model.model_fields[name]) or model
     return list(model.model_fields)
 
 

@@ -76,7 +76,8 @@ def load_target(data: DataConfig, flow: FlowConfig | None, tokenizer: Any, ends:
     """
     ends = ends or ends_of(tokenizer, data.bos)
     if data.response_column is None and flow is None:
-        columns = Columns(data.text_column, data.tokens_column, data.domain_column)
+        # Domains are of held-out pretraining text; a target is one whatever it is made of.
+        columns = Columns(data.text_column, data.tokens_column)
         packed = concatenated(list(packed_by_domain(data.target, columns, tokenizer, data.seq_len, ends).values()))
         return TrainingRows(packed.input_ids, packed.length)
     if data.tokens_column is not None or is_url(data.target):

@@ -30,6 +30,7 @@ from replay_trainer.job.metrics import MetricsFile
 from replay_trainer.job.objective import BaseModel, Counts, Objective
 from replay_trainer.job.stopwatch import Stopwatch
 from replay_trainer.job.tracking import open_trackers
+from replay_trainer.methods.l2_start import StartPenalty
 from replay_trainer.methods.ldifs import LANGUAGE, FeatureDrift
 from replay_trainer.methods.teacher import Teacher, frozen_copy
 
@@ -95,6 +96,7 @@ class Tuning:
     scheduler: Any
     adapters: Adapters | None = None
     """The adapters, which alone learn, if there are any."""
+    penalty: StartPenalty | None = None
     num_skipped: int = 0
     """The latest steps in a row that were skipped."""
 
@@ -110,6 +112,8 @@ class Tuning:
         Raises:
             NotFinite: when `MOST_SKIPPED` steps in a row could not be.
         """
+        if self.penalty is not None:
+            self.penalty.add_gradient()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm)
         is_finite = bool(norm.isfinite())
         if is_finite:
@@ -160,8 +164,11 @@ class Tuning:
         return self.bare_model if self.adapters is None else self.adapters
 
 
-def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None:
+def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> Tuning:
     """Train for `config.num_steps` steps, from the last checkpoint if there is one.
+
+    Returns:
+        The tuned model, and what tuned it.
 
     Raises:
         InvalidTraining: when the checkpoint is of a later step than the last, or of other weights.
@@ -207,6 +214,7 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> None
     if config.save_model and worker.rank == 0:
         tuning.save(config.output / "model")
         tokenizer.save_pretrained(config.output / "model")
+    return tuning
 
 
 def _forgetting_if_due(feed: Feed, step: int, num_steps: int) -> dict[str, Any]:
@@ -246,7 +254,8 @@ def _start(config: TrainConfig, precision: Precision, worker: Worker) -> tuple[_
         precision, rehearsal_loss, drift, Stopwatch(worker.device, config.profile), config.chunked_head, teacher
     )
     scheduler = get_scheduler(name, optimizer, config.warmup_steps, config.num_steps)
-    tuning = Tuning(bare_model, model, optimizer, scheduler, adapters)
+    penalty = StartPenalty(learned, config.l2_start) if config.l2_start else None
+    tuning = Tuning(bare_model, model, optimizer, scheduler, adapters, penalty)
     return _Job(config, precision, worker, objective), tuning
 
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray.train
 import ray.train.torch
@@ -28,6 +28,9 @@ from replay_trainer.errors import CorpusMismatch, InvalidTraining, TrainerError
 from replay_trainer.job.adapters import check_peft
 from replay_trainer.job.loop import fine_tune
 from replay_trainer.transport import CA_FILE_VARIABLE
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 _STATE_FILE = "state.pt"
 
@@ -91,7 +94,7 @@ def run_training(config: TrainConfig) -> None:
     config.output.mkdir(parents=True, exist_ok=True)
     (config.output / "config.json").write_text(config.model_dump_json(indent=2))
     trainer = TorchTrainer(
-        _with_access(_train_loop),
+        with_access(_train_loop),
         train_loop_config={"config": config.model_dump_json(), "precision": precision},
         scaling_config=_scaling(config),
         run_config=RunConfig(
@@ -135,7 +138,7 @@ def preflight(config: TrainConfig) -> Precision:
     if rehearsal is not None:
         with ReplayClient(rehearsal.service_url) as client:
             corpus = client.corpus(rehearsal.corpus)
-            _check_corpus(config, tokenizer, corpus)
+            check_corpus(config, tokenizer, corpus)
             run = client.ensure_run(rehearsal.run, rehearsal.corpus, config.run_settings())
         warn_if_undecided(run, config.num_steps)
         if precision == "corpus":
@@ -143,7 +146,8 @@ def preflight(config: TrainConfig) -> Precision:
     return faster_precision() if precision == "corpus" else precision
 
 
-def _check_corpus(config: TrainConfig, tokenizer: Any, info: CorpusInfo) -> None:
+def check_corpus(config: TrainConfig, tokenizer: Any, info: CorpusInfo) -> None:
+    """Raises CorpusMismatch when a job cannot rehearse this corpus."""
     assert config.rehearsal is not None
     corpus, loss = info.corpus, config.rehearsal.rehearsal_loss
     if info.kind != "language":
@@ -173,18 +177,18 @@ def _check_corpus(config: TrainConfig, tokenizer: Any, info: CorpusInfo) -> None
         )
 
 
-def _with_access(loop: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
-    """The loop with what this process's environment says of access to the service, on whatever machine it runs.
+def with_access(function: Callable[[Argument], Result]) -> Callable[[Argument], Result]:
+    """The function with what this process's environment says of access to the service, on whatever machine it runs.
 
     It goes along with the function: Ray shows and logs a loop's configuration and a job's runtime environment.
     """
     access = {name: os.environ[name] for name in (TOKEN_VARIABLE, CA_FILE_VARIABLE) if name in os.environ}
 
-    def train_loop(settings: dict[str, Any]) -> None:
+    def with_environment(argument: Argument) -> Result:
         os.environ.update(access)
-        loop(settings)
+        return function(argument)
 
-    return train_loop
+    return with_environment
 
 
 def _train_loop(settings: dict[str, Any]) -> None:

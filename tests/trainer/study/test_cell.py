@@ -1,0 +1,70 @@
+"""One cell, in this process."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from replay_trainer.client import ReplayClient
+from replay_trainer.job.loop import fine_tune
+from replay_trainer.job.metrics import MetricsFile
+from replay_trainer.study.cell import LoneWorker, Task, run_cell, score_base
+from replay_trainer.study.cells import Study
+from replay_trainer.study.outcomes import Outcome, read_outcomes
+from replay_trainer.study.settings import StudySettings
+from tests.trainer.study.worlds import write_study
+
+
+class Killed(LoneWorker):
+    """Is killed right after its first checkpoint."""
+
+    def save(self, state: dict[str, Any], step: int) -> None:
+        LoneWorker.save(self, state, step)
+        raise KeyboardInterrupt
+
+
+def task_of(folder: Path, model: Path, url: str, arm: str, **changes: Any) -> Task:
+    folder.mkdir()
+    study = Study.of(StudySettings.read(write_study(folder, model, url)))
+    cell = next(each for each in study.cells if each.arm == arm)
+    cell = replace(cell, job=cell.job.model_copy(update=changes))
+    return Task(cell, study.folder, "float32", 100, 1)
+
+
+def outcomes_of(task: Task) -> list[Outcome]:
+    score_base(task)
+    run_cell(task)
+    return read_outcomes([task.result])
+
+
+@pytest.mark.parametrize("arm", ["none", "KL, weight 3"])
+def test_a_cell_that_was_killed_goes_on_from_its_checkpoint_to_the_same_outcome(
+    tmp_path: Path, tiny_model: Path, service_url: str, arm: str
+) -> None:
+    whole = outcomes_of(task_of(tmp_path / "whole", tiny_model, service_url, arm))
+    task = task_of(tmp_path / "killed", tiny_model, service_url, arm, checkpoint_every=2)
+    job = task.cell.job
+    if job.rehearsal is not None:
+        with ReplayClient(service_url) as client:
+            client.ensure_run(job.rehearsal.run, job.rehearsal.corpus, job.run_settings())
+    job.output.mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(job, "float32", Killed(job.output, torch.device("cpu")))
+    assert (job.output / "checkpoint.pt").exists()
+    again = outcomes_of(task)
+    assert [line["step"] for line in MetricsFile(job.output / "metrics.jsonl").lines()] == [0, 1, 2, 3]
+    for one, other in zip(whole, again, strict=True):
+        assert (one.arm, one.pretraining, one.target_text) == (other.arm, other.pretraining, other.target_text)
+        assert one.cost.num_rehearsed_rows == other.cost.num_rehearsed_rows
+    assert not (job.output / "checkpoint.pt").exists()
+
+
+def test_training_that_breaks_down_is_an_outcome_of_all_its_arms(
+    tmp_path: Path, tiny_model: Path, service_url: str
+) -> None:
+    task = task_of(tmp_path / "broken", tiny_model, service_url, "none", learning_rate=1e30, num_steps=40)
+    found = outcomes_of(task)
+    assert [each.arm for each in found] == ["none", "half of the way"]
+    assert all(each.failure is not None and "not finite in 20 steps" in each.failure for each in found)

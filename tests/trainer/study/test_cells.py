@@ -1,0 +1,138 @@
+"""Which jobs a study's file makes, and what is refused before any of them begins."""
+
+from pathlib import Path
+
+import pytest
+
+from replay_trainer.client import RetryPolicy
+from replay_trainer.errors import CorpusMismatch, InvalidTraining, ServiceUnavailable
+from replay_trainer.study.cells import Study
+from replay_trainer.study.checks import check_study, write_folder
+from replay_trainer.study.settings import StudySettings
+from tests.support import free_port
+from tests.trainer.study.worlds import STUDY, write_study
+
+IMPATIENT = RetryPolicy(first_contact_s=0.2)
+NOWHERE = "http://127.0.0.1:1"
+
+
+def study_of(path: Path) -> Study:
+    return Study.of(StudySettings.read(path))
+
+
+def test_a_cell_is_the_job_with_the_keys_of_its_arm_and_target(tmp_path: Path, tiny_model: Path) -> None:
+    study = study_of(write_study(tmp_path, tiny_model, NOWHERE))
+    assert [(cell.seed, cell.arm) for cell in study.cells] == [
+        (seed, arm) for seed in (0, 1) for arm in ("none", "uniform 25 %", "KL, weight 3")
+    ], "one seed of all arms comes first"
+    none, uniform, distilled = (cell.job for cell in study.cells[3:])
+    assert none.rehearsal is None and uniform.rehearsal is not None and distilled.rehearsal is not None
+    assert {each.seed for each in (none, uniform, distilled)} == {1}
+    assert distilled.rehearsal.rehearsal_loss == "distill" and uniform.rehearsal.rehearsal_loss == "cross_entropy"
+    assert distilled.rehearsal.rehearsal_weight == 3.0
+    assert len({cell.job.output for cell in study.cells}) == 6
+    runs = {cell.job.rehearsal.run for cell in study.cells if cell.job.rehearsal is not None}
+    assert len(runs) == 4 and all(run.startswith("study-") for run in runs)
+    assert study.cells[0].interpolated == (("half of the way", 0.5),)
+    assert set(study.arms) == {"none", "uniform 25 %", "KL, weight 3", "half of the way"}
+
+
+def test_each_arm_is_trained_at_each_learning_rate_unless_it_names_one(tmp_path: Path, tiny_model: Path) -> None:
+    lines = STUDY.replace("seeds = [0, 1]", "seeds = [0]\nlearning_rates = [1e-3, 3e-4]")
+    lines += '\n[[study.arms]]\nname = "low"\nrehearsal = false\nlearning_rate = 1e-5\n'
+    study = study_of(write_study(tmp_path, tiny_model, NOWHERE, lines))
+    rates = {cell.arm: cell.job.learning_rate for cell in study.cells}
+    assert rates["none @ 0.001"] == 1e-3 and rates["none @ 0.0003"] == 3e-4 and rates["low"] == 1e-5
+    assert len(rates) == 7
+    assert "half of the way @ 0.0003" in study.arms
+
+
+def test_the_fingerprint_depends_on_what_the_results_depend_on(tmp_path: Path, tiny_model: Path) -> None:
+    def fingerprint(study: str = STUDY, more: str = "", url: str = NOWHERE) -> str:
+        return study_of(write_study(tmp_path, tiny_model, url, study, more)).fingerprint
+
+    same = fingerprint()
+    assert fingerprint(STUDY.replace("cells_at_once = 1", "max_retries = 5")) == same
+    assert fingerprint(url="http://127.0.0.1:2") == same
+    others = {
+        fingerprint(STUDY.replace("seeds = [0, 1]", "seeds = [0, 2]")),
+        fingerprint(STUDY.replace("rehearsal_weight = 3", "rehearsal_weight = 4")),
+        fingerprint(STUDY.replace("tuned_share = 0.5", "tuned_share = 0.6")),
+        fingerprint(more="floor = 0.2"),
+    }
+    assert len(others) == 4 and same not in others
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ('"uniform 25 %"', '"none"', "the name 'none' is there twice"),
+        ("rehearsal.rehearsal_weight", "rehearsal.rehearsal_weigth", r"arm 'KL, weight 3': rehearsal.rehearsal_weigth: "
+         "unknown key; did you mean rehearsal_weight"),
+        ("seeds =", "seed =", r"\[study\] seed: unknown key; did you mean seeds"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", "the value '0' is there twice"),
+        ("rehearsal = false", "seed = 3", "arms.0: .*seed must be alike in all arms"),
+        ("rehearsal = false", "rehearsal.run = 'mine'", "rehearsal.run must be alike in all arms"),
+        ('interpolates = "none"', 'interpolates = "nun"', "'nun', which is no arm that trains; there are none, "),
+        ("rehearsal = false", "lora.r = 2", r"interpolates 'none', which tunes adapters \(\[lora\]\)"),
+        ("tuned_share = 0.5", "", "interpolates and tuned_share go together"),
+        ("tuned_share = 0.5", "tuned_share = 1.5", "arms.3.tuned_share: Input should be less than 1"),
+        ("[study]", "[study]\nnum_cpu = 2", "num_cpu: unknown key; did you mean num_cpus"),
+        ('heldout_target = "text/stories/heldout.parquet"', 'seq_len = 4', "seq_len.*known are"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_file_is_named(tmp_path: Path, tiny_model: Path, before: str, after: str, said: str) -> None:
+    assert before in STUDY
+    with pytest.raises(InvalidTraining, match=said):
+        study_of(write_study(tmp_path, tiny_model, NOWHERE, STUDY.replace(before, after)))
+
+
+def test_a_file_without_the_section_is_no_study(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(InvalidTraining, match=r"has no section \[study\]"):
+        study_of(write_study(tmp_path, tiny_model, NOWHERE, ""))
+
+
+def test_held_out_text_is_needed_of_both_kinds(tmp_path: Path, tiny_model: Path) -> None:
+    path = write_study(tmp_path, tiny_model, NOWHERE)
+    text = path.read_text()
+    path.write_text(text.replace('heldout_pretraining = "text/held"', ""))
+    with pytest.raises(InvalidTraining, match=r"has no data\.heldout_pretraining"):
+        study_of(path)
+    path.write_text(text.replace('heldout_target = "text/stories/heldout.parquet"', ""))
+    with pytest.raises(InvalidTraining, match=r"target 'stories' has no data\.heldout_target"):
+        study_of(path)
+
+
+def test_what_can_be_carried_out_passes_and_writes_nothing(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+    study = study_of(write_study(tmp_path, tiny_model, service_url))
+    assert check_study(study) == "float32"
+    assert not study.folder.exists()
+
+
+def test_a_folder_of_another_study_is_refused(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+    write_folder(study_of(write_study(tmp_path, tiny_model, service_url)))
+    check_study(study_of(write_study(tmp_path, tiny_model, service_url)))
+    with pytest.raises(InvalidTraining, match="holds the results of another study"):
+        check_study(study_of(write_study(tmp_path, tiny_model, service_url, STUDY.replace("[0, 1]", "[0, 1, 2]"))))
+
+
+def test_text_that_is_missing_or_lacks_a_column_is_named(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+    nowhere = STUDY.replace('target = "text/stories/train.parquet"', 'target = "text/nowhere.parquet"', 1)
+    with pytest.raises(InvalidTraining, match="nowhere"):
+        check_study(study_of(write_study(tmp_path, tiny_model, service_url, nowhere)))
+    path = write_study(tmp_path, tiny_model, service_url)
+    path.write_text(path.read_text().replace('domain_column = "domain"', 'domain_column = "source"'))
+    with pytest.raises(InvalidTraining, match="no column 'source'"):
+        check_study(study_of(path))
+
+
+def test_an_arm_that_the_corpus_cannot_serve_is_named(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+    path = write_study(tmp_path, tiny_model, service_url)
+    path.write_text(path.read_text().replace('corpus = "with-topk"', 'corpus = "wiki"'))
+    with pytest.raises(CorpusMismatch, match="arm 'KL, weight 3': corpus 'wiki' does not store the base model's"):
+        check_study(study_of(path))
+
+
+def test_a_service_that_is_not_there_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(ServiceUnavailable, match=r"127\.0\.0\.1"):
+        check_study(study_of(write_study(tmp_path, tiny_model, f"http://127.0.0.1:{free_port()}")), IMPATIENT)
