@@ -1,0 +1,205 @@
+"""How often intervals of forgetting hold the truth on real models: `python -m tests.evidence.coverage WORLD`.
+
+Real jobs rehearse through a real service. Every few steps the same rows are scored by the weights as they are then, and
+what they have lost is compared with what the service estimates. `WORLD` is a folder that `tests.evidence.world` made;
+`--demo` takes the demo's model and text, and makes all it needs in the folder.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.console import Console
+
+from replay_service.corpus.format.manifest import MANIFEST_NAME
+from replay_service.corpus.ingest.driver import ingest
+from replay_service.corpus.ingest.settings import IngestSettings
+from replay_service.corpus.shards.sources import Columns
+from replay_service.demo import materials
+from replay_service.demo.jobs import FULL
+from replay_service.demo.process import service_process
+from replay_service.language.model import load_model
+from replay_service.language.tokenizer import load_tokenizer
+from replay_service.progress import duration, ingest_progress, progress_bar, seconds_left
+from replay_service.ray_session import start_ray
+from replay_trainer.config import TrainConfig
+from replay_trainer.job.ray_train import preflight
+from tests.evidence.base_model import SEQ_LEN, SIZES
+from tests.evidence.domains import TARGETS
+from tests.evidence.held import table
+from tests.evidence.tracked import Measured, Point, track
+from tests.evidence.truth import rows_of_corpus, rows_of_text, shares_of_domains
+
+CORPUS: Final = "pretraining"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is trained and measured.
+
+    Attributes:
+        root: folder of the service.
+        text: folder with `pretraining` and `heldout` shards.
+        targets: name of each target, its shards to train on and its held-out ones.
+        corpus_rows, heldout_rows: how many rows of each domain are scored again and again.
+    """
+
+    model: Path
+    root: Path
+    text: Path
+    targets: dict[str, tuple[Path, Path]]
+    seq_len: int
+    num_quantiles: int
+    corpus_rows: int
+    heldout_rows: int
+    job: dict[str, Any]
+    ratio: str
+
+    def config(self, target: str, seed: int, url: str) -> TrainConfig:
+        train, heldout = self.targets[target]
+        run = f"{target.replace('_', '-')}-{seed}"
+        return TrainConfig.model_validate(
+            {
+                "model": str(self.model),
+                "output": self.root / "jobs" / run,
+                "schedule": "constant",
+                "seed": seed,
+                "save_model": False,
+                "data": {
+                    "target": str(train),
+                    "heldout_target": str(heldout),
+                    "domain_column": "domain",
+                    "seq_len": self.seq_len,
+                },
+                "rehearsal": {"service_url": url, "corpus": CORPUS, "run": run, "injection_ratio": self.ratio},
+                **self.job,
+            }
+        )
+
+
+def of_world(folder: Path, size: str) -> Setting:
+    text = folder / "text"
+    targets = {each.name: (text / "targets" / each.name, text / "targets_heldout" / each.name) for each in TARGETS}
+    return Setting(
+        model=folder / "pretraining_jobs" / size / "model",
+        root=folder / "service" / size,
+        text=text,
+        targets=targets,
+        seq_len=SEQ_LEN,
+        num_quantiles=8,
+        corpus_rows=96,
+        heldout_rows=32,
+        job={
+            "num_steps": 300,
+            "global_batch_size": 32,
+            "learning_rate": 5e-4,
+            "warmup_steps": 10,
+            "checkpoint_every": 25,
+        },
+        ratio="0.05",
+    )
+
+
+def of_demo(folder: Path) -> Setting:
+    """The demo's model, text and job, with more steps, and more held-out text to know the truth by."""
+    text = folder / "text"
+    if not text.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        amounts = materials.Amounts(corpus=120_000, heldout=16_000, target=120_000)
+        materials.write_shards(text, amounts, FULL.seed)
+    return Setting(
+        model=materials.fetch_model(),
+        root=folder / "service",
+        text=text,
+        targets={"encyclopedia_es": (text / "target", text / "heldout_target")},
+        seq_len=FULL.seq_len,
+        num_quantiles=FULL.num_quantiles,
+        corpus_rows=0,
+        heldout_rows=40,
+        job={
+            "num_steps": 3 * FULL.num_steps,
+            "global_batch_size": FULL.global_batch_size,
+            "learning_rate": FULL.learning_rate,
+            "warmup_steps": 5,
+            "checkpoint_every": 12,
+        },
+        ratio=FULL.injection_ratio,
+    )
+
+
+def make_corpus(setting: Setting, console: Console) -> None:
+    """Scores the pretraining text as `replay-service ingest` does, unless that was done before."""
+    if (setting.root / "corpora" / CORPUS / MANIFEST_NAME).exists():
+        return
+    start_ray()
+    settings = IngestSettings(
+        source=str(setting.text / "pretraining"),
+        folder=setting.root / "corpora",
+        name=CORPUS,
+        model=str(setting.model),
+        seq_len=setting.seq_len,
+        columns=Columns(domain="domain"),
+        num_quantiles=setting.num_quantiles,
+        batch_size=32,
+    )
+    with ingest_progress(console, "ingest") as on_progress:
+        ingest(settings, on_progress)
+
+
+def measured_rows(setting: Setting, config: TrainConfig) -> dict[str, Measured]:
+    """The rows of the corpus and of held-out text, with their losses by the base model."""
+    model, precision = load_model(str(setting.model)), preflight(config)
+    corpus, tokenizer = setting.root / "corpora" / CORPUS, load_tokenizer(str(setting.model))
+    shares = shares_of_domains(corpus)
+    found = {"corpus": rows_of_corpus(corpus, setting.corpus_rows, seed=0)} if setting.corpus_rows else {}
+    found["heldout"] = rows_of_text(
+        setting.text / "heldout", tokenizer, setting.seq_len, setting.heldout_rows, 0, shares
+    )
+    return {kind: Measured.by(model, each, precision) for kind, each in found.items()}
+
+
+def run_all(setting: Setting, targets: Sequence[str], seeds: Sequence[int], console: Console) -> Iterator[Point]:
+    """One seed of every target, then the next; what is finished is read from its file."""
+    with service_process(setting.root) as url:
+        jobs = [setting.config(target, seed, url) for seed in seeds for target in targets]
+        measured = measured_rows(setting, jobs[0])
+        every, began = jobs[0].checkpoint_every, time.monotonic()
+        with progress_bar(console) as bar:
+            for number, job in enumerate(jobs):
+                assert job.rehearsal is not None
+                task = bar.add_task(job.rehearsal.run, total=job.num_steps, note="")
+
+                def tell(step: int, task: Any = task, number: int = number, job: TrainConfig = job) -> None:
+                    share = (number + step / job.num_steps) / len(jobs)
+                    left = seconds_left(time.monotonic() - began, share, 1.0 - share)
+                    note = "" if left is None else f"{duration(left)} left at most"
+                    bar.update(task, completed=step, note=f"measured every {every} steps, {note}")
+
+                yield from track(job, measured, setting.root / "results", tell)
+                bar.update(task, completed=job.num_steps, note="")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", choices=list(SIZES), default="medium")
+    parser.add_argument("--demo", action="store_true", help="the demo's model and text")
+    parser.add_argument("--targets", nargs="+", help="by default the three reported ones")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args()
+    setting = of_demo(args.folder) if args.demo else of_world(args.folder, args.size)
+    reported = [*setting.targets] if args.demo else [each.name for each in TARGETS if each.role == "reported"]
+    console = Console()
+    make_corpus(setting, console)
+    points = [*run_all(setting, args.targets or reported, args.seeds, console)]
+    for kind in points[0].truth:
+        print(f"\nThe truth is of {kind} rows.\n\n{table(points, kind)}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
