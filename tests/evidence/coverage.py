@@ -7,7 +7,7 @@ what they have lost is compared with what the service estimates. `WORLD` is a fo
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,14 +24,14 @@ from replay_service.demo.jobs import FULL
 from replay_service.demo.process import service_process
 from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer
-from replay_service.progress import duration, ingest_progress, progress_bar, seconds_left
+from replay_service.progress import duration, ingest_progress, seconds_left
 from replay_service.ray_session import start_ray
 from replay_trainer.config import TrainConfig
 from replay_trainer.job.ray_train import preflight
 from tests.evidence.base_model import SEQ_LEN, SIZES
 from tests.evidence.domains import TARGETS
 from tests.evidence.held import table
-from tests.evidence.tracked import Measured, Point, track
+from tests.evidence.tracked import Measured, Point, points_file, read_points, run_of, track
 from tests.evidence.truth import rows_of_corpus, rows_of_text, shares_of_domains
 
 CORPUS: Final = "pretraining"
@@ -44,6 +44,7 @@ class Setting:
     Attributes:
         root: folder of the service.
         text: folder with `pretraining` and `heldout` shards.
+        shards: a glob, of the pretraining shards to rehearse from.
         targets: name of each target, its shards to train on and its held-out ones.
         corpus_rows, heldout_rows: how many rows of each domain are scored again and again.
     """
@@ -51,6 +52,7 @@ class Setting:
     model: Path
     root: Path
     text: Path
+    shards: str
     targets: dict[str, tuple[Path, Path]]
     seq_len: int
     num_quantiles: int
@@ -88,13 +90,14 @@ def of_world(folder: Path, size: str) -> Setting:
         model=folder / "pretraining_jobs" / size / "model",
         root=folder / "service" / size,
         text=text,
+        shards="*-00000.parquet",
         targets=targets,
         seq_len=SEQ_LEN,
         num_quantiles=8,
-        corpus_rows=96,
-        heldout_rows=32,
+        corpus_rows=64,
+        heldout_rows=16,
         job={
-            "num_steps": 300,
+            "num_steps": 250,
             "global_batch_size": 32,
             "learning_rate": 5e-4,
             "warmup_steps": 10,
@@ -109,23 +112,24 @@ def of_demo(folder: Path) -> Setting:
     text = folder / "text"
     if not text.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        amounts = materials.Amounts(corpus=120_000, heldout=16_000, target=120_000)
+        amounts = materials.Amounts(corpus=60_000, heldout=16_000, target=100_000)
         materials.write_shards(text, amounts, FULL.seed)
     return Setting(
         model=materials.fetch_model(),
         root=folder / "service",
         text=text,
+        shards="*.parquet",
         targets={"encyclopedia_es": (text / "target", text / "heldout_target")},
         seq_len=FULL.seq_len,
         num_quantiles=FULL.num_quantiles,
         corpus_rows=0,
         heldout_rows=40,
         job={
-            "num_steps": 3 * FULL.num_steps,
+            "num_steps": 2 * FULL.num_steps,
             "global_batch_size": FULL.global_batch_size,
             "learning_rate": FULL.learning_rate,
             "warmup_steps": 5,
-            "checkpoint_every": 12,
+            "checkpoint_every": 8,
         },
         ratio=FULL.injection_ratio,
     )
@@ -137,7 +141,7 @@ def make_corpus(setting: Setting, console: Console) -> None:
         return
     start_ray()
     settings = IngestSettings(
-        source=str(setting.text / "pretraining"),
+        source=str(setting.text / "pretraining" / setting.shards),
         folder=setting.root / "corpora",
         name=CORPUS,
         model=str(setting.model),
@@ -162,25 +166,24 @@ def measured_rows(setting: Setting, config: TrainConfig) -> dict[str, Measured]:
     return {kind: Measured.by(model, each, precision) for kind, each in found.items()}
 
 
-def run_all(setting: Setting, targets: Sequence[str], seeds: Sequence[int], console: Console) -> Iterator[Point]:
-    """One seed of every target, then the next; what is finished is read from its file."""
+def run_all(setting: Setting, targets: Sequence[str], seeds: Sequence[int], console: Console) -> list[Point]:
+    """One seed of every target, then the next; a finished job is read from its file."""
+    results = setting.root / "results"
     with service_process(setting.root) as url:
         jobs = [setting.config(target, seed, url) for seed in seeds for target in targets]
-        measured = measured_rows(setting, jobs[0])
-        every, began = jobs[0].checkpoint_every, time.monotonic()
-        with progress_bar(console) as bar:
-            for number, job in enumerate(jobs):
-                assert job.rehearsal is not None
-                task = bar.add_task(job.rehearsal.run, total=job.num_steps, note="")
+        left = [job for job in jobs if not points_file(results, job).exists()]
+        measured = measured_rows(setting, left[0]) if left else {}
+        began = time.monotonic()
+        for number, job in enumerate(left):
 
-                def tell(step: int, task: Any = task, number: int = number, job: TrainConfig = job) -> None:
-                    share = (number + step / job.num_steps) / len(jobs)
-                    left = seconds_left(time.monotonic() - began, share, 1.0 - share)
-                    note = "" if left is None else f"{duration(left)} left at most"
-                    bar.update(task, completed=step, note=f"measured every {every} steps, {note}")
+            def tell(step: int, number: int = number, job: TrainConfig = job) -> None:
+                done = (number + step / job.num_steps) / len(left)
+                rest = seconds_left(time.monotonic() - began, done, 1.0 - done)
+                note = "" if rest is None else f", {duration(rest)} left"
+                console.print(f"{run_of(job)}: step {step} of {job.num_steps}{note}", soft_wrap=True)
 
-                yield from track(job, measured, setting.root / "results", tell)
-                bar.update(task, completed=job.num_steps, note="")
+            track(job, measured, results, tell)
+    return [point for job in jobs for point in read_points(points_file(results, job))]
 
 
 def main() -> None:
@@ -195,7 +198,7 @@ def main() -> None:
     reported = [*setting.targets] if args.demo else [each.name for each in TARGETS if each.role == "reported"]
     console = Console()
     make_corpus(setting, console)
-    points = [*run_all(setting, args.targets or reported, args.seeds, console)]
+    points = run_all(setting, args.targets or reported, args.seeds, console)
     for kind in points[0].truth:
         print(f"\nThe truth is of {kind} rows.\n\n{table(points, kind)}")
 

@@ -58,6 +58,7 @@ def test_rows_of_text_have_a_domain_each(tiny_model: Path, tmp_path: Path) -> No
 
     for domain in ("de", "en"):
         write_shard(tmp_path / f"{domain}.parquet", domain, [f"{domain} text number {i}" for i in range(20)])
-    rows = rows_of_text(tmp_path, load_tokenizer(str(tiny_model)), SEQ_LEN, 5, 0, np.array([0.2, 0.8]))
+    rows = rows_of_text(tmp_path, load_tokenizer(str(tiny_model)), SEQ_LEN, 5, 0, {"en": 0.8, "de": 0.2})
     assert rows.domains == ("de", "en")
+    assert rows.share.tolist() == [0.2, 0.8]
     assert np.bincount(rows.domain).tolist() == [5, 5]

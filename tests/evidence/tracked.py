@@ -79,8 +79,7 @@ def track(
     config: TrainConfig, measured: dict[str, Measured], results: Path, tell: Callable[[int], None] = lambda _: None
 ) -> list[Point]:
     """The points of a job, from its file in `results` if it is finished; else it is run from its beginning."""
-    assert config.rehearsal is not None
-    path = results / f"{config.rehearsal.run}.jsonl"
+    path = points_file(results, config)
     if not path.exists():
         results.mkdir(parents=True, exist_ok=True)
         precision = preflight(config)
@@ -90,8 +89,19 @@ def track(
         partial = path.with_name(f".{path.name}")
         partial.write_text("".join(json.dumps(asdict(each)) + "\n" for each in worker.points))
         partial.rename(path)
-        print(f"{config.rehearsal.run}: {time.monotonic() - began:.0f} s", flush=True)
+        print(f"{run_of(config)}: {time.monotonic() - began:.0f} s", flush=True)
     return read_points(path)
+
+
+def run_of(config: TrainConfig) -> str:
+    """The name of a job's run at the service."""
+    assert config.rehearsal is not None
+    return config.rehearsal.run
+
+
+def points_file(results: Path, config: TrainConfig) -> Path:
+    """Where the points of a job are; it is there when the job is finished."""
+    return results / f"{run_of(config)}.jsonl"
 
 
 def read_points(path: Path) -> list[Point]:

@@ -1,6 +1,6 @@
 """Rows whose losses are measured again and again: what the estimate of forgetting is compared with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -55,14 +55,14 @@ def rows_of_corpus(folder: Path, num: int, seed: int) -> Rows:
     assert rows.input_ids is not None
     domain = np.repeat(np.arange(len(ids)), [len(each) for each in ids])
     packed = PackedRows(rows.input_ids.copy(), rows.length.copy())
-    return Rows(corpus.partition.groups, domain, packed, shares_of_domains(folder))
+    return Rows(corpus.partition.groups, domain, packed, np.array([*shares_of_domains(folder).values()]))
 
 
-def shares_of_domains(folder: Path) -> NDArray[np.float64]:
-    """What each domain is of a corpus's rows, float64 [num_domains]."""
-    sizes = np.array([len(each) for each in _ids_by_domain(Corpus(folder))])
-    shares: NDArray[np.float64] = sizes / sizes.sum()
-    return shares
+def shares_of_domains(folder: Path) -> dict[str, float]:
+    """What each domain is of a corpus's rows; adds up to one."""
+    corpus = Corpus(folder)
+    sizes = [len(each) for each in _ids_by_domain(corpus)]
+    return {name: size / sum(sizes) for name, size in zip(corpus.partition.groups, sizes, strict=True)}
 
 
 def _ids_by_domain(corpus: Corpus) -> list[NDArray[np.int64]]:
@@ -75,8 +75,8 @@ def _ids_by_domain(corpus: Corpus) -> list[NDArray[np.int64]]:
     return [np.concatenate(some) for some in ids]
 
 
-def rows_of_text(folder: Path, tokenizer: Any, seq_len: int, num: int, seed: int, share: NDArray[np.float64]) -> Rows:
-    """At most `num` rows of each domain of some shards; `share` is what each domain shall weigh."""
+def rows_of_text(folder: Path, tokenizer: Any, seq_len: int, num: int, seed: int, shares: Mapping[str, float]) -> Rows:
+    """At most `num` rows of each domain of some shards; `shares` says what each domain is of the whole, by name."""
     packed = packed_by_domain(folder, Columns("text", None, "domain"), tokenizer, seq_len, ends_of(tokenizer))
     random, some = np.random.default_rng(seed), list[PackedRows]()
     for rows in packed.values():
@@ -84,7 +84,7 @@ def rows_of_text(folder: Path, tokenizer: Any, seq_len: int, num: int, seed: int
         chosen = np.sort(random.permutation(usable)[:num])
         some.append(PackedRows(rows.input_ids[chosen], rows.length[chosen]))
     domain = np.repeat(np.arange(len(some)), [len(each) for each in some])
-    return Rows(tuple(packed), domain, concatenated(some), share)
+    return Rows(tuple(packed), domain, concatenated(some), np.array([shares[name] for name in packed]))
 
 
 @torch.no_grad()

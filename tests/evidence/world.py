@@ -6,6 +6,7 @@ README.md in this folder says what it writes. A second call goes on where the fi
 import argparse
 import json
 from pathlib import Path
+from typing import Final
 
 import torch
 from rich.console import Console
@@ -15,10 +16,12 @@ from replay_trainer.cli import watch_training
 from replay_trainer.job.metrics import MetricsFile
 from tests.evidence.base_model import SIZES, SizeName, make_model, pretraining_job
 from tests.evidence.domains import PRETRAINING, TARGETS
-from tests.evidence.shards import Amounts, Splitter, write_shard
+from tests.evidence.shards import Amounts, Split, Splitter, write_shard
 
-CORPUS = Amounts(train=600_000, heldout=40_000)
-TARGET = Amounts(train=1_000_000, heldout=60_000)
+CORPUS: Final = Amounts(train=600_000, heldout=40_000)
+TARGET: Final = Amounts(train=1_000_000, heldout=60_000)
+NUM_SHARDS: Final = 4
+"""Of a pretraining domain. Each is a random quarter of its documents: a corpus may be made of the first ones alone."""
 
 
 def write_text(folder: Path, console: Console) -> None:
@@ -32,13 +35,7 @@ def write_text(folder: Path, console: Console) -> None:
     for source in [*PRETRAINING, *targets]:
         role = targets.get(source, "pretraining")
         split = splitter.split(source.documents(), CORPUS if role == "pretraining" else TARGET)
-        train, heldout = (
-            (folder / "pretraining", folder / "heldout")
-            if role == "pretraining"
-            else (folder / "targets" / source.name, folder / "targets_heldout" / source.name)
-        )
-        write_shard(train / f"{source.name}.parquet", source.name, split.train)
-        write_shard(heldout / f"{source.name}.parquet", source.name, split.heldout)
+        _write(folder, source.name, role, split)
         sources[source.name] = {
             "role": role,
             "packages": [f"{each.name} {each.version}".strip() for each in source.packages],
@@ -48,6 +45,17 @@ def write_text(folder: Path, console: Console) -> None:
         }
         console.print(f"{source.name}: {sources[source.name]}", soft_wrap=True)
     listing.write_text(json.dumps(sources, indent=1))
+
+
+def _write(folder: Path, name: str, role: str, split: Split) -> None:
+    if role == "pretraining":
+        for number in range(NUM_SHARDS):
+            shard = folder / "pretraining" / f"{name}-{number:05d}.parquet"
+            write_shard(shard, name, split.train[number::NUM_SHARDS])
+        write_shard(folder / "heldout" / f"{name}.parquet", name, split.heldout)
+    else:
+        write_shard(folder / "targets" / name / f"{name}.parquet", name, split.train)
+        write_shard(folder / "targets_heldout" / name / f"{name}.parquet", name, split.heldout)
 
 
 def pretrain(folder: Path, name: SizeName, console: Console) -> None:
