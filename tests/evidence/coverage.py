@@ -6,6 +6,7 @@ what they have lost is compared with what the service estimates. `WORLD` is a fo
 """
 
 import argparse
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,11 +31,16 @@ from replay_trainer.config import TrainConfig
 from replay_trainer.job.ray_train import preflight
 from tests.evidence.base_model import SEQ_LEN, SIZES
 from tests.evidence.domains import TARGETS
-from tests.evidence.held import table
+from tests.evidence.held import by_domain, summary
 from tests.evidence.tracked import Measured, Point, points_file, read_points, run_of, track
 from tests.evidence.truth import rows_of_corpus, rows_of_text, shares_of_domains
 
 CORPUS: Final = "pretraining"
+PLACES: Final = {
+    demo: re.compile(f"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
+    for demo, name in ((False, "real models"), (True, "the demo"))
+}
+"""Where in a page the summary stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,14 +199,19 @@ def main() -> None:
     parser.add_argument("--demo", action="store_true", help="the demo's model and text")
     parser.add_argument("--targets", nargs="+", help="by default the three reported ones")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--write", type=Path, help="page in which to put the summary")
     args = parser.parse_args()
     setting = of_demo(args.folder) if args.demo else of_world(args.folder, args.size)
     reported = [*setting.targets] if args.demo else [each.name for each in TARGETS if each.role == "reported"]
     console = Console()
     make_corpus(setting, console)
     points = run_all(setting, args.targets or reported, args.seeds, console)
-    for kind in points[0].truth:
-        print(f"\nThe truth is of {kind} rows.\n\n{table(points, kind)}")
+    runs = {each.run for each in points}
+    found = f"{len(runs)} jobs, {len(points) // len(runs)} checks in each.\n\n{summary(points)}"
+    print(f"\n{found}\n\n{by_domain(points, next(iter(points[0].truth)))}")
+    if args.write is not None:
+        page = args.write.read_text()
+        args.write.write_text(PLACES[args.demo].sub(lambda _: f"\n{found}\n\n", page))
 
 
 if __name__ == "__main__":

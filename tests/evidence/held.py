@@ -114,12 +114,19 @@ def of_domains(points: Iterable[Point], kind: str, only: str | None = None) -> I
                 yield Pair.of(each.run, estimate, each.truths[kind][domain])
 
 
-def table(points: Sequence[Point], kind: str) -> str:
-    """Of the corpus, of all domains together, and of each domain."""
+def summary(points: Sequence[Point]) -> str:
+    """Of the corpus and of domains, against each kind of truth."""
+    rows = []
+    for kind in points[0].truth:
+        named = {"corpus": of_corpus(points, kind), "domains": of_domains(points, kind)}
+        rows += [[f"{name}, {kind} rows", *_cells(held(pairs))] for name, pairs in named.items()]
+    return as_table(HEAD, rows)
+
+
+def by_domain(points: Sequence[Point], kind: str) -> str:
+    """Of each domain, against one kind of truth."""
     domains = sorted(points[0].estimates)
-    named = {"corpus": of_corpus(points, kind), "domains together": of_domains(points, kind)}
-    named |= {each: of_domains(points, kind, each) for each in domains}
-    return as_table(HEAD, [[name, *_cells(held(pairs))] for name, pairs in named.items()])
+    return as_table(HEAD, [[each, *_cells(held(of_domains(points, kind, each)))] for each in domains])
 
 
 def _cells(found: Held | None) -> list[str]:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.evidence.held import Pair, held, table
+from tests.evidence.held import Pair, by_domain, held, summary
 from tests.evidence.tracked import Point
 
 
@@ -33,7 +33,7 @@ def test_an_error_of_the_truth_lowers_what_is_counted_by_little() -> None:
     assert found.truth_error == pytest.approx(0.2 / 1.96)
 
 
-def test_the_table_has_the_corpus_and_every_domain() -> None:
+def test_tables_have_the_corpus_and_every_domain() -> None:
     def estimate(low: float | None) -> dict[str, float | None]:
         return {"nats": low, "low": low, "high": None if low is None else low + 1}
 
@@ -41,7 +41,7 @@ def test_the_table_has_the_corpus_and_every_domain() -> None:
     estimates = {"de": estimate(0.0), "en": estimate(None)}
     truths = {"heldout": {"de": true, "en": true}}
     point = Point("a", 25, 3, estimate(1.0), estimates, {"heldout": true}, truths)
-    lines = table([point], "heldout").splitlines()
-    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["corpus", "domains together", "de", "en"]
-    assert lines[2] == "| corpus | 0% of 1 | 0% to 0% | +0.500 | 0.500 | 20% | 0% |"
-    assert lines[5].endswith("| 100% |")
+    lines = summary([point]).splitlines()
+    assert lines[2] == "| corpus, heldout rows | 0% of 1 | 0% to 0% | +0.500 | 0.500 | 20% | 0% |"
+    assert lines[3].startswith("| domains, heldout rows | 100% of 1 |") and lines[3].endswith("| 50% |")
+    assert by_domain([point], "heldout").splitlines()[3] == "| en | - | - | - | - | - | 100% |"
