@@ -6,7 +6,8 @@ import pytest
 
 from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer
-from tests.evidence.tracked import Measured, track
+from tests.evidence.shards import write_shard
+from tests.evidence.tracked import Measured, points_file, track
 from tests.evidence.truth import means, rows_of_corpus, rows_of_text
 from tests.support import running_service
 from tests.trainer.worlds import SEQ_LEN, a_job, corpus_for
@@ -36,7 +37,7 @@ def test_means_weigh_domains_by_their_share(served: tuple[Path, str]) -> None:
     assert {name: each.nats for name, each in of_domain.items()} == {"en": 1.0, "fr": 3.0}
 
 
-def test_a_job_is_measured_beside_what_the_service_estimates_and_not_run_twice(
+def test_a_job_is_measured_beside_what_the_service_estimates_and_not_run_twice_when_finished(
     served: tuple[Path, str], tiny_model: Path, tmp_path: Path
 ) -> None:
     root, url = served
@@ -51,11 +52,11 @@ def test_a_job_is_measured_beside_what_the_service_estimates_and_not_run_twice(
     assert points[0].num_rehearsed > 0 and points[0].estimate["reason"] is not None
     assert track(job, measured, tmp_path / "results", told.append) == points
     assert told == [2, 4]
+    points_file(tmp_path / "results", job).unlink()
+    assert [each.truth for each in track(job, measured, tmp_path / "results")] == [each.truth for each in points]
 
 
 def test_rows_of_text_have_a_domain_each(tiny_model: Path, tmp_path: Path) -> None:
-    from tests.evidence.shards import write_shard
-
     for domain in ("de", "en"):
         write_shard(tmp_path / f"{domain}.parquet", domain, [f"{domain} text number {i}" for i in range(20)])
     rows = rows_of_text(tmp_path, load_tokenizer(str(tiny_model)), SEQ_LEN, 5, 0, {"en": 0.8, "de": 0.2})
