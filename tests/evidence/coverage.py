@@ -32,7 +32,8 @@ from replay_trainer.job.ray_train import preflight
 from tests.evidence.base_model import SEQ_LEN, SIZES
 from tests.evidence.domains import TARGETS
 from tests.evidence.held import by_domain, summary
-from tests.evidence.tracked import Measured, Point, points_file, read_points, run_of, track
+from tests.evidence.recomputed import since
+from tests.evidence.tracked import Measured, Point, points_file, read_points, track
 from tests.evidence.truth import rows_of_corpus, rows_of_text, shares_of_domains
 
 CORPUS: Final = "pretraining"
@@ -69,7 +70,7 @@ class Setting:
 
     def config(self, target: str, seed: int, url: str) -> TrainConfig:
         train, heldout = self.targets[target]
-        run = f"{target.replace('_', '-')}-{seed}"
+        run = run_of(target, seed)
         return TrainConfig.model_validate(
             {
                 "model": str(self.model),
@@ -175,21 +176,30 @@ def measured_rows(setting: Setting, config: TrainConfig) -> dict[str, Measured]:
 def run_all(setting: Setting, targets: Sequence[str], seeds: Sequence[int], console: Console) -> list[Point]:
     """One seed of every target, then the next; a finished job is read from its file."""
     results = setting.root / "results"
-    with service_process(setting.root) as url:
-        jobs = [setting.config(target, seed, url) for seed in seeds for target in targets]
-        left = [job for job in jobs if not points_file(results, job).exists()]
-        measured = measured_rows(setting, left[0]) if left else {}
-        began = time.monotonic()
-        for number, job in enumerate(left):
+    runs = [(target, seed) for seed in seeds for target in targets]
+    left = [each for each in runs if not points_file(results, run_of(*each)).exists()]
+    if left:
+        with service_process(setting.root) as url:
+            _run([setting.config(target, seed, url) for target, seed in left], setting, results, console)
+    return [point for each in runs for point in read_points(points_file(results, run_of(*each)))]
 
-            def tell(step: int, number: int = number, job: TrainConfig = job) -> None:
-                done = (number + step / job.num_steps) / len(left)
-                rest = seconds_left(time.monotonic() - began, done, 1.0 - done)
-                note = "" if rest is None else f", {duration(rest)} left"
-                console.print(f"{run_of(job)}: step {step} of {job.num_steps}{note}", soft_wrap=True)
 
-            track(job, measured, results, tell)
-    return [point for job in jobs for point in read_points(points_file(results, job))]
+def _run(jobs: Sequence[TrainConfig], setting: Setting, results: Path, console: Console) -> None:
+    measured, began = measured_rows(setting, jobs[0]), time.monotonic()
+    for number, job in enumerate(jobs):
+
+        def tell(step: int, number: int = number, job: TrainConfig = job) -> None:
+            done = (number + step / job.num_steps) / len(jobs)
+            rest = seconds_left(time.monotonic() - began, done, 1.0 - done)
+            note = "" if rest is None else f", {duration(rest)} left"
+            console.print(f"{job.output.name}: step {step} of {job.num_steps}{note}", soft_wrap=True)
+
+        track(job, measured, results, tell)
+
+
+def run_of(target: str, seed: int) -> str:
+    """The name of a job's run at the service."""
+    return f"{target.replace('_', '-')}-{seed}"
 
 
 def main() -> None:
@@ -199,6 +209,7 @@ def main() -> None:
     parser.add_argument("--demo", action="store_true", help="the demo's model and text")
     parser.add_argument("--targets", nargs="+", help="by default the three reported ones")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--since", type=int, default=0, help="estimate from reports of this step on alone")
     parser.add_argument("--write", type=Path, help="page in which to put the summary")
     args = parser.parse_args()
     setting = of_demo(args.folder) if args.demo else of_world(args.folder, args.size)
@@ -206,8 +217,10 @@ def main() -> None:
     console = Console()
     make_corpus(setting, console)
     points = run_all(setting, args.targets or reported, args.seeds, console)
+    if args.since:
+        points = since(setting.root, points, args.since)
     runs = {each.run for each in points}
-    found = f"{len(runs)} jobs, {len(points) // len(runs)} checks in each.\n\n{summary(points)}"
+    found = f"Jobs: {len(runs)}. Checks in each: {len(points) // len(runs)}.\n\n{summary(points)}"
     print(f"\n{found}\n\n{by_domain(points, next(iter(points[0].truth)))}")
     if args.write is not None:
         page = args.write.read_text()

@@ -6,6 +6,7 @@ import pytest
 
 from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer
+from tests.evidence.recomputed import since
 from tests.evidence.shards import write_shard
 from tests.evidence.tracked import Measured, points_file, track
 from tests.evidence.truth import means, rows_of_corpus, rows_of_text
@@ -52,7 +53,11 @@ def test_a_job_is_measured_beside_what_the_service_estimates_and_not_run_twice_w
     assert points[0].num_rehearsed > 0 and points[0].estimate["reason"] is not None
     assert track(job, measured, tmp_path / "results", told.append) == points
     assert told == [2, 4]
-    points_file(tmp_path / "results", job).unlink()
+    again, later = since(root, points, 0), since(root, points, 2)
+    assert [each.estimate["num_effective"] for each in again] == [each.estimate["num_effective"] for each in points]
+    assert [each.step for each in later] == [4]
+    assert later[0].estimate["num_effective"] < again[1].estimate["num_effective"]
+    points_file(tmp_path / "results", "tracked").unlink()
     assert [each.truth for each in track(job, measured, tmp_path / "results")] == [each.truth for each in points]
 
 

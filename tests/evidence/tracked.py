@@ -79,7 +79,8 @@ def track(
     config: TrainConfig, measured: dict[str, Measured], results: Path, tell: Callable[[int], None] = lambda _: None
 ) -> list[Point]:
     """The points of a job, from its file in `results` if it is finished; else it is run from its beginning."""
-    path = points_file(results, config)
+    assert config.rehearsal is not None
+    path = points_file(results, config.rehearsal.run)
     if not path.exists():
         results.mkdir(parents=True, exist_ok=True)
         precision = preflight(config)
@@ -89,19 +90,13 @@ def track(
         partial = path.with_name(f".{path.name}")
         partial.write_text("".join(json.dumps(asdict(each)) + "\n" for each in worker.points))
         partial.rename(path)
-        print(f"{run_of(config)}: {time.monotonic() - began:.0f} s", flush=True)
+        print(f"{config.rehearsal.run}: {time.monotonic() - began:.0f} s", flush=True)
     return read_points(path)
 
 
-def run_of(config: TrainConfig) -> str:
-    """The name of a job's run at the service."""
-    assert config.rehearsal is not None
-    return config.rehearsal.run
-
-
-def points_file(results: Path, config: TrainConfig) -> Path:
+def points_file(results: Path, run: str) -> Path:
     """Where the points of a job are; it is there when the job is finished."""
-    return results / f"{run_of(config)}.jsonl"
+    return results / f"{run}.jsonl"
 
 
 def read_points(path: Path) -> list[Point]:
