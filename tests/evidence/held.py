@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
@@ -46,15 +45,6 @@ class Pair:
         """Whether the interval holds the truth, as it was measured."""
         assert self.low is not None and self.high is not None
         return self.low <= self.truth <= self.high
-
-    @property
-    def chance_to_hold(self) -> float:
-        """The probability that the interval holds the exact truth, which is normal about the measured one."""
-        assert self.low is not None and self.high is not None
-        if not self.truth_error:
-            return float(self.holds)
-        exact = NormalDist(self.truth, self.truth_error)
-        return exact.cdf(self.high) - exact.cdf(self.low)
 
 
 @dataclass(frozen=True, slots=True)
