@@ -14,7 +14,7 @@ from replay_service.ledger.sampled_corpus import SampledCorpus
 from replay_service.sampling.events import REPORTED_ROW, Reported, stacked
 from replay_service.sampling.pending import Awaited
 from replay_service.sampling.run_state import RunState
-from replay_service.sampling.runs import runs_of
+from replay_service.sampling.step_slices import step_slices
 from replay_service.wire.losses import GAINS_NOT_TOLD
 
 Int64Array = NDArray[np.int64]
@@ -103,11 +103,11 @@ class Intake:
 
     def _fates(self, state: RunState, step: Int64Array, sample_id: Int64Array) -> Int64Array:
         """Outcomes of rows in the order of their steps, int64 [n]."""
-        runs = runs_of(step)
-        are_first = Awaited(state.pending, runs, sample_id).are_first()
+        slices = step_slices(step)
+        are_first = Awaited(state.pending, slices, sample_id).are_first()
         fates = np.where(are_first, _ACCEPTED, _DUPLICATE)
         if np.count_nonzero(are_first) < len(step):
-            for each, begin, end in runs:
+            for each, begin, end in slices:
                 others = begin + np.flatnonzero(~are_first[begin:end])
                 if len(others):
                     self._check_planned(state, each, sample_id[others])

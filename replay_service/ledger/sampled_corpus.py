@@ -51,7 +51,7 @@ def partition_seen(record: RunRecord, state: RunState, corpus: SampledCorpus) ->
         InvalidRun: when they are not those of the corpus.
     """
     partition = corpus.partition_of(state.generation)
-    if not np.array_equal(partition.sizes, state.walk.sizes):
+    if not np.array_equal(partition.sizes, state.cursors.sizes):
         raise InvalidRun(
             f"generation {state.generation} of corpus {record.corpus!r} is not the one that run {record.run!r} sees: "
             "its strata have other sizes; bring the corpus back, or create a new run"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.sampling.events import PLANNED_ROW, stacked
-from replay_service.sampling.runs import Run, order_in_steps, runs_of
+from replay_service.sampling.step_slices import StepSlice, order_in_steps, step_slices
 
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -49,7 +49,7 @@ class Pending:
         planned, awaited = rows.take(order).view(_PLANNED_BYTES), np.ones(len(order), dtype=bool)
         return {
             each: cls(planned[begin:end], sample_id[begin:end], awaited[begin:end], end - begin)
-            for each, begin, end in runs_of(step)
+            for each, begin, end in step_slices(step)
         }
 
     @property
@@ -66,15 +66,15 @@ _NOTHING: Final = Pending(np.zeros(1, dtype=_PLANNED_BYTES), np.zeros(1, dtype=n
 class Awaited:
     """What reported samples are among those that await a report: all steps in one pass, their samples end to end."""
 
-    def __init__(self, pending: dict[int, Pending], runs: Sequence[Run], sample_id: Int64Array) -> None:
+    def __init__(self, pending: dict[int, Pending], slices: Sequence[StepSlice], sample_id: Int64Array) -> None:
         """Look up each `sample_id` (int64 [n]), of the steps that `runs` say."""
         self._pending = pending
-        self._of_step = {step: pending[step] for step, _, _ in runs if step in pending}
+        self._of_step = {step: pending[step] for step, _, _ in slices if step in pending}
         parts = [*self._of_step.values(), _NOTHING]
         *firsts, last = accumulate((len(each.sample_id) for each in parts[:-1]), initial=0)
         self._begin = dict(zip(self._of_step, firsts, strict=True))
         self._place = np.empty(len(sample_id), dtype=np.int64)
-        for step, begin, end in runs:
+        for step, begin, end in slices:
             # What would stand after the last sample is compared with the last one, and is not found.
             own = self._of_step.get(step, _NOTHING).sample_id[:-1]
             self._place[begin:end] = own.searchsorted(sample_id[begin:end]) + self._begin.get(step, last)

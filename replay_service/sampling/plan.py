@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.sampling.controller import decide
+from replay_service.sampling.cursors import Cursors
 from replay_service.sampling.events import PLANNED_ROW, Adjusted, Planned
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.permutation import keys, uniforms
 from replay_service.sampling.policies import systematic
 from replay_service.sampling.response import change_of_ratio
 from replay_service.sampling.run_state import RunState, pass_fence, whole_rows
-from replay_service.sampling.runs import order_in_steps
-from replay_service.sampling.walk import Walk
+from replay_service.sampling.step_slices import order_in_steps
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
@@ -62,10 +62,10 @@ def plan_steps(state: RunState, partition: Partition, last_step: int) -> list[Pl
 
     `partition` is that of the state's generation.
     """
-    walk, learned = state.walk.copy(), state.what_plans_learn_from()
+    cursors, learned = state.cursors.copy(), state.what_plans_learn_from()
     probabilities = state.probabilities()
     plans, first, carry = [], state.next_step, state.carry
-    before = int(walk.num_draws.sum())
+    before = int(cursors.num_draws.sum())
     while first <= last_step:
         known = learned.policy_version
         pass_fence(learned, first)
@@ -73,7 +73,7 @@ def plan_steps(state: RunState, partition: Partition, last_step: int) -> list[Pl
             probabilities = learned.probabilities()
         steps = range(first, _last_before_news(learned, last_step) + 1)
         num_draws, carry = whole_rows(state, steps, carry)
-        rows = _draw(partition, probabilities, walk, state.config.seed, steps, num_draws)
+        rows = _draw(partition, probabilities, cursors, state.config.seed, steps, num_draws)
         ends = list(accumulate(num_draws, initial=0))
         for step, (begin, end) in zip(steps, pairwise(ends), strict=True):
             plans.append(Planned(step, learned.policy_version, before + begin, rows[begin:end]))
@@ -89,7 +89,12 @@ def _last_before_news(learned: RunState, last_step: int) -> int:
 
 
 def _draw(
-    partition: Partition, probabilities: Float64Array, walk: Walk, seed: int, steps: range, num_draws: Sequence[int]
+    partition: Partition,
+    probabilities: Float64Array,
+    cursors: Cursors,
+    seed: int,
+    steps: range,
+    num_draws: Sequence[int],
 ) -> np.ndarray:
     """The samples of neighbouring steps that are drawn by the same probabilities, step by step: PLANNED_ROW [n].
 
@@ -106,11 +111,11 @@ def _draw(
     back = np.empty_like(by_stratum)
     back[by_stratum] = np.arange(len(back))
     stratum = stratum[by_stratum]
-    drawn = walk.draw(seed, stratum)
+    drawn = cursors.draw(seed, stratum)
     rows["sample_id"] = partition.locate(stratum, drawn.row)
     rows["stratum"] = stratum
     rows["times_drawn"] = drawn.times_drawn
-    rows["probability"] = probabilities[stratum] / walk.sizes[stratum] * drawn.chance
+    rows["probability"] = probabilities[stratum] / cursors.sizes[stratum] * drawn.chance
     return rows.take(back[_shuffled(seed, step)])
 
 

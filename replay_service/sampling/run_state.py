@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from replay_service.sampling.cursors import Cursors
 from replay_service.sampling.damage import DAMAGE_OF, LEAST_DAMAGE, damage_rates
 from replay_service.sampling.events import (
     Adjusted,
@@ -31,10 +32,9 @@ from replay_service.sampling.latest import REPORT_ROW, LatestReports
 from replay_service.sampling.pending import Awaited, Pending
 from replay_service.sampling.response import RatioCourse
 from replay_service.sampling.run_config import RunConfig
-from replay_service.sampling.runs import Run, runs_of
+from replay_service.sampling.step_slices import StepSlice, step_slices
 from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, DecayedSums, Totals
 from replay_service.sampling.trained import TrainedTotals
-from replay_service.sampling.walk import Walk
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
@@ -71,7 +71,7 @@ class RunState:
     """The generation of the corpus that the run sees."""
     num_quantiles: int
     """Strata of a group; stratum k is quantile k % num_quantiles of group k // num_quantiles."""
-    walk: Walk
+    cursors: Cursors
     totals: Totals
     recent: DecayedSums
     latest: tuple[LatestReports, LatestReports]
@@ -99,10 +99,10 @@ class RunState:
     @classmethod
     def initial(cls, created: Created) -> "RunState":
         num, held_back = len(created.sizes), HeldBack(created.config.held_back)
-        walk = Walk.over(np.array(created.sizes, dtype=np.int64), held_back)
+        cursors = Cursors.over(np.array(created.sizes, dtype=np.int64), held_back)
         totals, recent = Totals.zeros(num), DecayedSums.zeros(num, created.config.half_life_steps)
         latest = LatestReports.of(), LatestReports.of()
-        state = cls(created.config, created.generation, created.num_quantiles, walk, totals, recent, latest)
+        state = cls(created.config, created.generation, created.num_quantiles, cursors, totals, recent, latest)
         state.ratios = (RatioSince(0, created.config.ratio),)
         return state
 
@@ -128,7 +128,7 @@ class RunState:
 
     @property
     def num_strata(self) -> int:
-        return len(self.walk.epoch)
+        return len(self.cursors.epoch)
 
     def rows_due(self, step: int) -> Fraction:
         """How many rows the step is due to rehearse; what it does is a whole number, and the rest is carried on."""
@@ -146,8 +146,8 @@ class RunState:
         return FirstVisits(
             reports=self.latest[FIRST_VISITS].rows.copy(),
             step=self.recent.origin,
-            sizes=self.walk.sizes.copy(),
-            chance=self.probabilities() * self.walk.share_of_first_visits(),
+            sizes=self.cursors.sizes.copy(),
+            chance=self.probabilities() * self.cursors.share_of_first_visits(),
             num_quantiles=self.num_quantiles,
             half_life=self.config.half_life_steps,
             prior_weight=self.config.prior_weight,
@@ -155,7 +155,7 @@ class RunState:
 
     def all_visits(self) -> FirstVisits:
         """The same of first and later visits alike: where rehearsal repairs what it visits, it tells of too little."""
-        first = self.walk.share_of_first_visits()
+        first = self.cursors.share_of_first_visits()
         parts = []
         for latest, share in zip(self.latest, (first, 1.0 - first), strict=True):
             rows = latest.rows[share[latest.rows["stratum"]] > 0.0]
@@ -196,7 +196,7 @@ class RunState:
         They are computed once for each version of the policy.
         """
         if self._probabilities is None or self._probabilities[0] != self.policy_version:
-            probabilities = self.config.make_policy().probabilities(self.walk.sizes, self.damage_rates())
+            probabilities = self.config.make_policy().probabilities(self.cursors.sizes, self.damage_rates())
             probabilities.flags.writeable = False
             self._probabilities = self.policy_version, probabilities
         return self._probabilities[1]
@@ -246,7 +246,7 @@ def _fold_planned(state: RunState, plans: Sequence[Planned]) -> None:
     assert [plan.step for plan in plans] == list(steps), f"no plans of the steps from {state.next_step} on"
     _, state.carry = whole_rows(state, steps, state.carry)
     stratum = np.concatenate([plan.rows["stratum"] for plan in plans])
-    state.walk.advance(state.config.seed, np.sort(stratum).astype(np.int64))
+    state.cursors.advance(state.config.seed, np.sort(stratum).astype(np.int64))
     state.pending.update(Pending.of_steps({plan.step: plan.rows for plan in plans}))
     for step in steps:
         pass_fence(state, step)
@@ -284,7 +284,7 @@ def _fold_configured(state: RunState, config: RunConfig) -> None:
 
 
 def _fold_adopted(state: RunState, generation: int, sizes: tuple[int, ...]) -> None:
-    state.walk.grow(np.array(sizes, dtype=np.int64))
+    state.cursors.grow(np.array(sizes, dtype=np.int64))
     state.totals.grow(len(sizes))
     state.recent.grow(len(sizes))
     state.generation, state.generation_since = generation, state.next_step
@@ -311,56 +311,56 @@ def _damage_unit(config: RunConfig) -> tuple[str, float, float]:
 
 def _fold_reported(state: RunState, reports: Sequence[Reported]) -> None:
     """Reports, one or more: the additions of folding one after the other, in their order."""
-    rows, runs = stacked([each.rows for each in reports]), _runs_of(reports)
-    plan = Awaited(state.pending, runs, np.ascontiguousarray(rows["sample_id"])).take()
+    rows, slices = stacked([each.rows for each in reports]), _slices_of(reports)
+    plan = Awaited(state.pending, slices, np.ascontiguousarray(rows["sample_id"])).take()
     was_measured, num_reports = rows["num_tokens"] > 0, len(reports)
     if np.count_nonzero(was_measured) < len(rows):
         step, report = (
             np.repeat(each, [len(every.rows) for every in reports])[was_measured]
             for each in ([each.step for each in reports], np.arange(num_reports))
         )
-        runs, num_reports = runs_of(step), int(np.count_nonzero(np.bincount(report)))
+        slices, num_reports = step_slices(step), int(np.count_nonzero(np.bincount(report)))
         plan, rows = plan[was_measured], rows[was_measured]
-    _fold_measured(state, runs, plan, rows)
+    _fold_measured(state, slices, plan, rows)
     if state.config.fence is None:
         state.policy_version += num_reports
 
 
-def _runs_of(reports: Sequence[Reported]) -> list[Run]:
-    """The runs of steps in the rows of reports."""
-    runs, begin = list[Run](), 0
+def _slices_of(reports: Sequence[Reported]) -> list[StepSlice]:
+    """The slices of steps in the rows of reports."""
+    slices, begin = list[StepSlice](), 0
     for each in reports:
         end = begin + len(each.rows)
-        if runs and runs[-1].step == each.step:
-            runs[-1] = Run(each.step, runs[-1].begin, end)
+        if slices and slices[-1].step == each.step:
+            slices[-1] = StepSlice(each.step, slices[-1].begin, end)
         else:
-            runs.append(Run(each.step, begin, end))
+            slices.append(StepSlice(each.step, begin, end))
         begin = end
-    return runs
+    return slices
 
 
-def _fold_measured(state: RunState, runs: Sequence[Run], plan: np.ndarray, rows: np.ndarray) -> None:
+def _fold_measured(state: RunState, slices: Sequence[StepSlice], plan: np.ndarray, rows: np.ndarray) -> None:
     """Losses of the samples in `plan` (PLANNED_ROW), row by row."""
     measured = np.empty(len(rows), dtype=HELD_ROW)
     measured["sample_id"], measured["stratum"] = plan["sample_id"], plan["stratum"]
     measured["visit"] = plan["times_drawn"] != 1
-    measured["chance"] = plan["probability"] * state.walk.sizes[plan["stratum"]]
+    measured["chance"] = plan["probability"] * state.cursors.sizes[plan["stratum"]]
     measured["excess_nats"] = rows["loss_nats"] - rows["base_loss_nats"]
     measured["damage"] = DAMAGE_OF[state.config.signal](rows, state.config.learnable_nats, state.config.delta_nats)
     state.totals.add(measured["stratum"].astype(np.int64), rows, measured["excess_nats"])
     if state.config.fence is None:
-        _learn(state, runs, measured)
+        _learn(state, slices, measured)
         return
-    for step, begin, end in runs:
+    for step, begin, end in slices:
         state.held[step] = stacked([state.held.get(step, measured[:0]), measured[begin:end]])
 
 
-def _learn(state: RunState, runs: Sequence[Run], measured: np.ndarray) -> None:
+def _learn(state: RunState, slices: Sequence[StepSlice], measured: np.ndarray) -> None:
     """Let plans know what was measured: HELD_ROW [n], the rows of each step as `runs` say."""
     visit, stratum = measured["visit"].astype(np.int64), measured["stratum"].astype(np.int64)
-    state.recent.add(runs, visit, stratum, measured["damage"])
+    state.recent.add(slices, visit, stratum, measured["damage"])
     reports = np.empty(len(measured), dtype=REPORT_ROW)
-    for step, begin, end in runs:
+    for step, begin, end in slices:
         reports["step"][begin:end] = step
     for name in ("stratum", "chance", "excess_nats"):
         reports[name] = measured[name]
@@ -380,7 +380,7 @@ def pass_fence(state: RunState, step: int) -> None:
     if passing:
         parts = [in_canonical_order(state.held.pop(each)) for each in passing]
         measured, ends = stacked(parts), [*itertools.accumulate(map(len, parts))]
-        _learn(state, list(map(Run, passing, [0, *ends], ends)), measured)
+        _learn(state, list(map(StepSlice, passing, [0, *ends], ends)), measured)
         state.policy_version += len(passing)
 
 

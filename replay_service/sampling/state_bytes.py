@@ -15,13 +15,13 @@ from typing import Any, Final
 
 import numpy as np
 
+from replay_service.sampling.cursors import BORN_ROW
 from replay_service.sampling.events import PLANNED_ROW, Created
 from replay_service.sampling.latest import REPORT_ROW
 from replay_service.sampling.pending import Pending
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.run_state import HELD_ROW, RatioSince, RunState, in_canonical_order
 from replay_service.sampling.trained import TrainedCounts, TrainedTotals
-from replay_service.sampling.walk import BORN_ROW
 
 STATE_VERSION: Final = 8
 _MAGIC: Final = b"replayst"
@@ -48,8 +48,8 @@ def to_bytes(state: RunState) -> bytes:
         "origin": state.recent.origin,
         "reference": state.recent.reference,
         "num_strata": state.num_strata,
-        "num_blocks": state.walk.block_size.shape[1],
-        "num_born": len(state.walk.born),
+        "num_blocks": state.cursors.block_size.shape[1],
+        "num_born": len(state.cursors.born),
         "latest": [len(each.rows) for each in state.latest],
         "trained": state.trained.counts,
         "trained_through": sorted(state.trained.next_step.items()),
@@ -58,7 +58,7 @@ def to_bytes(state: RunState) -> bytes:
     }
     text = json.dumps(head, sort_keys=True, separators=(",", ":")).encode()
     arrays = [array.astype(array.dtype.newbyteorder("<")).tobytes() for array in _arrays(state)]
-    rows = [state.walk.born.tobytes(), *(each.rows.tobytes() for each in state.latest)]
+    rows = [state.cursors.born.tobytes(), *(each.rows.tobytes() for each in state.latest)]
     rows += [state.pending[step].rows.tobytes() for step in steps]
     rows += [in_canonical_order(state.held[step]).tobytes() for step in held]
     return b"".join([_PREFIX.pack(_MAGIC, STATE_VERSION, len(text)), text, *arrays, *rows])
@@ -94,8 +94,8 @@ def from_bytes(data: bytes) -> RunState:
     for array in _arrays(state):
         array[...] = np.frombuffer(data, array.dtype.newbyteorder("<"), array.size, place).reshape(array.shape)
         place += array.nbytes
-    state.walk.born = np.frombuffer(data, BORN_ROW, head["num_born"], place)
-    place += state.walk.born.nbytes
+    state.cursors.born = np.frombuffer(data, BORN_ROW, head["num_born"], place)
+    place += state.cursors.born.nbytes
     for latest, num_rows in zip(state.latest, head["latest"], strict=True):
         latest.add(np.frombuffer(data, REPORT_ROW, num_rows, place))
         place += num_rows * REPORT_ROW.itemsize
@@ -115,12 +115,15 @@ def _empty(head: dict[str, Any]) -> RunState:
     config, nothing = RunConfig.from_journal(head["config"]), (0,) * head["num_strata"]
     state = RunState.initial(Created(config, head["generation"], head["num_quantiles"], nothing))
     shape = (head["num_strata"], head["num_blocks"])
-    state.walk.block_size, state.walk.block_drawn = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    state.cursors.block_size, state.cursors.block_drawn = (
+        np.zeros(shape, dtype=np.int64),
+        np.zeros(shape, dtype=np.int64),
+    )
     return state
 
 
 def _arrays(state: RunState) -> Iterator[np.ndarray]:
     totals = state.totals
-    yield from (state.walk.num_draws, state.walk.epoch, state.walk.sizes)
-    yield from (state.walk.block_size, state.walk.block_drawn)
+    yield from (state.cursors.num_draws, state.cursors.epoch, state.cursors.sizes)
+    yield from (state.cursors.block_size, state.cursors.block_drawn)
     yield from (totals.counts, totals.nats, state.recent.sums)

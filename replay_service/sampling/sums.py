@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_service.sampling.runs import Run
+from replay_service.sampling.step_slices import StepSlice
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
@@ -130,9 +130,9 @@ class DecayedSums:
         self._see_from(self.origin)
         self.half_life = half_life
 
-    def add(self, runs: Sequence[Run], visit: Int64Array, stratum: Int64Array, damage: Float64Array) -> None:
+    def add(self, slices: Sequence[StepSlice], visit: Int64Array, stratum: Int64Array, damage: Float64Array) -> None:
         """Count the n samples of some steps; arrays [n], damage in the unit of the signal."""
-        weight, moves = self._weighed(runs, len(visit))
+        weight, moves = self._weighed(slices, len(visit))
         cells, terms = _COUNT_AND_DAMAGE * self.sums.shape[1] + stratum, np.empty((2, len(visit)))
         cells += visit * self.sums.shape[1]
         terms[0] = weight
@@ -144,11 +144,11 @@ class DecayedSums:
             begin = end
         _add(self.sums, cells[:, begin:], terms[:, begin:])
 
-    def _weighed(self, runs: Sequence[Run], num: int) -> tuple[Float64Array, list[tuple[int, int]]]:
+    def _weighed(self, slices: Sequence[StepSlice], num: int) -> tuple[Float64Array, list[tuple[int, int]]]:
         """The weight of each sample at the reference that it meets; where that moves, and to which step."""
         weight = np.empty(num)
         reference, moves = self.reference, []
-        for step, begin, end in runs:
+        for step, begin, end in slices:
             if step - reference >= self.half_life:
                 reference = step
                 moves.append((begin, step))

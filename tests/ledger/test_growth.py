@@ -49,7 +49,7 @@ def another_owner(journal: Journal, folder: Path) -> RunOwner:
 
 def seen(owner: RunOwner) -> tuple[int, list[int]]:
     """The generation that a run sees, and the sizes of its strata."""
-    return owner.read(lambda state: (state.generation, state.walk.sizes.tolist()))
+    return owner.read(lambda state: (state.generation, state.cursors.sizes.tolist()))
 
 
 def holds(journal: Journal) -> bool:
@@ -101,7 +101,7 @@ def test_within_an_epoch_nothing_repeats_while_the_corpus_grows(journal: Journal
         epochs.see(Corpus(folder / "wiki"), range(num_strata))
         num_strata = len(seen(owner)[1])
     assert num_strata == 6
-    assert owner.read(lambda state: state.walk.epoch.max()) > 1
+    assert owner.read(lambda state: state.cursors.epoch.max()) > 1
     assert holds(journal)
 
 

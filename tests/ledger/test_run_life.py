@@ -213,7 +213,7 @@ class RunLife(RuleBasedStateMachine):
 
     @invariant()
     def the_strata_are_those_of_the_generation_that_was_adopted_last(self) -> None:
-        seen = self.owner.read(lambda state: (state.generation, state.walk.sizes.tolist()))
+        seen = self.owner.read(lambda state: (state.generation, state.cursors.sizes.tolist()))
         assert seen == (self.seen, self.sizes[self.seen])
 
     @invariant()

@@ -17,7 +17,7 @@ from replay_service.sampling.partition import Extent, Partition
 from replay_service.sampling.plan import adjustment_due, last_before_decision, plan_steps
 from replay_service.sampling.run_config import Feedback, RunConfig
 from replay_service.sampling.run_state import RunState, fold, fold_all
-from replay_service.sampling.runs import runs_of
+from replay_service.sampling.step_slices import step_slices
 from tests.sampling.worlds import created_of
 
 Float64Array = NDArray[np.float64]
@@ -196,7 +196,7 @@ class _Simulated:
         share = 0.02 + 0.5 * (1.0 - np.exp(-np.maximum(lost, 0.0)))
         rows["num_tokens"], rows["num_flips"] = NUM_TOKENS, random.binomial(NUM_TOKENS, share)
         reports = []
-        for each, begin, end in runs_of(step):
+        for each, begin, end in step_slices(step):
             num_ranks = world.num_ranks[each % len(world.num_ranks)]
             for rank in range(num_ranks):
                 own = rows[begin:end][rank::num_ranks]
@@ -207,7 +207,7 @@ class _Simulated:
     def _ease(self, stratum: Int64Array) -> None:
         """Rehearsal of a stratum lessens what all of it has lost; half of that comes back in 40 steps."""
         if self.world.eased:
-            share = self.state.walk.sizes / self.state.walk.sizes.mean()
+            share = self.state.cursors.sizes / self.state.cursors.sizes.mean()
             visits = np.bincount(stratum, minlength=len(share))
             self.eased = 0.5 ** (WINDOW / 40.0) * self.eased + self.world.eased * visits / share
 

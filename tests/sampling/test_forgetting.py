@@ -156,7 +156,7 @@ def test_where_no_first_visits_are_left_the_controller_decides_by_later_ones() -
         if len(plan.rows):
             fold(state, report_of(plan.step, np.unique(plan.rows["sample_id"]), loss=2.0, base_loss=1.0))
     state.ratios = (RatioSince(0, Fraction(1, 10)),)
-    assert (state.walk.epoch > 0).all()
+    assert (state.cursors.epoch > 0).all()
     assert nothing_said(state.forgetting(), "first visits")
     assert state.all_visits().of_corpus().nats == pytest.approx(1.0)
     adjusted = adjustment_due(state)

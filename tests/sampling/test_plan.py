@@ -67,7 +67,7 @@ def test_a_window_is_planned_and_folded_as_its_steps_would_be_one_by_one(
         for state in (at_once, one_by_one):
             reported_in_full(state, last_step)
         if data.draw(st.booleans(), label="the corpus grows"):
-            grown = tuple(int(size) + data.draw(st.integers(0, 3)) for size in at_once.walk.sizes)
+            grown = tuple(int(size) + data.draw(st.integers(0, 3)) for size in at_once.cursors.sizes)
             for state in (at_once, one_by_one):
                 fold(state, Adopted(last_step, state.generation + 1, grown))
 

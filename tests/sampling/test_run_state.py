@@ -11,8 +11,8 @@ from replay_service.sampling.events import Adopted, Closed, Configured, Event
 from replay_service.sampling.pending import Awaited
 from replay_service.sampling.run_config import Feedback
 from replay_service.sampling.run_state import RunState, fold, fold_all
-from replay_service.sampling.runs import Run
 from replay_service.sampling.state_bytes import to_bytes
+from replay_service.sampling.step_slices import StepSlice
 from replay_service.sampling.sums import FIRST_VISITS
 from tests.sampling.worlds import image, initial_state, plan_by_hand, planned, plans_of, report_of
 
@@ -27,7 +27,7 @@ def lived(data: st.DataObject) -> tuple[list[Event], RunState]:
         if data.draw(st.integers(0, 4), label="adopt now") == 4:
             more = data.draw(st.lists(st.integers(0, 3), min_size=state.num_strata, max_size=state.num_strata))
             new = data.draw(st.sampled_from([(), (2, 1)]), label="new strata")
-            sizes = (*(state.walk.sizes + np.array(more)).tolist(), *new)
+            sizes = (*(state.cursors.sizes + np.array(more)).tolist(), *new)
             event: Event = Adopted(state.next_step - 1, state.generation + 1, sizes)
             fold(state, event)
             journal.append(event)
@@ -98,7 +98,7 @@ def test_of_equal_samples_the_first_awaits_the_report(ids: list[int]) -> None:
     state = initial_state([50])
     fold(state, plan_by_hand(0, [2, 3, 5, 7], [0, 0, 0, 0]))
     fold(state, report_of(0, [5]))
-    awaited = Awaited(state.pending, [Run(0, 0, len(ids))], np.array(ids, dtype=np.int64)).are_first()
+    awaited = Awaited(state.pending, [StepSlice(0, 0, len(ids))], np.array(ids, dtype=np.int64)).are_first()
     assert awaited.tolist() == [each in {2, 3, 7} and each not in ids[:i] for i, each in enumerate(ids)]
 
 
@@ -107,7 +107,7 @@ def test_of_each_step_its_own_samples_await_reports() -> None:
     for step, ids in enumerate([[2, 3], [3, 5], [2, 9]]):
         fold(state, plan_by_hand(step, ids, [0, 0]))
     fold(state, report_of(1, [3, 5]))
-    runs = [Run(2, 0, 3), Run(1, 3, 5), Run(7, 5, 6), Run(0, 6, 9), Run(2, 9, 10)]
+    runs = [StepSlice(2, 0, 3), StepSlice(1, 3, 5), StepSlice(7, 5, 6), StepSlice(0, 6, 9), StepSlice(2, 9, 10)]
     ids = np.array([9, 3, 3, 3, 5, 2, 3, 5, 2, 2], dtype=np.int64)
     awaited = Awaited(state.pending, runs, ids).are_first()
     assert awaited.tolist() == [True, False, False, False, False, False, True, False, True, True]
@@ -153,7 +153,7 @@ def test_a_plan_moves_the_cursors_and_awaits_its_reports() -> None:
     state = initial_state([50, 50, 50])
     fold(state, plan_by_hand(0, [9, 4, 7], [2, 0, 2]))
     assert state.next_step == 1
-    assert state.walk.num_draws.tolist() == [1, 0, 2]
+    assert state.cursors.num_draws.tolist() == [1, 0, 2]
     assert state.pending[0].rows["sample_id"].tolist() == [4, 7, 9]
     assert state.policy_version == 1
 
@@ -184,7 +184,7 @@ def test_a_step_that_is_reported_in_full_awaits_nothing() -> None:
 def test_a_sample_drawn_twice_in_a_step_awaits_one_report() -> None:
     state = initial_state([50])
     fold(state, plan_by_hand(0, [3, 3, 3], [0, 0, 0]))
-    assert state.walk.num_draws.tolist() == [3]
+    assert state.cursors.num_draws.tolist() == [3]
     fold(state, report_of(0, [3]))
     assert state.totals.samples.tolist() == [1]
     assert state.pending == {}
@@ -298,7 +298,7 @@ def test_a_later_generation_brings_rows_and_strata_of_which_nothing_is_known_yet
     known = [array.copy() for array in (state.totals.samples, state.recent.count, state.recent.damage)]
     fold(state, Adopted(0, 3, (7, 9, 4, 6)))
     assert (state.generation, state.generation_since, state.policy_version) == (3, 1, version + 1)
-    assert (state.num_strata, state.walk.sizes.tolist()) == (4, [7, 9, 4, 6])
+    assert (state.num_strata, state.cursors.sizes.tolist()) == (4, [7, 9, 4, 6])
     for grown, old in zip((state.totals.samples, state.recent.count, state.recent.damage), known, strict=True):
         assert np.array_equal(grown[..., :2], old)
         assert not grown[..., 2:].any()

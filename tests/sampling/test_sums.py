@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_service.sampling.runs import runs_of
+from replay_service.sampling.step_slices import step_slices
 from replay_service.sampling.sums import FIRST_VISITS, DecayedSums
 
 LATER_VISITS = 1
@@ -29,7 +29,7 @@ Report = tuple[int, int, int, float]
 
 def add(sums: DecayedSums, told: list[Report]) -> None:
     step, visit, stratum = np.array([each[:3] for each in told], dtype=np.int64).reshape(-1, 3).T
-    sums.add(runs_of(step), visit, stratum, np.array([each[3] for each in told], dtype=np.float64))
+    sums.add(step_slices(step), visit, stratum, np.array([each[3] for each in told], dtype=np.float64))
 
 
 def by_hand(told: list[Report], half_life: float) -> np.ndarray:

@@ -31,7 +31,7 @@ def partition_of_sizes(sizes: Sequence[int], num_quantiles: int = 1) -> Partitio
 
 def plans_of(state: RunState, last_step: int) -> list[Planned]:
     """The plans up to `last_step`, of a corpus as `initial_state` makes them."""
-    return plan_steps(state, partition_of_sizes(state.walk.sizes.tolist(), state.num_quantiles), last_step)
+    return plan_steps(state, partition_of_sizes(state.cursors.sizes.tolist(), state.num_quantiles), last_step)
 
 
 def planned(state: RunState, last_step: int) -> list[Planned]:
@@ -80,7 +80,7 @@ def image(state: RunState) -> dict[str, object]:
     """Everything that a state remembers, down to the bytes: two states are the same if and only if these are equal."""
     arrays = {
         **{
-            name: getattr(state.walk, name)
+            name: getattr(state.cursors, name)
             for name in ("num_draws", "epoch", "sizes", "block_size", "block_drawn", "born")
         },
         **{name: getattr(state.totals, name) for name in ("samples", "tokens", "flips", "loss_nats", "excess_nats")},

@@ -52,7 +52,7 @@ def _domains(service: ReplayService, record: RunRecord, num: int) -> list[str]:
 def numbers_of(state: RunState) -> dict[str, Any]:
     """What `RunStats` says of a run beside what it has forgotten."""
     totals = state.totals
-    num_rehearsed, num_reported = int(state.walk.num_draws.sum()), int(totals.samples.sum())
+    num_rehearsed, num_reported = int(state.cursors.num_draws.sum()), int(totals.samples.sum())
     num_pending = sum(pending.num_awaited for pending in state.pending.values())
     num_added = num_rehearsed if state.config.injection_mode == "add" else 0
     num_planned = state.next_step * state.config.global_batch_size + num_added
@@ -88,7 +88,7 @@ def _trained(state: RunState) -> TrainedStats | None:
 
 def list_strata(run: str, state: RunState, groups: Sequence[str]) -> StrataList:
     """Every stratum; `groups` names at least the groups of the state's generation."""
-    totals, walk, sizes = state.totals, state.walk, state.walk.sizes
+    totals, cursors, sizes = state.totals, state.cursors, state.cursors.sizes
     rates, probabilities = state.damage_rates() if state.has_damage() else None, state.probabilities()
     strata = [
         StratumStats(
@@ -97,8 +97,8 @@ def list_strata(run: str, state: RunState, groups: Sequence[str]) -> StrataList:
             domain=groups[k // state.num_quantiles],
             quantile=k % state.num_quantiles,
             num_samples=int(sizes[k]),
-            num_drawn=int(walk.num_draws[k]),
-            epoch=int(walk.epoch[k]),
+            num_drawn=int(cursors.num_draws[k]),
+            epoch=int(cursors.epoch[k]),
             num_reported=int(totals.samples[k]),
             num_tokens=int(totals.tokens[k]),
             num_flips=int(totals.flips[k]),

@@ -1,4 +1,4 @@
-"""The walk of each stratum through its rows: within an epoch none comes twice, also while the stratum grows.
+"""The cursor of each stratum in its rows: within an epoch none comes twice, also while the stratum grows.
 
 An epoch of a stratum that does not grow is one keyed permutation, and a cursor in it. Rows that come in the middle of
 an epoch make a block of their own, with a permutation and a cursor of its own. A draw first picks the block, as likely
@@ -38,7 +38,7 @@ class Draws(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """Where the walk was for each draw, before the permutations; each [n]. Rows are counted among the epoch's."""
+    """Where the cursor was for each draw, before the permutations; each [n]. Rows are counted among the epoch's."""
 
     epoch: Int64Array
     block: Int64Array
@@ -53,7 +53,7 @@ NOTHING_HELD_BACK: Final = HeldBack(0.0)
 
 
 @dataclass(slots=True, eq=False)
-class Walk:
+class Cursors:
     """K strata, at most B blocks in the current epoch of any."""
 
     num_draws: Int64Array
@@ -72,16 +72,16 @@ class Walk:
     """Which of them an epoch draws."""
 
     @classmethod
-    def over(cls, sizes: Int64Array, held_back: HeldBack = NOTHING_HELD_BACK) -> "Walk":
-        """A walk through strata of the given sizes (int64 [K]) that has not begun."""
+    def over(cls, sizes: Int64Array, held_back: HeldBack = NOTHING_HELD_BACK) -> "Cursors":
+        """Cursors of strata of the given sizes (int64 [K]), at the beginning."""
         num = len(sizes)
         nothing, sizes = np.zeros((num, 1), dtype=np.int64), np.array(sizes, dtype=np.int64)
         block_size = held_back.num_drawn(sizes, nothing[:, 0]).reshape(num, 1).copy()
         born = np.empty(0, dtype=BORN_ROW)
         return cls(nothing[:, 0].copy(), nothing[:, 0].copy(), block_size, nothing, born, sizes, held_back)
 
-    def copy(self) -> "Walk":
-        return Walk(
+    def copy(self) -> "Cursors":
+        return Cursors(
             self.num_draws.copy(),
             self.epoch.copy(),
             self.block_size.copy(),
@@ -232,7 +232,7 @@ class Walk:
         self.block_size[k, 0] = self.held_back.num_drawn(self.sizes[k], self.epoch[k])
 
     def _trim(self) -> None:
-        """As many blocks as the stratum with the most of them has: equal walks have equal arrays."""
+        """As many blocks as the stratum with the most of them has: equal cursors have equal arrays."""
         num_blocks = max(1, int(np.count_nonzero(self.block_size, axis=1).max(initial=1)))
         self.block_size = np.ascontiguousarray(self.block_size[:, :num_blocks])
         self.block_drawn = np.ascontiguousarray(self.block_drawn[:, :num_blocks])

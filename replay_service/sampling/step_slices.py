@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Int64Array = NDArray[np.int64]
 
 
-class Run(NamedTuple):
+class StepSlice(NamedTuple):
     """A stretch of rows of one step, which is a part of a whole."""
 
     step: int
@@ -17,12 +17,12 @@ class Run(NamedTuple):
     """The place after its last row."""
 
 
-def runs_of(step: Int64Array) -> list[Run]:
+def step_slices(step: Int64Array) -> list[StepSlice]:
     """The stretches of equal neighbours in int64 [n]."""
     if not len(step):
         return []
     begin = [0, *((step[1:] != step[:-1]).nonzero()[0] + 1).tolist()]
-    return list(map(Run, step[begin].tolist(), begin, [*begin[1:], len(step)]))
+    return list(map(StepSlice, step[begin].tolist(), begin, [*begin[1:], len(step)]))
 
 
 def order_in_steps(step: Int64Array, key: NDArray[np.int64] | NDArray[np.uint64]) -> Int64Array:

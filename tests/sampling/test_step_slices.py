@@ -2,12 +2,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replay_service.sampling.runs import Run, order_in_steps, runs_of
+from replay_service.sampling.step_slices import StepSlice, order_in_steps, step_slices
 
 
 def test_runs_are_of_neighbours_of_one_step() -> None:
-    assert runs_of(np.array([4, 4, 2, 4])) == [Run(4, 0, 2), Run(2, 2, 3), Run(4, 3, 4)]
-    assert runs_of(np.array([], dtype=np.int64)) == []
+    assert step_slices(np.array([4, 4, 2, 4])) == [StepSlice(4, 0, 2), StepSlice(2, 2, 3), StepSlice(4, 3, 4)]
+    assert step_slices(np.array([], dtype=np.int64)) == []
 
 
 @given(st.lists(st.tuples(st.sampled_from([-3, 0, 5, 6, 300, 2**20, 2**40]), st.integers(0, 9))))
