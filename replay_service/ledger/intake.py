@@ -147,13 +147,25 @@ class Intake:
         reported = np.empty(len(rows), dtype=REPORTED_ROW)
         for name in ("sample_id", "loss_nats", "num_tokens", "num_flips", "num_gains"):
             reported[name] = rows[name]
-        base_losses = self._corpus().base_losses(np.ascontiguousarray(rows["sample_id"]))
-        reported["base_loss_nats"] = base_losses
-        was_measured = (reported["num_tokens"] > 0) & np.isfinite(base_losses)
+        base = self._corpus().base_results(np.ascontiguousarray(rows["sample_id"]))
+        reported["base_loss_nats"] = base.loss_nats
+        was_measured = (reported["num_tokens"] > 0) & np.isfinite(base.loss_nats)
+        _check_possible_gains(reported, was_measured & (reported["num_gains"] > base.num_wrong))
         if np.count_nonzero(was_measured) < len(rows):
             for name in ("loss_nats", "base_loss_nats", "num_tokens", "num_flips", "num_gains"):
                 reported[name][~was_measured] = 0
         return reported
+
+
+def _check_possible_gains(rows: np.ndarray, is_wrong: NDArray[np.bool_]) -> None:
+    """Raises InvalidReport when some rows tell of more gains than the base model had wrong predictions."""
+    if np.count_nonzero(is_wrong):
+        samples = rows["sample_id"][is_wrong]
+        raise InvalidReport(
+            f"{len(samples)} of {len(rows)} rows tell of more num_gains than the base model had wrong predictions in "
+            f"the sample (first in sample {samples[0]}); a gain is a prediction that the base model got wrong and the "
+            "tuned one gets right; nothing was folded in"
+        )
 
 
 def _outcomes(fate: Int64Array, lengths: Sequence[int]) -> list[ReportOutcome]:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from replay_service.errors import CorpusReplaced, InvalidRun
 from replay_service.ledger.journal import RunRecord
+from replay_service.sampling.base_results import BaseResults
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.run_state import RunState
 
@@ -30,8 +31,8 @@ class SampledCorpus(Protocol):
         """The strata as they were in a generation."""
         ...
 
-    def base_losses(self, sample_ids: Int64Array) -> NDArray[np.float64]:
-        """Base losses in nats per token, float64 [n]; NaN where a sample cannot be read."""
+    def base_results(self, sample_ids: Int64Array) -> BaseResults:
+        """What the base model made of samples (int64 [n])."""
         ...
 
 

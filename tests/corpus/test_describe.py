@@ -36,7 +36,7 @@ def test_quantiles_are_those_of_the_samples(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path / "wiki")
     ids = np.concatenate([(n << 32) + np.arange(each.num_rows) for n, each in enumerate(corpus.manifest.segments)])
     ((*_, low, median, high, _),) = domain_rows(corpus.manifest)
-    expected = np.quantile(corpus.base_losses(ids), [0.1, 0.5, 0.9], method="lower")
+    expected = np.quantile(corpus.base_results(ids).loss_nats, [0.1, 0.5, 0.9], method="lower")
     assert [float(low), float(median), float(high)] == pytest.approx(expected, rel=2e-3, abs=0.006)
 
 

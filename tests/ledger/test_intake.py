@@ -13,7 +13,7 @@ from replay_service.ledger.intake import Intake, ReportOutcome
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
 from replay_service.sampling.events import Reported
-from replay_service.wire.losses import LOSS_ROW
+from replay_service.wire.losses import GAINS_NOT_TOLD, LOSS_ROW
 from tests.ledger.worlds import ids_of, image_of, losses_of, open_journal, owner_of, record_of
 
 NUM_STEPS = 8
@@ -77,7 +77,7 @@ def test_an_event_says_what_its_rows_said(owner: RunOwner, journal: Journal, cor
     said = {(row["step"], row["rank"], row["sample_id"], row["loss_nats"], row["num_tokens"]) for row in rows}
     for event in events:
         measured = event.rows[event.rows["num_tokens"] > 0]
-        assert measured["base_loss_nats"].tolist() == corpus.base_losses(measured["sample_id"]).tolist()
+        assert measured["base_loss_nats"].tolist() == corpus.base_results(measured["sample_id"]).loss_nats.tolist()
         for row in measured:
             assert (event.step, event.rank, row["sample_id"], row["loss_nats"], row["num_tokens"]) in said
 
@@ -91,3 +91,45 @@ def test_one_wrong_row_among_many_steps_refuses_all(owner: RunOwner, step: int, 
     with pytest.raises(InvalidReport, match=what):
         owner.report(np.random.default_rng(2).permutation(rows))
     assert image_of(owner) == before
+
+
+def test_a_row_is_measured_from_one_token_on_and_others_beside_it_are_not(owner: RunOwner, journal: Journal) -> None:
+    (plan,) = owner.window(0, 1, NUM_STEPS).plans
+    ids = ids_of(plan)
+    rows = losses_of(0, ids)
+    rows["num_tokens"], rows["num_flips"], rows["num_gains"] = 1, 0, 0
+    rows["num_tokens"][0] = 0
+    owner.report(rows)
+    (reported,) = (each.event.rows for each in journal.entries("tuning", 0) if isinstance(each.event, Reported))
+    by_id = {row["sample_id"].item(): row for row in reported}
+    assert (by_id[ids[0]]["num_tokens"], by_id[ids[0]]["loss_nats"], by_id[ids[0]]["base_loss_nats"]) == (0, 0.0, 0.0)
+    assert all(by_id[each]["num_tokens"] == 1 and by_id[each]["base_loss_nats"] > 0 for each in ids[1:])
+
+
+def test_gains_above_the_base_models_wrong_predictions_are_refused(
+    owner: RunOwner, corpus: Corpus, journal: Journal
+) -> None:
+    (plan,) = owner.window(0, 1, NUM_STEPS).plans
+    ids = ids_of(plan)
+    rows, num_wrong = losses_of(0, ids), corpus.base_results(np.array(ids)).num_wrong
+    rows["num_tokens"], rows["num_flips"], rows["num_gains"] = 10_000, 0, num_wrong
+    before = len(list(journal.entries("tuning", 0)))
+    wrong = rows.copy()
+    wrong["num_gains"][-1] += 1
+    with pytest.raises(InvalidReport, match=f"1 of {len(ids)} rows tell of more num_gains .* in sample {ids[-1]}"):
+        owner.report(wrong)
+    assert len(list(journal.entries("tuning", 0))) == before
+    assert owner.report(rows).accepted == len(rows)
+
+
+def test_net_flips_need_gains_in_every_row_that_was_measured(journal: Journal, corpus: Corpus) -> None:
+    journal.create_run(record_of("net", signal="net_flip"))
+    net = owner_of(journal, corpus, "net")
+    (plan,) = net.window(0, 1, NUM_STEPS).plans
+    rows = losses_of(0, ids_of(plan))
+    rows["num_flips"], rows["num_gains"] = 0, GAINS_NOT_TOLD
+    rows["num_tokens"][0] = 0
+    with pytest.raises(InvalidReport, match=f"{len(rows) - 1} of {len(rows)} rows do not tell num_gains"):
+        net.report(rows)
+    rows["num_gains"][1:] = 0
+    assert net.report(rows).accepted == len(rows)

@@ -112,7 +112,7 @@ def test_a_report_is_folded_in_with_the_base_losses_of_the_corpus(owner: RunOwne
     totals = owner.read(lambda state: state.totals)
     assert totals.samples.sum() == len(ids)
     assert totals.tokens.sum() == 11 * len(ids)
-    expected = (3.0 - corpus.base_losses(np.array(ids))).sum()
+    expected = (3.0 - corpus.base_results(np.array(ids)).loss_nats).sum()
     assert totals.excess_nats.sum() == pytest.approx(expected)
 
 

@@ -162,13 +162,13 @@ def test_a_sample_whose_base_loss_cannot_be_read_any_more_counts_as_not_measured
     ids = np.array(ids_of(plan))
     is_lost = ids >> 32 == 1
     assert is_lost.any()
-    assert np.isnan(corpus.base_losses(ids[is_lost])).all()
+    assert np.isnan(corpus.base_results(ids[is_lost]).loss_nats).all()
     assert owner.report(losses_of(0, ids.tolist(), loss=3.0)) == ReportOutcome(len(ids), 0, 0)
     assert num_pending(owner) == 0
     samples, tokens, _, loss, excess, *_ = owner.read(learned)
     assert (samples, tokens) == ((~is_lost).sum(), 11 * (~is_lost).sum())
     assert loss == pytest.approx(3.0 * samples)
-    assert excess == pytest.approx((3.0 - corpus.base_losses(ids[~is_lost])).sum())
+    assert excess == pytest.approx((3.0 - corpus.base_results(ids[~is_lost]).loss_nats).sum())
     assert listed(journal, corpus) == ids[~is_lost].tolist()
     assert bytes_of(owner_of(journal, corpus)) == bytes_of(owner)
     assert holds(journal)

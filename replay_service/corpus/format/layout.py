@@ -25,6 +25,7 @@ _WIDE_BYTES: Final = 64
 """Of a field whose rows are gathered by themselves, at least, rather than copied out of whole records."""
 
 _NEEDED: Final = set(REQUIRED_FIELDS) - {"input_ids"}
+_RESULTS: Final = ("length", "base_loss", "base_correct")
 _CONTENT: Final = ({"input_ids"}, {"inputs", "label"})
 
 
@@ -39,7 +40,8 @@ class Layout:
         self.segments = segments
         self.record = _common_record(segments)
         """The fields of a row."""
-        self.base_loss = _field(self.record, "base_loss")
+        self.base_results = _stretch_of(self.record, _RESULTS)
+        """Where the part of a row begins that holds what the base model made of it, bytes, and its type."""
         self.stretches = _stretches(self.record)
         """The types of the parts of a row, which follow one another: a wide field, or neighbouring narrow ones."""
         self.first_block = np.cumsum([0, *(_num_used_blocks(segment, self.record) for segment in segments)])
@@ -118,6 +120,13 @@ def _part(record: np.dtype[Any], names: list[str], begin: int, end: int) -> np.d
     places = [_field(record, name) for name in names]
     offsets, types = [offset - begin for offset, _ in places], [type_ for _, type_ in places]
     return np.dtype({"names": names, "formats": types, "offsets": offsets, "itemsize": end - begin})
+
+
+def _stretch_of(record: np.dtype[Any], names: Sequence[str]) -> tuple[int, np.dtype[Any]]:
+    """Where the shortest part of a record begins that holds these fields, bytes, and its type."""
+    places = [_field(record, name) for name in names]
+    begin = min(offset for offset, _ in places)
+    return begin, _part(record, list(names), begin, max(offset + type_.itemsize for offset, type_ in places))
 
 
 def _num_used_blocks(segment: Segment, record: np.dtype[Any]) -> int:

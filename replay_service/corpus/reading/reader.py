@@ -20,6 +20,7 @@ from replay_service.corpus.reading.damage import SegmentDamage
 from replay_service.corpus.reading.folders import DEFAULT_CACHE_BYTES, Folder, LocalFolder, open_folder
 from replay_service.errors import CorpusError, CorpusUnavailable, UnknownCorpus
 from replay_service.names import is_name
+from replay_service.sampling.base_results import BaseResults
 from replay_service.sampling.partition import Partition
 from replay_service.wire.samples import SampleColumns
 
@@ -122,14 +123,19 @@ class Corpus:
             columns |= {name: fields[name] for name in type_.names or ()}
         return SampleColumns.of(columns)
 
-    def base_losses(self, sample_ids: Int64Array) -> NDArray[np.float64]:
-        """Base losses of the samples at the given addresses, float64 [n], nats per token; NaN where damaged."""
-        offset, type_ = self._layout.base_loss
+    def base_results(self, sample_ids: Int64Array) -> BaseResults:
+        """What the base model made of the samples at the given addresses (int64 [n])."""
+        offset, type_ = self._layout.base_results
         found, readable = self._read(self._layout.positions(sample_ids) + offset, type_)
-        losses = found.astype(np.float64)
+        losses = found["base_loss"].astype(np.float64)
         if readable is not None:
             losses[~readable] = np.nan
-        return losses
+        if "label" in (self._layout.record.names or ()):
+            num_right, num_predictions = found["base_correct"][:, 0] & 1, np.ones(len(found), dtype=np.int64)
+        else:
+            num_right = np.unpackbits(found["base_correct"], axis=1).sum(axis=1, dtype=np.int64)
+            num_predictions = np.maximum(found["length"].astype(np.int64) - 1, 0)
+        return BaseResults(losses, num_predictions - num_right)
 
     def read_ahead(self, sample_ids: Int64Array) -> None:
         """Begin to fetch samples that will be read soon, if they are remote; returns at once."""

@@ -124,7 +124,7 @@ def test_a_file_that_changes_takes_out_its_samples_until_it_is_put_back(
         assert_right_or_out(corpus)
         (damage,) = corpus.damage()
         assert damage.file == FILE
-        assert np.isnan(corpus.base_losses(IDS)).any()
+        assert np.isnan(corpus.base_results(IDS).loss_nats).any()
         put_back(whole / FILE, folder / FILE)
         clock.now += 1.0
         assert same_rows(corpus.rows(IDS), EVERY)

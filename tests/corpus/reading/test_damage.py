@@ -80,7 +80,7 @@ def assert_out(corpus: Corpus, out: np.ndarray) -> None:
     assert same_rows(rows.take(np.flatnonzero(~out)), EVERY.take(np.flatnonzero(~out)))
     for column in rows.columns().values():
         assert not column[out].any()
-    losses = corpus.base_losses(IDS)
+    losses = corpus.base_results(IDS).loss_nats
     assert np.array_equal(losses[~out], EVERY.base_loss[~out].astype(np.float64))
     # A base loss may be whole where the rest of its row is not.
     assert set(np.flatnonzero(np.isnan(losses))) <= set(np.flatnonzero(out))

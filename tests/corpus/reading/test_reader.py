@@ -64,7 +64,10 @@ def test_rows_read_are_rows_written_in_the_order_asked_and_as_often(
     every, ids = concatenated(parts), ids_of(parts)
     index = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1), max_size=40)), dtype=np.int64)
     assert same_rows(written.rows(ids[index]), every.take(index))
-    assert np.array_equal(written.base_losses(ids[index]), every.base_loss[index].astype(np.float64))
+    base = written.base_results(ids[index])
+    assert np.array_equal(base.loss_nats, every.base_loss[index].astype(np.float64))
+    num_right = [sum(int(byte).bit_count() for byte in bits) for bits in every.base_correct[index]]
+    assert base.num_wrong.tolist() == (np.maximum(every.length[index] - 1, 0) - np.array(num_right, int)).tolist()
     assert written.damage() == []
 
 
@@ -76,7 +79,7 @@ def test_a_whole_corpus_is_read_at_once(written: Corpus, parts: list[SampleRows]
 def test_no_ids_give_no_rows(written: Corpus, parts: list[SampleRows]) -> None:
     none = np.empty(0, dtype=np.int64)
     assert same_rows(written.rows(none), parts[0].take(none))
-    assert len(written.base_losses(none)) == 0
+    assert len(written.base_results(none).loss_nats) == 0
 
 
 @pytest.mark.parametrize(
@@ -147,7 +150,8 @@ def test_the_partition_leads_to_every_sample_once_and_each_is_in_its_stratum(cor
 def test_base_losses_rise_from_quantile_to_quantile(corpus: Corpus) -> None:
     sizes = corpus.partition.sizes
     means = [
-        corpus.base_losses(corpus.partition.locate(np.full(n, k), np.arange(n))).mean() for k, n in enumerate(sizes)
+        corpus.base_results(corpus.partition.locate(np.full(n, k), np.arange(n))).loss_nats.mean()
+        for k, n in enumerate(sizes)
     ]
     assert means[0] < means[1]
     assert means[2] < means[3]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
+from replay_service.corpus.format.layout import Layout
 from replay_service.corpus.format.manifest import Segment
 from replay_service.corpus.format.segment_file import BLOCK_BYTES
 from replay_service.corpus.reading.folders import open_folder, remote_folder
@@ -65,7 +66,7 @@ def test_what_was_read_is_not_asked_for_again(folder: Path) -> None:
     world = far(folder)
     for _ in range(3):
         assert same_rows(world.corpus.rows(IDS), EVERY)
-        assert np.array_equal(world.corpus.base_losses(IDS), EVERY.base_loss.astype(np.float64))
+        assert np.array_equal(world.corpus.base_results(IDS).loss_nats, EVERY.base_loss.astype(np.float64))
     read = sum(num_bytes for _, _, num_bytes in world.reads())
     assert read == sum(segment.num_bytes for segment in world.corpus.manifest.segments)
 
@@ -91,18 +92,22 @@ def test_a_row_costs_one_request_of_the_one_or_two_blocks_that_it_lies_in(folder
     assert world.reads() == [("rows/segments/00000000.arrow", 0, num_blocks * BLOCK_BYTES)]
 
 
-def test_a_base_loss_costs_the_block_that_it_lies_in(folder: Path) -> None:
+def test_results_of_the_base_model_cost_the_blocks_that_they_lie_in(folder: Path) -> None:
     world = far(folder)
-    row = row_at_the_end_of_the_first_block(world.corpus.manifest.segments[0])
-    assert world.corpus.base_losses(IDS[[row]]) == EVERY.base_loss[row]
-    assert [num_bytes for _, _, num_bytes in world.reads()] == [BLOCK_BYTES]
+    segments = world.corpus.manifest.segments
+    row, layout = row_at_the_end_of_the_first_block(segments[0]), Layout(segments)
+    offset, type_ = layout.base_results
+    (begin,) = (layout.positions(IDS[[row]]) + offset).tolist()
+    num_blocks = (begin + type_.itemsize - 1) // BLOCK_BYTES - begin // BLOCK_BYTES + 1
+    assert world.corpus.base_results(IDS[[row]]).loss_nats == EVERY.base_loss[row]
+    assert sum(num_bytes for _, _, num_bytes in world.reads()) == num_blocks * BLOCK_BYTES
 
 
 def test_what_was_read_ahead_is_read_without_a_request(folder: Path) -> None:
     world, chosen = far(folder), IDS[[0, 700, 1499, 1500, 4000]]
     world.corpus.read_ahead(chosen)
     assert same_rows(world.corpus.rows(chosen), EVERY.take(np.array([0, 700, 1499, 1500, 4000])))
-    assert len(world.corpus.base_losses(chosen)) == 5
+    assert len(world.corpus.base_results(chosen).loss_nats) == 5
     reads = world.reads()
     assert len(set(reads)) == len(reads) > 2
 
@@ -203,7 +208,7 @@ def test_a_failure_that_lasts_is_an_error_and_no_damage(folder: Path) -> None:
         raise OSError("500 Internal Error")
 
     world.storage.fail = fail
-    for read in (world.corpus.rows, world.corpus.base_losses):
+    for read in (world.corpus.rows, world.corpus.base_results):
         with pytest.raises(CorpusUnavailable, match="500 Internal Error"):
             read(IDS)
     with pytest.raises(CorpusUnavailable):
@@ -253,7 +258,7 @@ def test_a_corpus_is_served_from_s3(folder: Path, endpoint: str) -> None:
     assert store.names() == ["rows"]
     corpus = store.get("rows")
     assert same_rows(corpus.rows(IDS), EVERY)
-    assert np.array_equal(corpus.base_losses(IDS), EVERY.base_loss.astype(np.float64))
+    assert np.array_equal(corpus.base_results(IDS).loss_nats, EVERY.base_loss.astype(np.float64))
     assert store.get("rows") is corpus
     with pytest.raises(UnknownCorpus):
         store.get("other")
