@@ -1,6 +1,7 @@
 """Fenced mode: plans that do not depend on when reports come."""
 
 import random
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -81,6 +82,11 @@ def test_a_plan_waits_for_the_reports_that_it_may_know(journal: Journal, corpus:
     with pytest.raises(AwaitingReports) as refusal:
         owner.window(LAG, 1, 100)
     assert refusal.value.extensions["awaited_steps"] == [0]
+    assert re.fullmatch(
+        f"the plan of step {LAG} of run '.*' waits for the reports of 1 earlier steps; they are sealed without them "
+        "after .* s",
+        refusal.value.detail,
+    )
     assert bytes_of(owner) == before
     owner.report(losses_of(0, ids_of(plans[0])))
     assert len(owner.window(LAG, 1, 100).plans) == 1
@@ -96,8 +102,9 @@ def test_what_was_planned_is_served_without_waiting(journal: Journal, corpus: Co
 
 def test_a_window_that_would_wait_for_itself_is_refused(journal: Journal, corpus: Corpus, clock: Clock) -> None:
     owner = fenced(journal, corpus, clock)
-    with pytest.raises(StepOutOfRange, match="at most 3 steps at once"):
+    with pytest.raises(StepOutOfRange, match="at most 3 steps at once") as refusal:
         owner.window(0, LAG + 1, 100)
+    assert refusal.value.extensions["next_step"] == 0
 
 
 def test_steps_that_rehearse_nothing_are_planned_at_once_however_many_they_are(
