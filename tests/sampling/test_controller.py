@@ -163,15 +163,20 @@ def test_it_holds_the_budget_with_little(budget: float, config: dict[str, object
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times_least", BEGINNINGS)
-@pytest.mark.parametrize("budget", [BUDGET, 0.8 * BUDGET])
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("plants", [CHOSEN_ON, FRESH], ids=["chosen on", "fresh"])
-def test_it_holds_the_budget_on_every_plant(plants: Sequence[Plant], budget: float, times_least: float) -> None:
-    """In nine of ten lives: luck with the samples has a part in each."""
-    found = [Verdict.of(plant, budget, times_least, seed) for plant in plants for seed in range(100, 104)]
+def test_it_holds_the_budget_on_every_plant(plants: Sequence[Plant]) -> None:
+    """In nine of ten lives, at two budgets, from below and from above: luck with the samples has a part in each."""
+    found = [
+        Verdict.of(plant, budget, times_least, seed)
+        for plant in plants
+        for budget in (BUDGET, 0.8 * BUDGET)
+        for times_least in BEGINNINGS
+        for seed in (100, 101)
+    ]
     assert np.mean([each.most <= 1.2 for each in found]) >= 0.9
     assert np.mean([each.least >= 0.8 for each in found]) >= 0.9
-    assert np.mean([each.share for each in found]) <= 1.05
+    assert np.mean([each.share <= 1.1 for each in found]) >= 0.9
 
 
 @pytest.mark.parametrize("every_steps", [2, 20])
