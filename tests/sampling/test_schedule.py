@@ -124,3 +124,18 @@ def test_the_ratio_is_told_as_it_was_written_or_as_the_curve_has_it() -> None:
     assert state.ratio_now() == "0.25"
     assert initial_state([50], injection_ratio="auto").ratio_now() == "0.01"
     assert as_decimal(Fraction(0)) == "0"
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Schedule(),
+        Schedule("warmup", 7),
+        Schedule("linear", 7, "0.02"),
+        Schedule("linear", 7, "0.9"),
+        Schedule("cosine", 7, "0.9"),
+        Schedule("steps", points=((3, "0.5"), (6, "0.1"))),
+    ],
+)
+def test_the_greatest_ratio_is_that_of_the_step_which_has_it(schedule: Schedule) -> None:
+    assert schedule.most(P) == max(schedule.at(step, P) for step in range(30))
