@@ -28,6 +28,7 @@ ReplayError
 │   ├── ScopeTooSmall        the token's scope does not include the request
 │   ├── RunForbidden         the token is for other runs
 │   └── CrossSite            a web page of another site asks for a change
+├── UnusableRuns             no scaling law can be fitted to them
 ├── JournalUnavailable       what was to be written did not become durable; nothing was changed
 ├── RayUnavailable           Ray, which scores and trains, cannot be started or reached
 ├── ServiceUnavailable       the service cannot take the request now; asking again helps
@@ -169,6 +170,10 @@ class RunForbidden(AccessError):
 
 class CrossSite(AccessError):
     slug, title, status = "cross-site", "A page of another site may not do that", 403
+
+
+class UnusableRuns(ReplayError):
+    slug, title, status = "unusable-runs", "No law can be fitted to the runs", 422
 
 
 class JournalUnavailable(ReplayError):

@@ -7,6 +7,7 @@ PACKAGES: Final = {
     "postgresql": ("psycopg",),
     "text": ("tokenizers",),
     "lora": ("peft",),
+    "plan": ("scipy",),
     "demo": ("gguf", "matplotlib", "psutil"),
 }
 """Import names by extra. torch, Ray and what belongs to them are in several extras."""

@@ -14,6 +14,7 @@ from replay_trainer.cli import app as trainer_app
 COMMANDS = (
     "ingest",
     "serve",
+    "plan",
     "demo",
     "corpus describe",
     "corpus sample",

@@ -53,6 +53,7 @@ main()
     [
         ("replay_service.cli", ["replay-service", "serve"], PACKAGES["server"], "server"),
         ("replay_service.cli", ["replay-service", "corpus", "describe", "wiki"], PACKAGES["server"], "server"),
+        ("replay_service.cli", ["replay-service", "plan", "runs.csv", "--budget-nats", "1"], PACKAGES["plan"], "plan"),
         (
             "replay_trainer.cli",
             ["replay-trainer", "score", "rows.jsonl", "--model", "m", "--output", "o"],

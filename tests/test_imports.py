@@ -113,6 +113,17 @@ def test_the_wire_stands_alone() -> None:
     assert strangers(ours("replay_service.wire"), "replay_service.wire") == []
 
 
+def test_planning_takes_of_sampling_the_law_alone() -> None:
+    allowed = (
+        "replay_service.errors",
+        "replay_service.planning",
+        "replay_service.sampling.bounds",
+        "replay_service.sampling.controller",
+    )
+    assert strangers(ours("replay_service.planning"), *allowed) == []
+    assert [edge for edge in edges("replay_service.planning") if within(edge[1], *HEAVY, *SERVER)] == []
+
+
 def test_language_stands_alone() -> None:
     allowed = ("replay_service.errors", "replay_service.language")
     assert strangers(ours("replay_service.language"), *allowed) == []

@@ -1,4 +1,4 @@
-"""The command line `replay-service`: make a corpus, serve it, see it work."""
+"""The command line `replay-service`: make a corpus, serve it, see it work, plan a ratio."""
 
 from typing import Annotated
 
@@ -7,6 +7,7 @@ import typer
 from replay_service.cli import corpus, journal, token
 from replay_service.cli.demo import demo
 from replay_service.cli.ingest import ingest
+from replay_service.cli.plan import plan
 from replay_service.cli.serve import serve
 from replay_service.version import say_version
 
@@ -24,7 +25,7 @@ def _options(
     """Rehearse the right pretraining samples while fine-tuning, so that the model does not forget."""
 
 
-for command in (ingest, serve, demo):
+for command in (ingest, serve, plan, demo):
     app.command()(command)
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(journal.app, name="journal")

@@ -158,19 +158,29 @@ def _outcomes(task: Task, model: Any, cost: Cost, device: torch.device) -> list[
 
 def _outcome(task: Task, arm: str, cost: Cost, **found: Any) -> Outcome:
     job, cell = task.cell.job, task.cell
-    is_frontier = arm == cell.arm and _is_uniform_cross_entropy(job)
-    return Outcome(arm, cell.target, cell.seed, is_frontier, cost, **found)
+    weight = _uniform_weight(job) if arm == cell.arm else None
+    return Outcome(
+        arm,
+        cell.target,
+        cell.seed,
+        weight == 1.0,
+        cost,
+        learning_rate=job.learning_rate,
+        uniform_weight=weight,
+        **found,
+    )
 
 
-def _is_uniform_cross_entropy(job: TrainConfig) -> bool:
+def _uniform_weight(job: TrainConfig) -> float | None:
+    """Weight of a rehearsed row where the job rehearses uniformly with cross-entropy, or not at all; else None."""
     if job.flow is not None or job.ldifs is not None or job.lora is not None or job.l2_start:
-        return False
+        return None
     if job.rehearsal is None:
-        return True
+        return 1.0
     run, rehearsal = RunConfig.from_dict(job.run_settings()), job.rehearsal
     is_constant = not run.is_auto and run.schedule.curve == "constant"
-    is_plain = rehearsal.rehearsal_loss == "cross_entropy" and rehearsal.rehearsal_weight == 1.0
-    return is_constant and is_plain and run.policy == "uniform"
+    is_plain = is_constant and rehearsal.rehearsal_loss == "cross_entropy" and run.policy == "uniform"
+    return rehearsal.rehearsal_weight if is_plain else None
 
 
 def _cost(job: TrainConfig, tuning: Tuning, training_s: float) -> Cost:
@@ -193,7 +203,13 @@ def _cost(job: TrainConfig, tuning: Tuning, training_s: float) -> Cost:
     if job.rehearsal is not None and job.rehearsal.is_distilled and job.rehearsal.teacher == "base":
         flops += 2.0 * num_weights * totals["num_rehearsed_tokens"]
     num_rehearsed_rows = totals.pop("num_rehearsed")
-    return Cost(**totals, num_rehearsed_rows=num_rehearsed_rows, training_s=training_s, flops=flops)
+    return Cost(
+        **totals,
+        num_rehearsed_rows=num_rehearsed_rows,
+        training_s=training_s,
+        flops=flops,
+        num_parameters=num_weights,
+    )
 
 
 def _estimate(job: TrainConfig) -> dict[str, Any] | None:

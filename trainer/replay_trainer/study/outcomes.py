@@ -21,7 +21,7 @@ Float64Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an arm took in one cell."""
+    """What an arm took in one cell; `num_parameters` are the model's."""
 
     num_rows: int = 0
     num_rehearsed_rows: int = 0
@@ -29,6 +29,7 @@ class Cost:
     num_rehearsed_tokens: int = 0
     training_s: float = 0.0
     flops: float = 0.0
+    num_parameters: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,9 @@ class Outcome:
         pretraining: what changed on them.
         target_text: what changed on the held-out text of the target; of one domain.
         estimate: what the service says of forgetting, as GET /v1/runs/{run}/stats gives it.
+        learning_rate: of the job.
+        uniform_weight: weight of a rehearsed row, where the job rehearses uniformly with cross-entropy or not at all;
+            None for other methods. `replay-service plan` fits its laws to the former.
     """
 
     arm: str
@@ -55,6 +59,8 @@ class Outcome:
     pretraining: Measured | None = None
     target_text: Measured | None = None
     estimate: dict[str, Any] | None = None
+    learning_rate: float | None = None
+    uniform_weight: float | None = None
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Outcome":
@@ -198,6 +204,9 @@ SCHEMA = pa.schema(
         ("estimate_nats", pa.float64()),
         ("estimate_low", pa.float64()),
         ("estimate_high", pa.float64()),
+        ("num_parameters", pa.int64()),
+        ("learning_rate", pa.float64()),
+        ("uniform_weight", pa.float64()),
         ("failure", pa.string()),
     ]
 )
@@ -207,6 +216,7 @@ def _rows_of(outcome: Outcome) -> Iterable[dict[str, Any]]:
     cost, estimate = asdict(outcome.cost), outcome.estimate or {}
     cost["num_trained_tokens"] = cost.pop("num_tokens")
     shared = {"arm": outcome.arm, "target": outcome.target, "seed": outcome.seed, "failure": outcome.failure, **cost}
+    shared |= {"learning_rate": outcome.learning_rate, "uniform_weight": outcome.uniform_weight}
     shared |= {f"estimate_{name}": estimate.get(name) for name in ("nats", "low", "high")}
     if outcome.failure is not None:
         yield shared
