@@ -10,7 +10,7 @@ import torch
 from replay_trainer.client import ReplayClient
 from replay_trainer.job.loop import fine_tune
 from replay_trainer.job.metrics import MetricsFile
-from replay_trainer.study.cell import LoneWorker, Task, run_cell, score_base
+from replay_trainer.study.cell import LoneWorker, Task, run_cell, score_base, uniform_weight
 from replay_trainer.study.cells import Study
 from replay_trainer.study.outcomes import Outcome, read_outcomes
 from replay_trainer.study.settings import StudySettings
@@ -68,3 +68,25 @@ def test_training_that_breaks_down_is_an_outcome_of_all_its_arms(
     found = outcomes_of(task)
     assert [each.arm for each in found] == ["none", "half of the way"]
     assert all(each.failure is not None and "not finite in 20 steps" in each.failure for each in found)
+
+
+@pytest.mark.parametrize(
+    ("keys", "weight"),
+    [
+        ({}, 1.0),
+        ({"rehearsal_weight": 3.0}, 3.0),
+        ({"rehearsal_loss": "distill", "rehearsal_weight": 3.0}, None),
+        ({"policy": "mix_cd"}, None),
+        ({"injection_ratio": "auto"}, None),
+        ({"schedule": {"curve": "linear", "num_steps": 4, "final_ratio": "0.5"}}, None),
+    ],
+)
+def test_uniform_rehearsal_with_cross_entropy_has_a_weight(
+    tmp_path: Path, tiny_model: Path, keys: dict[str, Any], weight: float | None
+) -> None:
+    study = Study.of(StudySettings.read(write_study(tmp_path, tiny_model, "http://127.0.0.1:1")))
+    job = next(each.job for each in study.cells if each.arm == "uniform 25 %")
+    content = job.model_dump(mode="json", exclude_unset=True)
+    content["rehearsal"] |= keys
+    assert uniform_weight(type(job).model_validate(content)) == weight
+    assert uniform_weight(job.model_copy(update={"l2_start": 0.1})) is None

@@ -70,7 +70,10 @@ def check_what_was_measured(study: Study, service_url: str) -> None:
         assert outcomes["uniform 25 %", seed].cost.num_rehearsed_rows == 4
         for arm in ("none", "uniform 25 %", "KL, weight 3"):
             cost = outcomes[arm, seed].cost
-            assert cost.num_rows == 16 and cost.flops > 0 and cost.training_s > 0
+            assert cost.num_rows == 16 and cost.flops > 0 and cost.training_s > 0 and cost.num_parameters > 0
+        weights = {arm: each.uniform_weight for (arm, _), each in outcomes.items()}
+        assert weights == {"none": 1.0, "uniform 25 %": 1.0, "KL, weight 3": None, "half of the way": None}
+        assert none.learning_rate == 1e-2
     frontier = {arm for (arm, _), each in outcomes.items() if each.is_uniform_cross_entropy}
     assert frontier == {"none", "uniform 25 %"}
     with ReplayClient(service_url) as client:

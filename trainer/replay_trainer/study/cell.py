@@ -158,7 +158,7 @@ def _outcomes(task: Task, model: Any, cost: Cost, device: torch.device) -> list[
 
 def _outcome(task: Task, arm: str, cost: Cost, **found: Any) -> Outcome:
     job, cell = task.cell.job, task.cell
-    weight = _uniform_weight(job) if arm == cell.arm else None
+    weight = uniform_weight(job) if arm == cell.arm else None
     return Outcome(
         arm,
         cell.target,
@@ -171,7 +171,7 @@ def _outcome(task: Task, arm: str, cost: Cost, **found: Any) -> Outcome:
     )
 
 
-def _uniform_weight(job: TrainConfig) -> float | None:
+def uniform_weight(job: TrainConfig) -> float | None:
     """Weight of a rehearsed row where the job rehearses uniformly with cross-entropy, or not at all; else None."""
     if job.flow is not None or job.ldifs is not None or job.lora is not None or job.l2_start:
         return None
