@@ -188,11 +188,15 @@ class _Reports:
 def _spread(reports: _Reports, exponent: float) -> Interval | None:
     """s, where forgetting has answered to this power of n_k / w_k; None where the mean may be nothing.
 
-    With y_i = excess * (n_k / w_k) ** exponent, and m their mean, the products (y_i - m) * (y_j - m) of two reports of
-    one stratum and of different blocks estimate `v = sum_k w_k * (a_k - m) ** 2`; and `s = sqrt(ln(1 + v / m ** 2))`.
+    With y_i = excess * (n_k / w_k) ** exponent over its mean, the products (y_i - 1) * (y_j - 1) of two reports of one
+    stratum and of different blocks estimate the relative variance v of a_k over the corpus; and `s = sqrt(ln(1 + v))`.
     """
     at_uniform = reports.excess * reports.drawn[reports.stratum] ** exponent
-    apart = reports.weight * (at_uniform - reports.weight @ at_uniform)
+    mean = float(reports.weight @ at_uniform)
+    if mean <= 0.0:
+        return None
+    at_uniform /= mean
+    apart = reports.weight * (at_uniform - 1.0)
     num_blocks, num_strata = int(reports.block.max()) + 1, len(reports.share)
     cells = _sums(reports.block * num_strata + reports.stratum, apart, num_blocks * num_strata)
     cells = cells.reshape(num_blocks, num_strata)

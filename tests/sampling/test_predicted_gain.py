@@ -140,8 +140,16 @@ def test_where_nothing_can_be_said_it_says_why() -> None:
     whole = visits_of(lognormal(0.3), drawn)
     few = replace(whole, reports=whole.reports[::30])
     assert nothing_said(predicted(few, draws_of(drawn)), "independent ones, and a prediction takes 60")
-    assert nothing_said(uniformly(np.zeros(NUM_STRATA), noise=0.3), "so little is forgotten")
+    assert nothing_said(uniformly(np.full(NUM_STRATA, 0.015), noise=0.3), "so little is forgotten")
     assert nothing_said(uniformly(-lognormal(0.3)), "so little is forgotten")
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e100])
+def test_the_scale_of_losses_makes_no_difference(scale: float) -> None:
+    usual, other = (uniformly(each * lognormal(0.5)) for each in (1.0, scale))
+    assert usual.spread is not None
+    assert other.spread == pytest.approx(usual.spread)
+    assert other.rows_saved == pytest.approx(usual.rows_saved)
 
 
 def test_with_the_shortest_half_life_the_window_is_eight_steps() -> None:
