@@ -8,6 +8,7 @@ from replay_service.names import NAME_PATTERN, NAME_RULE
 from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw
 from replay_service.sampling.forgetting import Forgetting
 from replay_service.sampling.injection import Ratio
+from replay_service.sampling.predicted_gain import Interval, PredictedGain
 from replay_service.sampling.run_config import FIXED, Feedback, RunConfig
 from replay_service.sampling.schedule import PointStep, Schedule
 from replay_service.setting_models import fields_of
@@ -237,6 +238,49 @@ class ForgettingEstimate(Model):
         return cls.model_validate({name: getattr(found, name) for name in cls.model_fields})
 
 
+class EstimateWithInterval(Model):
+    """A number and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, found: Interval) -> "EstimateWithInterval":
+        return cls(**found._asdict())
+
+
+class GainPrediction(Model):
+    """What drawing by damage (`mix_cd`, signal `excess_loss`) is worth over uniform draws of as many rows.
+
+    Shares are negative where it costs. Where nothing can be said, all but the elasticity are null.
+    """
+
+    spread: EstimateWithInterval | None = Field(
+        description="Standard deviation of the logarithm of what strata forget under uniform draws."
+    )
+    elasticity: EstimateWithInterval = Field(description="By which power of the rows forgetting falls.")
+    elasticity_source: Literal["default"] = Field(
+        description="`default`: measured on small language models, not in this run."
+    )
+    mean_reduction: EstimateWithInterval | None = Field(description="Share by which mean forgetting falls.")
+    rows_saved: EstimateWithInterval | None = Field(description="Share of the rows saved at the same mean forgetting.")
+    worst_reduction: EstimateWithInterval | None = Field(
+        description="Share by which ln(worst / mean) of the domains' forgetting falls."
+    )
+    num_effective: float = Field(description="Effective reports that it rests on.")
+    advice: str | None = Field(description="The same in one sentence.")
+    reason: str | None = Field(description="Why nothing can be said; null where something is.")
+
+    @classmethod
+    def of(cls, found: PredictedGain) -> "GainPrediction":
+        values = {name: getattr(found, name) for name in cls.model_fields if name != "elasticity_source"}
+        estimates = {
+            name: EstimateWithInterval.of(each) if isinstance(each, Interval) else each for name, each in values.items()
+        }
+        return cls(**estimates, elasticity_source="default")
+
+
 class TrainedStats(Model):
     """The rows that all ranks together have trained on."""
 
@@ -278,6 +322,7 @@ class RunStats(Model):
     mean_excess_nats: float | None = Field(description="Mean of loss minus base loss over the reported samples.")
     forgetting: ForgettingEstimate = Field(description="Of the whole corpus.")
     forgetting_by_domain: dict[str, ForgettingEstimate] = Field(description="Of each domain (group of strata).")
+    predicted_gain: GainPrediction = Field(description="What drawing by damage is worth over uniform draws.")
 
 
 class StratumStats(Model):

@@ -4,6 +4,7 @@ A world says how much a sample that the run has never rehearsed has lost, by str
 report says of a sample is its stratum's loss at that step plus noise, less what rehearsal has repaired of it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -24,6 +25,7 @@ Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 
 NUM_TOKENS: Final = 64
+RECENT_STEPS: Final = 100.0
 WINDOW: Final = 8
 """Steps that are planned, measured and folded at once."""
 DEFAULTS: Final[dict[str, object]] = {"global_batch_size": 64, "injection_ratio": "0.05", "half_life_steps": 100.0}
@@ -50,6 +52,8 @@ class World:
         repaired: nats that a visit takes away from the visited sample.
         repair_steps: after how many steps half of that is back.
         eased: how much a visit lessens the loss of its whole stratum, of a stratum of average size, as a share.
+        elasticity: where above 0, a stratum of which n times as many rows were drawn lately as by uniform draws at the
+            first ratio has lost its level times n ** -elasticity. "Lately" is in about the last 100 steps.
         changes: what is changed after which step: settings of the run.
         growth: after which step every stratum grows by which factor.
         exception: why its intervals need not hold the truth as often as they say; empty where they must.
@@ -71,6 +75,7 @@ class World:
     repaired: float = 0.0
     repair_steps: float = 400.0
     eased: float = 0.0
+    elasticity: float = 0.0
     changes: tuple[tuple[int, dict[str, object]], ...] = ()
     growth: tuple[int, float] | None = None
     exception: str = ""
@@ -116,11 +121,17 @@ def coverage(world: "World", seeds: Iterable[int]) -> tuple[Coverage, Coverage]:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A run's state after a step, and the truth: float64 [num_strata], nats that each stratum has lost at that step."""
+    """A run's state after a step, and the truth.
+
+    Attributes:
+        truth: float64 [num_strata], nats that each stratum has lost at that step.
+        at_uniform: float64 [num_strata], the same, had as many rows been drawn in proportion to the sizes.
+    """
 
     step: int
     state: RunState
     truth: Float64Array
+    at_uniform: Float64Array
 
 
 def simulate(world: World, seed: int) -> Iterator[Check]:
@@ -141,6 +152,7 @@ class _Simulated:
         self.levels = world.levels(self.random, world.num_steps, world.num_domains, world.num_quantiles)
         self.wobble = world.wobble * self.random.standard_normal(world.num_steps)
         self.eased = np.zeros(num_strata)
+        self.recent = self.usual = RECENT_STEPS * float(self.state.rows_due(0)) * self.parts[0] / self.parts[0].sum()
         self.repaired: dict[int, tuple[float, int]] = {}
         self.late: list[tuple[int, Reported]] = []
 
@@ -150,12 +162,14 @@ class _Simulated:
             self._change(begin)
             plans = self._planned(begin + WINDOW - 1)
             last = begin + WINDOW - 1
-            level = (self.levels[last] + self.wobble[last]) * np.exp(-self.eased)
+            undrawn = self.levels[last] + self.wobble[last]
+            level = undrawn * np.exp(-self.eased)
+            at_uniform = undrawn * (self.recent.sum() / self.usual.sum()) ** -world.elasticity
             self.late += self._measured(plans)
             fold_all(state, [report for when, report in self.late if when <= last])
             self.late = [each for each in self.late if each[0] > last]
             if last in world.checks:
-                yield Check(last, state, level)
+                yield Check(last, state, level, at_uniform)
 
     def _change(self, step: int) -> None:
         state, sizes = self.state, sum(self.parts)
@@ -206,10 +220,13 @@ class _Simulated:
 
     def _ease(self, stratum: Int64Array) -> None:
         """Rehearsal of a stratum lessens what all of it has lost; half of that comes back in 40 steps."""
+        share = self.state.cursors.sizes / self.state.cursors.sizes.mean()
+        visits = np.bincount(stratum, minlength=len(share))
         if self.world.eased:
-            share = self.state.cursors.sizes / self.state.cursors.sizes.mean()
-            visits = np.bincount(stratum, minlength=len(share))
             self.eased = 0.5 ** (WINDOW / 40.0) * self.eased + self.world.eased * visits / share
+        if self.world.elasticity:
+            self.recent = math.exp(-WINDOW / RECENT_STEPS) * self.recent + visits
+            self.eased = self.world.elasticity * np.log(self.recent / self.usual)
 
     def _repaired(self, step: Int64Array, ids: Int64Array) -> Float64Array:
         """What earlier visits have taken from these samples, nats; this visit takes more from then on."""

@@ -8,10 +8,18 @@ from fastapi import APIRouter
 from replay_service.errors import ReplayError
 from replay_service.gateway.middleware.access import READ, RunName
 from replay_service.gateway.middleware.problems import responses
-from replay_service.gateway.models import ForgettingEstimate, RunStats, StrataList, StratumStats, TrainedStats
+from replay_service.gateway.models import (
+    ForgettingEstimate,
+    GainPrediction,
+    RunStats,
+    StrataList,
+    StratumStats,
+    TrainedStats,
+)
 from replay_service.gateway.service import ReplayService, Service
 from replay_service.ledger.journal import RunRecord
 from replay_service.sampling.partition import stratum_name
+from replay_service.sampling.predicted_gain import Draws, predict_gain
 from replay_service.sampling.run_state import RunState
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["statistics"])
@@ -19,17 +27,19 @@ router = APIRouter(prefix="/v1/runs/{run}", tags=["statistics"])
 
 @router.get("/stats", operation_id="get_stats", dependencies=READ, responses=responses(404, 422))
 def get_stats(run: RunName, service: Service) -> RunStats:
-    """A run's statistics over all strata, and what it has forgotten of the corpus and of each domain."""
+    """A run's statistics over all strata, what it has forgotten, and what drawing by damage is worth to it."""
     owner = service.owners.get(run)
     # The estimates are made outside: nobody waits for them.
-    numbers, visits = owner.read(lambda state: (numbers_of(state), state.first_visits()))
+    numbers, visits, draws = owner.read(lambda state: (numbers_of(state), state.first_visits(), Draws.of(state)))
+    present = visits.of_corpus()
     by_domain = [ForgettingEstimate.of(each) for each in visits.of_domains()]
     names = _domains(service, owner.record, len(by_domain))
     return RunStats(
         run=run,
         **numbers,
-        forgetting=ForgettingEstimate.of(visits.of_corpus()),
+        forgetting=ForgettingEstimate.of(present),
         forgetting_by_domain=dict(zip(names, by_domain, strict=True)),
+        predicted_gain=GainPrediction.of(predict_gain(visits, present, draws)),
     )
 
 

@@ -84,6 +84,27 @@ def test_a_stratum_that_takes_damage_is_rehearsed_more(running: TestClient, dama
     assert shares == pytest.approx([each["probability"] for each in strata], abs=0.02)
 
 
+def test_the_statistics_say_what_drawing_by_damage_is_worth(client: TestClient) -> None:
+    create_run(client, injection_ratio="1", policy="uniform", held_back=0)
+    before = stats_of(client)["predicted_gain"]
+    assert before["reason"] == "forgetting is not known: no first visit was reported yet"
+    assert (before["spread"], before["rows_saved"], before["advice"]) == (None,) * 3
+    assert (before["elasticity"], before["elasticity_source"]) == (
+        {"value": 0.33, "low": 0.26, "high": 0.41},
+        "default",
+    )
+    batch = batch_of(client, 0, 9)
+    rows = losses_of(batch)
+    rows["loss_nats"] = batch.base_loss + np.array([0.2, 0.2, 0.8, 0.8])[batch.stratum]
+    report(client, rows)
+    found = stats_of(client)["predicted_gain"]
+    assert found["spread"]["value"] == pytest.approx(np.sqrt(np.log(1 + (0.3 / 0.5) ** 2)), abs=0.05)
+    for name in ("spread", "mean_reduction", "rows_saved", "worst_reduction"):
+        assert 0 < found[name]["low"] <= found[name]["value"] <= found[name]["high"]
+    assert found["advice"].startswith("drawing by damage saves about")
+    assert (found["reason"], found["num_effective"]) == (None, pytest.approx(72, rel=0.01))
+
+
 def test_the_uniform_policy_does_not_follow_the_damage(client: TestClient) -> None:
     create_run(client, policy="uniform")
     batch = batch_of(client, 0, 20)

@@ -119,6 +119,9 @@ def test_reports_are_durable_before_a_checkpoint(tmp_path: Path, tiny_model: Pat
     lines = MetricsFile(tmp_path / "metrics.jsonl").lines()
     steps = [line["num_rehearsed"] for line in lines if line["kind"] == "step"]
     assert worker.seen == [(sum(steps[: step + 1]), 0) for step in range(12)]
+    lines = [line for line in MetricsFile(tmp_path / "metrics.jsonl").lines() if "forgetting" in line]
+    assert ["predicted_gain" in line for line in lines] == [False] * 11 + [True]
+    assert "a prediction takes 60" in lines[-1]["predicted_gain"]["reason"]
 
 
 def test_forgetting_is_measured_at_the_first_and_the_last_step(tmp_path: Path, tiny_model: Path) -> None:

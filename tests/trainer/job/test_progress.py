@@ -55,6 +55,16 @@ def test_a_line_says_that_forgetting_is_not_known() -> None:
     assert lines_of(1, unknown).splitlines() == ["train  step 1/1  forgetting not known yet"]
 
 
+def test_the_advice_of_a_predicted_gain_is_a_line_of_its_own() -> None:
+    for gain in ({"advice": None, "reason": "few reports"}, None):
+        assert lines_of(1, {"predicted_gain": gain}).splitlines() == ["train  step 1/1"]
+    assert lines_of(1, {"predicted_gain": {"advice": "damage is even here"}}).splitlines() == [
+        "train  step 1/1",
+        "train  damage is even here",
+    ]
+    assert "damage is even here" in lines_of(1, {"predicted_gain": {"advice": "damage is even here"}}, terminal=True)
+
+
 def test_rehearsal_is_the_share_of_the_rows_that_were_trained_on_lately() -> None:
     shown = io.StringIO()
     with ProgressLine(Console(file=shown, width=200), "train", 3, Clock()) as line:

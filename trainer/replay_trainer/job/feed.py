@@ -78,13 +78,12 @@ class Feed:
         counts = {} if self.session is None else self.session.without_effect()
         return {name: count for name, count in counts.items() if count}
 
-    def forgetting(self) -> dict[str, Any] | None:
-        """What the service estimates of the corpus, as GET /v1/runs/{run}/stats gives it; None without an answer."""
+    def statistics(self) -> dict[str, Any] | None:
+        """What the service says of the run, as GET /v1/runs/{run}/stats gives it; None without an answer."""
         if self.watching is None or self.session is None:
             return None
         with suppress(TrainerError):
-            found: dict[str, Any] = self.watching.stats(self.session.stream.run)["forgetting"]
-            return found
+            return self.watching.stats(self.session.stream.run)
         return None
 
     def flush(self) -> None:

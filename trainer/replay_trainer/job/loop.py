@@ -204,7 +204,7 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> Tuni
             _evaluate_if_due(config, precision, worker, tuning, heldout, metrics, step)
             values = {**_train_step(job, tuning, feed, step), **feed.without_effect()}
             if worker.rank == 0:
-                values |= _forgetting_if_due(feed, step, config.num_steps)
+                values |= _estimates_if_due(feed, step, config.num_steps)
                 metrics.append("step", step, **values)
                 trackers.log(step, _figures(values))
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
@@ -217,12 +217,17 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> Tuni
     return tuning
 
 
-def _forgetting_if_due(feed: Feed, step: int, num_steps: int) -> dict[str, Any]:
-    """The service's estimate, a hundred times in a job and after its last step; nothing where there is none."""
-    if step % max(1, num_steps // _ESTIMATES) and step != num_steps - 1:
+def _estimates_if_due(feed: Feed, step: int, num_steps: int) -> dict[str, Any]:
+    """The service's estimates; nothing where it gives none.
+
+    Forgetting a hundred times in a job and after its last step, and after that the predicted gain too.
+    """
+    is_last = step == num_steps - 1
+    if step % max(1, num_steps // _ESTIMATES) and not is_last:
         return {}
-    found = feed.forgetting()
-    return {} if found is None else {"forgetting": found}
+    found = feed.statistics() or {}
+    names = ("forgetting", "predicted_gain") if is_last else ("forgetting",)
+    return {name: found[name] for name in names if name in found}
 
 
 def _figures(values: dict[str, Any]) -> dict[str, float]:

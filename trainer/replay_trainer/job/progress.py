@@ -32,7 +32,8 @@ class ProgressLine:
     """Step, losses, forgetting, shares of rehearsal and of waiting for data, rows without a finite loss, time left.
 
     In a terminal it is one line that changes; elsewhere a line each twentieth of the steps. A line is never wider than
-    the console, which has 80 columns where nobody knows: what matters least is left out. A context manager.
+    the console, which has 80 columns where nobody knows: what matters least is left out. The advice of a predicted gain
+    is a line of its own. A context manager.
 
     Args:
         console: where to.
@@ -62,7 +63,7 @@ class ProgressLine:
             values: by name, None or missing where not measured; other names are left alone. `loss` and `target_loss` in
                 nats per token, `forgetting` the service's estimate with its interval, `num_rehearsed` out of
                 `num_rows`, `waited_s` for data out of `step_s`; `num_nonfinite_rows` and `was_skipped` add up over the
-                steps.
+                steps; `predicted_gain` the service's prediction with its advice.
         """
         self._num_nonfinite += int(values.get("num_nonfinite_rows") or 0)
         self._num_skipped += bool(values.get("was_skipped"))
@@ -76,7 +77,10 @@ class ProgressLine:
             self._bar.update(self._task, completed=step + 1, note=note)
         elif self._is_due(step):
             note = _fitting(figures, self._console.width - len(self._title) - len(_GAP))
-            self._console.print(f"{self._title}{_GAP}{note}", markup=False, highlight=False, soft_wrap=True)
+            self._print(note)
+        advice = (values.get("predicted_gain") or {}).get("advice")
+        if advice is not None:
+            self._print(advice)
 
     def __enter__(self) -> "ProgressLine":
         if self._bar is not None:
@@ -88,6 +92,9 @@ class ProgressLine:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def _print(self, text: str) -> None:
+        self._console.print(f"{self._title}{_GAP}{text}", markup=False, highlight=False, soft_wrap=True)
 
     def _figures(self, values: Mapping[str, Any]) -> list["_Figure"]:
         waited_s, step_s, num_rehearsed, num_rows = (sum(column) for column in zip(*self._recent, strict=True))
