@@ -60,7 +60,7 @@ def expected(corpus: Corpus, history: dict[int, list[tuple[int, float, int]]]) -
 
 def all_samples(journal: Journal, corpus: Corpus, **query: Any) -> list[SampleStatistics]:
     whole = SampleQuery(**{"order": "sample_id", "descending": False, "limit": 1000, **query})
-    return journal.samples("tuning", whole, corpus.partition)
+    return journal.samples("tuning", whole, corpus.partition).samples
 
 
 def test_statistics_are_those_of_the_reports_in_any_order(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
@@ -97,7 +97,7 @@ def test_pages_hold_every_sample_once_in_order(
     whole = all_samples(journal, corpus, order=order, descending=descending)
     query = SampleQuery(order, descending, 5)
     paged: list[SampleStatistics] = []
-    while page := journal.samples("tuning", query, corpus.partition):
+    while page := journal.samples("tuning", query, corpus.partition).samples:
         paged += page
         query = SampleQuery(order, descending, 5, after=query.place_of(page[-1]))
     assert paged == whole
@@ -117,7 +117,7 @@ def test_a_sample_has_its_history(owner: RunOwner, journal: Journal, corpus: Cor
     sample, visits = max(history.items(), key=lambda each: len(each[1]))
     found = journal.sample("tuning", sample, corpus.partition)
     assert found is not None
-    told = sorted((each.step, each.rows["loss_nats"][0], each.rows["num_flips"][0]) for each in found[1])
+    told = sorted((each.step, each.rows["loss_nats"][0], each.rows["num_flips"][0]) for each in found.reports)
     assert told == visits
     assert journal.sample("tuning", 10**15, corpus.partition) is None
 
