@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import create_engine, text
 
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.ledger.journal import Journal
@@ -128,3 +129,16 @@ def test_queries_that_come_together_count_every_report_once(owner: RunOwner, jou
         pages = list(pool.map(lambda _: all_samples(journal, corpus), range(8)))
     assert {each.sample_id: each for each in pages[-1]} == expected(corpus, history)
     assert all(page == pages[0] for page in pages)
+
+
+def test_samples_of_another_attempt_than_the_run_has_begin_anew(
+    owner: RunOwner, journal: Journal, corpus: Corpus, database_url: str
+) -> None:
+    history = reported(owner, 6)
+    all_samples(journal, corpus)
+    engine = create_engine(database_url)
+    with engine.begin() as connection:  # as if a rewind had come while they were merged for the first time
+        connection.execute(text("UPDATE sample_progress SET attempt = 7"))
+        connection.execute(text("UPDATE samples SET num_visits = 99"))
+    engine.dispose()
+    assert {each.sample_id: each for each in all_samples(journal, corpus)} == expected(corpus, history)
