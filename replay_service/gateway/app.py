@@ -18,12 +18,13 @@ from replay_service.gateway.middleware.problems import install_problem_handlers,
 from replay_service.gateway.middleware.stack import add_middleware
 from replay_service.gateway.planning import OwnersPlan, Planner
 from replay_service.gateway.readiness import Readiness
-from replay_service.gateway.routes import batches, corpora, health, losses, runs, samples, statistics, trained
+from replay_service.gateway.routes import batches, corpora, events, health, losses, runs, samples, statistics, trained
 from replay_service.gateway.service import ReplayService
 from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import OwnerLimits
 from replay_service.ledger.owners import Owners
+from replay_service.ledger.readers import RunReaders
 from replay_service.settings import ServiceSettings
 from replay_service.tokens import TokensInForce
 
@@ -34,6 +35,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     losses.router,
     trained.router,
     runs.router,
+    events.router,
     statistics.router,
     samples.router,
     corpora.router,
@@ -59,7 +61,8 @@ def create_app(settings: ServiceSettings, asks_for_tokens: bool | None = None) -
         owners = Owners(journal, store.get, OwnerLimits(settings.snapshot_every, settings.seal_after_s))
         ingests = Ingests(settings.corpora.absolute(), settings.ingest_from, settings.drain_timeout_s)
         app.state.batches = batch_source(settings, OwnersPlan(owners, journal, settings.max_steps_ahead), store)
-        app.state.service = ReplayService(settings, store, journal, owners, ingests, _now)
+        readers = RunReaders(journal, owners)
+        app.state.service = ReplayService(settings, store, journal, owners, readers, ingests, _now)
         app.state.readiness = Readiness(settings, journal, store)
         _tell_of(settings, store)
         try:
@@ -80,7 +83,7 @@ def create_app(settings: ServiceSettings, asks_for_tokens: bool | None = None) -
     app.state.is_stopping = False
     install_problem_handlers(app)
     for router in ROUTERS:
-        app.include_router(router, responses=responses(400, 401, 403, 408, 413, 415, 421, 431, 503))
+        app.include_router(router, responses=responses(400, 401, 403, 408, 413, 415, 421, 422, 431, 503))
     app.include_router(health.router, responses=responses(400, 408, 413, 431))
     add_middleware(app, settings, templates())
     return app

@@ -121,23 +121,31 @@ class CloseRequest(Model):
     """Nothing but an object: {}."""
 
 
-class RunSummary(Model):
-    """A run as it was created."""
+class RunMoment(Model):
+    """The committed point of a run's journal that an answer is of."""
+
+    as_of: int = Field(description="Number of the last event that the answer knows; events after it are to come.")
+    attempt: int = Field(description="Counts the rewinds, from 1.")
+    last_plan_at: str | None = Field(description="When the latest plan was committed. ISO 8601, UTC.")
+    last_report_at: str | None = Field(description="When the latest report was committed. ISO 8601, UTC.")
+
+
+class RunSummary(RunMoment):
+    """A run and how far it is, in few words."""
 
     run: str
     corpus: str
-    generation: int = Field(description="The generation of the corpus that the run began with; of one run, sees now.")
+    generation: int = Field(description="The generation of the corpus that the run sees.")
     created_at: str = Field(description="ISO 8601, UTC.")
-    config: RunSettings = Field(description="As the run was created; of one run, as it is now.")
+    config: RunSettings = Field(description="As it is now.")
+    next_step: int = Field(description="The first step that has no plan yet.")
+    closed: bool = Field(description="True: the run plans no further step.")
 
 
 class RunInfo(RunSummary):
     """A run and how far it is."""
 
-    next_step: int = Field(description="The first step that has no plan yet.")
     policy_version: int = Field(description="Counts the changes of the probabilities, from 1.")
-    attempt: int = Field(description="Counts the rewinds, from 1.")
-    closed: bool = Field(description="True: the run plans no further step.")
     max_window_steps: int = Field(
         description="The most steps that one request for batches may ask for; of a fenced run, its lag."
     )
@@ -291,7 +299,7 @@ class TrainedStats(Model):
     num_rehearsed_tokens: int
 
 
-class RunStats(Model):
+class RunStats(RunMoment):
     """A run's statistics, over all strata."""
 
     run: str
@@ -349,8 +357,38 @@ class StratumStats(Model):
 
 class StrataList(Model):
     run: str
+    as_of: int = Field(description="Number of the last event of the run that the answer knows.")
     policy_version: int
     strata: list[StratumStats]
+
+
+class SettingChange(Model):
+    """A setting before and after an event."""
+
+    before: Any
+    after: Any
+
+
+class EventInfo(Model):
+    """One event of a run's journal; what its kind does not have is null."""
+
+    seq: int = Field(description="Its number; the first event of a run has 0.")
+    at: str | None = Field(description="When it was committed. ISO 8601, UTC; null if an earlier release wrote it.")
+    kind: str
+    step: int = Field(description="The step that it belongs to; of a change, the last that had a plan. -1: none had.")
+    attempt: int = Field(description="Counts the rewinds before it, from 1.")
+    rank: int | None = Field(None, description="Of reports.")
+    first_step: int | None = Field(None, description="Of reports of trained rows: the first of their steps.")
+    num_rows: int | None = Field(None, description="Samples in a plan or a report.")
+    change: dict[str, SettingChange] | None = Field(None, description="The settings that it changed, by name.")
+    reason: str | None = Field(None, description="Why the controller took another injection ratio.")
+
+
+class EventPage(Model):
+    run: str
+    as_of: int = Field(description="Number of the last event of the run.")
+    events: list[EventInfo]
+    next: int = Field(description="Give it as `after` to go on; where it equals as_of, there is nothing further yet.")
 
 
 class SampleInfo(Model):
@@ -370,6 +408,7 @@ class SampleInfo(Model):
 
 class SamplePage(Model):
     run: str
+    as_of: int = Field(description="Number of the last event of the run that the answer knows.")
     samples: list[SampleInfo]
     cursor: str | None = Field(description="Give it with the next request to go on; null at the end.")
 
@@ -388,6 +427,7 @@ class SampleVisit(Model):
 class SampleHistory(SampleInfo):
     """Measurements of one sample, visit by visit."""
 
+    as_of: int = Field(description="Number of the last event of the run that the answer knows.")
     visits: list[SampleVisit]
 
 

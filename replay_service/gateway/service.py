@@ -10,6 +10,7 @@ from replay_service.corpus.reading.reader import Corpus, CorpusStore
 from replay_service.gateway.ingests import Ingests
 from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owners import Owners
+from replay_service.ledger.readers import RunReaders
 from replay_service.ledger.sampled_corpus import check_same
 from replay_service.settings import ServiceSettings
 from replay_service.wire.decoding import Heads
@@ -28,6 +29,7 @@ class ReplayService:
     corpora: CorpusStore
     journal: Journal
     owners: Owners
+    readers: RunReaders
     ingests: Ingests
     now: Callable[[], str]
     heads: Heads = field(default_factory=Heads)

@@ -8,7 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from replay_service.ledger.journal import Entry, Journal, RunRecord
-from replay_service.sampling.events import Created, Event, JournalEvent, Planned, Reported, Rewound, surviving
+from replay_service.sampling.events import (
+    Configured,
+    Created,
+    Event,
+    JournalEvent,
+    Planned,
+    Reported,
+    Rewound,
+    surviving,
+)
 from replay_service.sampling.run_state import RunState, fold
 from replay_service.sampling.state_bytes import STATE_VERSION, to_bytes, version_of
 
@@ -76,7 +85,9 @@ def export_parquet(journal: Journal, run: str, path: Path) -> int:
     """Write a run's journal as Parquet, one row a sample of an event; returns the number of rows.
 
     An event without samples has one row whose sample columns are null. Only `created` and `adopted` events have a
-    `generation`, and `sizes`: the number of samples of each stratum.
+    `generation`, and `sizes`: the number of samples of each stratum. `config` is the whole configuration as JSON, of
+    `created` and `configured` events. `injection_ratio` and `reason` are those of `adjusted` events. `committed_at` is
+    null for events that an earlier release wrote.
     """
     num_rows = 0
     with pq.ParquetWriter(path, _SCHEMA) as writer:
@@ -91,6 +102,7 @@ _SCHEMA = pa.schema(
     [
         ("seq", pa.int64()),
         ("attempt", pa.int32()),
+        ("committed_at", pa.timestamp("ms", tz="UTC")),
         ("kind", pa.string()),
         ("step", pa.int64()),
         ("policy_version", pa.int64()),
@@ -106,6 +118,9 @@ _SCHEMA = pa.schema(
         ("num_gains", pa.int32()),
         ("generation", pa.int64()),
         ("sizes", pa.list_(pa.int64())),
+        ("config", pa.string()),
+        ("injection_ratio", pa.string()),
+        ("reason", pa.string()),
     ]
 )
 
@@ -117,12 +132,16 @@ def _table(entry: Entry) -> pa.Table:
     shared = {
         "seq": entry.seq,
         "attempt": entry.attempt,
+        "committed_at": entry.committed_at,
         "kind": type(event).__name__.lower(),
         "step": event.step,
         "policy_version": getattr(event, "policy_version", None),
         "rank": getattr(event, "rank", None),
         "generation": getattr(event, "generation", None),
         "sizes": getattr(event, "sizes", None),
+        "config": event.config.to_json() if isinstance(event, Created | Configured) else None,
+        "injection_ratio": getattr(event, "injection_ratio", None),
+        "reason": getattr(event, "reason", None),
     }
     of_samples = {} if rows is None else {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
     columns = [

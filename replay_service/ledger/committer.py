@@ -1,5 +1,6 @@
 """Group commit: what many requests write at about the same time becomes durable by one commit."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -10,9 +11,18 @@ from sqlalchemy import Connection, Engine, bindparam, insert, update
 from replay_service.errors import JournalUnavailable, ReplayError, RunTaken
 from replay_service.ledger.combining import Combiner
 from replay_service.ledger.database import DirectStatement, Row
+from replay_service.ledger.progress import CHANGES, NO_PROGRESS, Progress
 from replay_service.ledger.schema import events, runs
 
 _log = structlog.get_logger()
+
+WallClock = Callable[[], int]
+"""Tells the time in milliseconds since 1970-01-01 UTC."""
+
+
+def wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
 
 _CLOSE: Final = None
 """The request to close, among the writes."""
@@ -33,13 +43,21 @@ class Lease:
         """A lease in the place of a void one, for an owner that has read its run from the journal again."""
         return Lease(self.run, self.epoch)
 
+    def check(self, epoch: int | None) -> None:
+        """Raises RunTaken, from now on always, unless `epoch` is the run's present one."""
+        if epoch != self.epoch:
+            self.failure = run_taken(self.run)
+            raise self.failure
+
 
 @dataclass(slots=True, eq=False)
 class _Write:
-    """The writes of one request: rows of `events`, and whatever else belongs into the same transaction."""
+    """The writes of one request: rows of `events` without their time, how far the run is after them, and whatever else
+    belongs into the same transaction."""
 
     lease: Lease
     rows: Sequence[Row]
+    progress: Progress
     also: Callable[[Connection], None] | None
     is_durable: bool = field(default=False, init=False)
 
@@ -51,23 +69,32 @@ class Committer:
     first commits for all.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, clock: WallClock = wall_clock_ms) -> None:
         self._engine = engine
+        self._clock = clock
         self._insert = DirectStatement(insert(events), engine)
         mine = (runs.c.run == bindparam("the_run")) & (runs.c.owner_epoch == bindparam("epoch"))
-        self._hold = DirectStatement(update(runs).where(mine).values(owner_epoch=bindparam("epoch")), engine)
+        self._hold = DirectStatement(update(runs).where(mine).values(CHANGES), engine)
         self._combiner = Combiner(self._commit_all)
         self._connection: Connection | None = None
         self._closed = False
 
-    def commit(self, lease: Lease, rows: Sequence[Row], also: Callable[[Connection], None] | None = None) -> None:
-        """Return when the rows, and what `also` writes, are durable.
+    def commit(
+        self,
+        lease: Lease,
+        rows: Sequence[Row],
+        also: Callable[[Connection], None] | None = None,
+        progress: Progress = NO_PROGRESS,
+    ) -> None:
+        """Return when the rows, the progress of the run, and what `also` writes, are durable.
+
+        Every event bears the time at which its commit began.
 
         Raises:
             RunTaken: when the lease's epoch has passed.
             JournalUnavailable: when they could not be committed.
         """
-        write = _Write(lease, rows, also)
+        write = _Write(lease, rows, progress, also)
         self._combiner.submit(write)
         if not write.is_durable:
             lease.failure = lease.failure or JournalUnavailable("the commit was interrupted; try again")
@@ -103,9 +130,11 @@ class Committer:
         try:
             connection = self._connected()
             with connection.begin():
-                for lease in dict.fromkeys(write.lease for write in writes):
-                    self._keep(connection, lease)
-                self._insert.execute(connection, [row for write in writes for row in write.rows])
+                at = self._clock()
+                for write in writes:
+                    self._keep(connection, write.lease, write.progress.parameters(at))
+                rows = [{**row, "committed_at": at} for write in writes for row in write.rows]
+                self._insert.execute(connection, rows)
                 for write in writes:
                     if write.also is not None:
                         write.also(connection)
@@ -132,11 +161,11 @@ class Committer:
             self._connection = None
             self._engine.dispose()
 
-    def _keep(self, connection: Connection, lease: Lease) -> None:
+    def _keep(self, connection: Connection, lease: Lease, progress: Row) -> None:
         """Fail unless the lease is good, and keep anybody else from taking the run before the commit."""
         if lease.failure is not None:
             raise lease.failure
-        if not self._hold.execute(connection, [{"the_run": lease.run, "epoch": lease.epoch}]):
+        if not self._hold.execute(connection, [{"the_run": lease.run, "epoch": lease.epoch, **progress}]):
             raise run_taken(lease.run)
 
 

@@ -1,32 +1,39 @@
 """The journal: runs, their events in the order in which they happened, and snapshots of their states."""
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 from sqlalchemy import Connection, Engine, Row, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from replay_service.errors import RunExists, UnknownRun
 from replay_service.ledger import samples
-from replay_service.ledger.committer import Committer, Lease, run_taken
+from replay_service.ledger.committer import Committer, Lease, WallClock, run_taken, wall_clock_ms
 from replay_service.ledger.database import QuickLook
 from replay_service.ledger.event_rows import columns_of, created_of, event_of, planned_of
-from replay_service.ledger.samples import SampleQuery, SampleStatistics
-from replay_service.ledger.schema import events, runs, sample_progress, snapshots
+from replay_service.ledger.progress import Point, Progress
+from replay_service.ledger.sample_reader import SamplePage, SampleReader, SampleVisits
+from replay_service.ledger.samples import SampleQuery
+from replay_service.ledger.schema import COMMON_KINDS, IS_RARE, events, runs, sample_progress, snapshots
 from replay_service.ledger.schema import samples as samples_table
-from replay_service.sampling.events import Created, JournalEvent, Planned, Reported, Rewound
+from replay_service.sampling.events import Created, JournalEvent, Planned, Rewound
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.run_config import RunConfig
+from replay_service.sampling.run_state import RunState
 
 _RECORDS: Final = select(runs, events.c.payload).join(events, (events.c.run == runs.c.run) & (events.c.seq == 0))
 
-_EPOCH_BITS: Final = 62
+_POINTS: Final = (
+    select(runs, events.c.seq, events.c.attempt.label("last_attempt"))
+    .join(events, events.c.run == runs.c.run)
+    .order_by(events.c.seq.desc())
+    .limit(1)
+)
 
-CATCH_UP_EVENTS: Final = 1000
-"""Events whose reports are merged into the per-sample statistics at once."""
+_EPOCH_BITS: Final = 62
+_INCARNATION_BITS: Final = 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,18 @@ class RunRecord:
     @property
     def config(self) -> RunConfig:
         return self.created.config
+
+
+@dataclass(frozen=True, slots=True)
+class RunOverview:
+    """A run and how far it is, all from columns: nothing is folded."""
+
+    record: RunRecord
+    point: Point
+    next_step: int
+    closed: bool
+    generation: int
+    config: RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +80,18 @@ class Entry:
     seq: int
     attempt: int
     event: JournalEvent
+    committed_at: int | None = None
+    """Milliseconds since 1970-01-01 UTC; None of events that an earlier release wrote. Nothing folds it."""
 
 
 class Journal:
     """Reads answer what is committed. Events are written under a lease, and durable when the call returns."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, clock: WallClock = wall_clock_ms) -> None:
         self._engine = engine
-        self._committer = Committer(engine)
+        self._clock = clock
+        self._committer = Committer(engine, clock)
+        self._samples = SampleReader(engine, self.point)
         self._epoch = QuickLook(select(runs.c.owner_epoch).where(runs.c.run == bindparam("the_run")), engine)
         self.is_embedded = engine.dialect.name == "sqlite"
         """Whether it is a file of this machine, into which a look takes no longer than a few microseconds."""
@@ -96,17 +119,40 @@ class Journal:
             "created_at": record.created_at,
             # Not 0: who owned a run of this name that was deleted must not take itself for the owner of this one.
             "owner_epoch": secrets.randbits(_EPOCH_BITS),
+            "incarnation": secrets.randbits(_INCARNATION_BITS),
         }
+        first = [{**row, "committed_at": self._clock()} for row in _rows(record.run, 1, 0, [record.created])]
         try:
             with self._engine.begin() as connection:
                 connection.execute(insert(runs).values(values))
-                connection.execute(insert(events), _rows(record.run, 1, 0, [record.created]))
+                connection.execute(insert(events), first)
         except IntegrityError:
             raise RunExists(f"run {record.run!r} exists already; choose another name") from None
 
     def runs(self) -> list[RunRecord]:
         with self._engine.connect() as connection:
             return [_record(row) for row in connection.execute(_RECORDS.order_by(runs.c.run))]
+
+    def overviews(self) -> list[RunOverview]:
+        """All runs and how far they are, by name; one query, however long their journals are."""
+        with self._engine.connect() as connection:
+            return [_overview(row) for row in connection.execute(_RECORDS.order_by(runs.c.run))]
+
+    def overview(self, name: str) -> RunOverview:
+        """One run and how far it is; raises UnknownRun."""
+        with self._engine.connect() as connection:
+            row = connection.execute(_RECORDS.where(runs.c.run == name)).first()
+        if row is None:
+            raise _unknown(name)
+        return _overview(row)
+
+    def point(self, run: str) -> Point:
+        """The end of a run's journal now; raises UnknownRun. It costs the same however long the journal is."""
+        with self._engine.connect() as connection:
+            row = connection.execute(_POINTS.where(runs.c.run == run)).first()
+        if row is None:
+            raise _unknown(run)
+        return _point(row, row.seq + 1, row.last_attempt)
 
     def run(self, name: str) -> RunRecord:
         with self._engine.connect() as connection:
@@ -126,10 +172,7 @@ class Journal:
 
     def check(self, lease: Lease) -> None:
         """Raises RunTaken when somebody else has become the owner of the run."""
-        epoch = self._epoch.scalar({"the_run": lease.run})
-        if epoch != lease.epoch:
-            lease.failure = run_taken(lease.run)
-            raise lease.failure
+        lease.check(self._epoch.scalar({"the_run": lease.run}))
 
     def append(
         self,
@@ -144,9 +187,10 @@ class Journal:
         They are durable when it returns. It raises what `Committer.commit` raises.
         """
         also = None if snapshot is None else lambda each: _insert_snapshot(each, lease.run, snapshot)
-        self._committer.commit(lease, _rows(lease.run, attempt, first_seq, new), also)
+        progress = Progress.of(new, first_seq, attempt)
+        self._committer.commit(lease, _rows(lease.run, attempt, first_seq, new), also, progress)
 
-    def append_rewind(self, lease: Lease, seq: int, event: Rewound, snapshot: Snapshot) -> None:
+    def append_rewind(self, lease: Lease, seq: int, event: Rewound, snapshot: Snapshot, state: RunState) -> None:
         """Write a rewind and the state that it leads to; what was derived from forgotten events goes away with it."""
 
         def also(connection: Connection) -> None:
@@ -155,7 +199,8 @@ class Journal:
             _insert_snapshot(connection, lease.run, snapshot)
             samples.forget(connection, lease.run)
 
-        self._committer.commit(lease, _rows(lease.run, snapshot.attempt, seq, [event]), also)
+        progress = Progress.of_state(state, seq + 1, snapshot.attempt)
+        self._committer.commit(lease, _rows(lease.run, snapshot.attempt, seq, [event]), also, progress)
 
     def delete(self, lease: Lease) -> None:
         """Remove a run, its events and what was derived from them; the lease is void then."""
@@ -167,49 +212,30 @@ class Journal:
         self._committer.commit(lease, [], remove)
         lease.failure = run_taken(lease.run)
 
-    def _standing_reports(self, run: str, entries: Iterable[Entry]) -> list[Reported]:
-        """The reports among `entries` that no rewind has taken back."""
-        query = select(events.c.seq, events.c.step).where(events.c.run == run, events.c.kind == "rewound")
-        with self._engine.connect() as connection:
-            rewinds = connection.execute(query).all()
-        return [
-            entry.event
-            for entry in entries
-            if isinstance(entry.event, Reported)
-            and all(entry.event.step <= step for seq, step in rewinds if seq > entry.seq)
-        ]
-
-    def _catch_up(self, run: str, partition: Partition) -> None:
-        """Bring the samples up to date, some events at a time, so that nobody waits long for the database."""
-        more = True
-        while more:
-            with self._engine.begin() as connection:
-                first_seq = samples.begin(connection, run)
-                entries = list(self.entries(run, first_seq, CATCH_UP_EVENTS))
-                reports = self._standing_reports(run, entries)
-                samples.merge(connection, run, reports, partition, first_seq + len(entries))
-            more = len(entries) == CATCH_UP_EVENTS
-
     def entries(
         self,
         run: str,
         first_seq: int = 0,
         most: int | None = None,
-        kind: str | None = None,
+        kinds: Collection[str] | None = None,
         end_seq: int | None = None,
     ) -> Iterator[Entry]:
-        """The events of a run from number `first_seq` to before `end_seq`, all or of one kind, oldest first, read in a
-        stream."""
+        """The events of a run from number `first_seq` to before `end_seq`, all or of some kinds, oldest first, read in
+        a stream."""
         query = select(events).where(events.c.run == run, events.c.seq >= first_seq).limit(most)
         if end_seq is not None:
             query = query.where(events.c.seq < end_seq)
-        return self._entries(query if kind is None else query.where(events.c.kind == kind))
+        if kinds is not None:
+            query = query.where(events.c.kind.in_(sorted(kinds)))
+            if not set(COMMON_KINDS) & set(kinds):
+                query = query.where(IS_RARE)
+        return self._entries(query)
 
     def _entries(self, query: Select[tuple[object, ...]]) -> Iterator[Entry]:
         query = query.order_by(events.c.seq)
         with self._engine.connect() as connection:
             for row in connection.execution_options(yield_per=1000).execute(query):
-                yield Entry(row.seq, row.attempt, event_of(row))
+                yield Entry(row.seq, row.attempt, event_of(row), row.committed_at)
 
     def planned(self, run: str, first_step: int, num_steps: int) -> list[Planned]:
         """The plans of a window of steps, in step order; steps without a plan are left out.
@@ -226,27 +252,13 @@ class Journal:
             last = {row.step: row for row in connection.execute(query)}
         return [planned_of(row) for row in last.values()]
 
-    def samples(self, run: str, query: SampleQuery, partition: Partition) -> list[SampleStatistics]:
-        """Measurements of a run's samples: one page."""
-        self._catch_up(run, partition)
-        with self._engine.connect() as connection:
-            return samples.page(connection, run, query)
+    def samples(self, run: str, query: SampleQuery, partition: Partition) -> SamplePage:
+        """Measurements of a run's samples: one page; raises UnknownRun."""
+        return self._samples.page(run, query, partition)
 
-    def sample(self, run: str, sample_id: int, partition: Partition) -> tuple[SampleStatistics, list[Reported]] | None:
-        """Measurements of one sample, and its reports, oldest first; None if there are none.
-
-        A visit that could not be measured counts in neither.
-        """
-        self._catch_up(run, partition)
-        with self._engine.connect() as connection:
-            found = samples.one(connection, run, sample_id)
-        if found is None:
-            return None
-        query = select(events).where(events.c.run == run, events.c.kind == "reported")
-        entries = self._entries(query.where(events.c.step.between(found.first_step, found.last_step)))
-        reports = self._standing_reports(run, entries)
-        visits = [replace(each, rows=_measured(each.rows, sample_id)) for each in reports]
-        return found, [each for each in visits if len(each.rows)]
+    def sample(self, run: str, sample_id: int, partition: Partition) -> SampleVisits | None:
+        """Measurements of one sample, and its reports, oldest first; None if there are none. Raises UnknownRun."""
+        return self._samples.one(run, sample_id, partition)
 
     def is_sealed(self, run: str, step: int) -> bool:
         """Whether the run went on without the missing reports of a step."""
@@ -286,12 +298,6 @@ def _unknown(run: str) -> UnknownRun:
     return UnknownRun(f"there is no run {run!r}; GET /v1/runs lists them, POST /v1/runs creates one")
 
 
-def _measured(rows: np.ndarray, sample_id: int) -> np.ndarray:
-    """Measurements of one sample, REPORTED_ROW [0 or 1]."""
-    measured: np.ndarray = rows[(rows["sample_id"] == sample_id) & (rows["num_tokens"] > 0)]
-    return measured
-
-
 def _rows(run: str, attempt: int, first_seq: int, new: Sequence[JournalEvent]) -> list[dict[str, object]]:
     return [{"run": run, "seq": first_seq + i, "attempt": attempt, **columns_of(event)} for i, event in enumerate(new)]
 
@@ -310,6 +316,22 @@ def _insert_snapshot(connection: Connection, run: str, snapshot: Snapshot) -> No
 
 def _record(row: Row[tuple[object, ...]]) -> RunRecord:
     return RunRecord(row.run, row.corpus, created_of(row.payload), row.created_at)
+
+
+def _point(row: Row[tuple[object, ...]], end_seq: int, attempt: int) -> Point:
+    return Point((row.incarnation, row.created_at), row.owner_epoch, end_seq, attempt, row.planned_at, row.reported_at)
+
+
+def _overview(row: Row[tuple[object, ...]]) -> RunOverview:
+    record = _record(row)
+    return RunOverview(
+        record=record,
+        point=_point(row, row.num_events, row.attempt),
+        next_step=row.next_step,
+        closed=row.closed,
+        generation=record.created.generation if row.generation is None else row.generation,
+        config=record.config if row.config is None else RunConfig.from_json(row.config.decode()),
+    )
 
 
 def _snapshot(row: Row[tuple[object, ...]]) -> Snapshot:

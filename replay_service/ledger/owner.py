@@ -18,6 +18,7 @@ from replay_service.ledger.intake import HandedIn, Intake, ReportOutcome
 from replay_service.ledger.journal import Journal, Snapshot
 from replay_service.ledger.plan_windows import RecentPlans, Window
 from replay_service.ledger.reports import CURRENT_ATTEMPT, check_values
+from replay_service.ledger.run_view import RunView
 from replay_service.ledger.sampled_corpus import SampledCorpus, check_same, partition_seen
 from replay_service.sampling.events import Adopted, Closed, Configured, Event, Planned, Rewound, Sealed, Trained
 from replay_service.sampling.partition import Partition
@@ -323,7 +324,7 @@ class RunOwner:
             state = restoring.after_step(self._journal, self.record, step)
             seq, attempt = self._num_events, self._attempt + 1
             snapshot = Snapshot(seq + 1, attempt, state.next_step, to_bytes(state))
-            self._journal.append_rewind(self._lease, seq, Rewound(step), snapshot)
+            self._journal.append_rewind(self._lease, seq, Rewound(step), snapshot, state)
             self._recent.forget()
             self._state, self._attempt = state, attempt
             self._num_events = self._last_snapshot = seq + 1
@@ -332,6 +333,21 @@ class RunOwner:
         """The result of `view` on the state, which must not escape from it: events wait until it returns."""
         with self._alone():
             return view(self._state)
+
+    def look(self, see: Callable[[RunView], T]) -> T:
+        """The result of `see` on the run as it is now; nothing is restored for it.
+
+        Raises:
+            UnknownRun: when the run was deleted.
+            RunTaken: when another process has taken it.
+            JournalUnavailable: when the last write failed, so that the state is not known to be the journal's.
+        """
+        with self._lock:
+            if self._lease.failure is not None:
+                raise self._lease.failure
+            point = self._journal.point(self.record.run)
+            self._lease.check(point.owner_epoch)
+            return see(RunView(self.record, self._state, point))
 
     def _pass_fence(self, last_step: int) -> None:
         """Refuse to plan up to `last_step` while reports for it are missing, but seal steps that lack them long."""

@@ -37,22 +37,26 @@ class Restored:
     snapshot_seq: int
 
 
-def latest(journal: Journal, record: RunRecord) -> Restored:
-    """The state after all events of a run."""
-    return _restored(journal, record)
+def latest(journal: Journal, record: RunRecord, end_seq: int | None = None) -> Restored:
+    """The state after the events of a run before number `end_seq`, by default after all of them."""
+    return _restored(journal, record, journal.end_seq(record.run) if end_seq is None else end_seq)
+
+
+def further(journal: Journal, record: RunRecord, held: Restored, end_seq: int) -> Restored:
+    """The state after the events before `end_seq`, from one of the same attempt, which must not be used afterwards."""
+    return _folded(journal, record, held, end_seq, math.inf)
 
 
 def after_step(journal: Journal, record: RunRecord, step: int) -> RunState:
     """The fold of all events of steps up to `step`, from the latest snapshot that holds no later one."""
-    return _restored(journal, record, step).state
+    return _restored(journal, record, journal.end_seq(record.run), step).state
 
 
-def _restored(journal: Journal, record: RunRecord, step: int | None = None) -> Restored:
-    """The state after all events that there are now, or those of steps up to `step`.
+def _restored(journal: Journal, record: RunRecord, end_seq: int, step: int | None = None) -> Restored:
+    """The state after all events before `end_seq`, or those of steps up to `step`.
 
     Another process may append events meanwhile, a rewind too. So every read stops at the same event.
     """
-    end_seq = journal.end_seq(record.run)
     snapshot = journal.latest_snapshot(record.run, end_seq, None if step is None else step + 1)
     return _folded(journal, record, _held(snapshot, record), end_seq, math.inf if step is None else step)
 
@@ -71,7 +75,7 @@ def _folded(journal: Journal, record: RunRecord, held: Restored, end_seq: int, m
     """The fold of the events from those in `held` to before `end_seq`, of steps up to `most_step`, that no later rewind
     has forgotten."""
     events = partial(journal.entries, record.run, held.num_events, end_seq=end_seq)
-    rewinds = [entry.event.step for entry in events(kind="rewound")]
+    rewinds = [entry.event.step for entry in events(kinds=["rewound"])]
     # The last step that counts: before the first rewind, between it and the next one, and so on; from the last.
     bounds = list(itertools.accumulate([most_step, *reversed(rewinds)], min))
     entries, num_events = events(), held.num_events

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, get_args
 
 from sqlalchemy import Connection, and_, delete, or_, select, text, update
 
-from replay_service.ledger.schema import sample_progress, samples
+from replay_service.ledger.schema import events, sample_progress, samples
 from replay_service.sampling.events import Reported
 from replay_service.sampling.partition import Partition
 
@@ -58,13 +58,32 @@ class SampleQuery:
         return getattr(sample, _COLUMN_OF[self.order].name), sample.sample_id
 
 
-def begin(connection: Connection, run: str) -> int:
-    """Keep everybody else from merging into a run's samples; the number of the first event that is not in them."""
+def hold(connection: Connection, run: str) -> tuple[int, int]:
+    """Keep everybody else from merging into a run's samples; the first event that is not in them, and the attempt."""
     mine = sample_progress.c.run == run
     first_time = text("INSERT INTO sample_progress (run, seq) VALUES (:run, 0) ON CONFLICT DO NOTHING")
     connection.execute(first_time, {"run": run})
     connection.execute(update(sample_progress).where(mine).values(seq=sample_progress.c.seq))
-    seq: int = connection.execute(select(sample_progress.c.seq).where(mine)).scalar_one()
+    seq, attempt = connection.execute(select(sample_progress.c.seq, sample_progress.c.attempt).where(mine)).one()
+    return seq, attempt
+
+
+def continued(connection: Connection, run: str, held: tuple[int, int], attempt: int) -> int:
+    """The first event to merge in this attempt of the run: those of another attempt begin anew."""
+    first_seq, held_attempt = held
+    if held_attempt == attempt:
+        return first_seq
+    connection.execute(delete(samples).where(samples.c.run == run))
+    anew = update(sample_progress).where(sample_progress.c.run == run)
+    connection.execute(anew.values(seq=0, attempt=attempt))
+    return 0
+
+
+def next_seq(connection: Connection, run: str) -> int | None:
+    """The first event that is not in the samples; None where they are of another attempt than the run's present one."""
+    last = select(events.c.attempt).where(events.c.run == run).order_by(events.c.seq.desc()).limit(1)
+    mine = (sample_progress.c.run == run) & (sample_progress.c.attempt == last.scalar_subquery())
+    seq: int | None = connection.execute(select(sample_progress.c.seq).where(mine)).scalar_one_or_none()
     return seq
 
 

@@ -1,7 +1,10 @@
 """The tables of the ledger. Migrations make them: a change here comes with one, and a test compares the two."""
 
+from typing import Final
+
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
@@ -11,6 +14,8 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    false,
+    text,
 )
 
 metadata = MetaData()
@@ -22,6 +27,17 @@ runs = Table(
     Column("corpus", String(64), nullable=False),
     Column("created_at", String(32), nullable=False),
     Column("owner_epoch", BigInteger, nullable=False),
+    # A random number that tells the run from others of its name; runs of the first schema have none.
+    Column("incarnation", BigInteger, nullable=True),
+    # How far the run is, written in the transaction of its latest event. Null: as it was created, or never.
+    Column("num_events", BigInteger, nullable=False, server_default=text("1")),
+    Column("attempt", Integer, nullable=False, server_default=text("1")),
+    Column("next_step", BigInteger, nullable=False, server_default=text("0")),
+    Column("closed", Boolean, nullable=False, server_default=false()),
+    Column("generation", BigInteger, nullable=True),
+    Column("config", LargeBinary, nullable=True),
+    Column("planned_at", BigInteger, nullable=True),
+    Column("reported_at", BigInteger, nullable=True),
 )
 
 events = Table(
@@ -36,6 +52,8 @@ events = Table(
     Column("rehearsed_before", BigInteger, nullable=True),
     Column("rank", Integer, nullable=True),
     Column("payload", LargeBinary, nullable=False),
+    # Milliseconds since 1970-01-01 UTC; events of the first schema have none.
+    Column("committed_at", BigInteger, nullable=True),
 )
 
 snapshots = Table(
@@ -64,12 +82,13 @@ samples = Table(
     Column("num_flips", BigInteger, nullable=False),
 )
 
-# Which events the samples hold already.
+# Which events the samples hold already, and of which attempt they are.
 sample_progress = Table(
     "sample_progress",
     metadata,
     Column("run", String(64), ForeignKey("runs.run"), primary_key=True),
     Column("seq", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False, server_default=text("1")),
 )
 
 worst_samples = Index("worst_samples", samples.c.run, samples.c.excess_nats)
@@ -82,4 +101,21 @@ one_plan_a_step = Index(
     unique=True,
     sqlite_where=events.c.kind == "planned",
     postgresql_where=events.c.kind == "planned",
+)
+
+COMMON_KINDS: Final = ("planned", "reported", "trained")
+"""Kinds of events that every step brings."""
+
+IS_RARE: Final = text(f"events.kind NOT IN {COMMON_KINDS}")
+"""Holds for events of all other kinds; a query that says it literally is answered from the index `rare_events`."""
+
+_IS_RARE_ROW: Final = text(f"kind NOT IN {COMMON_KINDS}")
+
+rare_events = Index(
+    "rare_events",
+    events.c.run,
+    events.c.kind,
+    events.c.seq,
+    sqlite_where=_IS_RARE_ROW,
+    postgresql_where=_IS_RARE_ROW,
 )

@@ -34,10 +34,10 @@ def check_bounds(settings: Any, section: str = "") -> None:
     Raises:
         ValueError: names the first field that is out of bounds, and the bound.
     """
-    types = field_types(settings.__class__)
+    choices = _choices_of_fields(settings.__class__)
     for each in fields(settings):
-        value, choices = getattr(settings, each.name), choices_of(types[each.name])
-        for wanted in () if value is None else _missed(value, choices, each.metadata):
+        value = getattr(settings, each.name)
+        for wanted in () if value is None else _missed(value, choices[each.name], each.metadata):
             raise ValueError(f"{section}{each.name} must be {wanted}, not {value}")
 
 
@@ -45,6 +45,11 @@ def check_bounds(settings: Any, section: str = "") -> None:
 def field_types(source: Hashable) -> dict[str, Any]:
     """The types of a dataclass's fields by name, with what `Annotated` adds to them."""
     return get_type_hints(source, include_extras=True)
+
+
+@lru_cache
+def _choices_of_fields(source: Hashable) -> dict[str, tuple[Any, ...]]:
+    return {name: choices_of(type_) for name, type_ in field_types(source).items()}
 
 
 def description_of(source: type, name: str) -> str:

@@ -7,15 +7,16 @@ import argparse
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from fastapi.testclient import TestClient
 
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.ledger.journal import Journal, RunRecord
@@ -27,6 +28,7 @@ from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.run_state import RunState, fold, fold_all
 from replay_service.wire.losses import LOSS_ROW
 from tests.benchmarks.ratios import as_table, measured, repeated
+from tests.gateway.worlds import client_on
 from tests.ledger.worlds import open_journal, owner_of, record_of
 from tests.sampling.worlds import report_of
 from tests.support import make_corpus
@@ -34,7 +36,7 @@ from tests.support import make_corpus
 MOST_ROWS: Final = 2**31
 """Of one segment."""
 
-TABLES: Final = ("planning", "reporting", "covering", "restoring")
+TABLES: Final = ("planning", "reporting", "covering", "restoring", "listing")
 
 ROWS_A_REPORT: Final = 64
 NUM_RANKS: Final = 8
@@ -56,6 +58,7 @@ def main() -> None:
             "reporting": lambda: reporting(root, corpus, wanted.repeats),
             "covering": lambda: covering(root, corpus, wanted.repeats),
             "restoring": lambda: restoring(root, corpus, wanted.repeats, wanted.events),
+            "listing": lambda: listing(root, corpus, wanted.repeats),
         }
         for name in wanted.tables:
             print(make[name](), end="\n\n", flush=True)
@@ -132,7 +135,7 @@ def owner_rate(path: Path, corpus: Corpus, num_reports: int, num_threads: int) -
     with open_journal(path) as journal:
         journal.create_run(record_on(corpus, global_batch_size=4 * NUM_RANKS * ROWS_A_REPORT))
         owner = owner_of(journal, corpus)
-        steps = owner.plan(0, num_reports // NUM_RANKS, 1 << 20)
+        steps = owner.window(0, num_reports // NUM_RANKS, 1 << 20).plans
         of_ranks = [[losses_of(plan, rank, NUM_RANKS) for plan in steps] for rank in range(NUM_RANKS)]
         shares = [[rows for rank in of_ranks[i::num_threads] for rows in rank] for i in range(num_threads)]
         with ThreadPoolExecutor(num_threads) as threads:
@@ -197,7 +200,7 @@ def seconds_a_row(path: Path, corpus: Corpus, num_steps: int, at_once: int) -> f
     with open_journal(path) as journal:
         journal.create_run(record_on(corpus, global_batch_size=4 * ROWS_A_REPORT))
         owner = owner_of(journal, corpus)
-        losses = [losses_of(plan) for plan in owner.plan(0, num_steps, 1 << 20)]
+        losses = [losses_of(plan) for plan in owner.window(0, num_steps, 1 << 20).plans]
         reports = [np.concatenate(losses[first : first + at_once]) for first in range(0, num_steps, at_once)]
         begin = time.perf_counter()
         accepted = report_all(owner, reports)
@@ -228,7 +231,7 @@ def write_history(owner: RunOwner, journal: Journal, num_events: int, at_once: i
     """Plans and reports in turn, `at_once` steps in each request."""
     num_steps = num_events // 2
     for first in range(0, num_steps, at_once):
-        plans = owner.plan(first, min(at_once, num_steps - first), 1 << 20)
+        plans = owner.window(first, min(at_once, num_steps - first), 1 << 20).plans
         owner.report(np.concatenate([losses_of(plan) for plan in plans]))
     assert journal.num_events(owner.record.run) == num_events + 1
 
@@ -236,6 +239,37 @@ def write_history(owner: RunOwner, journal: Journal, num_events: int, at_once: i
 def seconds_to_restore(journal: Journal, corpus: Corpus, name: str) -> float:
     begin = time.perf_counter()
     owner_of(journal, corpus, name)
+    return time.perf_counter() - begin
+
+
+# Listing
+
+
+def listing(root: Path, corpus: Corpus, repeats: int, numbers: Sequence[int] = (10, 100, 1000)) -> str:
+    """`GET /v1/runs` of a service, against the one with the fewest runs."""
+    with ExitStack() as stack:
+        ways = [partial(seconds_to_list, stack.enter_context(client_with_runs(root, corpus, num))) for num in numbers]
+        seconds = repeated(repeats, ways)
+    rows = [[f"{num:,}", *measured(own, seconds[0], "ms")] for num, own in zip(numbers, seconds, strict=True)]
+    return as_table(["runs", "the list of them", "ratio"], rows)
+
+
+@contextmanager
+def client_with_runs(root: Path, corpus: Corpus, num_runs: int) -> Iterator[TestClient]:
+    """A client of a service with so many runs, each of which has planned and reported ten steps."""
+    folder = root / f"service-{num_runs}"
+    folder.mkdir()
+    with open_journal(folder / "journal.sqlite") as journal:
+        for i in range(num_runs):
+            journal.create_run(record_on(corpus, f"run-{i:04}"))
+            write_history(owner_of(journal, corpus, f"run-{i:04}"), journal, 20)
+    with client_on(folder) as client:
+        yield client
+
+
+def seconds_to_list(client: TestClient) -> float:
+    begin = time.perf_counter()
+    client.get("/v1/runs").raise_for_status()
     return time.perf_counter() - begin
 
 

@@ -82,6 +82,12 @@ def all_of(client: httpx2.Client) -> list[Any]:
     return [client.get(f"/v1/runs/tune{part}").raise_for_status().json() for part in ("", "/stats", "/strata")]
 
 
+def state_of(client: httpx2.Client) -> list[Any]:
+    """As `all_of`, without what tells how the run came to its state: numbers and times of events, and rewinds."""
+    moments = ("as_of", "attempt", "last_plan_at", "last_report_at")
+    return [{name: value for name, value in each.items() if name not in moments} for each in all_of(client)]
+
+
 def assert_problem(response: httpx2.Response, status: int, slug: str | None = None) -> dict[str, Any]:
     """The response is a problem document of this status and kind; gives its members."""
     assert response.status_code == status, response.text

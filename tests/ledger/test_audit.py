@@ -8,7 +8,7 @@ from replay_service.corpus.reading.reader import Corpus
 from replay_service.ledger import audit
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import OwnerLimits, RunOwner
-from replay_service.sampling.events import Adopted, Closed
+from replay_service.sampling.events import Adjusted, Adopted, Closed, Configured
 from tests.ledger.worlds import ids_of, losses_of, record_of, write
 
 
@@ -91,3 +91,14 @@ def test_an_export_holds_the_sizes_of_what_the_run_began_on_and_of_what_it_adopt
         {"kind": "adopted", "generation": 2, "sizes": [20, 25, 20, 20, 7, 8]},
         {"kind": "closed", "generation": None, "sizes": None},
     ]
+
+
+def test_an_export_says_when_what_was_changed_and_why(journal: Journal, tmp_path: Path) -> None:
+    changed = record_of(floor=0.4).config
+    write(journal, "tuning", 1, [Configured(-1, changed), Adjusted(-1, "0.05", "too much is forgotten")])
+    audit.export_parquet(journal, "tuning", tmp_path / "journal.parquet")
+    rows = pq.read_table(tmp_path / "journal.parquet").to_pylist()
+    assert [each["config"] for each in rows] == [record_of().config.to_json(), changed.to_json(), None]
+    assert (rows[2]["injection_ratio"], rows[2]["reason"]) == ("0.05", "too much is forgotten")
+    times = [round(each["committed_at"].timestamp() * 1000) for each in rows]
+    assert times == [each.committed_at for each in journal.entries("tuning")]

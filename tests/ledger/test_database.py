@@ -25,7 +25,7 @@ def test_opening_a_database_again_keeps_what_is_in_it(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     engine = open_database(url)
     with engine.begin() as connection:
-        connection.execute(text("INSERT INTO runs VALUES ('r', 'c', 'now', 0)"))
+        connection.execute(text("INSERT INTO runs (run, corpus, created_at, owner_epoch) VALUES ('r', 'c', 'now', 0)"))
     engine.dispose()
     again = open_database(url)
     with again.connect() as connection:

@@ -75,7 +75,7 @@ def train(process: Process, run: str = "tuning") -> RunOwner:
     for step in range(6):
         (plan,) = owner.window(step, 1, 64).plans
         owner.report(losses_of(step, ids_of(plan)))
-    assert process.journal.samples(run, SampleQuery("sample_id", False, 10), process.corpus.partition)
+    assert process.journal.samples(run, SampleQuery("sample_id", False, 10), process.corpus.partition).samples
     return owner
 
 
@@ -129,7 +129,7 @@ def test_a_run_of_the_same_name_begins_anew(processes: tuple[Process, Process]) 
     assert [ids_of(each) for each in owner.window(0, 1, 64).plans] == [ids_of(plans[0])]
     assert verify(second.journal, second.journal.run("tuning")).holds
     query = SampleQuery("sample_id", False, 10)
-    assert second.journal.samples("tuning", query, second.corpus.partition) == []
+    assert second.journal.samples("tuning", query, second.corpus.partition).samples == []
 
 
 def image_of_journal(journal: Journal, run: str) -> list[tuple[object, ...]]:

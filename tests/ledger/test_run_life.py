@@ -227,7 +227,7 @@ class RunLife(RuleBasedStateMachine):
     @invariant()
     def samples_were_visited_as_often_as_they_were_measured(self) -> None:
         partition = CorpusStore(self.folder).get("wiki").partition
-        samples = self.journal.samples("tuning", SampleQuery("sample_id", False, 1000), partition)
+        samples = self.journal.samples("tuning", SampleQuery("sample_id", False, 1000), partition).samples
         assert sum(each.num_visits for each in samples) == sum(map(len, self.measured.values()))
 
     @invariant()

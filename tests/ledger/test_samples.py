@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import create_engine, text
 
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.ledger.journal import Journal
@@ -60,7 +61,7 @@ def expected(corpus: Corpus, history: dict[int, list[tuple[int, float, int]]]) -
 
 def all_samples(journal: Journal, corpus: Corpus, **query: Any) -> list[SampleStatistics]:
     whole = SampleQuery(**{"order": "sample_id", "descending": False, "limit": 1000, **query})
-    return journal.samples("tuning", whole, corpus.partition)
+    return journal.samples("tuning", whole, corpus.partition).samples
 
 
 def test_statistics_are_those_of_the_reports_in_any_order(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
@@ -97,7 +98,7 @@ def test_pages_hold_every_sample_once_in_order(
     whole = all_samples(journal, corpus, order=order, descending=descending)
     query = SampleQuery(order, descending, 5)
     paged: list[SampleStatistics] = []
-    while page := journal.samples("tuning", query, corpus.partition):
+    while page := journal.samples("tuning", query, corpus.partition).samples:
         paged += page
         query = SampleQuery(order, descending, 5, after=query.place_of(page[-1]))
     assert paged == whole
@@ -117,7 +118,7 @@ def test_a_sample_has_its_history(owner: RunOwner, journal: Journal, corpus: Cor
     sample, visits = max(history.items(), key=lambda each: len(each[1]))
     found = journal.sample("tuning", sample, corpus.partition)
     assert found is not None
-    told = sorted((each.step, each.rows["loss_nats"][0], each.rows["num_flips"][0]) for each in found[1])
+    told = sorted((each.step, each.rows["loss_nats"][0], each.rows["num_flips"][0]) for each in found.reports)
     assert told == visits
     assert journal.sample("tuning", 10**15, corpus.partition) is None
 
@@ -128,3 +129,16 @@ def test_queries_that_come_together_count_every_report_once(owner: RunOwner, jou
         pages = list(pool.map(lambda _: all_samples(journal, corpus), range(8)))
     assert {each.sample_id: each for each in pages[-1]} == expected(corpus, history)
     assert all(page == pages[0] for page in pages)
+
+
+def test_samples_of_another_attempt_than_the_run_has_begin_anew(
+    owner: RunOwner, journal: Journal, corpus: Corpus, database_url: str
+) -> None:
+    history = reported(owner, 6)
+    all_samples(journal, corpus)
+    engine = create_engine(database_url)
+    with engine.begin() as connection:  # as if a rewind had come while they were merged for the first time
+        connection.execute(text("UPDATE sample_progress SET attempt = 7"))
+        connection.execute(text("UPDATE samples SET num_visits = 99"))
+    engine.dispose()
+    assert {each.sample_id: each for each in all_samples(journal, corpus)} == expected(corpus, history)

@@ -67,7 +67,6 @@ def test_a_process_whose_run_was_taken_says_so_once_and_takes_it_back(place: Pla
             before = all_of(second)
             assert_taken(report(first, losses_of(batch)))
             assert all_of(first) == before
-            assert_taken(second.get("/v1/runs/tune"))
             assert all_of(second) == before
         with place.process() as again:
             assert all_of(again) == before

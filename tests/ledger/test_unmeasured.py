@@ -59,7 +59,7 @@ def learned(state: RunState) -> tuple[float, ...]:
 def listed(journal: Journal, corpus: Corpus) -> list[int]:
     """The samples that the per-sample statistics tell of."""
     query = SampleQuery("sample_id", False, 1000)
-    return [each.sample_id for each in journal.samples("tuning", query, corpus.partition)]
+    return [each.sample_id for each in journal.samples("tuning", query, corpus.partition).samples]
 
 
 def holds(journal: Journal) -> bool:
@@ -131,7 +131,12 @@ def test_a_later_visit_that_is_measured_is_the_first_that_counts(
     owner.report(losses_of(second, [sample], loss=3.0))
     found = journal.sample("tuning", sample, corpus.partition)
     assert found is not None
-    assert (found[0].num_visits, found[0].first_step, found[0].last_step, found[0].loss_nats) == (
+    assert (
+        found.statistics.num_visits,
+        found.statistics.first_step,
+        found.statistics.last_step,
+        found.statistics.loss_nats,
+    ) == (
         1,
         second,
         second,
@@ -184,4 +189,4 @@ def test_the_history_of_a_sample_leaves_out_a_visit_that_could_not_be_measured(
         owner.report(report(step, [sample]))
     found = journal.sample("tuning", sample, corpus.partition)
     assert found is not None
-    assert (found[0].num_visits, [visit.step for visit in found[1]]) == (2, [first, third])
+    assert (found.statistics.num_visits, [visit.step for visit in found.reports]) == (2, [first, third])

@@ -22,13 +22,14 @@ from replay_service.gateway.corpus_models import (
 from replay_service.gateway.ingests import LOG_NAME
 from replay_service.gateway.middleware.access import ADMIN, READ, CorpusName, RequestAccess
 from replay_service.gateway.middleware.problems import responses
+from replay_service.gateway.routes.strict import StrictRoute
 from replay_service.gateway.service import ReplayService, Service
 
 _GONE = f"the process is gone without a word; {LOG_NAME} in the corpus's folder may say why"
 
 _log = structlog.get_logger()
 
-router = APIRouter(prefix="/v1/corpora", tags=["corpora"])
+router = APIRouter(prefix="/v1/corpora", tags=["corpora"], route_class=StrictRoute)
 
 
 @router.get("", operation_id="list_corpora", dependencies=READ, responses=responses(503))

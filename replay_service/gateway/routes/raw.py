@@ -4,7 +4,6 @@ To solve the dependencies of a FastAPI route and to validate its body costs more
 request and check access by themselves, with the same functions as all others, and FastAPI describes them.
 """
 
-from collections.abc import Callable, Coroutine
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -12,10 +11,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
-from starlette.responses import Response
 
 from replay_service import tokens
 from replay_service.gateway.middleware.access import access_in, named_run
+from replay_service.gateway.routes.strict import Handler, strict
 from replay_service.names import NAME_RULE
 
 T = TypeVar("T", bound=BaseModel)
@@ -28,9 +27,8 @@ class RawRoute(APIRoute):
         super().__init__(*args, **kwargs)
         assert not self.dependencies, "nobody would solve them"
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return handler
+    def get_route_handler(self) -> Handler:
+        return strict(self.endpoint, [])
 
 
 def described(scope: tokens.Scope, bodies: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Runs: creating and looking at them."""
 
 from dataclasses import asdict
-from typing import Any
 
 from fastapi import APIRouter, Response
 
@@ -19,12 +18,13 @@ from replay_service.gateway.models import (
     RunSettings,
     RunSummary,
 )
+from replay_service.gateway.routes.strict import StrictRoute
 from replay_service.gateway.service import ReplayService, Service
-from replay_service.ledger.journal import RunRecord
-from replay_service.ledger.owner import RunOwner
-from replay_service.sampling.run_state import RunState
+from replay_service.gateway.times import moment
+from replay_service.ledger.journal import RunOverview
+from replay_service.ledger.run_view import RunView
 
-router = APIRouter(prefix="/v1/runs", tags=["runs"])
+router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute)
 
 
 @router.post(
@@ -49,9 +49,9 @@ def create_run(body: RunCreate, service: Service, access: RequestAccess, respons
 
 @router.get("", operation_id="list_runs", dependencies=READ)
 def list_runs(service: Service, access: RequestAccess) -> RunList:
-    """All runs that the caller may touch, by name, as they were created."""
-    records = [each for each in service.journal.runs() if access.caller.may_touch(each.run)]
-    return RunList(runs=[RunSummary(**_summary(record)) for record in records])
+    """All runs that the caller may touch, by name, and how far they are. It costs little, however long they are."""
+    found = [each for each in service.journal.overviews() if access.caller.may_touch(each.record.run)]
+    return RunList(runs=[_summary(each) for each in found])
 
 
 @router.get("/{run}", operation_id="get_run", dependencies=READ, responses=responses(404, 422))
@@ -110,35 +110,41 @@ def delete_run(run: RunName, service: Service) -> RunSummary:
 
     The answer says what it was. Batches that trainers still have of it cannot be reported. The corpus stays.
     """
-    record = service.journal.run(run)
+    overview = service.journal.overview(run)
     service.owners.delete(run)
-    return RunSummary(**_summary(record))
+    return _summary(overview)
 
 
 def _describe(service: ReplayService, run: str) -> RunInfo:
-    owner = service.owners.get(run)
     limits = service.settings
     most_steps = min(limits.max_steps_per_request, limits.max_steps_ahead)
-    return owner.read(lambda state: _info(owner, state, most_steps))
+    return service.readers.read(run, lambda view: _info(view, most_steps))
 
 
-def _info(owner: RunOwner, state: RunState, most_steps: int) -> RunInfo:
-    now = {"config": RunSettings(**asdict(state.config)), "generation": state.generation}
+def _info(view: RunView, most_steps: int) -> RunInfo:
+    record, state = view.record, view.state
     return RunInfo(
-        **{**_summary(owner.record), **now},
+        run=record.run,
+        corpus=record.corpus,
+        generation=state.generation,
+        created_at=record.created_at,
+        config=RunSettings(**asdict(state.config)),
         next_step=state.next_step,
-        policy_version=state.policy_version,
-        attempt=owner.attempt,
         closed=state.closed,
+        policy_version=state.policy_version,
         max_window_steps=min(most_steps, state.config.fence or most_steps),
+        **moment(view.point),
     )
 
 
-def _summary(record: RunRecord) -> dict[str, Any]:
-    return {
-        "run": record.run,
-        "corpus": record.corpus,
-        "generation": record.created.generation,
-        "created_at": record.created_at,
-        "config": RunSettings(**asdict(record.config)),
-    }
+def _summary(overview: RunOverview) -> RunSummary:
+    return RunSummary(
+        run=overview.record.run,
+        corpus=overview.record.corpus,
+        generation=overview.generation,
+        created_at=overview.record.created_at,
+        config=RunSettings(**asdict(overview.config)),
+        next_step=overview.next_step,
+        closed=overview.closed,
+        **moment(overview.point),
+    )

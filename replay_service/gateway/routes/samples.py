@@ -12,11 +12,12 @@ from replay_service.errors import InvalidRequest, UnknownSample
 from replay_service.gateway.middleware.access import READ, RunName
 from replay_service.gateway.middleware.problems import responses
 from replay_service.gateway.models import MAX_INT64, SampleHistory, SampleInfo, SamplePage, SampleVisit
+from replay_service.gateway.routes.strict import StrictRoute
 from replay_service.gateway.service import Service
 from replay_service.ledger.samples import SAMPLE_ORDERS, SampleOrder, SampleQuery
 from replay_service.wire.losses import GAINS_NOT_TOLD
 
-router = APIRouter(prefix="/v1/runs/{run}/samples", tags=["statistics"])
+router = APIRouter(prefix="/v1/runs/{run}/samples", tags=["statistics"], route_class=StrictRoute)
 
 _ORDERS = ", ".join(SAMPLE_ORDERS)
 
@@ -38,8 +39,9 @@ def list_samples(
     after = None if cursor is None else _place(cursor)
     query = SampleQuery(cast(SampleOrder, name), order.startswith("-"), limit, stratum, after)
     found = service.journal.samples(run, query, corpus.partition)
-    further = _cursor(query.place_of(found[-1])) if len(found) == limit else None
-    return SamplePage(run=run, samples=[SampleInfo(**asdict(each)) for each in found], cursor=further)
+    further = _cursor(query.place_of(found.samples[-1])) if len(found.samples) == limit else None
+    samples = [SampleInfo(**asdict(each)) for each in found.samples]
+    return SamplePage(run=run, as_of=found.as_of, samples=samples, cursor=further)
 
 
 @router.get("/{sample_id}", operation_id="get_sample", dependencies=READ, responses=responses(404, 422))
@@ -49,7 +51,6 @@ def get_sample(run: RunName, sample_id: int, service: Service) -> SampleHistory:
     found = service.journal.sample(run, sample_id, corpus.partition) if 0 <= sample_id <= MAX_INT64 else None
     if found is None:
         raise UnknownSample(f"nothing was reported of sample {sample_id} in run {run!r}; its samples can be listed")
-    statistics, reports = found
     visits = [
         SampleVisit(
             step=each.step,
@@ -59,9 +60,9 @@ def get_sample(run: RunName, sample_id: int, service: Service) -> SampleHistory:
             num_flips=int(each.rows["num_flips"][0]),
             num_gains=_told(int(each.rows["num_gains"][0])),
         )
-        for each in reports
+        for each in found.reports
     ]
-    return SampleHistory(**asdict(statistics), visits=visits)
+    return SampleHistory(**asdict(found.statistics), as_of=found.as_of, visits=visits)
 
 
 def _told(num_gains: int) -> int | None:

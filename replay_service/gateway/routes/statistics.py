@@ -1,6 +1,5 @@
 """Statistics: what a run has learned of its corpus."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -16,24 +15,32 @@ from replay_service.gateway.models import (
     StratumStats,
     TrainedStats,
 )
+from replay_service.gateway.routes.strict import StrictRoute
 from replay_service.gateway.service import ReplayService, Service
+from replay_service.gateway.times import moment
 from replay_service.ledger.journal import RunRecord
+from replay_service.ledger.run_view import RunView
+from replay_service.sampling.forgetting import FirstVisits
 from replay_service.sampling.partition import stratum_name
 from replay_service.sampling.predicted_gain import Draws, predict_gain
 from replay_service.sampling.run_state import RunState
 
-router = APIRouter(prefix="/v1/runs/{run}", tags=["statistics"])
+router = APIRouter(prefix="/v1/runs/{run}", tags=["statistics"], route_class=StrictRoute)
 
 
 @router.get("/stats", operation_id="get_stats", dependencies=READ, responses=responses(404, 422))
 def get_stats(run: RunName, service: Service) -> RunStats:
     """A run's statistics over all strata, what it has forgotten, and what drawing by damage is worth to it."""
-    owner = service.owners.get(run)
+
+    def view_of(view: RunView) -> tuple[RunRecord, dict[str, Any], FirstVisits, Draws]:
+        numbers = numbers_of(view.state) | moment(view.point)
+        return view.record, numbers, view.state.first_visits(), Draws.of(view.state)
+
     # The estimates are made outside: nobody waits for them.
-    numbers, visits, draws = owner.read(lambda state: (numbers_of(state), state.first_visits(), Draws.of(state)))
+    record, numbers, visits, draws = service.readers.read(run, view_of)
     present = visits.of_corpus()
     by_domain = [ForgettingEstimate.of(each) for each in visits.of_domains()]
-    names = _domains(service, owner.record, len(by_domain))
+    names = _domains(service, record, len(by_domain))
     return RunStats(
         run=run,
         **numbers,
@@ -46,9 +53,21 @@ def get_stats(run: RunName, service: Service) -> RunStats:
 @router.get("/strata", operation_id="get_strata", dependencies=READ, responses=responses(404, 422))
 def get_strata(run: RunName, service: Service) -> StrataList:
     """The statistics, the damage rate and the probability of each stratum."""
-    owner = service.owners.get(run)
-    groups = service.corpus_of(owner.record).partition.groups
-    return owner.read(lambda state: list_strata(run, state, groups))
+    # The answer is made outside: nobody waits for it.
+    view, strata = service.readers.read(run, lambda view: (_head(view), _columns(view.state)))
+    record, as_of, policy_version, num_quantiles = view
+    groups = service.corpus_of(record).partition.groups
+    named = [
+        StratumStats(
+            stratum=k,
+            name=stratum_name(groups, num_quantiles, k),
+            domain=groups[k // num_quantiles],
+            quantile=k % num_quantiles,
+            **dict(zip(strata, values, strict=True)),
+        )
+        for k, values in enumerate(zip(*strata.values(), strict=True))
+    ]
+    return StrataList(run=run, as_of=as_of, policy_version=policy_version, strata=named)
 
 
 def _domains(service: ReplayService, record: RunRecord, num: int) -> list[str]:
@@ -96,31 +115,26 @@ def _trained(state: RunState) -> TrainedStats | None:
     return TrainedStats(next_step=min(trained.next_step.values()), **trained.counts._asdict())
 
 
-def list_strata(run: str, state: RunState, groups: Sequence[str]) -> StrataList:
-    """Every stratum; `groups` names at least the groups of the state's generation."""
-    totals, cursors, sizes = state.totals, state.cursors, state.cursors.sizes
-    rates, probabilities = state.damage_rates() if state.has_damage() else None, state.probabilities()
-    strata = [
-        StratumStats(
-            stratum=k,
-            name=stratum_name(groups, state.num_quantiles, k),
-            domain=groups[k // state.num_quantiles],
-            quantile=k % state.num_quantiles,
-            num_samples=int(sizes[k]),
-            num_drawn=int(cursors.num_draws[k]),
-            epoch=int(cursors.epoch[k]),
-            num_reported=int(totals.samples[k]),
-            num_tokens=int(totals.tokens[k]),
-            num_flips=int(totals.flips[k]),
-            num_gains=int(totals.gains[k]),
-            mean_loss_nats=_mean(totals.loss_nats[k], totals.samples[k]),
-            mean_excess_nats=_mean(totals.excess_nats[k], totals.samples[k]),
-            damage_rate=None if rates is None else float(rates[k]),
-            probability=float(probabilities[k]),
-        )
-        for k in range(state.num_strata)
-    ]
-    return StrataList(run=run, policy_version=state.policy_version, strata=strata)
+def _head(view: RunView) -> tuple[RunRecord, int, int, int]:
+    return view.record, view.point.as_of, view.state.policy_version, view.state.num_quantiles
+
+
+def _columns(state: RunState) -> dict[str, list[Any]]:
+    """The numbers of every stratum that `StratumStats` holds, by name."""
+    totals, cursors, num = state.totals, state.cursors, state.num_strata
+    return {
+        "num_samples": cursors.sizes.tolist(),
+        "num_drawn": cursors.num_draws.tolist(),
+        "epoch": cursors.epoch.tolist(),
+        "num_reported": totals.samples.tolist(),
+        "num_tokens": totals.tokens.tolist(),
+        "num_flips": totals.flips.tolist(),
+        "num_gains": totals.gains.tolist(),
+        "mean_loss_nats": [_mean(totals.loss_nats[k], totals.samples[k]) for k in range(num)],
+        "mean_excess_nats": [_mean(totals.excess_nats[k], totals.samples[k]) for k in range(num)],
+        "damage_rate": state.damage_rates().tolist() if state.has_damage() else [None] * num,
+        "probability": state.probabilities().tolist(),
+    }
 
 
 def _mean(total: float, count: int) -> float | None:

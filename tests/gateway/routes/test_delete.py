@@ -75,8 +75,10 @@ def test_its_name_is_free(root: Path, closed: TestClient) -> None:
 def test_another_process_that_knew_the_run_answers_as_if_it_never_had(root: Path, closed: TestClient) -> None:
     with client_on(root) as another:
         assert another.get("/v1/runs/tune").json()["closed"]
+        assert another.post("/v1/runs/tune/close", json={}).status_code == 200
         assert_problem(closed.delete("/v1/runs/tune"), 503, "run-taken")
         assert closed.delete("/v1/runs/tune").status_code == 200
+        assert_problem(another.get("/v1/runs/tune"), 404, "unknown-run")
         assert_problem(ask(another), 503, "run-taken")
         assert_problem(ask(another), 404, "unknown-run")
 

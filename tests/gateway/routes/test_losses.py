@@ -18,13 +18,14 @@ from tests.gateway.worlds import (
     losses_of,
     report,
     report_bytes,
+    state_of,
 )
 
 
 def test_arrow_and_json_reports_mean_the_same(root: Path, running: TestClient) -> None:
     rows = losses_of(batch_of(running, 0, 5), num_flips=3)
     assert report(running, rows).json() == {"accepted": len(rows), "duplicate": 0, "rejected": 0}
-    as_arrow = all_of(running)
+    as_arrow = state_of(running)
     other_root = root / "other"
     (other_root / "corpora").mkdir(parents=True)
     (other_root / "corpora" / "wiki").symlink_to(root / "corpora" / "wiki")
@@ -32,7 +33,7 @@ def test_arrow_and_json_reports_mean_the_same(root: Path, running: TestClient) -
         create_run(client)
         batch_of(client, 0, 5)
         assert client.post("/v1/runs/tune/losses", json=as_json(rows)).json()["accepted"] == len(rows)
-        assert all_of(client)[1:] == as_arrow[1:]
+        assert state_of(client)[1:] == as_arrow[1:]
 
 
 def test_a_report_sent_twice_counts_once(running: TestClient) -> None:
@@ -240,9 +241,9 @@ def test_a_sample_that_could_not_be_measured_passes_as_arrow_and_as_json(running
 def test_a_report_of_samples_of_which_none_could_be_measured_is_accepted(running: TestClient) -> None:
     rows = losses_of(batch_of(running, 0, 5))
     rows["num_tokens"] = 0
-    before = running.get("/v1/runs/tune/strata").json()
+    before = running.get("/v1/runs/tune/strata").json()["strata"]
     assert report(running, rows).json()["accepted"] == len(rows)
-    assert running.get("/v1/runs/tune/strata").json() == before
+    assert running.get("/v1/runs/tune/strata").json()["strata"] == before
     assert running.get("/v1/runs/tune/stats").json()["flip_rate"] is None
 
 

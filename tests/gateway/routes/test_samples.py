@@ -41,14 +41,15 @@ def test_pages_follow_each_other(reported: TestClient) -> None:
 def test_a_sample_tells_its_visits(reported: TestClient) -> None:
     (first, *_) = samples(reported, order="-visits")["samples"]
     content = reported.get(f"/v1/runs/tune/samples/{first['sample_id']}").json()
-    visits = content.pop("visits")
+    visits, as_of = content.pop("visits"), content.pop("as_of")
     assert content == first
+    assert as_of == reported.get("/v1/runs/tune").json()["as_of"]
     assert [visit["step"] for visit in visits][:: max(1, len(visits) - 1)][0] == first["first_step"]
     assert sum(visit["num_tokens"] for visit in visits) == first["num_tokens"]
 
 
 def test_a_run_without_reports_has_no_samples(running: TestClient) -> None:
-    assert samples(running) == {"run": "tune", "samples": [], "cursor": None}
+    assert samples(running) == {"run": "tune", "as_of": 0, "samples": [], "cursor": None}
 
 
 @pytest.mark.parametrize(
