@@ -242,8 +242,11 @@ def set_clock(client: TestClient, now: Callable[[], str]) -> None:
     client.app.state.service = replace(client.app.state.service, now=now)  # type: ignore[attr-defined]
 
 
+TOLD_TIMES = ("created_at", "last_plan_at", "last_report_at")
+
+
 def session(root: Path, clock: Callable[[], str]) -> tuple[list[object], list[tuple[object, ...]]]:
-    """What a job with a restart in the middle is told, without the time of its creation; and its journal."""
+    """What a job with a restart in the middle is told, but for times; and its journal."""
     make_corpus(root / "corpora")
     told: list[object] = []
     for part in range(2):
@@ -254,8 +257,7 @@ def session(root: Path, clock: Callable[[], str]) -> tuple[list[object], list[tu
                 batch = batch_of(client, step)
                 told.append(ask(client, step=step).content)
                 told.append(report(client, losses_of_batch(batch, num_flips=step % 4)).json())
-            info, *others = all_of(client)
-            told += [{name: value for name, value in info.items() if name != "created_at"}, *others]
+            told += [{name: value for name, value in each.items() if name not in TOLD_TIMES} for each in all_of(client)]
     with open_journal(root / "journal.sqlite") as journal:
         return told, [facts(entry) for entry in journal.entries("tune")]
 
