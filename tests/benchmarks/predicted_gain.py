@@ -3,16 +3,12 @@
 Runs of `tests.sampling.gain_worlds` through the real planner and the real fold, with draws by damage and uniformly.
 """
 
-import argparse
 import re
-from concurrent.futures import ProcessPoolExecutor
-from itertools import repeat
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from tests.benchmarks.ratios import as_table
+from tests.benchmarks.worlds_table import run_worlds
 from tests.sampling.gain_worlds import GAIN_WORLDS, compared
 
 HEAD: Final = (
@@ -57,25 +53,7 @@ def row_of(index: int, seeds: range) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=200, help="of each world and policy")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--worlds", nargs="*", default=[], help="parts of the names of those to run")
-    parser.add_argument("--write", type=Path, help="page in which to put the table")
-    args = parser.parse_args()
-    wanted = [
-        i for i, world in enumerate(GAIN_WORLDS) if not args.worlds or any(part in world.name for part in args.worlds)
-    ]
-    seeds, rows = range(args.first_seed, args.first_seed + args.runs), []
-    with ProcessPoolExecutor(args.processes) as processes:
-        for row in processes.map(row_of, wanted, repeat(seeds)):
-            print(" | ".join(row), flush=True)
-            rows.append(row)
-    table = as_table(HEAD, rows)
-    print(f"\n{table}")
-    if args.write is not None:
-        args.write.write_text(PLACE.sub(lambda _: f"\n{table}\n\n", args.write.read_text()))
+    run_worlds(__doc__, [world.name for world in GAIN_WORLDS], HEAD, row_of, PLACE)
 
 
 if __name__ == "__main__":
