@@ -133,7 +133,7 @@ class Corpus:
         if "label" in (self._layout.record.names or ()):
             num_right, num_predictions = found["base_correct"][:, 0] & 1, np.ones(len(found), dtype=np.int64)
         else:
-            num_right = np.unpackbits(found["base_correct"], axis=1).sum(axis=1, dtype=np.int64)
+            num_right = np.bitwise_count(found["base_correct"]).sum(axis=1, dtype=np.int64)
             num_predictions = np.maximum(found["length"].astype(np.int64) - 1, 0)
         return BaseResults(losses, num_predictions - num_right)
 
