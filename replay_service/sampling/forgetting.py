@@ -172,8 +172,9 @@ def estimate(reports: np.ndarray, target: Target, step: int) -> Forgetting:
     """
     lines = _lines(reports, target, step)
     line = lines[0]
-    reason = _reason(line)
-    window = round(line.window)
+    # The line may reach back to before the run's first step, where there is nothing.
+    window = min(round(line.window), step + 1)
+    reason = _reason(line, window)
     if reason is not None:
         return Forgetting(None, None, None, line.num_reports, line.covered, step, window, reason)
     variance = line.variance + _BEND * max([0.0, *(_bend(line, shorter) for shorter in lines[1:])])
@@ -194,8 +195,8 @@ def student(freedom: float) -> float:
     return z + sum(terms)
 
 
-def _reason(line: _Line) -> str | None:
-    few, steps = min(line.num_reports, line.num_steps), round(line.window)
+def _reason(line: _Line, steps: int) -> str | None:
+    few = min(line.num_reports, line.num_steps)
     if few < LEAST_REPORTS:
         return (
             f"the first visits reported in the last {steps} steps are worth {few:.1f} independent ones, and an "

@@ -76,6 +76,13 @@ def test_its_window_ends_at_the_latest_step_and_is_no_longer_than_needed() -> No
     assert few.window_steps == 15
 
 
+def test_a_window_is_no_longer_than_the_run() -> None:
+    step, stratum, _ = reported(40)
+    for found in visits_of(step, stratum, 0.5).of_domains():
+        assert found.window_steps == 20
+        assert found.reason is None or "in the last 20 steps" in found.reason
+
+
 def nothing_said(found: Forgetting, because: str) -> bool:
     numbers = (found.nats, found.low, found.high)
     return numbers == (None,) * 3 and because in str(found) and found.reason in str(found)  # type: ignore[operator]
