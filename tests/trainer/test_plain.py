@@ -264,7 +264,7 @@ def test_a_weight_that_no_gradient_would_feel_is_refused(client: ReplayClient) -
     with Rehearsal(client, "frozen", rehearsal_weight=0.5).open(num_steps=1) as loop:
         batch = loop.mix(0, rows())
     loss = torch.zeros((), requires_grad=True)
-    with pytest.raises(InvalidTraining, match="no gradient to weigh"):
+    with pytest.raises(InvalidTraining, match="their logits have no gradient"):
         batch.weigh(loss, batch.losses(logits_for(batch)))
 
 

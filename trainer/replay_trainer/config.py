@@ -177,6 +177,11 @@ class RehearsalConfig(Section):
         """Whether they learn from what the corpus stores of it."""
         return self.is_distilled and self.teacher == "stored"
 
+    @property
+    def needs_base_model(self) -> bool:
+        """Whether they learn from the base model itself."""
+        return self.is_distilled and self.teacher == "base"
+
     @model_validator(mode="before")
     @classmethod
     def _holds_no_token(cls, content: object) -> object:

@@ -74,10 +74,9 @@ class Added(ABC):
         nll = losses.nll_BS if isinstance(losses, TokenLosses) else losses.nll_B
         if loss.requires_grad and self.num_rehearsed and not nll.requires_grad:
             raise InvalidTraining(
-                f"rehearsal_weight is {self.rehearsal_weight} and rehearsed rows are "
-                f"{'not ' if self.distillation is None else ''}distilled, but their logits have no gradient to weigh; "
-                "take logits of the training forward pass, or leave rehearsal_weight at 1 and rehearsal_loss at "
-                "cross_entropy"
+                f"rehearsed rows have the weight {self.rehearsal_weight} or are distilled, but their logits have no "
+                "gradient; take logits of the training forward pass, or leave rehearsal_weight at 1 and rehearsal_loss "
+                "at cross_entropy"
             )
         learned = nll
         if self.distillation is not None and isinstance(losses, TokenLosses):

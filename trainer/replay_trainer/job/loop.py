@@ -245,7 +245,7 @@ def _start(config: TrainConfig, precision: Precision, worker: Worker) -> tuple[_
     with autocast(precision, worker.device):
         check_model(bare_model, config.data.seq_len)
     adapters = None if config.lora is None else Adapters(bare_model, config.lora)
-    is_taught = config.rehearsal is not None and config.rehearsal.is_distilled and config.rehearsal.teacher == "base"
+    is_taught = config.rehearsal is not None and config.rehearsal.needs_base_model
     needs_copy = adapters is None and (is_taught or config.ldifs is not None)
     base = frozen_copy(bare_model) if needs_copy else None
     drift = None if config.ldifs is None else _drift(config.ldifs, bare_model, adapters, base)

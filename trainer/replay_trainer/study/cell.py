@@ -200,7 +200,7 @@ def _cost(job: TrainConfig, tuning: Tuning, training_s: float) -> Cost:
     flops = (4.0 * num_weights + 2.0 * num_learned) * totals["num_tokens"]
     if job.ldifs is not None:
         flops += 2.0 * num_weights * (totals["num_tokens"] - totals["num_rehearsed_tokens"])
-    if job.rehearsal is not None and job.rehearsal.is_distilled and job.rehearsal.teacher == "base":
+    if job.rehearsal is not None and job.rehearsal.needs_base_model:
         flops += 2.0 * num_weights * totals["num_rehearsed_tokens"]
     num_rehearsed_rows = totals.pop("num_rehearsed")
     return Cost(
