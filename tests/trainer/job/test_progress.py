@@ -77,6 +77,17 @@ def test_rehearsal_is_the_share_of_the_rows_that_were_trained_on_lately() -> Non
     ]
 
 
+def test_the_time_left_does_not_count_what_comes_once_before_the_first_step() -> None:
+    shown, clock = io.StringIO(), Clock()
+    line = ProgressLine(Console(file=shown, width=200), "train", 11, clock)
+    clock.seconds += 1000
+    line.show(0, {"step_s": 2.0})
+    clock.seconds += 4
+    line.show(1, {"step_s": 4.0})
+    left = [row.rpartition("  ")[2] for row in shown.getvalue().splitlines()]
+    assert left == ["20 s left", "27 s left"]
+
+
 def test_the_time_left_of_a_job_that_goes_on_counts_its_own_steps() -> None:
     first, *_ = lines_of(100, {}, first_step=90).splitlines()
     assert first == "train  step 91/100  18 s left"

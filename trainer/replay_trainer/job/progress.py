@@ -65,6 +65,9 @@ class ProgressLine:
                 `num_rows`, `waited_s` for data out of `step_s`; `num_nonfinite_rows` and `was_skipped` add up over the
                 steps; `predicted_gain` the service's prediction with its advice.
         """
+        if not self._recent and values.get("step_s") is not None:
+            # The start, and what is measured before the first step, take long, and come once.
+            self._began = self._clock() - values["step_s"]
         self._num_nonfinite += int(values.get("num_nonfinite_rows") or 0)
         self._num_skipped += bool(values.get("was_skipped"))
         parts = ("waited_s", "step_s", "num_rehearsed", "num_rows")
