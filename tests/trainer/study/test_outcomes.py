@@ -1,5 +1,6 @@
 """Outcomes as files, as arrays over pairs, and as a report."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +112,17 @@ def test_an_arm_is_chosen_on_tuning_targets_and_reported_on_the_others(tmp_path:
     assert written.recommendation.startswith("Take 'KL, weight 3': it keeps 6")
     assert "It forgets less on 1 of 1 targets" in written.recommendation
     assert len(written.pictures) == 3
+
+
+def test_an_arm_with_another_learning_rate_is_no_part_of_the_frontier() -> None:
+    rates = {"none": 5e-4, "slow none": 1e-4, "uniform": 5e-4, "slow uniform": 1e-4, "KL": 5e-4}
+    outcomes = [
+        replace(
+            outcome(arm, "a", 0, 0.3, rows=0 if "none" in arm else 40, frontier=arm != "KL"), learning_rate=rates[arm]
+        )
+        for arm in rates
+    ]
+    paired = Paired.of(outcomes, tuple(rates), ("a",))
+    assert paired is not None and paired.is_frontier.tolist() == [True, False, True, False, False]
+    alone = Paired.of(outcomes, ("slow none", "none", "KL"), ("a",))
+    assert alone is not None and alone.is_frontier.tolist() == [True, False, False]

@@ -126,7 +126,7 @@ class Paired:
         target_loss: float64 [A, P], nats per token.
         forgetting: float64 [A, P, D, 2], nats per token.
         rows: float64 [A, P], rehearsed rows.
-        is_frontier: bool [A], uniform cross-entropy or no rehearsal.
+        is_frontier: bool [A], uniform cross-entropy or no rehearsal, at one learning rate.
         outcomes: [A][P], whence all this is.
     """
 
@@ -165,13 +165,24 @@ class Paired:
             target_loss=np.array([[each.target_loss() for each in row] for row in table]),
             forgetting=np.array([[each.forgetting() for each in row] for row in table]),
             rows=np.array([[float(each.cost.num_rehearsed_rows) for each in row] for row in table]),
-            is_frontier=np.array([row[0].is_uniform_cross_entropy for row in table]),
+            is_frontier=_on_one_frontier([row[0] for row in table]),
             outcomes=table,
         )
 
     def on(self, targets: Iterable[str]) -> "Paired | None":
         """The same of some targets alone."""
         return Paired.of((each for row in self.outcomes for each in row), self.arms, [*targets])
+
+
+def _on_one_frontier(outcomes: Sequence[Outcome]) -> NDArray[np.bool_]:
+    """Which of the arms differ from one another in their injection ratio alone, bool [A].
+
+    Of several learning rates it is that of the first arm that rehearses: another one is another method.
+    """
+    plain = [each for each in outcomes if each.is_uniform_cross_entropy]
+    rehearsing = [each for each in plain if each.cost.num_rehearsed_rows]
+    rates = {each.learning_rate for each in (rehearsing or plain)[:1]}
+    return np.array([each.is_uniform_cross_entropy and each.learning_rate in rates for each in outcomes])
 
 
 def write_parquet(path: Path, outcomes: Iterable[Outcome]) -> None:
