@@ -23,7 +23,7 @@ from replay_service.ledger.sampled_corpus import SampledCorpus, check_same, part
 from replay_service.sampling.events import Adopted, Closed, Configured, Event, Planned, Rewound, Sealed, Trained
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.plan import adjustment_due, last_before_decision, plan_steps
-from replay_service.sampling.run_state import RunState, fold_all
+from replay_service.sampling.run_state import fold_all
 from replay_service.sampling.state_bytes import to_bytes
 
 T = TypeVar("T")
@@ -328,11 +328,6 @@ class RunOwner:
             self._recent.forget()
             self._state, self._attempt = state, attempt
             self._num_events = self._last_snapshot = seq + 1
-
-    def read(self, view: Callable[[RunState], T]) -> T:
-        """The result of `view` on the state, which must not escape from it: events wait until it returns."""
-        with self._alone():
-            return view(self._state)
 
     def look(self, see: Callable[[RunView], T]) -> T:
         """The result of `see` on the run as it is now; nothing is restored for it.

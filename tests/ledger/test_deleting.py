@@ -15,7 +15,7 @@ from replay_service.ledger.owner import OwnerLimits, RunOwner
 from replay_service.ledger.owners import Owners
 from replay_service.ledger.samples import SampleQuery
 from replay_service.ledger.schema import metadata
-from tests.ledger.worlds import before_query, bytes_of, create, ids_of, losses_of, record_of
+from tests.ledger.worlds import before_query, bytes_of, create, ids_of, losses_of, read_state, record_of
 
 NUM_QUERIES = 6
 """Of who opens a run: to take it, its record, and what a restore reads."""
@@ -30,7 +30,7 @@ EVERYTHING: list[Callable[[RunOwner], object]] = [
     lambda owner: owner.rewind(-1),
     lambda owner: owner.close(),
     lambda owner: owner.delete(),
-    lambda owner: owner.read(lambda state: state.next_step),
+    lambda owner: read_state(owner, lambda state: state.next_step),
 ]
 
 
@@ -125,7 +125,7 @@ def test_a_run_of_the_same_name_begins_anew(processes: tuple[Process, Process]) 
     delete(first)
     assert create(first.owners, record_of())
     owner = first.owners.get("tuning")
-    assert owner.read(lambda state: (state.next_step, int(state.totals.samples.sum()))) == (0, 0)
+    assert read_state(owner, lambda state: (state.next_step, int(state.totals.samples.sum()))) == (0, 0)
     assert [ids_of(each) for each in owner.window(0, 1, 64).plans] == [ids_of(plans[0])]
     assert verify(second.journal, second.journal.run("tuning")).holds
     query = SampleQuery("sample_id", False, 10)
@@ -165,7 +165,7 @@ def test_who_opens_a_run_while_another_one_gets_its_name_mixes_nothing(
 
     def take_and_replace() -> None:
         with pytest.raises(RunTaken):
-            second.owners.get("tuning").read(bytes)
+            read_state(second.owners.get("tuning"), bytes)
         replace(second, "tuning")
 
     with before_query(first.engine, number, take_and_replace), pytest.raises(RunTaken):

@@ -28,6 +28,7 @@ from tests.ledger.worlds import (
     losses_of,
     open_journal,
     owner_of,
+    read_state,
     record_of,
 )
 from tests.sampling.worlds import same_plan
@@ -40,7 +41,7 @@ TIMES = ("2026-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "2038-01-19T03:14:08Z",
 
 
 def next_step(owner: RunOwner) -> int:
-    return owner.read(lambda state: state.next_step)
+    return read_state(owner, lambda state: state.next_step)
 
 
 def train(owner: RunOwner, num_steps: int) -> list[Planned]:

@@ -14,7 +14,7 @@ from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
 from replay_service.sampling.events import Adjusted, Adopted, Rewound
 from replay_service.sampling.state_bytes import to_bytes
-from tests.ledger.worlds import ids_of, losses_of, open_journal, owner_of, record_of, write
+from tests.ledger.worlds import ids_of, losses_of, open_journal, owner_of, read_state, record_of, write
 
 AUTO = {"injection_ratio": "auto", "budget": {"nats": 0.05}}
 
@@ -55,7 +55,7 @@ def test_times_are_not_folded(owner: RunOwner, corpus: Corpus, tmp_path: Path) -
         for each in (owner, owner_of(other, corpus)):
             (plan,) = each.window(0, 1, 64).plans
             each.report(losses_of(0, ids_of(plan)))
-            states.append(each.read(to_bytes))
+            states.append(read_state(each, to_bytes))
     assert states[0] == states[1]
 
 

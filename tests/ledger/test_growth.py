@@ -15,7 +15,7 @@ from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import OwnerLimits, RunOwner
 from replay_service.ledger.owners import Owners
 from replay_service.sampling.events import Adopted, Planned
-from tests.ledger.worlds import bytes_of, create, events_of, ids_of, losses_of, open_journal, record_of
+from tests.ledger.worlds import bytes_of, create, events_of, ids_of, losses_of, open_journal, read_state, record_of
 from tests.sampling.worlds import same_plan
 from tests.support import grow_corpus, make_corpus
 
@@ -49,7 +49,7 @@ def another_owner(journal: Journal, folder: Path) -> RunOwner:
 
 def seen(owner: RunOwner) -> tuple[int, list[int]]:
     """The generation that a run sees, and the sizes of its strata."""
-    return owner.read(lambda state: (state.generation, state.cursors.sizes.tolist()))
+    return read_state(owner, lambda state: (state.generation, state.cursors.sizes.tolist()))
 
 
 def holds(journal: Journal) -> bool:
@@ -101,7 +101,7 @@ def test_within_an_epoch_nothing_repeats_while_the_corpus_grows(journal: Journal
         epochs.see(Corpus(folder / "wiki"), range(num_strata))
         num_strata = len(seen(owner)[1])
     assert num_strata == 6
-    assert owner.read(lambda state: state.cursors.epoch.max()) > 1
+    assert read_state(owner, lambda state: state.cursors.epoch.max()) > 1
     assert holds(journal)
 
 

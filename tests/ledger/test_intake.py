@@ -14,7 +14,7 @@ from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
 from replay_service.sampling.events import Reported
 from replay_service.wire.losses import GAINS_NOT_TOLD, LOSS_ROW
-from tests.ledger.worlds import ids_of, image_of, losses_of, open_journal, owner_of, record_of
+from tests.ledger.worlds import ids_of, image_of, losses_of, open_journal, owner_of, read_state, record_of
 
 NUM_STEPS = 8
 STALE = 5
@@ -49,8 +49,8 @@ def shuffled_reports(owner: RunOwner, seed: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("seed", range(6))
 def test_each_row_has_the_fate_of_its_own(owner: RunOwner, journal: Journal, corpus: Corpus, seed: int) -> None:
     reports = shuffled_reports(owner, seed)
-    awaited = owner.read(
-        lambda state: {step: {*each.rows["sample_id"].tolist()} for step, each in state.pending.items()}
+    awaited = read_state(
+        owner, lambda state: {step: {*each.rows["sample_id"].tolist()} for step, each in state.pending.items()}
     )
     expected, events = [], defaultdict(list)
     for rows in reports:
@@ -65,7 +65,7 @@ def test_each_row_has_the_fate_of_its_own(owner: RunOwner, journal: Journal, cor
                 events[step, rank].append(sample)
         expected.append(ReportOutcome(*fates))
     intake = Intake("tuning", journal, lambda: corpus)
-    found, outcomes = owner.read(lambda state: intake.sort_out(state, 1, reports))
+    found, outcomes = read_state(owner, lambda state: intake.sort_out(state, 1, reports))
     assert outcomes == expected
     assert [((each.step, each.rank), each.rows["sample_id"].tolist()) for each in found] == sorted(events.items())
 
@@ -73,7 +73,7 @@ def test_each_row_has_the_fate_of_its_own(owner: RunOwner, journal: Journal, cor
 def test_an_event_says_what_its_rows_said(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
     rows = np.concatenate(shuffled_reports(owner, 0))
     intake = Intake("tuning", journal, lambda: corpus)
-    events: list[Reported] = owner.read(lambda state: intake.sort_out(state, 1, [rows])[0])
+    events: list[Reported] = read_state(owner, lambda state: intake.sort_out(state, 1, [rows])[0])
     said = {(row["step"], row["rank"], row["sample_id"], row["loss_nats"], row["num_tokens"]) for row in rows}
     for event in events:
         measured = event.rows[event.rows["num_tokens"] > 0]

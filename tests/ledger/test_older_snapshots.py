@@ -12,7 +12,7 @@ from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
 from replay_service.sampling.state_bytes import STATE_VERSION, to_bytes
 from tests.ledger.test_audit import a_long_run
-from tests.ledger.worlds import ids_of, losses_of, record_of
+from tests.ledger.worlds import ids_of, losses_of, read_state, record_of
 
 
 def rewrite_snapshots(database_url: str, state_of: dict[int, bytes]) -> None:
@@ -35,7 +35,7 @@ def with_attempt(rows: np.ndarray, attempt: int) -> np.ndarray:
 
 
 def image(owner: RunOwner) -> bytes:
-    return owner.read(to_bytes)
+    return read_state(owner, to_bytes)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_it_goes_on_and_is_rewound(left: tuple[RunOwner, bytes], journal: Journa
     owner.rewind(12)
     assert image(owner) == after_12
     owner.rewind(4)
-    assert owner.read(lambda state: state.next_step) == 5
+    assert read_state(owner, lambda state: state.next_step) == 5
     after_4 = image(owner)
     again = RunOwner(journal, "tuning", lambda _: corpus)
     assert image(again) == after_4

@@ -26,6 +26,7 @@ from tests.ledger.worlds import (
     losses_of,
     open_journal,
     owner_of,
+    read_state,
     record_of,
 )
 from tests.sampling.worlds import same_plan
@@ -61,8 +62,8 @@ def test_trained_rows_count_once_and_are_durable(owner: RunOwner, journal: Journ
     assert not owner.count_trained(Trained(5, 0, 4, counts), attempt=9)
     assert owner.count_trained(Trained(5, 0, 4, counts), attempt=1)
     assert owner.count_trained(Trained(5, 1, 0, counts))
-    assert owner.read(lambda state: state.trained.counts) == TrainedCounts(24, 6, 240, 60)
-    assert owner_of(journal, corpus).read(lambda state: state.trained.counts) == TrainedCounts(24, 6, 240, 60)
+    assert read_state(owner, lambda state: state.trained.counts) == TrainedCounts(24, 6, 240, 60)
+    assert read_state(owner_of(journal, corpus), lambda state: state.trained.counts) == TrainedCounts(24, 6, 240, 60)
 
 
 def test_a_rewind_forgets_the_rows_of_later_steps(owner: RunOwner) -> None:
@@ -71,7 +72,7 @@ def test_a_rewind_forgets_the_rows_of_later_steps(owner: RunOwner) -> None:
     for first in (0, 4):
         owner.count_trained(Trained(first + 3, 0, first, counts))
     owner.rewind(3)
-    assert owner.read(lambda state: (state.trained.counts, state.trained.next_step)) == (counts, {0: 4})
+    assert read_state(owner, lambda state: (state.trained.counts, state.trained.next_step)) == (counts, {0: 4})
     assert not owner.count_trained(Trained(7, 0, 4, counts), attempt=1)
     assert owner.count_trained(Trained(7, 0, 4, counts), attempt=2)
 
@@ -99,7 +100,7 @@ def test_a_step_out_of_range_plans_nothing(owner: RunOwner, journal: Journal, fi
 
 def test_the_last_step_within_reach_is_planned(owner: RunOwner) -> None:
     owner.window(0, AHEAD, AHEAD)
-    assert owner.read(lambda state: state.next_step) == AHEAD
+    assert read_state(owner, lambda state: state.next_step) == AHEAD
     owner.window(2 * AHEAD - 1, 1, AHEAD)
     with pytest.raises(StepOutOfRange):
         owner.window(3 * AHEAD, 1, AHEAD)
@@ -109,7 +110,7 @@ def test_a_report_is_folded_in_with_the_base_losses_of_the_corpus(owner: RunOwne
     (plan,) = owner.window(0, 1, AHEAD).plans
     ids = ids_of(plan)
     assert owner.report(losses_of(0, ids, loss=3.0)) == ReportOutcome(len(ids), 0, 0)
-    totals = owner.read(lambda state: state.totals)
+    totals = read_state(owner, lambda state: state.totals)
     assert totals.samples.sum() == len(ids)
     assert totals.tokens.sum() == 11 * len(ids)
     expected = (3.0 - corpus.base_results(np.array(ids)).loss_nats).sum()
@@ -138,8 +139,8 @@ def test_a_sample_that_two_ranks_report_in_one_request_counts_once(owner: RunOwn
     ids = ids_of(plan)
     both = np.concatenate([losses_of(0, ids, rank=1, loss=5.0), losses_of(0, ids, rank=0, loss=1.0)])
     assert owner.report(both) == ReportOutcome(len(ids), len(ids), 0)
-    assert owner.read(lambda state: state.totals.samples.sum()) == len(ids)
-    assert owner.read(lambda state: state.totals.loss_nats.sum()) == pytest.approx(5.0 * len(ids))
+    assert read_state(owner, lambda state: state.totals.samples.sum()) == len(ids)
+    assert read_state(owner, lambda state: state.totals.loss_nats.sum()) == pytest.approx(5.0 * len(ids))
 
 
 def test_one_request_may_report_many_steps_and_ranks(owner: RunOwner, journal: Journal) -> None:
@@ -149,7 +150,7 @@ def test_one_request_may_report_many_steps_and_ranks(owner: RunOwner, journal: J
     )
     shuffled = rows[np.random.default_rng(0).permutation(len(rows))]
     assert owner.report(shuffled).accepted == len(rows)
-    assert owner.read(lambda state: state.pending) == {}
+    assert read_state(owner, lambda state: state.pending) == {}
     reports = [(event.step, event.rank) for event in events_of(journal)[3:]]
     assert reports == sorted({(int(row["step"]), int(row["rank"])) for row in rows})
 

@@ -14,7 +14,7 @@ from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
 from replay_service.ledger.plan_windows import RecentPlans, Window
 from replay_service.sampling.events import Planned
-from tests.ledger.worlds import open_journal, owner_of, record_of
+from tests.ledger.worlds import open_journal, owner_of, read_state, record_of
 from tests.sampling.worlds import same_plan
 
 AHEAD = 64
@@ -32,7 +32,7 @@ def test_nobody_waits_for_whoever_holds_the_owner(journal: Journal, corpus: Corp
     plans = owner.window(0, 4, AHEAD).plans
     with ThreadPoolExecutor(1) as threads:
         held, let_go = threading.Event(), threading.Event()
-        holding = threads.submit(owner.read, lambda _state: (held.set(), let_go.wait(30)))
+        holding = threads.submit(read_state, owner, lambda _state: (held.set(), let_go.wait(30)))
         assert held.wait(30)
         window = owner.window_at_hand(1, 3)
         let_go.set()

@@ -18,7 +18,7 @@ from replay_service.sampling.events import Adopted
 from replay_service.sampling.state_bytes import to_bytes
 from tests.ledger.test_audit import a_long_run
 from tests.ledger.test_readers import counted, train
-from tests.ledger.worlds import open_journal, owner_of, record_of, write
+from tests.ledger.worlds import open_journal, owner_of, read_state, record_of, write
 
 
 def told(overview: RunOverview) -> tuple[object, ...]:
@@ -29,7 +29,9 @@ def told(overview: RunOverview) -> tuple[object, ...]:
 def known(owner: RunOwner, journal: Journal) -> tuple[object, ...]:
     """The same, as the owner's state and the journal tell it."""
     end_seq, attempt = journal.end_seq(owner.record.run), owner.attempt
-    return owner.read(lambda state: (end_seq, attempt, state.next_step, state.closed, state.generation, state.config))
+    return read_state(
+        owner, lambda state: (end_seq, attempt, state.next_step, state.closed, state.generation, state.config)
+    )
 
 
 CHANGES: list[Callable[[RunOwner], object]] = [
@@ -99,7 +101,7 @@ def test_runs_of_the_first_schema_are_as_they_were(
     with open_journal(database_url) as journal:
         journal.create_run(record_of())
         owner = owner_of(journal, corpus) if life is None else life(journal, corpus)
-        overview, state, samples = journal.overview("tuning"), owner.read(to_bytes), samples_of(journal, corpus)
+        overview, state, samples = journal.overview("tuning"), read_state(owner, to_bytes), samples_of(journal, corpus)
     engine = open_database(database_url)
     change_schema(engine, command.downgrade, "0001")
     engine.dispose()
@@ -110,7 +112,7 @@ def test_runs_of_the_first_schema_are_as_they_were(
         assert (point.planned_at, point.reported_at, point.incarnation[0]) == (None, None, None)
         assert samples_of(journal, corpus) == samples
         again = owner_of(journal, corpus)
-        assert again.read(to_bytes) == state
+        assert read_state(again, to_bytes) == state
         again.rewind(-1)
         train(again, 0, 2)
         assert told(journal.overview("tuning")) == known(again, journal)

@@ -25,7 +25,7 @@ from replay_service.ledger.owner import OwnerLimits
 from replay_service.ledger.owners import Owners
 from replay_service.ledger.samples import SampleQuery
 from tests.databases import fresh_database
-from tests.ledger.worlds import bytes_of, create, ids_of, image_of, losses_of, open_journal, record_of
+from tests.ledger.worlds import bytes_of, create, ids_of, image_of, losses_of, open_journal, read_state, record_of
 from tests.support import grow_corpus, make_corpus
 
 AHEAD = 8
@@ -164,10 +164,10 @@ class RunLife(RuleBasedStateMachine):
 
     @rule(floor=st.sampled_from([0.1, 0.5]), signal=st.sampled_from(["token_flip", "excess_loss"]))
     def configure(self, floor: float, signal: str) -> None:
-        before = self.owner.read(lambda state: (state.policy_version, state.config))
+        before = read_state(self.owner, lambda state: (state.policy_version, state.config))
         self.owner.configure({"floor": floor, "signal": signal})
         self.images.pop(self.next_step - 1, None)
-        version, config = self.owner.read(lambda state: (state.policy_version, state.config))
+        version, config = read_state(self.owner, lambda state: (state.policy_version, state.config))
         assert (config.floor, config.signal) == (floor, signal)
         assert version == before[0] + (config != before[1])
 
@@ -181,9 +181,9 @@ class RunLife(RuleBasedStateMachine):
     def adopt(self, data: st.DataObject) -> None:
         wanted = data.draw(st.none() | st.integers(self.seen, max(self.sizes)), label="generation")
         generation = max(self.sizes) if wanted is None else wanted
-        before = self.owner.read(lambda state: state.policy_version)
+        before = read_state(self.owner, lambda state: state.policy_version)
         self.owner.adopt(wanted)
-        assert self.owner.read(lambda state: state.policy_version) == before + (generation > self.seen)
+        assert read_state(self.owner, lambda state: state.policy_version) == before + (generation > self.seen)
         if generation > self.seen:
             self.images.pop(self.next_step - 1, None)
             self.adopted.append((self.next_step - 1, generation))
@@ -213,14 +213,14 @@ class RunLife(RuleBasedStateMachine):
 
     @invariant()
     def the_strata_are_those_of_the_generation_that_was_adopted_last(self) -> None:
-        seen = self.owner.read(lambda state: (state.generation, state.cursors.sizes.tolist()))
+        seen = read_state(self.owner, lambda state: (state.generation, state.cursors.sizes.tolist()))
         assert seen == (self.seen, self.sizes[self.seen])
 
     @invariant()
     def totals_are_those_of_what_was_measured(self) -> None:
         num_measured = sum(map(len, self.measured.values()))
-        samples, tokens, next_step = self.owner.read(
-            lambda state: (state.totals.samples.sum(), state.totals.tokens.sum(), state.next_step)
+        samples, tokens, next_step = read_state(
+            self.owner, lambda state: (state.totals.samples.sum(), state.totals.tokens.sum(), state.next_step)
         )
         assert (samples, tokens, next_step) == (num_measured, 11 * num_measured, self.next_step)
 
@@ -237,8 +237,8 @@ class RunLife(RuleBasedStateMachine):
             for step, ids in self.samples.items()
             if step >= self.next_step - WINDOW and set(ids) - self.accepted[step]
         }
-        pending = self.owner.read(
-            lambda state: {step: each.rows["sample_id"].tolist() for step, each in state.pending.items()}
+        pending = read_state(
+            self.owner, lambda state: {step: each.rows["sample_id"].tolist() for step, each in state.pending.items()}
         )
         assert pending == waited_for
 

@@ -15,7 +15,7 @@ from replay_service.errors import JournalUnavailable
 from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal
 from tests.gateway.worlds import ask, assert_problem, batch_of, client_on, create_run, losses_of, report
-from tests.ledger.worlds import open_journal, owner_of, record_of
+from tests.ledger.worlds import open_journal, owner_of, read_state, record_of
 from tests.proxy import NO_FAULT, FaultyProxy
 from tests.support import make_corpus
 
@@ -123,7 +123,7 @@ def test_a_commit_ends_and_the_owner_goes_on(silencing: Silencing, journal: Jour
     with capture_logs(), pytest.raises((JournalUnavailable, SQLAlchemyError)):
         owner.window(1, 1, 64)
     with pytest.raises((JournalUnavailable, SQLAlchemyError)):
-        owner.read(lambda state: state.next_step)
+        read_state(owner, lambda state: state.next_step)
     silencing.proxy.speak()
     assert len(owner.window(0, 2, 64).plans) == 2
     assert owner.window(0, 1, 64).plans[0].rows.tobytes() == plan.rows.tobytes()

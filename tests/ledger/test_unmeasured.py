@@ -23,6 +23,7 @@ from tests.ledger.worlds import (
     losses_of,
     open_journal,
     owner_of,
+    read_state,
     record_of,
 )
 from tests.support import make_corpus
@@ -47,7 +48,7 @@ def unmeasured(step: int, sample_ids: list[int]) -> np.ndarray:
 
 
 def num_pending(owner: RunOwner) -> int:
-    return owner.read(lambda state: sum(each.num_awaited for each in state.pending.values()))
+    return read_state(owner, lambda state: sum(each.num_awaited for each in state.pending.values()))
 
 
 def learned(state: RunState) -> tuple[float, ...]:
@@ -71,11 +72,11 @@ def test_a_sample_that_could_not_be_measured_is_awaited_no_longer_and_teaches_no
 ) -> None:
     (plan,) = owner.window(0, 1, AHEAD).plans
     bad, *good = ids_of(plan)
-    before = owner.read(lambda state: (state.policy_version, state.probabilities().tolist()))
+    before = read_state(owner, lambda state: (state.policy_version, state.probabilities().tolist()))
     assert owner.report(unmeasured(0, [bad])) == ReportOutcome(1, 0, 0)
     assert num_pending(owner) == len(good)
-    assert owner.read(learned) == (0.0,) * 7
-    assert owner.read(lambda state: (state.policy_version, state.probabilities().tolist())) == before
+    assert read_state(owner, learned) == (0.0,) * 7
+    assert read_state(owner, lambda state: (state.policy_version, state.probabilities().tolist())) == before
     assert owner.report(unmeasured(0, [bad])) == ReportOutcome(0, 1, 0)
     assert owner.report(losses_of(0, [bad, *good])) == ReportOutcome(len(good), 1, 0)
     assert num_pending(owner) == 0
@@ -91,7 +92,7 @@ def test_one_report_tells_of_both_kinds(owner: RunOwner, journal: Journal, corpu
     rows = losses_of(0, [bad, *good])
     rows["num_tokens"][0] = rows["num_flips"][0] = 0
     assert owner.report(rows).accepted == len(rows)
-    assert owner.read(lambda state: state.totals.samples.sum()) == len(good)
+    assert read_state(owner, lambda state: state.totals.samples.sum()) == len(good)
     assert listed(journal, corpus) == sorted(good)
     assert holds(journal)
 
@@ -170,7 +171,7 @@ def test_a_sample_whose_base_loss_cannot_be_read_any_more_counts_as_not_measured
     assert np.isnan(corpus.base_results(ids[is_lost]).loss_nats).all()
     assert owner.report(losses_of(0, ids.tolist(), loss=3.0)) == ReportOutcome(len(ids), 0, 0)
     assert num_pending(owner) == 0
-    samples, tokens, _, loss, excess, *_ = owner.read(learned)
+    samples, tokens, _, loss, excess, *_ = read_state(owner, learned)
     assert (samples, tokens) == ((~is_lost).sum(), 11 * (~is_lost).sum())
     assert loss == pytest.approx(3.0 * samples)
     assert excess == pytest.approx((3.0 - corpus.base_results(ids[~is_lost]).loss_nats).sum())

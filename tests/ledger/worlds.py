@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from sqlalchemy import Engine, event
@@ -16,10 +16,13 @@ from replay_service.ledger.owner import RunOwner
 from replay_service.ledger.owners import Owners
 from replay_service.sampling.events import Created, JournalEvent, Planned
 from replay_service.sampling.run_config import RunConfig
+from replay_service.sampling.run_state import RunState
 from replay_service.sampling.state_bytes import to_bytes
 from replay_service.wire.losses import LOSS_ROW
 from tests.sampling.worlds import image
 from tests.support import make_corpus
+
+T = TypeVar("T")
 
 
 def made_corpus(folder: Path) -> Corpus:
@@ -70,6 +73,12 @@ def losses_of(
     return rows
 
 
+def read_state(owner: RunOwner, view: Callable[[RunState], T]) -> T:
+    """The result of `view` on an owner's state, which is restored first if its last write failed."""
+    with owner._alone():
+        return view(owner._state)
+
+
 def ids_of(plan: Planned) -> list[int]:
     """The sample ids of a plan, each once."""
     ids: list[int] = np.unique(plan.rows["sample_id"]).tolist()
@@ -108,13 +117,13 @@ def before_query(engine: Engine, number: int, then: Callable[[], None]) -> Itera
 def bytes_of(owner: RunOwner) -> bytes:
     """The canonical bytes of the state that an owner holds, also one from whom the run was taken."""
     try:
-        return owner.read(to_bytes)
+        return read_state(owner, to_bytes)
     except RunTaken:
         return to_bytes(owner._state)
 
 
 def image_of(owner: RunOwner) -> dict[str, object]:
     try:
-        return owner.read(image)
+        return read_state(owner, image)
     except RunTaken:
         return image(owner._state)
