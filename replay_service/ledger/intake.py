@@ -149,8 +149,8 @@ class Intake:
             reported[name] = rows[name]
         base = self._corpus().base_results(np.ascontiguousarray(rows["sample_id"]))
         reported["base_loss_nats"] = base.loss_nats
-        was_measured = (reported["num_tokens"] > 0) & np.isfinite(base.loss_nats)
-        _check_possible_gains(reported, was_measured & (reported["num_gains"] > base.num_wrong))
+        was_measured = base.measured(reported["num_tokens"])
+        _check_possible_gains(reported, was_measured & base.too_many_gains(reported["num_gains"]))
         if np.count_nonzero(was_measured) < len(rows):
             for name in ("loss_nats", "base_loss_nats", "num_tokens", "num_flips", "num_gains"):
                 reported[name][~was_measured] = 0
