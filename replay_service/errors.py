@@ -29,6 +29,7 @@ ReplayError
 │   ├── RunForbidden         the token is for other runs
 │   └── CrossSite            a web page of another site asks for a change
 ├── UnusableRuns             no scaling law can be fitted to them
+├── JournalDamaged           a run's journal cannot be folded
 ├── JournalUnavailable       what was to be written did not become durable; nothing was changed
 ├── RayUnavailable           Ray, which scores and trains, cannot be started or reached
 ├── ServiceUnavailable       the service cannot take the request now; asking again helps
@@ -174,6 +175,10 @@ class CrossSite(AccessError):
 
 class UnusableRuns(ReplayError):
     slug, title, status = "unusable-runs", "No law can be fitted to the runs", 422
+
+
+class JournalDamaged(ReplayError):
+    slug, title, status = "journal-damaged", "The run's journal is damaged", 500
 
 
 class JournalUnavailable(ReplayError):

@@ -64,6 +64,11 @@ class ServiceSettings(BaseModel):
         description="How long a fenced run waits for reports before it plans without them, seconds. The time counts "
         "from the first request that was refused for them.",
     )
+    stale_after_s: float = Field(
+        600.0,
+        gt=0,
+        description="After how long without a plan or a report a run counts as stale, seconds. No plan depends on it.",
+    )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8400, ge=0, le=65535, description="Port to listen on. 0 takes a free port.")
     gateways: int = Field(

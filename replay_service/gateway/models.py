@@ -4,11 +4,10 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
+from replay_service.ledger.lifecycle import Lifecycle
 from replay_service.names import NAME_PATTERN, NAME_RULE
 from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw
-from replay_service.sampling.forgetting import Forgetting
 from replay_service.sampling.injection import Ratio
-from replay_service.sampling.predicted_gain import Interval, PredictedGain
 from replay_service.sampling.run_config import FIXED, Feedback, RunConfig
 from replay_service.sampling.schedule import PointStep, Schedule
 from replay_service.setting_models import fields_of
@@ -117,6 +116,13 @@ class RewindRequest(Model):
     step: Int = Field(ge=-1, le=MAX_INT64, description="The last step to keep; -1 keeps none.")
 
 
+class FinishRequest(Model):
+    """The end of a job."""
+
+    num_steps: Step = Field(description="Steps of the job: its last one is the one before this number.")
+    attempt: Int = Field(0, ge=0, le=1 << 30, description="That of the batches; 0 means the run's current one.")
+
+
 class CloseRequest(Model):
     """Nothing but an object: {}."""
 
@@ -128,6 +134,13 @@ class RunMoment(Model):
     attempt: int = Field(description="Counts the rewinds, from 1.")
     last_plan_at: str | None = Field(description="When the latest plan was committed. ISO 8601, UTC.")
     last_report_at: str | None = Field(description="When the latest report was committed. ISO 8601, UTC.")
+    last_trained_at: str | None = Field(description="When a rank last reported what it has trained on. ISO 8601, UTC.")
+    state: Lifecycle = Field(
+        description="`waiting`: no step has a plan. `running`: something was heard of the job within the setting "
+        "`stale_after_s`. `stale`: nothing was. `finished`: the job said that it has ended, and nobody has asked for a "
+        "later step since. `closed`: an operator closed the run. `damaged`: a part of its corpus or of its journal "
+        "cannot be read."
+    )
 
 
 class RunSummary(RunMoment):
@@ -152,7 +165,10 @@ class RunInfo(RunSummary):
 
 
 class RunList(Model):
+    """Some runs, by name."""
+
     runs: list[RunSummary]
+    next: str | None = Field(description="Give it as `after` to go on; null where there are no more.")
 
 
 class BatchRequest(Model):
@@ -228,140 +244,6 @@ class ReportResult(Model):
     rejected: int = Field(description="Came too late, or from before a rewind; changed nothing.")
 
 
-class ForgettingEstimate(Model):
-    """Mean loss minus base loss over a corpus or a domain, nats per token, estimated from first visits of samples."""
-
-    nats: float | None = Field(description="The estimate; null where nothing can be said.")
-    low: float | None = Field(description="The lower end of the interval.")
-    high: float | None = Field(description="The upper end of the interval.")
-    level: float = Field(description="How often such intervals hold the truth.")
-    num_effective: float = Field(description="Effective reports that it rests on.")
-    share_covered: float = Field(description="Share of the corpus's or the domain's mass that these tell of.")
-    step: int | None = Field(description="The step that it is of: the latest one that was reported.")
-    window_steps: int = Field(description="It is made of reports of so many steps up to that one.")
-    reason: str | None = Field(description="Why nothing can be said; null where something is.")
-
-    @classmethod
-    def of(cls, found: Forgetting) -> "ForgettingEstimate":
-        return cls.model_validate({name: getattr(found, name) for name in cls.model_fields})
-
-
-class EstimateWithInterval(Model):
-    """A number and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, found: Interval) -> "EstimateWithInterval":
-        return cls(**found._asdict())
-
-
-class GainPrediction(Model):
-    """What drawing by damage (`mix_cd`, signal `excess_loss`) is worth over uniform draws of as many rows.
-
-    Shares are negative where it costs. Where nothing can be said, all but the elasticity are null.
-    """
-
-    spread: EstimateWithInterval | None = Field(
-        description="Standard deviation of the logarithm of what strata forget under uniform draws."
-    )
-    elasticity: EstimateWithInterval = Field(description="By which power of the rows forgetting falls.")
-    elasticity_source: Literal["default"] = Field(
-        description="`default`: measured on small language models, not in this run."
-    )
-    mean_reduction: EstimateWithInterval | None = Field(description="Share by which mean forgetting falls.")
-    rows_saved: EstimateWithInterval | None = Field(description="Share of the rows saved at the same mean forgetting.")
-    worst_reduction: EstimateWithInterval | None = Field(
-        description="Share by which ln(worst / mean) of the domains' forgetting falls."
-    )
-    num_effective: float = Field(description="Effective reports that it rests on.")
-    advice: str | None = Field(description="The same in one sentence.")
-    reason: str | None = Field(description="Why nothing can be said; null where something is.")
-
-    @classmethod
-    def of(cls, found: PredictedGain) -> "GainPrediction":
-        values = {name: getattr(found, name) for name in cls.model_fields if name != "elasticity_source"}
-        estimates = {
-            name: EstimateWithInterval.of(each) if isinstance(each, Interval) else each for name, each in values.items()
-        }
-        return cls(**estimates, elasticity_source="default")
-
-
-class TrainedStats(Model):
-    """The rows that all ranks together have trained on."""
-
-    next_step: int = Field(description="All ranks that report have reported the steps before this one.")
-    num_rows: int = Field(description="Rows, rehearsed ones included.")
-    num_rehearsed_rows: int
-    num_tokens: int = Field(description="Predictions that counted in the loss.")
-    num_rehearsed_tokens: int
-
-
-class RunStats(RunMoment):
-    """A run's statistics, over all strata."""
-
-    run: str
-    next_step: int
-    policy_version: int
-    injection_ratio: float = Field(description="Of the first step that has no plan yet.")
-    num_planned: int = Field(
-        description="Rows of the planned steps, rehearsed ones included, as the run's global_batch_size says."
-    )
-    num_rehearsed: int = Field(description="Of those, rehearsed ones.")
-    planned_ratio: float = Field(description="num_rehearsed / num_planned.")
-    trained: TrainedStats | None = Field(description="As the ranks have reported it; null before any report.")
-    achieved_ratio: float | None = Field(
-        description="Share of the rows trained on that was rehearsed; null before any report."
-    )
-    num_reported: int = Field(description="Rehearsed samples whose losses were reported.")
-    num_pending: int = Field(description="Rehearsed samples that still await a report.")
-    num_unmeasured: int = Field(
-        description="Rehearsed samples that were not measured: they could not be read, their loss was not finite, or "
-        "their report did not come in time. A sample that one step draws twice counts here once."
-    )
-    num_tokens: int = Field(description="Predicted tokens in the reports.")
-    num_flips: int = Field(description="Of those, collateral damage.")
-    flip_rate: float | None = Field(description="num_flips / num_tokens.")
-    num_gains: int = Field(description="Predictions that the base model got wrong and the tuned one got right.")
-    gain_rate: float | None = Field(description="Of the tokens in reports that told of gains, their share.")
-    mean_loss_nats: float | None = Field(description="Mean over the reported samples.")
-    mean_excess_nats: float | None = Field(description="Mean of loss minus base loss over the reported samples.")
-    forgetting: ForgettingEstimate = Field(description="Of the whole corpus.")
-    forgetting_by_domain: dict[str, ForgettingEstimate] = Field(description="Of each domain (group of strata).")
-    predicted_gain: GainPrediction = Field(description="What drawing by damage is worth over uniform draws.")
-
-
-class StratumStats(Model):
-    """One stratum's statistics."""
-
-    stratum: int
-    name: str = Field(examples=["encyclopedia_en/q0"])
-    domain: str
-    quantile: int = Field(description="Base-loss quantile within the domain; 0 is the easiest.")
-    num_samples: int
-    num_drawn: int = Field(description="Draws so far.")
-    epoch: int = Field(description="How often all its samples have been drawn.")
-    num_reported: int
-    num_tokens: int
-    num_flips: int
-    num_gains: int
-    mean_loss_nats: float | None
-    mean_excess_nats: float | None
-    damage_rate: float | None = Field(
-        description="The estimate alpha, pooled and decayed; null before any damage was reported."
-    )
-    probability: float = Field(description="Share of the draws that falls on this stratum now.")
-
-
-class StrataList(Model):
-    run: str
-    as_of: int = Field(description="Number of the last event of the run that the answer knows.")
-    policy_version: int
-    strata: list[StratumStats]
-
-
 class SettingChange(Model):
     """A setting before and after an event."""
 
@@ -380,6 +262,7 @@ class EventInfo(Model):
     rank: int | None = Field(None, description="Of reports.")
     first_step: int | None = Field(None, description="Of reports of trained rows: the first of their steps.")
     num_rows: int | None = Field(None, description="Samples in a plan or a report.")
+    text: str = Field(description="The same in one short sentence.")
     change: dict[str, SettingChange] | None = Field(None, description="The settings that it changed, by name.")
     reason: str | None = Field(None, description="Why the controller took another injection ratio.")
 

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from replay_service.corpus.reading.reader import Corpus, CorpusStore
 from replay_service.gateway.ingests import Ingests
+from replay_service.ledger.committer import WallClock, wall_clock_ms
 from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owners import Owners
 from replay_service.ledger.readers import RunReaders
@@ -23,6 +24,7 @@ class ReplayService:
     Attributes:
         now: tells the time as an ISO 8601 string in UTC.
         heads: of reports that were decoded before.
+        clock: tells the time in milliseconds since 1970, as the times of events.
     """
 
     settings: ServiceSettings
@@ -33,6 +35,7 @@ class ReplayService:
     ingests: Ingests
     now: Callable[[], str]
     heads: Heads = field(default_factory=Heads)
+    clock: WallClock = wall_clock_ms
 
     def corpus_of(self, record: RunRecord) -> Corpus:
         """The corpus of a run; raises CorpusReplaced when another one has its name."""

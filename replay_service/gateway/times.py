@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
+from replay_service.ledger.lifecycle import Lifecycle
 from replay_service.ledger.progress import Point
 
 
@@ -15,11 +16,13 @@ def iso_of(at_ms: int | None) -> str | None:
     return at.isoformat(timespec="milliseconds")
 
 
-def moment(point: Point) -> dict[str, Any]:
-    """What the answers about a run say of the point that they are of."""
+def moment(point: Point, lifecycle: Lifecycle) -> dict[str, Any]:
+    """What the answers about a run say of the point that they are of, and of its state there."""
     return {
         "as_of": point.as_of,
         "attempt": point.attempt,
         "last_plan_at": iso_of(point.planned_at),
         "last_report_at": iso_of(point.reported_at),
+        "last_trained_at": iso_of(point.trained_at),
+        "state": lifecycle,
     }

@@ -5,12 +5,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Final, get_args
 
 from replay_service.ledger.journal import Entry, Journal
+from replay_service.ledger.progress import Point
+from replay_service.ledger.schema import COMMON_KINDS
 from replay_service.sampling.events import Adjusted, Adopted, Configured, Created, JournalEvent, Rewound
 from replay_service.sampling.injection import as_decimal, exact_ratio
 from replay_service.sampling.run_config import RunConfig
 
 KINDS: Final[tuple[str, ...]] = tuple(each.__name__.lower() for each in get_args(JournalEvent))
 """The kinds of events, as the journal names them."""
+
+CHANGE_KINDS: Final = tuple(each for each in KINDS if each not in (*COMMON_KINDS, "created"))
+"""Those that change how a run goes on."""
 
 _CHANGES: Final = (Configured, Adopted, Adjusted)
 _TOLD_BY: Final = ("created", "configured", "adopted", "adjusted", "rewound")
@@ -101,6 +106,15 @@ def read_page(journal: Journal, run: str, after: int, limit: int, kinds: Collect
             break
     logged = [LoggedEvent(each, changes.get(each.seq, {})) for each in entries]
     return EventPage(point.as_of, logged, entries[-1].seq if len(entries) == limit else point.as_of)
+
+
+def last_change(journal: Journal, run: str, point: Point) -> LoggedEvent | None:
+    """The latest event before a point that is none of those that every step brings; None if there was none since the
+    run was created."""
+    entry = journal.latest(run, CHANGE_KINDS, point.end_seq)
+    if entry is None:
+        return None
+    return LoggedEvent(entry, _changes_of(journal, run, [entry]).get(entry.seq, {}))
 
 
 def _changes_of(journal: Journal, run: str, entries: Sequence[Entry]) -> dict[int, dict[str, Change]]:

@@ -15,6 +15,7 @@ from replay_service.sampling.events import (
     Closed,
     Configured,
     Created,
+    Finished,
     JournalEvent,
     Planned,
     Reported,
@@ -63,6 +64,8 @@ def columns_of(event: JournalEvent) -> dict[str, object]:
         case Adjusted():
             reason = {"injection_ratio": event.injection_ratio, "reason": event.reason}
             columns["payload"] = json.dumps(reason).encode()
+        case Finished():
+            columns["payload"] = json.dumps({"num_steps": event.num_steps}).encode()
         case Adopted():
             columns["payload"] = json.dumps({"generation": event.generation, "sizes": event.sizes}).encode()
     return columns
@@ -95,6 +98,8 @@ def event_of(row: Row[tuple[object, ...]]) -> JournalEvent:
             return Sealed(row.step)
         case "closed":
             return Closed(row.step)
+        case "finished":
+            return Finished(row.step, **json.loads(row.payload))
         case "rewound":
             return Rewound(row.step)
     raise ValueError(f"the journal has an event of kind {row.kind!r}, which this release does not know")

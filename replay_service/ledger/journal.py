@@ -11,8 +11,10 @@ from sqlalchemy.exc import IntegrityError
 from replay_service.errors import RunExists, UnknownRun
 from replay_service.ledger import samples
 from replay_service.ledger.committer import Committer, Lease, WallClock, run_taken, wall_clock_ms
+from replay_service.ledger.damaged_journals import DamagedJournals
 from replay_service.ledger.database import QuickLook
 from replay_service.ledger.event_rows import columns_of, created_of, event_of, planned_of
+from replay_service.ledger.event_times import EventTimes
 from replay_service.ledger.progress import Point, Progress
 from replay_service.ledger.sample_reader import SamplePage, SampleReader, SampleVisits
 from replay_service.ledger.samples import SampleQuery
@@ -52,15 +54,45 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RunHead:
+    """How far a run is, in its row of `runs` alone.
+
+    Attributes:
+        corpus_fingerprint: of the corpus that it began on; None if that was not written down.
+        generation: of the corpus that it sees; None: that which it was created on.
+        job_end: the first step that is none of the job's, as it said when it ended; -1 if it has not.
+    """
+
+    run: str
+    corpus: str
+    corpus_fingerprint: str | None
+    generation: int | None
+    point: Point
+    next_step: int
+    closed: bool
+    job_end: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunOverview:
     """A run and how far it is, all from columns: nothing is folded."""
 
     record: RunRecord
-    point: Point
-    next_step: int
-    closed: bool
+    head: RunHead
     generation: int
     config: RunConfig
+
+    @property
+    def point(self) -> Point:
+        return self.head.point
+
+    @property
+    def next_step(self) -> int:
+        return self.head.next_step
+
+    @property
+    def closed(self) -> bool:
+        return self.head.closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +124,8 @@ class Journal:
         self._clock = clock
         self._committer = Committer(engine, clock)
         self._samples = SampleReader(engine, self.point)
+        self.times = EventTimes(engine)
+        self.damaged = DamagedJournals()
         self._epoch = QuickLook(select(runs.c.owner_epoch).where(runs.c.run == bindparam("the_run")), engine)
         self.is_embedded = engine.dialect.name == "sqlite"
         """Whether it is a file of this machine, into which a look takes no longer than a few microseconds."""
@@ -120,6 +154,7 @@ class Journal:
             # Not 0: who owned a run of this name that was deleted must not take itself for the owner of this one.
             "owner_epoch": secrets.randbits(_EPOCH_BITS),
             "incarnation": secrets.randbits(_INCARNATION_BITS),
+            "corpus_fingerprint": record.created.corpus_fingerprint,
         }
         first = [{**row, "committed_at": self._clock()} for row in _rows(record.run, 1, 0, [record.created])]
         try:
@@ -133,10 +168,17 @@ class Journal:
         with self._engine.connect() as connection:
             return [_record(row) for row in connection.execute(_RECORDS.order_by(runs.c.run))]
 
-    def overviews(self) -> list[RunOverview]:
-        """All runs and how far they are, by name; one query, however long their journals are."""
+    def heads(self) -> list[RunHead]:
+        """How far each run is, by name; one query, however long their journals are."""
+        columns = [each for each in runs.c if each.name != "config"]
         with self._engine.connect() as connection:
-            return [_overview(row) for row in connection.execute(_RECORDS.order_by(runs.c.run))]
+            return [_head(row) for row in connection.execute(select(*columns).order_by(runs.c.run))]
+
+    def overviews(self, names: Collection[str]) -> list[RunOverview]:
+        """Some runs and how far they are, by name; one query. A run that is not there is left out."""
+        query = _RECORDS.where(runs.c.run.in_(sorted(names))).order_by(runs.c.run)
+        with self._engine.connect() as connection:
+            return [_overview(row) for row in connection.execute(query)]
 
     def overview(self, name: str) -> RunOverview:
         """One run and how far it is; raises UnknownRun."""
@@ -231,11 +273,20 @@ class Journal:
                 query = query.where(IS_RARE)
         return self._entries(query)
 
+    def latest(self, run: str, kinds: Collection[str], end_seq: int) -> Entry | None:
+        """The latest event of these kinds before `end_seq`; of kinds that are rare, it costs little."""
+        mine = select(events).where(events.c.run == run, events.c.kind.in_(sorted(kinds)), events.c.seq < end_seq)
+        if not set(COMMON_KINDS) & set(kinds):
+            mine = mine.where(IS_RARE)
+        with self._engine.connect() as connection:
+            row = connection.execute(mine.order_by(events.c.seq.desc()).limit(1)).first()
+        return None if row is None else _entry(row)
+
     def _entries(self, query: Select[tuple[object, ...]]) -> Iterator[Entry]:
         query = query.order_by(events.c.seq)
         with self._engine.connect() as connection:
             for row in connection.execution_options(yield_per=1000).execute(query):
-                yield Entry(row.seq, row.attempt, event_of(row), row.committed_at)
+                yield _entry(row)
 
     def planned(self, run: str, first_step: int, num_steps: int) -> list[Planned]:
         """The plans of a window of steps, in step order; steps without a plan are left out.
@@ -314,21 +365,30 @@ def _insert_snapshot(connection: Connection, run: str, snapshot: Snapshot) -> No
     )
 
 
+def _entry(row: Row[tuple[object, ...]]) -> Entry:
+    return Entry(row.seq, row.attempt, event_of(row), row.committed_at)
+
+
 def _record(row: Row[tuple[object, ...]]) -> RunRecord:
     return RunRecord(row.run, row.corpus, created_of(row.payload), row.created_at)
 
 
 def _point(row: Row[tuple[object, ...]], end_seq: int, attempt: int) -> Point:
-    return Point((row.incarnation, row.created_at), row.owner_epoch, end_seq, attempt, row.planned_at, row.reported_at)
+    times = row.planned_at, row.reported_at, row.trained_at
+    return Point((row.incarnation, row.created_at), row.owner_epoch, end_seq, attempt, *times)
+
+
+def _head(row: Row[tuple[object, ...]]) -> RunHead:
+    point = _point(row, row.num_events, row.attempt)
+    of_corpus = row.corpus, row.corpus_fingerprint, row.generation
+    return RunHead(row.run, *of_corpus, point, row.next_step, row.closed, row.job_end)
 
 
 def _overview(row: Row[tuple[object, ...]]) -> RunOverview:
     record = _record(row)
     return RunOverview(
         record=record,
-        point=_point(row, row.num_events, row.attempt),
-        next_step=row.next_step,
-        closed=row.closed,
+        head=_head(row),
         generation=record.created.generation if row.generation is None else row.generation,
         config=record.config if row.config is None else RunConfig.from_json(row.config.decode()),
     )

@@ -10,9 +10,17 @@ from typing import Final, TypeVar
 import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
-from replay_service.errors import InvalidReport, InvalidRun, RunClosed, RunOpen, RunTaken, StepOutOfRange
+from replay_service.errors import (
+    InvalidReport,
+    InvalidRun,
+    RunClosed,
+    RunOpen,
+    RunTaken,
+    StepOutOfRange,
+)
 from replay_service.ledger import restoring
 from replay_service.ledger.combining import Combiner
+from replay_service.ledger.damaged_journals import CONTENT_ERRORS
 from replay_service.ledger.fence import Fence
 from replay_service.ledger.intake import HandedIn, Intake, ReportOutcome
 from replay_service.ledger.journal import Journal, Snapshot
@@ -20,7 +28,17 @@ from replay_service.ledger.plan_windows import RecentPlans, Window
 from replay_service.ledger.reports import CURRENT_ATTEMPT, check_values
 from replay_service.ledger.run_view import RunView
 from replay_service.ledger.sampled_corpus import SampledCorpus, check_same, partition_seen
-from replay_service.sampling.events import Adopted, Closed, Configured, Event, Planned, Rewound, Sealed, Trained
+from replay_service.sampling.events import (
+    Adopted,
+    Closed,
+    Configured,
+    Event,
+    Finished,
+    Planned,
+    Rewound,
+    Sealed,
+    Trained,
+)
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.plan import adjustment_due, last_before_decision, plan_steps
 from replay_service.sampling.run_state import fold_all
@@ -86,10 +104,14 @@ class RunOwner:
             restored = restoring.latest(self._journal, self.record)
         except SQLAlchemyError:
             raise
-        except Exception:
+        except Exception as error:
             # Of a run that another process has deleted and created again, what was read need not fit together.
             self._journal.check(self._lease)
-            raise
+            if not isinstance(error, CONTENT_ERRORS):
+                raise
+            run = self.record.run
+            raise self._journal.damaged.note(run, self._journal.point(run).incarnation, error) from error
+        self._journal.damaged.forget(self.record.run)
         self._state, self._num_events = restored.state, restored.num_events
         self._attempt, self._last_snapshot = restored.attempt, restored.snapshot_seq
 
@@ -294,6 +316,13 @@ class RunOwner:
         with self._alone():
             if not self._state.closed:
                 self._commit([Closed(self._state.next_step - 1)])
+
+    def finish(self, num_steps: int, attempt: int = CURRENT_ATTEMPT) -> None:
+        """Note that the job has ended after `num_steps` steps; nothing where it said so before a rewind."""
+        with self._alone():
+            finished = Finished(self._state.next_step - 1, num_steps)
+            if attempt in (CURRENT_ATTEMPT, self._attempt) and finished.end != self._state.job_end:
+                self._commit([finished])
 
     def delete(self) -> None:
         """Remove the run and its journal for good.

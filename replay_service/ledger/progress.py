@@ -2,13 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import bindparam, func
 from sqlalchemy.sql.elements import ColumnElement
 
 from replay_service.ledger.schema import runs
-from replay_service.sampling.events import Adopted, Closed, Configured, JournalEvent, Planned, Reported
+from replay_service.sampling.events import (
+    Adopted,
+    Closed,
+    Configured,
+    Finished,
+    JournalEvent,
+    Planned,
+    Reported,
+    Trained,
+)
 from replay_service.sampling.run_state import RunState
 
 _NAMES: Final = (
@@ -20,6 +29,8 @@ _NAMES: Final = (
     "config",
     "planned_at",
     "reported_at",
+    "trained_at",
+    "job_end",
 )
 
 CHANGES: Final[dict[str, ColumnElement[object]]] = {
@@ -35,6 +46,7 @@ class Progress:
     Attributes:
         has_plans: whether there are plans among the events, so that the time of the latest one changes.
         has_reports: the same of reports.
+        has_trained: the same of reports of what was trained on.
     """
 
     num_events: int | None = None
@@ -43,33 +55,38 @@ class Progress:
     closed: bool | None = None
     generation: int | None = None
     config: bytes | None = None
+    job_end: int | None = None
     has_plans: bool = False
     has_reports: bool = False
+    has_trained: bool = False
 
     @classmethod
     def of(cls, events: Sequence[JournalEvent], first_seq: int, attempt: int) -> "Progress":
         """After events that are numbered from `first_seq`; a rewind is none of them."""
-        next_step, closed, generation, config, has_reports = None, None, None, None, False
+        changes: dict[str, Any] = {}
         for event in events:
             match event:
                 case Planned():
-                    next_step = event.step + 1
+                    changes |= {"next_step": event.step + 1, "has_plans": True}
                 case Reported():
-                    has_reports = True
+                    changes["has_reports"] = True
+                case Trained():
+                    changes["has_trained"] = True
                 case Configured():
-                    config = event.config.to_json().encode()
+                    changes["config"] = event.config.to_json().encode()
                 case Adopted():
-                    generation = event.generation
+                    changes["generation"] = event.generation
                 case Closed():
-                    closed = True
-        has_plans = next_step is not None
-        return cls(first_seq + len(events), attempt, next_step, closed, generation, config, has_plans, has_reports)
+                    changes["closed"] = True
+                case Finished():
+                    changes["job_end"] = event.end
+        return cls(first_seq + len(events), attempt, **changes)
 
     @classmethod
     def of_state(cls, state: RunState, num_events: int, attempt: int) -> "Progress":
         """All that a state tells, as it is after a rewind."""
         config = state.config.to_json().encode()
-        return cls(num_events, attempt, state.next_step, state.closed, state.generation, config)
+        return cls(num_events, attempt, state.next_step, state.closed, state.generation, config, state.job_end)
 
     def parameters(self, at: int) -> Mapping[str, object]:
         """The parameters of CHANGES for a commit at the time `at`, in milliseconds since 1970."""
@@ -82,6 +99,8 @@ class Progress:
             "config": self.config,
             "planned_at": at if self.has_plans else None,
             "reported_at": at if self.has_reports else None,
+            "trained_at": at if self.has_trained else None,
+            "job_end": self.job_end,
         }
 
 
@@ -99,6 +118,7 @@ class Point:
         attempt: counts the run's rewinds, from 1.
         planned_at: when the latest plan was committed, in milliseconds since 1970-01-01 UTC; None if that is not known.
         reported_at: the same of the latest report.
+        trained_at: the same of the latest report of what a rank has trained on.
     """
 
     incarnation: tuple[int | None, str]
@@ -107,6 +127,7 @@ class Point:
     attempt: int
     planned_at: int | None
     reported_at: int | None
+    trained_at: int | None
 
     @property
     def as_of(self) -> int:

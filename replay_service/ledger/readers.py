@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from replay_service.errors import JournalUnavailable, RunTaken
 from replay_service.ledger import restoring
+from replay_service.ledger.damaged_journals import CONTENT_ERRORS
 from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owners import Owners
 from replay_service.ledger.progress import Point
@@ -65,6 +66,7 @@ class RunReaders:
 
         Raises:
             UnknownRun: when there is no such run.
+            JournalDamaged: when its journal cannot be folded.
         """
         owner = self._owners.at_hand(run)
         if owner is not None:
@@ -94,12 +96,15 @@ class RunReaders:
                 folded, has_read = self._folded(before, run, point)
             except SQLAlchemyError:
                 raise
-            except Exception:
+            except Exception as error:
                 # Of a run that was deleted and created again meanwhile, what was read need not fit together.
-                if self._journal.point(run).incarnation == point.incarnation:
+                if self._journal.point(run).incarnation != point.incarnation:
+                    continue
+                if not isinstance(error, CONTENT_ERRORS):
                     raise
-                continue
+                raise self._journal.damaged.note(run, point.incarnation, error) from error
             if not has_read or self._journal.point(run).incarnation == point.incarnation:
+                self._journal.damaged.forget(run)
                 kept.folded = folded
                 return RunView(folded.record, folded.restored.state, point)
 

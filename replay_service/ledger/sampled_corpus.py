@@ -38,10 +38,15 @@ class SampledCorpus(Protocol):
 
 def check_same(record: RunRecord, fingerprint: str) -> None:
     """Raises CorpusReplaced when another corpus than the run's stands under its name."""
-    if record.created.corpus_fingerprint not in (None, fingerprint):
+    check_fingerprint(record.corpus, record.created.corpus_fingerprint, fingerprint, f"run {record.run!r}")
+
+
+def check_fingerprint(corpus: str, wanted: str | None, found: str, run: str = "the run") -> None:
+    """Raises CorpusReplaced when a corpus has another fingerprint than the wanted one; None: any will do."""
+    if wanted not in (None, found):
         raise CorpusReplaced(
-            f"corpus {record.corpus!r} is not the one that run {record.run!r} began on, but another one of its name; "
-            "bring the corpus back, or create a new run"
+            f"corpus {corpus!r} is not the one that {run} began on, but another one of its name; bring the corpus "
+            "back, or create a new run"
         )
 
 

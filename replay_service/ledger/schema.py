@@ -38,6 +38,11 @@ runs = Table(
     Column("config", LargeBinary, nullable=True),
     Column("planned_at", BigInteger, nullable=True),
     Column("reported_at", BigInteger, nullable=True),
+    Column("trained_at", BigInteger, nullable=True),
+    # The corpus's, as it was when the run was created; null where nobody wrote it down.
+    Column("corpus_fingerprint", String(64), nullable=True),
+    # The first step that is none of the job's, as it said when it ended; -1: it has not.
+    Column("job_end", BigInteger, nullable=False, server_default=text("-1")),
 )
 
 events = Table(

@@ -152,13 +152,32 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
+class Finished:
+    """The job says that it has ended. A plan of a later step, or a rewind to before it, takes that back.
+
+    Attributes:
+        step: the last that had a plan.
+        num_steps: how many steps the job has; its last one is `num_steps - 1`.
+    """
+
+    step: int
+    num_steps: int
+
+    @property
+    def end(self) -> int:
+        """The first step that is not asked for. Plans may have been made beyond the job's last step (prefetch), or fall
+        short of it, where its last steps rehearse nothing."""
+        return max(self.num_steps, self.step + 1)
+
+
+@dataclass(frozen=True, slots=True)
 class Rewound:
     """The job goes back to the end of `step`: events of later steps are forgotten. -1 is the beginning."""
 
     step: int
 
 
-Event = Planned | Reported | Trained | Configured | Adopted | Adjusted | Sealed | Closed
+Event = Planned | Reported | Trained | Configured | Adopted | Adjusted | Sealed | Closed | Finished
 """What is folded into a run's state."""
 
 JournalEvent = Created | Event | Rewound

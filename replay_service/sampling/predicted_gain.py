@@ -95,6 +95,11 @@ class PredictedGain:
     reason: str | None
     elasticity: Interval = ELASTICITY
 
+    @property
+    def is_even(self) -> bool:
+        """Whether damage is so even that drawing by it saves next to nothing."""
+        return self.rows_saved is not None and _is_even(self.rows_saved)
+
 
 def predict_gain(visits: FirstVisits, present: Forgetting, draws: Draws) -> PredictedGain:
     """The gain of `mix_cd` with the signal `excess_loss` and the run's sharpness and floor.
@@ -272,10 +277,14 @@ def _exponent_saved(spread: float, elasticity: float, sharpness: float) -> float
     return spread**2 * power * (2.0 - power * (1.0 + elasticity)) / 2.0
 
 
+def _is_even(saved: Interval) -> bool:
+    return max(-saved.low, saved.high) < EVEN
+
+
 def _advice(saved: Interval, worst: Interval) -> str:
     if worst.value == 0.0:
         return "with this sharpness and floor all draws are uniform; a sharpness of 1 draws by damage"
-    if max(-saved.low, saved.high) < EVEN:
+    if _is_even(saved):
         return "damage is even here: prioritizing gains nothing; raise rehearsal_weight instead"
     narrows = f"narrows the worst domain's excess over the mean by about {worst.value:.0%}"
     if saved.value < 0.0:

@@ -19,6 +19,7 @@ from replay_service.sampling.events import (
     Configured,
     Created,
     Event,
+    Finished,
     Planned,
     Reported,
     Sealed,
@@ -91,6 +92,8 @@ class RunState:
     generation_since: int = 0
     """The step from which the run has seen its generation."""
     closed: bool = False
+    job_end: int = -1
+    """Where the job said that it has ended: the first step that is none of its. -1: it has not said so."""
     trained: TrainedTotals = field(default_factory=TrainedTotals)
     """As far as the ranks have reported it; no plan depends on it."""
     _probabilities: tuple[int, Float64Array] | None = field(default=None, init=False)
@@ -129,6 +132,21 @@ class RunState:
     @property
     def num_strata(self) -> int:
         return len(self.cursors.epoch)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the job has ended: nobody has asked for a later step since it said so."""
+        return self.next_step <= self.job_end
+
+    @property
+    def rows_rehearsed(self) -> int:
+        """How many rows the planned steps rehearse."""
+        return int(self.cursors.num_draws.sum())
+
+    @property
+    def rows_due_so_far(self) -> Fraction:
+        """How many rows the ratios that were in force ask the planned steps to rehearse; at most one row more."""
+        return self.rows_rehearsed + self.carry
 
     def rows_due(self, step: int) -> Fraction:
         """How many rows the step is due to rehearse; what it does is a whole number, and the rest is carried on."""
@@ -221,6 +239,8 @@ def fold(state: RunState, event: Event) -> None:
         state.pending.pop(event.step, None)
     elif isinstance(event, Trained):
         state.trained.add(event.rank, event.step + 1, event.counts)
+    elif isinstance(event, Finished):
+        state.job_end = event.end
     else:
         state.closed = True
 

@@ -23,7 +23,7 @@ from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.run_state import HELD_ROW, RatioSince, RunState, in_canonical_order
 from replay_service.sampling.trained import TrainedCounts, TrainedTotals
 
-STATE_VERSION: Final = 8
+STATE_VERSION: Final = 9
 _MAGIC: Final = b"replayst"
 _COUNTERS: Final = (
     "generation",
@@ -33,6 +33,7 @@ _COUNTERS: Final = (
     "steady_since",
     "generation_since",
     "closed",
+    "job_end",
 )
 _PREFIX: Final = struct.Struct("<8sII")
 

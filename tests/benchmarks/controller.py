@@ -134,7 +134,7 @@ class Rescoring(AloneWorker):
             if each["nats"] is not None
         )
         interval = found["nats"], found["low"], found["high"]
-        ratio, num_rehearsed = stats["injection_ratio"], stats["num_rehearsed"]
+        ratio, num_rehearsed = stats["injection_ratio"], stats["rows_rehearsed"]
         self.points.append(Point(step, ratio, *interval, float(lost.mean()), num_rehearsed, held))
 
 

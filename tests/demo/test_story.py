@@ -81,13 +81,13 @@ def test_the_statistics_are_the_reports(
     outcomes: tuple[Outcome, Outcome], statistics: tuple[dict[str, Any], list[dict[str, Any]]]
 ) -> None:
     stats, strata = statistics
-    assert stats["num_reported"] == stats["num_rehearsed"] == outcomes[0].num_rehearsed
+    assert stats["num_reported"] == stats["rows_rehearsed"] == outcomes[0].num_rehearsed
     assert stats["num_pending"] == 0
     assert stats["next_step"] == FAST.num_steps
     assert 0 < stats["flip_rate"] < 0.5
     for name in ("num_reported", "num_tokens", "num_flips"):
         assert sum(each[name] for each in strata) == stats[name]
-    assert sum(each["probability"] for each in strata) == pytest.approx(1.0)
+    assert sum(each["draw_share"] for each in strata) == pytest.approx(1.0)
 
 
 def test_the_corpus_has_four_domains_and_two_languages(

@@ -71,7 +71,7 @@ class TrackingWorker(AloneWorker):
         with ReplayClient(self._rehearsal.service_url) as client:
             stats = client.stats(self._rehearsal.run)
         estimates = stats["forgetting"], stats["forgetting_by_domain"]
-        self.points.append(Point(self._rehearsal.run, step, stats["num_rehearsed"], *estimates, truth, truths))
+        self.points.append(Point(self._rehearsal.run, step, stats["rows_rehearsed"], *estimates, truth, truths))
         self._tell(step)
 
 

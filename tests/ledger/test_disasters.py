@@ -243,7 +243,7 @@ def set_clock(client: TestClient, now: Callable[[], str]) -> None:
     client.app.state.service = replace(client.app.state.service, now=now)  # type: ignore[attr-defined]
 
 
-TOLD_TIMES = ("created_at", "last_plan_at", "last_report_at")
+TOLD_TIMES = ("created_at", "last_plan_at", "last_report_at", "report_delay")
 
 
 def session(root: Path, clock: Callable[[], str]) -> tuple[list[object], list[tuple[object, ...]]]:

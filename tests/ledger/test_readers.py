@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event
+from sqlalchemy.exc import OperationalError
 
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import JournalUnavailable, UnknownRun
@@ -226,9 +227,9 @@ def test_a_reader_goes_on_when_the_database_failed_meanwhile(processes: tuple[Pr
     train(trainer.owners.get("tuning"), 6, 3)
 
     def fail() -> None:
-        raise ZeroDivisionError
+        raise OperationalError("SELECT", None, Exception("the connection was lost"))
 
-    with pytest.raises(ZeroDivisionError), before_query(reader.engine, 3, fail):
+    with pytest.raises(OperationalError), before_query(reader.engine, 3, fail):
         reader.look()
     assert reader.look() == trainer.look()
 

@@ -266,7 +266,7 @@ def test_the_documentation_shows_a_loop_that_classifies() -> None:
         names["client"].close()
         with service.client() as client:
             stats = client.stats("my-run")
-    assert stats["num_reported"] == stats["num_rehearsed"] > 0
+    assert stats["num_reported"] == stats["rows_rehearsed"] > 0
     assert not torch.equal(before, model.head.weight)  # type: ignore[union-attr,arg-type]
 
 
@@ -300,4 +300,4 @@ def test_the_trainer_of_transformers_rehearses_samples(
     trainer = RehearsalTrainer(rehearsal=rehearsal, model=model, args=args, train_dataset=rows)
     trainer.train()
     stats = service.stats(run)
-    assert stats["num_reported"] == stats["num_rehearsed"] == 16 * num_accumulated
+    assert stats["num_reported"] == stats["rows_rehearsed"] == 16 * num_accumulated

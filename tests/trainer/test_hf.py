@@ -403,4 +403,8 @@ def test_the_documentation_shows_the_trainer(tiny_model: Path, tmp_path: Path) -
         names["client"].close()
         with service.client() as client:
             stats = client.stats("my-run")
-    assert stats["next_step"] == 4 and stats["num_reported"] == stats["num_rehearsed"] > 0
+    assert (
+        stats["state"] == "finished"
+        and stats["next_step"] == 4
+        and stats["num_reported"] == stats["rows_rehearsed"] > 0
+    )

@@ -72,7 +72,7 @@ def test_the_loss_of_a_step_is_of_all_processes(found: Found) -> None:
 
 def test_every_process_reports_its_rows_once(found: Found) -> None:
     for stats in found.stats.values():
-        assert (stats["num_rehearsed"], stats["num_reported"], stats["num_pending"]) == (16, 16, 0)
+        assert (stats["rows_rehearsed"], stats["num_reported"], stats["num_pending"]) == (16, 16, 0)
 
 
 def test_processes_that_resume_rehearse_the_same_samples(found: Found) -> None:

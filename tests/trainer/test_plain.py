@@ -25,6 +25,9 @@ from replay_trainer.client import ReplayClient
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
 from replay_trainer.methods.teacher import Teacher
 from replay_trainer.plain import Rehearsal, RehearsalLoop
+from replay_trainer.rehearsal import RehearsalStream
+from replay_trainer.reporting import LossReporter
+from replay_trainer.session import RehearsalSession
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-loop.md"
 SEQ_LEN = 12
@@ -105,7 +108,7 @@ def test_each_rehearsed_row_is_reported_once_however_the_step_is_divided(client:
         assert opened.reporter.num_accepted == 13 and not opened.reporter.num_duplicate
     for run in ("whole", "parts"):
         stats = client.stats(run)
-        assert (stats["num_rehearsed"], stats["num_reported"], stats["num_pending"]) == (13, 13, 0)
+        assert (stats["rows_rehearsed"], stats["num_reported"], stats["num_pending"]) == (13, 13, 0)
 
 
 def test_the_service_shows_what_was_trained_on_and_not_what_was_planned(client: ReplayClient) -> None:
@@ -121,6 +124,39 @@ def test_the_service_shows_what_was_trained_on_and_not_what_was_planned(client: 
     assert trained["num_tokens"] == loop.trained.num_target_tokens + loop.trained.num_rehearsed_tokens
     assert stats["achieved_ratio"] == pytest.approx(13 / 32)
     assert stats["planned_ratio"] == pytest.approx(13 / 33)
+
+
+def test_a_loop_that_ends_says_so_and_one_that_fails_does_not(client: ReplayClient) -> None:
+    rehearsal = a_run(client, "ended")
+    with pytest.raises(ZeroDivisionError), rehearsal.open(num_steps=6) as loop:
+        loop.mix(0, rows())
+        raise ZeroDivisionError
+    assert client.run("ended")["state"] == "running"
+    with rehearsal.open(num_steps=6):
+        pass
+    assert client.run("ended")["state"] == "running"
+    with rehearsal.open(0, 2, num_steps=3, on_existing="rewind") as loop:
+        with rehearsal.open(1, 2, num_steps=3, on_existing="rewind") as other:
+            for step in range(2):
+                loop.mix(step, rows(2))
+                other.mix(step, rows(2))
+        assert client.run("ended")["state"] == "running"
+    assert client.run("ended")["state"] == "finished"
+    with rehearsal.open(num_steps=6, first_step=2) as loop:
+        loop.rewind()
+        loop.mix(2, rows())
+        assert client.run("ended")["state"] == "running"
+        loop.mix(3, rows())
+    assert client.run("ended")["state"] == "finished"
+
+
+def test_a_service_that_does_not_hear_of_the_end_fails_no_job(client: ReplayClient) -> None:
+    reporter = LossReporter(client, "nobody")
+    session = RehearsalSession(RehearsalStream(client, "nobody", 0, 1, next_step=7), reporter)
+    with capture_logs() as logs:
+        session.finish()
+    session.close()
+    assert [each["num_steps"] for each in logs if each["event"] == "end_not_told"] == [7]
 
 
 def test_a_loop_that_goes_on_from_a_checkpoint_counts_no_step_twice(client: ReplayClient) -> None:

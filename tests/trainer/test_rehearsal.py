@@ -89,7 +89,7 @@ def test_a_change_of_the_ratio_is_followed_exactly_however_long_the_windows(clie
         taken.append(len(batch))
     assert taken[:3] == [0, 0, 0]
     assert taken[-3:] == [4, 4, 4]
-    assert sum(taken) == client.stats(f"{run}-thin")["num_rehearsed"]
+    assert sum(taken) == client.stats(f"{run}-thin")["rows_rehearsed"]
 
 
 def test_a_run_that_is_closed_is_gone(client: ReplayClient, run: str) -> None:

@@ -229,6 +229,10 @@ class ReplayClient:
         """Plan no further step of a run."""
         return self._json("POST", f"/v1/runs/{run}/close", json={})
 
+    def finish_run(self, run: str, num_steps: int, attempt: int = 0) -> dict[str, Any]:
+        """Say that a job has ended after so many steps; a plan of a later step, or a rewind, takes it back."""
+        return self._json("POST", f"/v1/runs/{run}/finish", json={"num_steps": num_steps, "attempt": attempt})
+
     def batch(
         self,
         run: str,

@@ -174,6 +174,10 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         if self._rehearsal_loop is not None:
             self._rehearsal_loop.flush()
 
+    def _finish_rehearsal(self) -> None:
+        if self._rehearsal_loop is not None:
+            self._rehearsal_loop.finish()
+
     def _close_rehearsal(self) -> None:
         if self._rehearsal_loop is not None:
             self._rehearsal_loop.close()
@@ -194,7 +198,7 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
         self._trainer._open_rehearsal()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._trainer._flush_rehearsal()
+        self._trainer._finish_rehearsal()
 
 
 def _check_batches(trainer: Any) -> None:

@@ -59,7 +59,9 @@ def add(
 
 @dataclass(slots=True)
 class RehearsalLoop(RehearsalSession):
-    """The rehearsal of one rank, step by step; `Rehearsal.open` makes one. Leaving its block waits for all reports.
+    """The rehearsal of one rank, step by step; `Rehearsal.open` makes one.
+
+    Leaving its block without an error waits for all reports, and says that the job has ended.
 
     Raises, from every method that talks to the service, what RehearsalStream and LossReporter do.
     """
@@ -81,7 +83,7 @@ class RehearsalLoop(RehearsalSession):
     ) -> None:
         try:
             if kind is None:
-                self.flush()
+                self.finish()
         finally:
             self.close()
 
@@ -165,6 +167,15 @@ class RehearsalLoop(RehearsalSession):
         """Wait until all reports are durable: losses, and the counts of what was trained on."""
         self._report_trained()
         RehearsalSession.flush(self)
+
+    def finish(self) -> None:
+        """Wait until all reports are durable, and say that the job has ended; leaving the loop's block does so.
+
+        A loop that was opened and mixed nothing has not trained, so it says nothing.
+        """
+        self.flush()
+        if self._current is not None:
+            RehearsalSession.finish(self)
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint; waits until the reports of all steps before it are durable."""

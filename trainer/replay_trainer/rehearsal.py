@@ -72,6 +72,11 @@ class RehearsalStream:
             self._steps_ahead = self.window_steps
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rehearsal")
 
+    @property
+    def attempt(self) -> int:
+        """That of the batches, which counts the run's rewinds; 0 before the first batch."""
+        return self._attempt or 0
+
     def __iter__(self) -> Iterator[Batch]:
         return self
 

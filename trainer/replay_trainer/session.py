@@ -6,9 +6,14 @@ Every loop has one: that of `replay-trainer train`, that of `transformers.Traine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import structlog
+
 from replay_service.sampling.trained import TrainedCounts
+from replay_trainer.errors import TrainerError
 from replay_trainer.rehearsal import RehearsalStream
 from replay_trainer.reporting import LossReporter, TrainedReporter
+
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -38,6 +43,19 @@ class RehearsalSession:
     def flush(self) -> None:
         """Wait until all reports are durable."""
         self.reporter.flush()
+
+    def finish(self) -> None:
+        """Say that the job has ended, on rank 0; call it after `flush`, when no step will follow.
+
+        The job has ended well whether the service hears of it or not, so a failure is logged and raises nothing.
+        """
+        if self.stream.rank != 0:
+            return
+        run, num_steps = self.stream.run, self.stream.next_step
+        try:
+            self.stream.client.finish_run(run, num_steps, self.stream.attempt)
+        except TrainerError as error:
+            _log.warning("end_not_told", run=run, num_steps=num_steps, problem=str(error))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold; waits until the reports of all steps before it are durable."""

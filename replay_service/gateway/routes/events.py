@@ -13,6 +13,7 @@ from replay_service.gateway.service import Service
 from replay_service.gateway.times import iso_of
 from replay_service.ledger import event_log
 from replay_service.ledger.event_log import LoggedEvent
+from replay_service.ledger.event_text import text_of
 from replay_service.sampling.events import Planned, Reported
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["runs"], route_class=StrictRoute)
@@ -64,5 +65,6 @@ def _info(logged: LoggedEvent) -> EventInfo:
         kind=type(event).__name__.lower(),
         step=event.step,
         attempt=entry.attempt,
+        text=text_of(logged),
         **details,
     )

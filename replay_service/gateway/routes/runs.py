@@ -1,15 +1,18 @@
 """Runs: creating and looking at them."""
 
 from dataclasses import asdict
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 
-from replay_service.errors import InvalidRun
+from replay_service.errors import InvalidRequest, InvalidRun
+from replay_service.gateway.condition import facts_in, lifecycle_now, lifecycles, with_corpus
 from replay_service.gateway.middleware.access import ADMIN, READ, TRAIN, RequestAccess, RunName
 from replay_service.gateway.middleware.problems import responses
 from replay_service.gateway.models import (
     AdoptRequest,
     CloseRequest,
+    FinishRequest,
     RewindRequest,
     RunChange,
     RunCreate,
@@ -21,10 +24,14 @@ from replay_service.gateway.models import (
 from replay_service.gateway.routes.strict import StrictRoute
 from replay_service.gateway.service import ReplayService, Service
 from replay_service.gateway.times import moment
-from replay_service.ledger.journal import RunOverview
+from replay_service.ledger.journal import RunOverview, RunRecord
+from replay_service.ledger.lifecycle import LIFECYCLES, Lifecycle, RunFacts
+from replay_service.ledger.progress import Point
 from replay_service.ledger.run_view import RunView
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute)
+
+_STATES: Final = ", ".join(LIFECYCLES)
 
 
 @router.post(
@@ -47,11 +54,33 @@ def create_run(body: RunCreate, service: Service, access: RequestAccess, respons
     return _describe(service, body.run)
 
 
-@router.get("", operation_id="list_runs", dependencies=READ)
-def list_runs(service: Service, access: RequestAccess) -> RunList:
-    """All runs that the caller may touch, by name, and how far they are. It costs little, however long they are."""
-    found = [each for each in service.journal.overviews() if access.caller.may_touch(each.record.run)]
-    return RunList(runs=[_summary(each) for each in found])
+@router.get("", operation_id="list_runs", dependencies=READ, responses=responses(422))
+def list_runs(
+    service: Service,
+    access: RequestAccess,
+    state: Annotated[str | None, Query(description=f"Only runs in these states, with commas: {_STATES}.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Runs in a page.")] = 100,
+    after: Annotated[str, Query(max_length=64, description="Only runs whose names come after this one.")] = "",
+) -> RunList:
+    """The runs that the caller may touch, by name, with their states and how far they are, page by page.
+
+    It costs little, however long the runs are.
+    """
+    wanted = None if state is None else _states_in(state)
+    heads = [each for each in service.journal.heads() if each.run > after and access.caller.may_touch(each.run)]
+    found = dict(zip((each.run for each in heads), lifecycles(service, heads), strict=True))
+    names = [run for run, lifecycle in found.items() if wanted is None or lifecycle in wanted]
+    page = service.journal.overviews(names[:limit])
+    further = names[limit - 1] if len(names) > limit else None
+    return RunList(runs=[_summary(each, found[each.record.run]) for each in page], next=further)
+
+
+def _states_in(text: str) -> list[str]:
+    states = [each.strip() for each in text.split(",")]
+    unknown = [each for each in states if each not in LIFECYCLES]
+    if unknown:
+        raise InvalidRequest(f"there is no state {unknown[0]!r}; states are {_STATES}, with commas between them")
+    return states
 
 
 @router.get("/{run}", operation_id="get_run", dependencies=READ, responses=responses(404, 422))
@@ -99,6 +128,17 @@ def close_run(run: RunName, _body: CloseRequest, service: Service) -> RunInfo:
     return _describe(service, run)
 
 
+@router.post("/{run}/finish", operation_id="finish_run", dependencies=TRAIN, responses=responses(404, 413, 422))
+def finish_run(run: RunName, body: FinishRequest, service: Service) -> RunInfo:
+    """Say that the job has ended, so that the run counts as finished, and not as stale.
+
+    A plan of a later step, or a rewind to before the end, takes it back. Said twice, or of an attempt before a rewind,
+    it changes nothing.
+    """
+    service.owners.get(run).finish(body.num_steps, body.attempt)
+    return _describe(service, run)
+
+
 @router.delete(
     "/{run}",
     operation_id="delete_run",
@@ -111,33 +151,36 @@ def delete_run(run: RunName, service: Service) -> RunSummary:
     The answer says what it was. Batches that trainers still have of it cannot be reported. The corpus stays.
     """
     overview = service.journal.overview(run)
+    (lifecycle,) = lifecycles(service, [overview.head])
     service.owners.delete(run)
-    return _summary(overview)
+    return _summary(overview, lifecycle)
 
 
 def _describe(service: ReplayService, run: str) -> RunInfo:
     limits = service.settings
     most_steps = min(limits.max_steps_per_request, limits.max_steps_ahead)
-    return service.readers.read(run, lambda view: _info(view, most_steps))
+    record, facts, point, known = service.readers.read(run, lambda view: _look(view, most_steps))
+    facts = with_corpus(service, facts, record, known["generation"])
+    return RunInfo(**known, **moment(point, lifecycle_now(service, facts)))
 
 
-def _info(view: RunView, most_steps: int) -> RunInfo:
+def _look(view: RunView, most_steps: int) -> tuple[RunRecord, RunFacts, Point, dict[str, Any]]:
     record, state = view.record, view.state
-    return RunInfo(
-        run=record.run,
-        corpus=record.corpus,
-        generation=state.generation,
-        created_at=record.created_at,
-        config=RunSettings(**asdict(state.config)),
-        next_step=state.next_step,
-        closed=state.closed,
-        policy_version=state.policy_version,
-        max_window_steps=min(most_steps, state.config.fence or most_steps),
-        **moment(view.point),
-    )
+    known: dict[str, Any] = {
+        "run": record.run,
+        "corpus": record.corpus,
+        "generation": state.generation,
+        "created_at": record.created_at,
+        "config": RunSettings(**asdict(state.config)),
+        "next_step": state.next_step,
+        "closed": state.closed,
+        "policy_version": state.policy_version,
+        "max_window_steps": min(most_steps, state.config.fence or most_steps),
+    }
+    return record, facts_in(view), view.point, known
 
 
-def _summary(overview: RunOverview) -> RunSummary:
+def _summary(overview: RunOverview, lifecycle: Lifecycle) -> RunSummary:
     return RunSummary(
         run=overview.record.run,
         corpus=overview.record.corpus,
@@ -146,5 +189,5 @@ def _summary(overview: RunOverview) -> RunSummary:
         config=RunSettings(**asdict(overview.config)),
         next_step=overview.next_step,
         closed=overview.closed,
-        **moment(overview.point),
+        **moment(overview.point, lifecycle),
     )

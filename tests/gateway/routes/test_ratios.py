@@ -115,4 +115,4 @@ def test_the_forgetting_law_says_where_to_begin(root: Path) -> None:
 def test_what_makes_no_sense_is_refused(root: Path, settings: dict[str, Any]) -> None:
     with client_on(root) as client:
         assert_problem(create_run(client, **settings), 422, "invalid-run")
-        assert client.get("/v1/runs").json() == {"runs": []}
+        assert client.get("/v1/runs").json()["runs"] == []

@@ -23,7 +23,7 @@ def total(strata: list[dict[str, Any]], name: str) -> float:
 
 def test_a_new_run_has_learned_nothing(running: TestClient) -> None:
     stats = stats_of(running)
-    assert (stats["num_planned"], stats["num_rehearsed"], stats["num_reported"], stats["num_pending"]) == (0, 0, 0, 0)
+    assert (stats["rows_planned"], stats["rows_rehearsed"], stats["num_reported"], stats["num_pending"]) == (0, 0, 0, 0)
     assert (stats["planned_ratio"], stats["flip_rate"], stats["mean_loss_nats"]) == (0.0, None, None)
     strata = strata_of(running)
     assert [each["name"] for each in strata] == ["en/q0", "en/q1", "fr/q0", "fr/q1"]
@@ -31,15 +31,15 @@ def test_a_new_run_has_learned_nothing(running: TestClient) -> None:
     for each in (stats["forgetting"], *stats["forgetting_by_domain"].values()):
         assert (each["nats"], each["low"], each["high"], each["step"]) == (None,) * 4
         assert each["reason"] == "no first visit was reported yet"
-    assert [each["probability"] for each in strata] == pytest.approx([0.25] * 4)
+    assert [each["draw_share"] for each in strata] == pytest.approx([0.25] * 4)
     assert total(strata, "num_samples") == 80
 
 
 def test_plans_are_counted(running: TestClient) -> None:
     batch = batch_of(running, 0, 10)
     stats, strata = stats_of(running), strata_of(running)
-    assert (stats["next_step"], stats["num_planned"]) == (10, 80)
-    assert stats["num_rehearsed"] == stats["num_pending"] == len(batch) == 24
+    assert (stats["next_step"], stats["rows_planned"]) == (10, 80)
+    assert stats["rows_rehearsed"] == stats["num_pending"] == len(batch) == 24
     assert stats["planned_ratio"] == pytest.approx(0.3)
     assert [each["num_drawn"] for each in strata] == np.bincount(batch.stratum, minlength=4).tolist()
 
@@ -69,19 +69,19 @@ def test_the_statistics_are_the_sums_of_the_reports(running: TestClient) -> None
 
 @pytest.mark.parametrize("damaged", range(4))
 def test_a_stratum_that_takes_damage_is_rehearsed_more(running: TestClient, damaged: int) -> None:
-    before = strata_of(running)[damaged]["probability"]
+    before = strata_of(running)[damaged]["draw_share"]
     batch = batch_of(running, 0, 20)
     rows = losses_of(batch)
     rows["num_flips"][batch.stratum == damaged] = 8
     report(running, rows)
     strata = strata_of(running)
-    assert strata[damaged]["probability"] > 1.5 * before
+    assert strata[damaged]["draw_share"] > 1.5 * before
     assert max(strata, key=lambda each: each["damage_rate"])["stratum"] == damaged
-    assert total(strata, "probability") == pytest.approx(1.0)
+    assert total(strata, "draw_share") == pytest.approx(1.0)
     assert stats_of(running)["policy_version"] == batch_of(running, 20).header.steps[0].policy_version > 1
     later = batch_of(running, 20, 500)
     shares = np.bincount(later.stratum, minlength=4) / len(later)
-    assert shares == pytest.approx([each["probability"] for each in strata], abs=0.02)
+    assert shares == pytest.approx([each["draw_share"] for each in strata], abs=0.02)
 
 
 def test_the_statistics_say_what_drawing_by_damage_is_worth(client: TestClient) -> None:
@@ -111,7 +111,7 @@ def test_the_uniform_policy_does_not_follow_the_damage(client: TestClient) -> No
     rows = losses_of(batch)
     rows["num_flips"][batch.stratum == 0] = 8
     report(client, rows)
-    assert [each["probability"] for each in strata_of(client)] == pytest.approx([0.25] * 4)
+    assert [each["draw_share"] for each in strata_of(client)] == pytest.approx([0.25] * 4)
 
 
 def test_a_stratum_that_was_drawn_through_begins_a_new_epoch(client: TestClient) -> None:

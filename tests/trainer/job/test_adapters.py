@@ -49,7 +49,7 @@ def test_the_adapters_learn_and_are_all_that_a_checkpoint_and_the_tuned_model_ho
     assert {path.name for path in (tmp_path / "model").glob("*.safetensors")} == {"adapter_model.safetensors"}
     with ReplayClient(service_url) as client:
         stats = client.stats("lora")
-    assert (stats["num_reported"], stats["num_pending"]) == (stats["num_rehearsed"], 0)
+    assert (stats["num_reported"], stats["num_pending"]) == (stats["rows_rehearsed"], 0)
     _check_saved(tmp_path / "model", tiny_model, worker.state["adapters"])
 
 

@@ -39,4 +39,4 @@ def test_a_job_takes_in_a_machine_that_comes_and_trains_on_the_same_rows(
         plans = [client.batch(run, 0, num_steps=NUM_STEPS).sample_id.tolist() for run in ("steady", "elastic")]
         stats = client.stats("elastic")
     assert plans[0] == plans[1]
-    assert (stats["num_reported"], stats["num_pending"]) == (stats["num_rehearsed"], 0)
+    assert (stats["num_reported"], stats["num_pending"]) == (stats["rows_rehearsed"], 0)

@@ -87,7 +87,8 @@ def test_reports_add_up_to_what_was_rehearsed(tmp_path: Path, tiny_model: Path, 
     with ReplayClient(service_url) as client:
         stats, strata = client.stats("sums"), client.strata("sums")
     steps = [line for line in MetricsFile(tmp_path / "metrics.jsonl").lines() if line["kind"] == "step"]
-    assert stats["num_rehearsed"] == stats["num_reported"] == sum(step["num_rehearsed"] for step in steps) == 24
+    assert stats["rows_rehearsed"] == stats["num_reported"] == sum(step["num_rehearsed"] for step in steps) == 24
+    assert (stats["state"], stats["rows_due"]) == ("finished", 24.0)
     assert stats["num_tokens"] == sum(step["num_rehearsed_tokens"] for step in steps)
     assert stats["achieved_ratio"] == stats["planned_ratio"] == 24 / 80 == 0.3
     for name in ("num_rows", "num_tokens", "num_rehearsed_tokens"):
@@ -270,7 +271,7 @@ def test_a_checkpoint_of_two_workers_resumes_with_any_number_to_the_same_samples
             assert losses_of(resumed.output) == pytest.approx(expected[7:], abs=1e-5)
             assert client.batch("of-two", 0, num_steps=12).sample_id.tolist() == planned
             stats = client.stats("of-two")
-            assert stats["num_pending"] == 0 and stats["num_reported"] == stats["num_rehearsed"] > 0
+            assert stats["num_pending"] == 0 and stats["num_reported"] == stats["rows_rehearsed"] > 0
 
 
 def test_rows_whose_loss_is_not_finite_are_counted_awaited_no_longer_and_teach_nothing(
@@ -289,5 +290,5 @@ def test_rows_whose_loss_is_not_finite_are_counted_awaited_no_longer_and_teach_n
     ] * 10
     with ReplayClient(service_url) as client:
         stats = client.stats("broken")
-    assert stats["num_unmeasured"] == stats["num_rehearsed"] == 12
+    assert stats["num_unmeasured"] == stats["rows_rehearsed"] == 12
     assert (stats["num_reported"], stats["num_pending"], stats["forgetting"]["nats"]) == (0, 0, None)

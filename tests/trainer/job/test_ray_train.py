@@ -34,7 +34,7 @@ def test_two_workers_rehearse_exactly_what_is_planned(tmp_path: Path, tiny_model
     assert [step["num_rehearsed"] for step in steps_of(tmp_path)] == [num_rehearsed(s, ratio, 4) for s in range(10)]
     with ReplayClient(service_url) as client:
         stats = client.stats("two")
-    assert (stats["num_rehearsed"], stats["num_reported"], stats["num_pending"]) == (12, 12, 0)
+    assert (stats["rows_rehearsed"], stats["num_reported"], stats["num_pending"]) == (12, 12, 0)
     assert (tmp_path / "model" / "model.safetensors").exists()
     assert json.loads((tmp_path / "config.json").read_text())["num_steps"] == 10
 

@@ -92,6 +92,12 @@ class Feed:
             self._report_trained(self.session)
             self.session.flush()
 
+    def finish(self) -> None:
+        """Wait until all reports are durable, and say that the job has ended."""
+        self.flush()
+        if self.session is not None:
+            self.session.finish()
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold; waits until the reports of all steps before it are durable."""
         self.flush()

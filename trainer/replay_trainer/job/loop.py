@@ -209,7 +209,7 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> Tuni
                 trackers.log(step, _figures(values))
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
                 worker.save({**tuning.state_dict(step + 1), "feed": feed.state_dict()}, step + 1)
-        feed.flush()
+        feed.finish()
     _evaluate_if_due(config, precision, worker, tuning, heldout, metrics, config.num_steps)
     if config.save_model and worker.rank == 0:
         tuning.save(config.output / "model")

@@ -1,0 +1,228 @@
+"""The statistics of a run, put together: routes and pages show the same."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from replay_service.errors import ReplayError
+from replay_service.gateway.advice import DomainFigures, Situation, advice_on
+from replay_service.gateway.condition import facts_in, lifecycle_now, with_corpus
+from replay_service.gateway.service import ReplayService
+from replay_service.gateway.statistics_models import (
+    AdviceInfo,
+    ChangeInfo,
+    DomainForgetting,
+    ForgettingEstimate,
+    GainPrediction,
+    ReportDelayInfo,
+    RunStats,
+    StrataList,
+    StratumStats,
+    TrainedStats,
+)
+from replay_service.gateway.times import iso_of, moment
+from replay_service.ledger import event_log
+from replay_service.ledger.event_text import text_of
+from replay_service.ledger.journal import RunRecord
+from replay_service.ledger.lifecycle import RunFacts
+from replay_service.ledger.progress import Point
+from replay_service.ledger.report_delay import report_delay
+from replay_service.ledger.run_view import RunView
+from replay_service.sampling.forgetting import FirstVisits
+from replay_service.sampling.partition import stratum_name
+from replay_service.sampling.predicted_gain import Draws, predict_gain
+from replay_service.sampling.run_config import RunConfig
+from replay_service.sampling.run_state import RunState
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What is copied from a run while it is held; all else is made of it afterwards, and nobody waits for that."""
+
+    record: RunRecord
+    point: Point
+    facts: RunFacts
+    config: RunConfig
+    generation: int
+    numbers: dict[str, Any]
+    visits: FirstVisits
+    draws: Draws
+    pending: list[int]
+    repeat_share: float
+
+    @classmethod
+    def of(cls, view: RunView) -> "_Seen":
+        state = view.state
+        first = float(state.probabilities() @ state.cursors.share_of_first_visits())
+        return cls(
+            view.record,
+            view.point,
+            facts_in(view),
+            state.config,
+            state.generation,
+            numbers_of(state),
+            state.first_visits(),
+            Draws.of(state),
+            sorted(state.pending),
+            1.0 - first,
+        )
+
+
+def stats_of(service: ReplayService, run: str) -> RunStats:
+    """The statistics of a run over all strata.
+
+    Raises:
+        UnknownRun: when there is no such run.
+    """
+    seen = service.readers.read(run, _Seen.of)
+    facts = with_corpus(service, seen.facts, seen.record, seen.generation)
+    now_ms, lifecycle = service.clock(), lifecycle_now(service, facts)
+    corpus = seen.visits.of_corpus()
+    gain = predict_gain(seen.visits, corpus, seen.draws)
+    domains = _domains(service, seen)
+    delay = report_delay(service.journal.times, run, seen.point, seen.pending, now_ms)
+    situation = Situation(
+        lifecycle=lifecycle,
+        problem=facts.problem,
+        silent_s=facts.silent_s(now_ms),
+        late_steps=delay.late_steps,
+        config=seen.config,
+        ratio=seen.numbers["injection_ratio"],
+        next_step=facts.next_step,
+        corpus=corpus,
+        domains=domains,
+        gain=gain,
+        repeat_share=seen.repeat_share,
+    )
+    return RunStats(
+        run=run,
+        **seen.numbers,
+        **moment(seen.point, lifecycle),
+        forgetting=ForgettingEstimate.of(corpus),
+        forgetting_by_domain={each.name: ForgettingEstimate.of(each.forgetting) for each in domains},
+        worst_domain=_worst(situation),
+        budget_nats=seen.config.budget.nats if seen.config.is_auto else None,
+        predicted_gain=GainPrediction.of(gain),
+        report_delay=ReportDelayInfo(**asdict(delay)),
+        last_change=_last_change(service, run, seen.point),
+        advice=[AdviceInfo(**asdict(each)) for each in advice_on(situation)],
+    )
+
+
+def _domains(service: ReplayService, seen: _Seen) -> list[DomainFigures]:
+    visits, found = seen.visits, seen.visits.of_domains()
+    shares = [each.reshape(-1, visits.num_quantiles).sum(axis=1) for each in (seen.draws.probabilities, visits.sizes)]
+    draw_share, size_share = (each / max(each.sum(), 1e-300) for each in shares)
+    names = group_names(service, seen.record, len(found))
+    return [DomainFigures(*each) for each in zip(names, found, draw_share.tolist(), size_share.tolist(), strict=True)]
+
+
+def _worst(situation: Situation) -> DomainForgetting | None:
+    worst = situation.worst()
+    if worst is None:
+        return None
+    return DomainForgetting(name=worst.name, **ForgettingEstimate.of(worst.forgetting).model_dump())
+
+
+def _last_change(service: ReplayService, run: str, point: Point) -> ChangeInfo | None:
+    logged = event_log.last_change(service.journal, run, point)
+    if logged is None:
+        return None
+    entry = logged.entry
+    kind = type(entry.event).__name__.lower()
+    return ChangeInfo(seq=entry.seq, kind=kind, text=text_of(logged), at=iso_of(entry.committed_at))
+
+
+def group_names(service: ReplayService, record: RunRecord, num: int) -> list[str]:
+    """The names of a run's groups; their numbers where its corpus is not there to name them."""
+    try:
+        return list(service.corpus_of(record).partition.groups[:num])
+    except ReplayError:
+        return [f"group {i}" for i in range(num)]
+
+
+def numbers_of(state: RunState) -> dict[str, Any]:
+    """What `RunStats` says of a run beside what it has forgotten."""
+    totals = state.totals
+    rows_rehearsed, num_reported = state.rows_rehearsed, int(totals.samples.sum())
+    num_pending = sum(pending.num_awaited for pending in state.pending.values())
+    num_added = rows_rehearsed if state.config.injection_mode == "add" else 0
+    rows_planned = state.next_step * state.config.global_batch_size + num_added
+    num_tokens, num_flips = int(totals.tokens.sum()), int(totals.flips.sum())
+    return {
+        "next_step": state.next_step,
+        "policy_version": state.policy_version,
+        "injection_ratio": float(state.config.schedule.at(state.next_step, state.ratio)),
+        "rows_planned": rows_planned,
+        "rows_due": float(state.rows_due_so_far),
+        "rows_rehearsed": rows_rehearsed,
+        "planned_ratio": rows_rehearsed / rows_planned if rows_planned else 0.0,
+        "trained": _trained(state),
+        "achieved_ratio": _mean(state.trained.counts.num_rehearsed_rows, state.trained.counts.num_rows),
+        "num_reported": num_reported,
+        "num_pending": num_pending,
+        "num_unmeasured": rows_rehearsed - num_reported - num_pending,
+        "num_tokens": num_tokens,
+        "num_flips": num_flips,
+        "flip_rate": _mean(num_flips, num_tokens),
+        "num_gains": int(totals.gains.sum()),
+        "gain_rate": _mean(int(totals.gains.sum()), int(totals.tokens_with_gains.sum())),
+        "mean_loss_nats": _mean(totals.loss_nats.sum(), num_reported),
+        "mean_excess_nats": _mean(totals.excess_nats.sum(), num_reported),
+    }
+
+
+def _trained(state: RunState) -> TrainedStats | None:
+    trained = state.trained
+    if not trained.next_step:
+        return None
+    return TrainedStats(next_step=min(trained.next_step.values()), **trained.counts._asdict())
+
+
+def strata_of(service: ReplayService, run: str) -> StrataList:
+    """The statistics of each stratum of a run.
+
+    Raises:
+        UnknownRun: when there is no such run.
+        CorpusError: when its corpus is not there to name the strata.
+    """
+    # The answer is made outside: nobody waits for it.
+    head, strata = service.readers.read(run, lambda view: (_head(view), _columns(view.state)))
+    record, as_of, policy_version, num_quantiles = head
+    groups = service.corpus_of(record).partition.groups
+    named = [
+        StratumStats(
+            stratum=k,
+            name=stratum_name(groups, num_quantiles, k),
+            domain=groups[k // num_quantiles],
+            quantile=k % num_quantiles,
+            **dict(zip(strata, values, strict=True)),
+        )
+        for k, values in enumerate(zip(*strata.values(), strict=True))
+    ]
+    return StrataList(run=run, as_of=as_of, policy_version=policy_version, strata=named)
+
+
+def _head(view: RunView) -> tuple[RunRecord, int, int, int]:
+    return view.record, view.point.as_of, view.state.policy_version, view.state.num_quantiles
+
+
+def _columns(state: RunState) -> dict[str, list[Any]]:
+    """The numbers of every stratum that `StratumStats` holds, by name."""
+    totals, cursors, num = state.totals, state.cursors, state.num_strata
+    return {
+        "num_samples": cursors.sizes.tolist(),
+        "num_drawn": cursors.num_draws.tolist(),
+        "epoch": cursors.epoch.tolist(),
+        "num_reported": totals.samples.tolist(),
+        "num_tokens": totals.tokens.tolist(),
+        "num_flips": totals.flips.tolist(),
+        "num_gains": totals.gains.tolist(),
+        "mean_loss_nats": [_mean(totals.loss_nats[k], totals.samples[k]) for k in range(num)],
+        "mean_excess_nats": [_mean(totals.excess_nats[k], totals.samples[k]) for k in range(num)],
+        "damage_rate": state.damage_rates().tolist() if state.has_damage() else [None] * num,
+        "draw_share": state.probabilities().tolist(),
+    }
+
+
+def _mean(total: float, count: int) -> float | None:
+    return float(total / count) if count else None
