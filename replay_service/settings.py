@@ -117,6 +117,12 @@ class ServiceSettings(BaseModel):
     max_concurrent_requests: int = Field(
         256, ge=1, description="Most requests that are answered, or wait for it, at a time. Any more get 503."
     )
+    max_watchers: int = Field(
+        64,
+        ge=0,
+        description="Most requests that follow the events of a run (server-sent events) at a time. They do not count "
+        "in `max_concurrent_requests`. Any more get 503.",
+    )
     io_timeout_s: float = Field(
         60.0,
         gt=0,

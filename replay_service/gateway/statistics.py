@@ -1,7 +1,9 @@
 """The statistics of a run, put together: routes and pages show the same."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
+
+from numpy.typing import NDArray
 
 from replay_service.errors import ReplayError
 from replay_service.gateway.advice import DomainFigures, Situation, advice_on
@@ -19,6 +21,7 @@ from replay_service.gateway.statistics_models import (
     StratumStats,
     TrainedStats,
 )
+from replay_service.gateway.strata_choice import strata_in
 from replay_service.gateway.times import iso_of, moment
 from replay_service.ledger import event_log
 from replay_service.ledger.event_text import text_of
@@ -178,50 +181,82 @@ def _trained(state: RunState) -> TrainedStats | None:
     return TrainedStats(next_step=min(trained.next_step.values()), **trained.counts._asdict())
 
 
-def strata_of(service: ReplayService, run: str) -> StrataList:
-    """The statistics of each stratum of a run.
+def strata_of(service: ReplayService, run: str, domain: str | None = None) -> StrataList:
+    """The statistics of each stratum of a run, or of one domain.
 
     Raises:
         UnknownRun: when there is no such run.
+        InvalidRequest: when its corpus has no such domain.
         CorpusError: when its corpus is not there to name the strata.
     """
-    # The answer is made outside: nobody waits for it.
-    head, strata = service.readers.read(run, lambda view: (_head(view), _columns(view.state)))
-    record, as_of, policy_version, num_quantiles = head
-    groups = service.corpus_of(record).partition.groups
+    # Arrays are copied while the run is held, and the answer is made outside: nobody waits for it.
+    seen = service.readers.read(run, _StrataSeen.of)
+    partition = service.corpus_of(seen.record).partition
+    num_quantiles, num = seen.num_quantiles, len(seen.columns["num_samples"])
+    chosen = strata_in(partition, domain=domain)
+    # The corpus may have grown by strata that the run does not see.
+    strata = [k for k in (range(num) if chosen is None else chosen) if k < num]
+    columns = {name: values[strata].tolist() for name, values in seen.columns.items()}
     named = [
         StratumStats(
             stratum=k,
-            name=stratum_name(groups, num_quantiles, k),
-            domain=groups[k // num_quantiles],
+            name=stratum_name(partition.groups, num_quantiles, k),
+            domain=partition.groups[k // num_quantiles],
             quantile=k % num_quantiles,
-            **dict(zip(strata, values, strict=True)),
+            mean_loss_nats=_mean(columns["loss_nats"][i], columns["num_reported"][i]),
+            mean_excess_nats=_mean(columns["excess_nats"][i], columns["num_reported"][i]),
+            damage_rate=columns["damage_rate"][i] if seen.has_damage else None,
+            **{name: columns[name][i] for name in _PLAIN},
         )
-        for k, values in enumerate(zip(*strata.values(), strict=True))
+        for i, k in enumerate(strata)
     ]
-    return StrataList(run=run, as_of=as_of, policy_version=policy_version, strata=named)
+    return StrataList(run=run, as_of=seen.as_of, policy_version=seen.policy_version, strata=named)
 
 
-def _head(view: RunView) -> tuple[RunRecord, int, int, int]:
-    return view.record, view.point.as_of, view.state.policy_version, view.state.num_quantiles
+@dataclass(frozen=True, slots=True)
+class _StrataSeen:
+    """What is copied of every stratum while a run is held."""
+
+    record: RunRecord
+    as_of: int
+    policy_version: int
+    num_quantiles: int
+    has_damage: bool
+    columns: dict[str, NDArray[Any]]
+
+    @classmethod
+    def of(cls, view: RunView) -> "_StrataSeen":
+        state = view.state
+        totals, cursors, recent = state.totals, state.cursors, state.recent.count
+        columns = {
+            "num_samples": cursors.sizes,
+            "num_drawn": cursors.num_draws,
+            "epoch": cursors.epoch,
+            "num_reported": totals.samples,
+            "num_tokens": totals.tokens,
+            "num_flips": totals.flips,
+            "num_gains": totals.gains,
+            "loss_nats": totals.loss_nats,
+            "excess_nats": totals.excess_nats,
+            "reports_recent": recent[0] + recent[1],
+            "damage_rate": state.damage_rates(),
+            "draw_share": state.probabilities(),
+        }
+        copies = {name: each.copy() for name, each in columns.items()}
+        return cls(view.record, view.point.as_of, state.policy_version, state.num_quantiles, state.has_damage(), copies)
 
 
-def _columns(state: RunState) -> dict[str, list[Any]]:
-    """The numbers of every stratum that `StratumStats` holds, by name."""
-    totals, cursors, num = state.totals, state.cursors, state.num_strata
-    return {
-        "num_samples": cursors.sizes.tolist(),
-        "num_drawn": cursors.num_draws.tolist(),
-        "epoch": cursors.epoch.tolist(),
-        "num_reported": totals.samples.tolist(),
-        "num_tokens": totals.tokens.tolist(),
-        "num_flips": totals.flips.tolist(),
-        "num_gains": totals.gains.tolist(),
-        "mean_loss_nats": [_mean(totals.loss_nats[k], totals.samples[k]) for k in range(num)],
-        "mean_excess_nats": [_mean(totals.excess_nats[k], totals.samples[k]) for k in range(num)],
-        "damage_rate": state.damage_rates().tolist() if state.has_damage() else [None] * num,
-        "draw_share": state.probabilities().tolist(),
-    }
+_PLAIN: Final = (
+    "num_samples",
+    "num_drawn",
+    "epoch",
+    "num_reported",
+    "num_tokens",
+    "num_flips",
+    "num_gains",
+    "reports_recent",
+    "draw_share",
+)
 
 
 def _mean(total: float, count: int) -> float | None:

@@ -185,6 +185,9 @@ class StratumStats(Model):
     damage_rate: float | None = Field(
         description="The estimate alpha, pooled and decayed; null before any damage was reported."
     )
+    reports_recent: float = Field(
+        description="Reports that damage_rate rests on: each counts half after the run's half-life, and so on."
+    )
     draw_share: float = Field(description="Share of the draws that falls on this stratum now.")
 
 

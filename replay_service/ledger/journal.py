@@ -17,8 +17,16 @@ from replay_service.ledger.event_rows import columns_of, created_of, event_of, p
 from replay_service.ledger.event_times import EventTimes
 from replay_service.ledger.progress import Point, Progress
 from replay_service.ledger.sample_reader import SamplePage, SampleReader, SampleVisits
-from replay_service.ledger.samples import SampleQuery
-from replay_service.ledger.schema import COMMON_KINDS, IS_RARE, events, runs, sample_progress, snapshots
+from replay_service.ledger.samples import TOKEN_FLIPS, DamageUnit, SampleQuery
+from replay_service.ledger.schema import (
+    COMMON_KINDS,
+    IS_RARE,
+    events,
+    forgetting_points,
+    runs,
+    sample_progress,
+    snapshots,
+)
 from replay_service.ledger.schema import samples as samples_table
 from replay_service.sampling.events import Created, JournalEvent, Planned, Rewound
 from replay_service.sampling.partition import Partition
@@ -248,7 +256,7 @@ class Journal:
         """Remove a run, its events and what was derived from them; the lease is void then."""
 
         def remove(connection: Connection) -> None:
-            for table in (sample_progress, samples_table, snapshots, events, runs):
+            for table in (sample_progress, samples_table, forgetting_points, snapshots, events, runs):
                 connection.execute(delete(table).where(table.c.run == lease.run))
 
         self._committer.commit(lease, [], remove)
@@ -307,9 +315,11 @@ class Journal:
         """Measurements of a run's samples: one page; raises UnknownRun."""
         return self._samples.page(run, query, partition)
 
-    def sample(self, run: str, sample_id: int, partition: Partition) -> SampleVisits | None:
+    def sample(
+        self, run: str, sample_id: int, partition: Partition, unit: DamageUnit = TOKEN_FLIPS
+    ) -> SampleVisits | None:
         """Measurements of one sample, and its reports, oldest first; None if there are none. Raises UnknownRun."""
-        return self._samples.one(run, sample_id, partition)
+        return self._samples.one(run, sample_id, partition, unit)
 
     def is_sealed(self, run: str, step: int) -> bool:
         """Whether the run went on without the missing reports of a step."""

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, Row, Select, select
 from replay_service.ledger import samples
 from replay_service.ledger.event_rows import reported_rows
 from replay_service.ledger.progress import Point
-from replay_service.ledger.samples import SampleQuery, SampleStatistics
+from replay_service.ledger.samples import DamageUnit, SampleQuery, SampleStatistics
 from replay_service.ledger.schema import IS_RARE, events
 from replay_service.sampling.events import Reported
 from replay_service.sampling.partition import Partition
@@ -57,10 +57,10 @@ class SampleReader:
         with self._caught_up(run, partition) as (connection, next_seq):
             return SamplePage(next_seq - 1, samples.page(connection, run, query))
 
-    def one(self, run: str, sample_id: int, partition: Partition) -> SampleVisits | None:
+    def one(self, run: str, sample_id: int, partition: Partition, unit: DamageUnit) -> SampleVisits | None:
         """Measurements of one sample and its reports; None if there are none."""
         with self._caught_up(run, partition) as (connection, next_seq):
-            found = samples.one(connection, run, sample_id)
+            found = samples.one(connection, run, sample_id, unit)
             if found is None:
                 return None
             query = _events_before(run, next_seq).where(

@@ -9,15 +9,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-from sqlalchemy import Connection, and_, delete, or_, select, text, update
+from sqlalchemy import Column, ColumnElement, Connection, Double, and_, case, cast, delete, or_, select, text, update
 
 from replay_service.ledger.schema import events, sample_progress, samples
+from replay_service.sampling.damage import Signal
 from replay_service.sampling.events import Reported
 from replay_service.sampling.partition import Partition
 
-SampleOrder = Literal["sample_id", "excess_loss", "loss", "visits", "last_step", "flips"]
+SampleOrder = Literal["sample_id", "damage", "excess_loss", "loss", "visits", "last_step", "flips"]
 SAMPLE_ORDERS: Final[tuple[str, ...]] = get_args(SampleOrder)
-_COLUMN_OF: Final = {
+_COLUMN_OF: Final[dict[str, Column[Any]]] = {
     "sample_id": samples.c.sample_id,
     "excess_loss": samples.c.excess_nats,
     "loss": samples.c.loss_nats,
@@ -25,11 +26,27 @@ _COLUMN_OF: Final = {
     "last_step": samples.c.last_step,
     "flips": samples.c.num_flips,
 }
+_NAME_OF: Final = {order: column.name for order, column in _COLUMN_OF.items()} | {"damage": "damage"}
+
+
+@dataclass(frozen=True, slots=True)
+class DamageUnit:
+    """The unit of damage: a run's signal, and its bounds, as in `RunConfig`."""
+
+    signal: Signal = "token_flip"
+    learnable_nats: float = 3.0
+    delta_nats: float = 0.1
+
+
+TOKEN_FLIPS: Final = DamageUnit()
 
 
 @dataclass(frozen=True, slots=True)
 class SampleStatistics:
-    """Measurements of one sample: `loss_nats` and `excess_nats` at its last step, the rest over all visits."""
+    """Measurements of one sample: `loss_nats`, `excess_nats` and `damage` at its last step, the rest over all visits.
+
+    `damage` is in the unit that was asked for.
+    """
 
     sample_id: int
     stratum: int
@@ -41,21 +58,23 @@ class SampleStatistics:
     excess_nats: float
     num_tokens: int
     num_flips: int
+    damage: float
 
 
 @dataclass(frozen=True, slots=True)
 class SampleQuery:
-    """One page of samples: those after the place (value of the order, sample id), in one stratum or in all."""
+    """One page of samples: those after the place (value of the order, sample id), in some strata or in all (None)."""
 
     order: SampleOrder
     descending: bool
     limit: int
-    stratum: int | None = None
+    strata: tuple[int, ...] | None = None
     after: tuple[float, int] | None = None
+    unit: DamageUnit = TOKEN_FLIPS
 
     def place_of(self, sample: SampleStatistics) -> tuple[float, int]:
         """Where a sample stands in this order."""
-        return getattr(sample, _COLUMN_OF[self.order].name), sample.sample_id
+        return getattr(sample, _NAME_OF[self.order]), sample.sample_id
 
 
 def hold(connection: Connection, run: str) -> tuple[int, int]:
@@ -106,10 +125,11 @@ def forget(connection: Connection, run: str) -> None:
 
 
 def page(connection: Connection, run: str, query: SampleQuery) -> list[SampleStatistics]:
-    column = _COLUMN_OF[query.order]
-    statement = select(samples).where(samples.c.run == run)
-    if query.stratum is not None:
-        statement = statement.where(samples.c.stratum == query.stratum)
+    damage = damage_of(query.unit)
+    column = damage if query.order == "damage" else _COLUMN_OF[query.order]
+    statement = select(samples, damage.label("damage")).where(samples.c.run == run)
+    if query.strata is not None:
+        statement = statement.where(samples.c.stratum.in_(query.strata))
     if query.after is not None:
         value, sample_id = query.after
         further = column < value if query.descending else column > value
@@ -118,9 +138,25 @@ def page(connection: Connection, run: str, query: SampleQuery) -> list[SampleSta
     return [_statistics(row) for row in connection.execute(statement.limit(query.limit))]
 
 
-def one(connection: Connection, run: str, sample_id: int) -> SampleStatistics | None:
-    row = connection.execute(select(samples).where(samples.c.run == run, samples.c.sample_id == sample_id)).first()
+def one(connection: Connection, run: str, sample_id: int, unit: DamageUnit) -> SampleStatistics | None:
+    mine = (samples.c.run == run) & (samples.c.sample_id == sample_id)
+    row = connection.execute(select(samples, damage_of(unit).label("damage")).where(mine)).first()
     return None if row is None else _statistics(row)
+
+
+def damage_of(unit: DamageUnit) -> ColumnElement[float]:
+    """The damage at a sample's last visit, as `replay_service.sampling.damage` has it, in SQL."""
+    each = samples.c
+    gains = case((each.last_gains > 0, each.last_gains), else_=0)
+    lost = case((each.last_flips > gains, each.last_flips - gains), else_=0)
+    is_damaged = and_(each.base_loss_nats <= unit.learnable_nats, each.excess_nats > unit.delta_nats)
+    found: dict[Signal, ColumnElement[Any]] = {
+        "token_flip": cast(each.last_flips, Double) / each.last_tokens,
+        "net_flip": cast(lost, Double) / each.last_tokens,
+        "excess_loss": case((each.excess_nats > 0.0, each.excess_nats), else_=0.0),
+        "threshold": case((is_damaged, 1.0), else_=0.0),
+    }
+    return found[unit.signal]
 
 
 def _statistics(row: Any) -> SampleStatistics:
@@ -131,19 +167,22 @@ _ROWS: Final = {
     "sqlite": """
         SELECT json_extract(value, '$[0]') AS stratum, json_extract(value, '$[1]') AS sample_id,
                json_extract(value, '$[2]') AS loss, json_extract(value, '$[3]') AS base_loss,
-               json_extract(value, '$[4]') AS num_tokens, json_extract(value, '$[5]') AS num_flips
+               json_extract(value, '$[4]') AS num_tokens, json_extract(value, '$[5]') AS num_flips,
+               json_extract(value, '$[6]') AS num_gains
         FROM json_each(:rows)""",
     "postgresql": """
         SELECT CAST(value ->> 0 AS integer) AS stratum, CAST(value ->> 1 AS bigint) AS sample_id,
                CAST(value ->> 2 AS double precision) AS loss, CAST(value ->> 3 AS double precision) AS base_loss,
-               CAST(value ->> 4 AS bigint) AS num_tokens, CAST(value ->> 5 AS bigint) AS num_flips
+               CAST(value ->> 4 AS bigint) AS num_tokens, CAST(value ->> 5 AS bigint) AS num_flips,
+               CAST(value ->> 6 AS integer) AS num_gains
         FROM json_array_elements(CAST(:rows AS json)) AS value""",
 }
 
 _MERGE: Final = """
     INSERT INTO samples (run, sample_id, stratum, num_visits, first_step, last_step, base_loss_nats, loss_nats,
-                         excess_nats, num_tokens, num_flips)
-    SELECT :run, sample_id, stratum, 1, :step, :step, base_loss, loss, loss - base_loss, num_tokens, num_flips
+                         excess_nats, num_tokens, num_flips, last_tokens, last_flips, last_gains)
+    SELECT :run, sample_id, stratum, 1, :step, :step, base_loss, loss, loss - base_loss, num_tokens, num_flips,
+           num_tokens, num_flips, num_gains
     FROM ({rows}) AS reported WHERE true
     ON CONFLICT (run, sample_id) DO UPDATE SET
         num_visits = samples.num_visits + 1,
@@ -153,6 +192,12 @@ _MERGE: Final = """
                          ELSE excluded.loss_nats END,
         excess_nats = CASE WHEN excluded.last_step < samples.last_step THEN samples.excess_nats
                            ELSE excluded.excess_nats END,
+        last_tokens = CASE WHEN excluded.last_step < samples.last_step THEN samples.last_tokens
+                           ELSE excluded.last_tokens END,
+        last_flips = CASE WHEN excluded.last_step < samples.last_step THEN samples.last_flips
+                          ELSE excluded.last_flips END,
+        last_gains = CASE WHEN excluded.last_step < samples.last_step THEN samples.last_gains
+                          ELSE excluded.last_gains END,
         first_step = CASE WHEN excluded.first_step < samples.first_step THEN excluded.first_step
                           ELSE samples.first_step END,
         last_step = CASE WHEN excluded.last_step < samples.last_step THEN samples.last_step

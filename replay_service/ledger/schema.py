@@ -85,6 +85,10 @@ samples = Table(
     Column("excess_nats", Double, nullable=False),
     Column("num_tokens", BigInteger, nullable=False),
     Column("num_flips", BigInteger, nullable=False),
+    # Of the last visit.
+    Column("last_tokens", Integer, nullable=False, server_default=text("0")),
+    Column("last_flips", Integer, nullable=False, server_default=text("0")),
+    Column("last_gains", Integer, nullable=False, server_default=text("0")),
 )
 
 # Which events the samples hold already, and of which attempt they are.
@@ -94,6 +98,22 @@ sample_progress = Table(
     Column("run", String(64), ForeignKey("runs.run"), primary_key=True),
     Column("seq", BigInteger, nullable=False),
     Column("attempt", Integer, nullable=False, server_default=text("1")),
+)
+
+# Estimates after the first `seq` events of a run, in the order of the steps that they are of.
+forgetting_points = Table(
+    "forgetting_points",
+    metadata,
+    Column("run", String(64), ForeignKey("runs.run"), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    # Tells the run from others of its name, as text.
+    Column("incarnation", String(64), nullable=False),
+    Column("step", BigInteger, nullable=False),
+    # The run's: a rewind to before it takes the estimates back.
+    Column("next_step", BigInteger, nullable=False),
+    Column("injection_ratio", Double, nullable=False),
+    Column("achieved_ratio", Double, nullable=True),
+    Column("estimates", LargeBinary, nullable=False),
 )
 
 worst_samples = Index("worst_samples", samples.c.run, samples.c.excess_nats)

@@ -55,6 +55,7 @@ def expected(corpus: Corpus, history: dict[int, list[tuple[int, float, int]]]) -
             excess_nats=losses[-1] - base,
             num_tokens=11 * len(visits),
             num_flips=sum(flips),
+            damage=flips[-1] / 11,
         )
     return statistics
 
@@ -89,7 +90,7 @@ def test_a_rewind_takes_back_what_it_forgets(owner: RunOwner, journal: Journal, 
     assert all_samples(journal, corpus) == []
 
 
-@pytest.mark.parametrize("order", ["sample_id", "excess_loss", "loss", "visits", "last_step", "flips"])
+@pytest.mark.parametrize("order", ["sample_id", "damage", "excess_loss", "loss", "visits", "last_step", "flips"])
 @pytest.mark.parametrize("descending", [False, True])
 def test_pages_hold_every_sample_once_in_order(
     owner: RunOwner, journal: Journal, corpus: Corpus, order: SampleOrder, descending: bool
@@ -108,7 +109,7 @@ def test_pages_hold_every_sample_once_in_order(
 
 def test_one_stratum_can_be_asked_for(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
     reported(owner, 5)
-    by_stratum = [all_samples(journal, corpus, stratum=stratum) for stratum in range(4)]
+    by_stratum = [all_samples(journal, corpus, strata=(stratum,)) for stratum in range(4)]
     assert all(each.stratum == stratum for stratum, page in enumerate(by_stratum) for each in page)
     assert sum(map(len, by_stratum)) == len(all_samples(journal, corpus))
 

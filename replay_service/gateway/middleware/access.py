@@ -91,6 +91,13 @@ class Authentication:
         await self._app(scope, receive, send)
 
 
+def check_again(scope: Scope, run: str) -> None:
+    """Raises AccessError when the caller of a request that stays open may not look at its run any more."""
+    in_force: TokensInForce | None = scope["app"].state.tokens
+    if in_force is not None:
+        Access(caller_of(scope, in_force, datetime.now(UTC))).touch(run)
+
+
 def changes_nothing(scope: Scope) -> None:
     """Say that a request, whatever its method, has changed nothing, so that nobody need write it down."""
     access = access_in(scope)

@@ -25,5 +25,5 @@ def add_middleware(app: Starlette, settings: ServiceSettings, templates: Iterabl
     app.add_middleware(Authentication)
     app.add_middleware(Audit, templates=list(templates))
     app.add_middleware(HostCheck, settings=settings)
-    app.add_middleware(Overload, most=settings.max_concurrent_requests)
+    app.add_middleware(Overload, most=settings.max_concurrent_requests, most_watchers=settings.max_watchers)
     app.add_middleware(SafeAnswers)

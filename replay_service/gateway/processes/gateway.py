@@ -4,10 +4,11 @@ Every request passes the middlewares here first, so the owner hears only of call
 since it alone knows what a run is.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Final
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
 
+import anyio
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -16,10 +17,11 @@ from replay_service.corpus.reading.reader import CorpusStore
 from replay_service.errors import Stopping
 from replay_service.gateway.app import batch_source, templates, tokens_in_force
 from replay_service.gateway.middleware.audit import passed_on
+from replay_service.gateway.middleware.overload import is_watch
 from replay_service.gateway.middleware.problems import install_problem_handlers, of_error
 from replay_service.gateway.middleware.stack import add_middleware
-from replay_service.gateway.processes.link import Link, without_link
-from replay_service.gateway.processes.owner_client import OwnerClient
+from replay_service.gateway.processes.link import Header, Link, without_link
+from replay_service.gateway.processes.owner_client import OWNER_LOST, OwnerClient
 from replay_service.gateway.routes import batches
 from replay_service.settings import ServiceSettings
 
@@ -30,6 +32,8 @@ _OF_ONE_CONNECTION: Final = frozenset(
 
 _OF_THE_LINK: Final = frozenset([b"connection", b"keep-alive", b"transfer-encoding", b"date"])
 """Headers of an answer that are not passed on."""
+
+_NOTICE_STOP_S: Final = 0.1
 
 
 def create_gateway(settings: ServiceSettings, link: Link, asks_for_tokens: bool) -> FastAPI:
@@ -65,16 +69,63 @@ async def pass_on(scope: Scope, receive: Receive, send: Send) -> None:
         await of_error(error)(scope, receive, send)
         return
     passed_on(scope)
+    if is_watch(scope):
+        await relay(scope, receive, send)
+        return
     body = await Request(scope, receive).body()
-    query = b"?" + scope["query_string"] if scope["query_string"] else b""
-    # Spaces around a value are no part of it, but the parser leaves them (RFC 9110, section 5.5).
-    given = [(name, value.strip(b" \t")) for name, value in without_link(scope["headers"])]
-    headers = [each for each in given if each[0] not in _OF_ONE_CONNECTION]
-    answer = await state.owner.request(
-        scope["method"], scope["raw_path"] + query, [*headers, *state.link.headers(scope)], body
-    )
-    fields = [each for each in answer.headers if each[0] not in _OF_THE_LINK]
+    answer = await state.owner.request(scope["method"], _target(scope), _headers(scope), body)
+    fields = _fields(answer.headers)
     if not any(name == b"content-length" for name, _ in fields):  # it came in parts
         fields.append((b"content-length", b"%d" % len(answer.body)))
     await send({"type": "http.response.start", "status": answer.status, "headers": fields})
     await send({"type": "http.response.body", "body": answer.body})
+
+
+def _target(scope: Scope) -> bytes:
+    target: bytes = scope["raw_path"]
+    return target + b"?" + scope["query_string"] if scope["query_string"] else target
+
+
+def _headers(scope: Scope) -> list[Header]:
+    """Of a request, as the owner gets them."""
+    # Spaces around a value are no part of it, but the parser leaves them (RFC 9110, section 5.5).
+    given = [(name, value.strip(b" \t")) for name, value in without_link(scope["headers"])]
+    link: Link = scope["app"].state.link
+    return [*(each for each in given if each[0] not in _OF_ONE_CONNECTION), *link.headers(scope)]
+
+
+def _fields(headers: Sequence[Header]) -> list[Header]:
+    """Headers of an answer, as the caller gets them."""
+    return [each for each in headers if each[0] not in _OF_THE_LINK]
+
+
+async def relay(scope: Scope, receive: Receive, send: Send) -> None:
+    """Let the owner answer a request bit by bit, and pass each part on as it comes.
+
+    The answer ends when the owner ends it, when this gateway stops, or when the caller leaves. A part is passed on
+    before the next one is read, so that a caller who does not read holds the owner up, and nothing piles up here.
+    """
+    state = scope["app"].state
+    async with state.owner.stream(_target(scope), _headers(scope)) as answer, anyio.create_task_group() as tasks:
+        fields = _fields([(name.lower(), value) for name, value in answer.headers])
+        await send({"type": "http.response.start", "status": answer.status, "headers": fields})
+        tasks.start_soon(_cancel_when_over, tasks.cancel_scope, state)
+        tasks.start_soon(_cancel_when_left, tasks.cancel_scope, receive)
+        # Where the owner is lost there is nothing to say in the midst of an answer: the caller connects again.
+        with suppress(*OWNER_LOST):
+            async for part in answer.aiter_stream():
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        tasks.cancel_scope.cancel()
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _cancel_when_over(scope: anyio.CancelScope, state: Any) -> None:
+    while not state.is_stopping:
+        await anyio.sleep(_NOTICE_STOP_S)
+    scope.cancel()
+
+
+async def _cancel_when_left(scope: anyio.CancelScope, receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()

@@ -1,7 +1,8 @@
 """A gateway's client of the owner: it passes requests on, and plans as the owner does."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -17,6 +18,8 @@ from replay_service.sampling.events import Planned
 OWNER_KEEPS_S: Final = 3600
 """How long the owner keeps a connection that nothing comes on; gateways let them go long before."""
 _KEPT_S: Final = 60.0
+OWNER_LOST: Final = (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError, OSError)
+"""Errors of a request to an owner that does not answer, or whose answer breaks off."""
 _TIMEOUTS_S: Final = {"connect": 5.0, "read": 120.0, "write": 60.0, "pool": 60.0}
 
 
@@ -57,11 +60,23 @@ class OwnerClient:
             )
         except httpcore2.LocalProtocolError as error:
             raise MalformedRequest(f"this is no HTTP/1.1 request: {error}") from error
-        except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError, OSError) as error:
+        except OWNER_LOST as error:
             raise ServiceUnavailable("the process that owns the runs does not answer; ask again in a moment") from error
         return OwnerResponse(
             response.status, [(name.lower(), value) for name, value in response.headers], response.content
         )
+
+    @asynccontextmanager
+    async def stream(self, target: bytes, headers: Sequence[Header]) -> AsyncIterator[httpcore2.Response]:
+        """Ask the owner for something that comes bit by bit, and does not end by itself."""
+        url = httpcore2.URL(scheme=b"http", host=b"owner", port=None, target=target)
+        try:
+            async with self._pool.stream(
+                "GET", url, headers=list(headers), extensions={"timeout": _TIMEOUTS_S}
+            ) as response:
+                yield response
+        except OWNER_LOST as error:
+            raise ServiceUnavailable("the process that owns the runs does not answer; ask again in a moment") from error
 
     async def window(self, run: str, first_step: int, num_steps: int) -> Window:
         return decode_window(await self._plans(PlansRequest(run, first_step, num_steps)))

@@ -1,6 +1,8 @@
 """Statistics: what a run has learned of its corpus."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 
 from replay_service.gateway import statistics
 from replay_service.gateway.middleware.access import READ, RunName
@@ -19,6 +21,10 @@ def get_stats(run: RunName, service: Service) -> RunStats:
 
 
 @router.get("/strata", operation_id="get_strata", dependencies=READ, responses=responses(404, 422))
-def get_strata(run: RunName, service: Service) -> StrataList:
+def get_strata(
+    run: RunName,
+    service: Service,
+    domain: Annotated[str | None, Query(description="Only strata of this domain (group of strata).")] = None,
+) -> StrataList:
     """The statistics, the damage rate and the share of the draws of each stratum."""
-    return statistics.strata_of(service, run)
+    return statistics.strata_of(service, run, domain)

@@ -123,3 +123,12 @@ def test_a_stratum_that_was_drawn_through_begins_a_new_epoch(client: TestClient)
 @pytest.mark.parametrize("part", ["stats", "strata"])
 def test_an_unknown_run_has_no_statistics(client: TestClient, part: str) -> None:
     assert_problem(client.get(f"/v1/runs/nobody/{part}"), 404, "unknown-run")
+
+
+def test_strata_of_one_domain_are_those_of_all(running: TestClient) -> None:
+    report(running, losses_of(batch_of(running, 0, 12), num_flips=2))
+    every = strata_of(running)
+    found = running.get("/v1/runs/tune/strata?domain=fr").json()["strata"]
+    assert found == [each for each in every if each["domain"] == "fr"] and len(found) == 2
+    for each in every:
+        assert 0 < each["reports_recent"] <= each["num_reported"]
