@@ -3,7 +3,17 @@
 from typing import Final, Literal
 
 PACKAGES: Final = {
-    "server": ("alembic", "anyio", "fastapi", "pydantic_settings", "sqlalchemy", "starlette", "uvicorn", "uvloop"),
+    "server": (
+        "alembic",
+        "anyio",
+        "fastapi",
+        "jinja2",
+        "pydantic_settings",
+        "sqlalchemy",
+        "starlette",
+        "uvicorn",
+        "uvloop",
+    ),
     "postgresql": ("psycopg",),
     "text": ("tokenizers",),
     "lora": ("peft",),

@@ -16,6 +16,8 @@ from replay_service.gateway.batches import BatchSource
 from replay_service.gateway.ingests import Ingests
 from replay_service.gateway.middleware.problems import install_problem_handlers, responses
 from replay_service.gateway.middleware.stack import add_middleware
+from replay_service.gateway.page import page_routers
+from replay_service.gateway.page.login import refusal
 from replay_service.gateway.planning import OwnersPlan, Planner
 from replay_service.gateway.readiness import Readiness
 from replay_service.gateway.routes import batches, corpora, events, health, losses, runs, samples, statistics, trained
@@ -39,6 +41,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     statistics.router,
     samples.router,
     corpora.router,
+    *page_routers.ROUTERS,
 )
 """Those that ask for a token, the ones that are called most first."""
 
@@ -79,13 +82,15 @@ def create_app(settings: ServiceSettings, asks_for_tokens: bool | None = None) -
         version=replay_service.__version__,
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.is_stopping = False
     install_problem_handlers(app)
     for router in ROUTERS:
         app.include_router(router, responses=responses(400, 401, 403, 408, 413, 415, 421, 422, 431, 503))
     app.include_router(health.router, responses=responses(400, 408, 413, 431))
-    add_middleware(app, settings, templates())
+    add_middleware(app, settings, templates(), refusal)
     return app
 
 

@@ -1,6 +1,6 @@
 """Access: who makes a request, and whether they may. Authentication comes before a request's body is read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Final
@@ -8,6 +8,7 @@ from typing import Annotated, Final
 from fastapi import Depends, Path, Request, Security
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPBearer
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from replay_service import tokens
@@ -20,14 +21,21 @@ from replay_service.errors import (
     UnknownCorpus,
     UnknownRun,
 )
-from replay_service.gateway.middleware.problems import of_error
+from replay_service.gateway.middleware.cookies import token_in
 from replay_service.names import NAME_RULE, is_name
 from replay_service.tokens import SCOPES, TokensInForce
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 """Paths that answer without a token: they say whether the service is well, and no more."""
 
+LOGIN_PATH: Final = "/login"
+ASSETS_PATH: Final = "/assets/"
+"""Where a browser logs in, and the files that its page loads: a caller without a token gets them."""
+
 _KEY: Final = "replay.access"
+
+Refusal = Callable[[AccessError, Scope], Response]
+"""Makes the answer to somebody who has no good token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +84,17 @@ class Access:
 class Authentication:
     """Asks every caller for a token of the application's service, if it has any, and refuses those without."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, refusal: Refusal) -> None:
         self._app = app
+        self._refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and not _is_open(scope["path"]):
             in_force: TokensInForce | None = scope["app"].state.tokens
             try:
                 caller = ANONYMOUS if in_force is None else caller_of(scope, in_force, datetime.now(UTC))
             except AccessError as error:
-                await of_error(error)(scope, receive, send)
+                await self._refusal(error, scope)(scope, receive, send)
                 return
             scope[_KEY] = Access(caller)
         await self._app(scope, receive, send)
@@ -96,6 +105,15 @@ def check_again(scope: Scope, run: str) -> None:
     in_force: TokensInForce | None = scope["app"].state.tokens
     if in_force is not None:
         Access(caller_of(scope, in_force, datetime.now(UTC))).touch(run)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path == LOGIN_PATH or path.startswith(ASSETS_PATH)
+
+
+def grant(scope: Scope, caller: Caller) -> None:
+    """Say who makes a request that has shown its token in another way than Authentication looks for it."""
+    scope[_KEY] = Access(caller)
 
 
 def changes_nothing(scope: Scope) -> None:
@@ -116,16 +134,35 @@ def access_in(scope: Scope) -> Access | None:
     return access
 
 
+def is_by_cookie(scope: Scope) -> bool:
+    """Whether a browser has put the token into a request by itself."""
+    return header_in(scope, b"authorization") is None and token_in(scope) is not None
+
+
 def caller_of(scope: Scope, in_force: TokensInForce, now: datetime) -> Caller:
+    """Who makes a request: the header says it or, where there is none, the cookie.
+
+    Raises:
+        MissingToken: when it bears no token.
+        InvalidToken: when that is not one in force.
+    """
     given = [value for name, value in scope["headers"] if name == b"authorization"]
     if not given:
-        raise MissingToken(
-            "send the header `Authorization: Bearer <token>`; `replay-service token create` makes tokens"
-        )
+        token = token_in(scope)
+        if token is None:
+            raise MissingToken(
+                "send the header `Authorization: Bearer <token>`; `replay-service token create` makes tokens"
+            )
+        return caller_with(token, in_force, now)
     kind, _, token = given[0].decode("latin-1").partition(" ")
     if kind.lower() != "bearer" or len(given) > 1:
         raise InvalidToken("one header `Authorization: Bearer <token>` is wanted")
-    entry = tokens.find(in_force.entries(), token.strip())
+    return caller_with(token.strip(), in_force, now)
+
+
+def caller_with(token: str, in_force: TokensInForce, now: datetime) -> Caller:
+    """Whose token this is; raises InvalidToken."""
+    entry = tokens.find(in_force.entries(), token)
     if entry is None:
         raise InvalidToken("the service does not know the token; it may have been revoked: ask for another one")
     if entry.is_expired(now):

@@ -99,8 +99,13 @@ def _methods_at(app: FastAPI, path: str) -> list[str]:
 
 def of_database_error(error: SQLAlchemyError, scope: Scope) -> JSONResponse:
     """The problem document when the journal does not answer; the log says more."""
+    return of_error(journal_unavailable(error, scope))
+
+
+def journal_unavailable(error: SQLAlchemyError, scope: Scope) -> JournalUnavailable:
+    """What a caller is told when the journal does not answer; the log says more."""
     _log.error("database error", method=scope["method"], path=scope["path"], exc_info=error)
-    return of_error(JournalUnavailable("the journal cannot be read now; the service's log says why"))
+    return JournalUnavailable("the journal cannot be read now; the service's log says why")
 
 
 async def of_unexpected(request: Request, error: Exception) -> Response:

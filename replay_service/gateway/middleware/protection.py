@@ -8,16 +8,20 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from replay_service.errors import CrossSite, HostNotAllowed, ReplayError
-from replay_service.gateway.middleware.access import OPEN_PATHS, header_in
+from replay_service.gateway.middleware.access import OPEN_PATHS, header_in, is_by_cookie
 from replay_service.gateway.middleware.problems import SAFE_HEADERS, of_error
 from replay_service.settings import ServiceSettings, is_loopback
 
 SAFE_FIELDS: Final = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]
 _SAFE_NAMES: Final = frozenset(name for name, _ in SAFE_FIELDS)
+FORM: Final = "application/x-www-form-urlencoded"
+"""What a browser sends of a form."""
+
+_KEPT_FOR_EVER: Final = b"immutable"
 
 
 class SafeAnswers:
-    """Puts SAFE_HEADERS on every answer."""
+    """Puts SAFE_HEADERS on every answer; one that never changes may say so, and is kept."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -25,11 +29,17 @@ class SafeAnswers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_safe(message: Message) -> None:
             if message["type"] == "http.response.start":
-                mine = [each for each in message.get("headers", ()) if each[0] not in _SAFE_NAMES]
-                message["headers"] = mine + SAFE_FIELDS
+                given = message.get("headers", ())
+                mine = [each for each in given if each[0] not in _SAFE_NAMES or _is_for_ever(each)]
+                has = {name for name, _ in mine}
+                message["headers"] = mine + [each for each in SAFE_FIELDS if each[0] not in has]
             await send(message)
 
         await self._app(scope, receive, send_safe)
+
+
+def _is_for_ever(field: tuple[bytes, bytes]) -> bool:
+    return field[0] == b"cache-control" and _KEPT_FOR_EVER in field[1]
 
 
 class HostCheck:
@@ -57,8 +67,8 @@ class HostCheck:
 class CrossSiteCheck:
     """Refuses changes that a web page of another site makes a browser ask for.
 
-    A browser sends what looks like a form to any address for any page, and says which page asks. Besides, every route
-    that changes something takes a JSON or Arrow body and nothing that a form can send.
+    A browser sends what looks like a form to any address for any page, and says which page asks. A form, and whatever
+    bears a browser's cookie, must say so. All else that changes something is a JSON or Arrow body, which no form sends.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -74,9 +84,15 @@ class CrossSiteCheck:
 
     def _problem(self, scope: Scope) -> ReplayError | None:
         site, origin = header_in(scope, b"sec-fetch-site"), header_in(scope, b"origin")
+        if site is None and origin is None and (_is_form(scope) or is_by_cookie(scope)):
+            return CrossSite("a change by a form or with a browser's cookie must say its Origin; send that header")
         if site not in (None, "same-origin", "none") or (origin is not None and not _is_own(origin, scope)):
             return CrossSite("a web page of another site asks for this change; ask from a page of this service")
         return None
+
+
+def _is_form(scope: Scope) -> bool:
+    return (header_in(scope, b"content-type") or "").split(";")[0].strip().lower() in _FORMS
 
 
 def _is_own(origin: str, scope: Scope) -> bool:
@@ -84,6 +100,7 @@ def _is_own(origin: str, scope: Scope) -> bool:
     return origin.partition("://")[2] == header_in(scope, b"host")
 
 
+_FORMS: Final = frozenset({FORM, "multipart/form-data"})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 

@@ -20,6 +20,7 @@ from replay_service.gateway.middleware.audit import passed_on
 from replay_service.gateway.middleware.overload import is_watch
 from replay_service.gateway.middleware.problems import install_problem_handlers, of_error
 from replay_service.gateway.middleware.stack import add_middleware
+from replay_service.gateway.page.login import refusal
 from replay_service.gateway.processes.link import Header, Link, without_link
 from replay_service.gateway.processes.owner_client import OWNER_LOST, OwnerClient
 from replay_service.gateway.routes import batches
@@ -57,7 +58,7 @@ def create_gateway(settings: ServiceSettings, link: Link, asks_for_tokens: bool)
     install_problem_handlers(app)
     app.include_router(batches.router)
     app.mount("", pass_on)
-    add_middleware(app, settings, templates())
+    add_middleware(app, settings, templates(), refusal)
     return app
 
 

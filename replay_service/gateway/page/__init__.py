@@ -1,0 +1,1 @@
+"""The operators' page: what the JSON routes say, as HTML. Templates and files lie beside the modules."""

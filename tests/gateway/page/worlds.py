@@ -1,0 +1,54 @@
+"""Runs for pages: what a job would plan and report, without a model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from replay_service.wire.losses import LOSS_ROW
+from replay_trainer.client import ReplayClient
+
+DOMAINS: Final = ("books", "code", "encyclopedia", "forum", "law", "news", "recipes", "science")
+NUM_QUANTILES: Final = 6
+NUM_TOKENS: Final = 100
+RUN: Final = {"global_batch_size": 64, "injection_ratio": "0.2", "half_life_steps": 100.0, "report_window_steps": 256}
+
+
+@dataclass
+class Job:
+    """A training job: it asks for each step's samples, and reports losses that rise with the steps.
+
+    Attributes:
+        rises: by how many nats each domain is forgotten in 100 steps.
+    """
+
+    client: ReplayClient
+    run: str
+    rises: Sequence[float] = (0.02, 0.03, 0.02, 0.3, 0.02, 0.03, 0.02, 0.02)
+    num_quantiles: int = NUM_QUANTILES
+    next_step: int = 0
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def begin(self, corpus: str, **settings: Any) -> "Job":
+        self.client.ensure_run(self.run, corpus, RUN | settings)
+        return self
+
+    def train(self, num_steps: int, reports: bool = True) -> "Job":
+        for step in range(self.next_step, self.next_step + num_steps):
+            batch = self.client.batch(self.run, step)
+            if reports and len(batch):
+                self.client.report(self.run, self._losses(batch, step))
+        self.next_step += num_steps
+        return self
+
+    def _losses(self, batch: Any, step: int) -> np.ndarray:
+        """LOSS_ROW [n]."""
+        domain = batch.stratum // self.num_quantiles
+        rise = np.asarray(self.rises)[domain % len(self.rises)] * min(1.0, step / 100)
+        rows = np.zeros(len(batch), dtype=LOSS_ROW)
+        rows["step"], rows["sample_id"], rows["rank"] = step, batch.sample_id, 0
+        rows["loss_nats"] = batch.base_loss + rise + self.rng.normal(0.0, 0.02, len(batch))
+        rows["num_tokens"], rows["num_gains"] = NUM_TOKENS, 1
+        rows["num_flips"] = self.rng.binomial(NUM_TOKENS, np.clip(rise, 0.0, 1.0))
+        return rows
