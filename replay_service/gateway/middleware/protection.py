@@ -14,9 +14,6 @@ from replay_service.settings import ServiceSettings, is_loopback
 
 SAFE_FIELDS: Final = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]
 _SAFE_NAMES: Final = frozenset(name for name, _ in SAFE_FIELDS)
-FORM: Final = "application/x-www-form-urlencoded"
-"""What a browser sends of a form."""
-
 _KEPT_FOR_EVER: Final = b"immutable"
 
 
@@ -67,8 +64,9 @@ class HostCheck:
 class CrossSiteCheck:
     """Refuses changes that a web page of another site makes a browser ask for.
 
-    A browser sends what looks like a form to any address for any page, and says which page asks. A form, and whatever
-    bears a browser's cookie, must say so. All else that changes something is a JSON or Arrow body, which no form sends.
+    A browser sends what looks like a form to any address for any page, and says which page asks. What bears a browser's
+    cookie must say so, and so must a form (`page.forms`). All else that changes something takes a JSON or Arrow body,
+    which no form can send.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -84,15 +82,15 @@ class CrossSiteCheck:
 
     def _problem(self, scope: Scope) -> ReplayError | None:
         site, origin = header_in(scope, b"sec-fetch-site"), header_in(scope, b"origin")
-        if site is None and origin is None and (_is_form(scope) or is_by_cookie(scope)):
-            return CrossSite("a change by a form or with a browser's cookie must say its Origin; send that header")
+        if site is None and origin is None and is_by_cookie(scope):
+            return says_nothing_of_its_origin()
         if site not in (None, "same-origin", "none") or (origin is not None and not _is_own(origin, scope)):
             return CrossSite("a web page of another site asks for this change; ask from a page of this service")
         return None
 
 
-def _is_form(scope: Scope) -> bool:
-    return (header_in(scope, b"content-type") or "").split(";")[0].strip().lower() in _FORMS
+def says_nothing_of_its_origin() -> CrossSite:
+    return CrossSite("a change by a form or with a browser's cookie must say its Origin; send that header")
 
 
 def _is_own(origin: str, scope: Scope) -> bool:
@@ -100,7 +98,6 @@ def _is_own(origin: str, scope: Scope) -> bool:
     return origin.partition("://")[2] == header_in(scope, b"host")
 
 
-_FORMS: Final = frozenset({FORM, "multipart/form-data"})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 

@@ -76,7 +76,7 @@ def test_every_route_answers_another_method_with_a_problem(client: TestClient) -
             assert set(response.headers["allow"].split(", ")) == known
 
 
-@pytest.mark.parametrize("path", ["/", "/nope", "/v1", "/v2/runs", "/v1/runs/a/b/c", "/v1/runs/tune/plans", "/%00"])
+@pytest.mark.parametrize("path", ["/nope", "/v1", "/v2/runs", "/v1/runs/a/b/c", "/v1/runs/tune/plans", "/%00"])
 def test_an_unknown_path_is_a_problem(client: TestClient, path: str) -> None:
     for method in METHODS:
         assert_problem(client.request(method, path), 404, "not-found")
