@@ -61,7 +61,7 @@ def list_events(
     if is_watch(request.scope):
         return _follow(request, service, run, after, kinds)
     found = event_log.read_page(service.journal, run, -1 if after is None else after, limit, kinds)
-    events = [_info(each) for each in found.events]
+    events = [info_of(each) for each in found.events]
     return EventPage(run=run, as_of=found.as_of, events=events, next=found.next_after)
 
 
@@ -79,7 +79,7 @@ def _follow(
         run=run,
         after=point.as_of if begin is None else begin,
         kinds=kinds,
-        info_of=_info,
+        info_of=info_of,
         is_stopping=lambda: state.is_stopping,
         check_access=lambda: check_again(scope, run),
     )
@@ -105,7 +105,7 @@ def _kinds_in(text: str) -> list[str]:
     return kinds
 
 
-def _info(logged: LoggedEvent) -> EventInfo:
+def info_of(logged: LoggedEvent) -> EventInfo:
     entry, event = logged.entry, logged.entry.event
     details: dict[str, Any] = {}
     if logged.changes:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome")
 
@@ -33,10 +33,15 @@ def troubles_of(page: Page) -> list[str]:
     """What goes wrong on a page from now on: errors of scripts, refusals by the policy, requests to elsewhere."""
     found: list[str] = []
     page.on("pageerror", lambda error: found.append(f"error: {error}"))
-    page.on("console", lambda message: found.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("console", lambda message: found.append(message.text) if _is_trouble(message) else None)
     page.on("dialog", lambda dialog: (found.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     page.on("request", lambda request: None if _is_near(request.url) else found.append(f"request: {request.url}"))
     return found
+
+
+def _is_trouble(message: ConsoleMessage) -> bool:
+    """Answers that are no success are told to the console too; tests look at what the page makes of them."""
+    return message.type in ("error", "warning") and not message.text.startswith("Failed to load resource")
 
 
 def _is_near(url: str) -> bool:

@@ -1,7 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from replay_service.testing import ServiceUnderTest, replay_service
 from tests.gateway.page.browsers import chromium, troubles_of
@@ -11,6 +11,7 @@ from tests.gateway.page.worlds import DOMAINS, NUM_QUANTILES, Job
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """One browser for all tests that need one."""
+    expect.set_options(timeout=20_000)
     with chromium() as browser:
         yield browser
 
