@@ -12,8 +12,8 @@ from replay_service.gateway.middleware.access import Access
 from replay_service.gateway.models import CloseRequest, RewindRequest, RunChange, RunInfo
 from replay_service.gateway.page import words
 from replay_service.gateway.routes.runs import close_run, configure_run, rewind_run
-from replay_service.gateway.routes.statistics import get_strata
 from replay_service.gateway.service import ReplayService
+from replay_service.gateway.statistics import strata_of
 from replay_service.gateway.statistics_models import StratumStats
 from replay_service.sampling.policies import PolicyName
 from replay_service.sampling.run_config import RunConfig
@@ -180,7 +180,7 @@ def _rows_a_step(before: RunConfig, after: RunConfig) -> list[Difference]:
 def _draws_of_domains(service: ReplayService, run: str, after: RunConfig) -> list[Difference]:
     """The share of the draws of each domain that a change moves, those that it moves most."""
     try:
-        strata = get_strata(run, service).strata
+        strata = strata_of(service, run).strata
     except ReplayError:  # the corpus is away: the change can be made all the same
         return []
     sizes = np.array([each.num_samples for each in strata])

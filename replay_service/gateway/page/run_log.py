@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from replay_service.gateway.models import EventInfo
+from replay_service.gateway.event_models import EventInfo
 from replay_service.gateway.routes.events import info_of
 from replay_service.gateway.service import ReplayService
 from replay_service.ledger import event_log

@@ -15,11 +15,11 @@ from replay_service.gateway.page.actions import actions_on, may_change
 from replay_service.gateway.page.rendering import render
 from replay_service.gateway.page.routing import PageRoute
 from replay_service.gateway.page.run_log import run_log
-from replay_service.gateway.page.strata_map import StrataMap, damage_map, draws_map
+from replay_service.gateway.page.strata_map import damage_map, draws_map
+from replay_service.gateway.rehearsed_samples import Wanted, page_of
 from replay_service.gateway.routes.runs import get_run, list_runs
-from replay_service.gateway.routes.samples import list_samples
-from replay_service.gateway.routes.statistics import get_stats, get_strata
 from replay_service.gateway.service import ReplayService, Service
+from replay_service.gateway.statistics import stats_of, strata_of
 from replay_service.gateway.statistics_models import ForgettingEstimate, RunStats
 from replay_service.ledger.lifecycle import LIFECYCLES
 from replay_service.ledger.readers import MOST_RUNS_KEPT
@@ -72,7 +72,7 @@ def _rows(service: ReplayService, runs: Sequence[RunSummary]) -> list[RunRow]:
 
 def _row(service: ReplayService, run: RunSummary) -> RunRow:
     try:
-        return RunRow(run, get_stats(run.run, service))
+        return RunRow(run, stats_of(service, run.run))
     except ReplayError as error:  # one run that cannot be read hides no other
         return RunRow(run, problem=error.detail)
 
@@ -81,7 +81,7 @@ def _row(service: ReplayService, run: RunSummary) -> RunRow:
 def show_run(request: Request, run: RunName, service: Service, access: RequestAccess) -> Response:
     """One run: what to look at, how it does, and what can be changed."""
     info = get_run(run, service)
-    stats = get_stats(run, service)
+    stats = stats_of(service, run)
     context = _live(service, stats) | _strata(service, stats) | _changes(info, access)
     return render(request, "run.html", info=info, **context)
 
@@ -89,13 +89,13 @@ def show_run(request: Request, run: RunName, service: Service, access: RequestAc
 @router.get("/runs/{run}/live", dependencies=READ)
 def show_live(request: Request, run: RunName, service: Service) -> Response:
     """The part of a run's page that changes with every step."""
-    return render(request, "run_live.html", **_live(service, get_stats(run, service)))
+    return render(request, "run_live.html", **_live(service, stats_of(service, run)))
 
 
 @router.get("/runs/{run}/strata", dependencies=READ)
 def show_strata(request: Request, run: RunName, service: Service) -> Response:
     """The part of a run's page that tells of strata and samples."""
-    return render(request, "run_strata.html", **_strata(service, get_stats(run, service)))
+    return render(request, "run_strata.html", **_strata(service, stats_of(service, run)))
 
 
 def _live(service: ReplayService, stats: RunStats) -> dict[str, Any]:
@@ -121,20 +121,14 @@ def _least_known(found: ForgettingEstimate) -> float:
 
 
 def _strata(service: ReplayService, stats: RunStats) -> dict[str, Any]:
-    maps, names, problem = _maps(service, stats.run)
-    samples: dict[str, Any] = {"samples": (), "samples_problem": problem}
-    if problem is None:
-        found = list_samples(stats.run, service, "-excess_loss", None, SAMPLES_SHOWN, None)
-        samples["samples"] = found.samples
-    return {"stats": stats, "maps": maps, "names": names, "map_problem": problem, **samples}
-
-
-def _maps(service: ReplayService, run: str) -> tuple[list[StrataMap], dict[int, str], str | None]:
+    context: dict[str, Any] = {"stats": stats, "maps": (), "samples": None, "problem": None}
     try:
-        strata = get_strata(run, service).strata
+        strata = strata_of(service, stats.run).strata
+        context["maps"] = damage_map(strata), draws_map(strata)
+        context["samples"] = page_of(service, stats.run, Wanted(limit=SAMPLES_SHOWN, text=True))
     except ReplayError as error:  # the corpus is away; the page says so in this place
-        return [], {}, error.detail
-    return [damage_map(strata), draws_map(strata)], {each.stratum: each.name for each in strata}, None
+        context["problem"] = error.detail
+    return context
 
 
 def _changes(info: RunInfo, access: Access) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from starlette.responses import Response
 from replay_service.gateway.middleware.access import READ, RunName
 from replay_service.gateway.page.rendering import render
 from replay_service.gateway.page.routing import PageRoute
-from replay_service.gateway.routes.samples import get_sample
+from replay_service.gateway.rehearsed_samples import history_of
 from replay_service.gateway.service import Service
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
@@ -15,4 +15,4 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 @router.get("/runs/{run}/samples/{sample_id}", dependencies=READ)
 def show_sample(request: Request, run: RunName, sample_id: int, service: Service) -> Response:
     """One rehearsed sample: what it says, and its loss at each visit."""
-    return render(request, "sample.html", run=run, sample=get_sample(run, sample_id, service))
+    return render(request, "sample.html", run=run, sample=history_of(service, run, sample_id, text=True))

@@ -106,6 +106,7 @@ def _kinds_in(text: str) -> list[str]:
 
 
 def info_of(logged: LoggedEvent) -> EventInfo:
+    """What an answer says of an event."""
     entry, event = logged.entry, logged.entry.event
     details: dict[str, Any] = {}
     if logged.changes:

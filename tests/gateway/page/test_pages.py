@@ -225,13 +225,13 @@ class TestStates:
             client.post("/v1/runs/tune/batches", json={"step": 1, "num_steps": 20}).raise_for_status()
             page, corpus = (text_of(client.get(path).text) for path in ("/runs/tune", "/corpora/wiki"))
             assert runs_in(client.get("/?state=damaged").text) == ["tune"]
-        assert "damaged" in page and f"LOOK segment {segment.name}" in page
-        assert f"LOOK Segment {segment.name} cannot be read" in corpus
+        assert "damaged" in page and re.search(rf"LOOK segment \S*{segment.name} ", page)
+        assert re.search(rf"LOOK Segment \S*{segment.name} cannot be read", corpus)
 
     def test_with_a_damaged_journal(self, root: Path, trained: TestClient) -> None:
         engine = create_engine(f"sqlite:///{root / 'journal.sqlite'}")
         with engine.begin() as connection:
-            connection.execute(text("UPDATE events SET step = step + 5 WHERE kind = 'planned'"))
+            connection.execute(text("UPDATE events SET step = step + 50 WHERE kind = 'planned'"))
         engine.dispose()
         with client_on(root) as client:
             page = client.get("/runs/tune")
