@@ -98,7 +98,8 @@ class PredictedGain:
     @property
     def is_even(self) -> bool:
         """Whether damage is so even that drawing by it saves next to nothing."""
-        return self.rows_saved is not None and _is_even(self.rows_saved)
+        saved, worst = self.rows_saved, self.worst_reduction
+        return saved is not None and worst is not None and _is_even(saved, worst)
 
 
 def predict_gain(visits: FirstVisits, present: Forgetting, draws: Draws) -> PredictedGain:
@@ -277,14 +278,19 @@ def _exponent_saved(spread: float, elasticity: float, sharpness: float) -> float
     return spread**2 * power * (2.0 - power * (1.0 + elasticity)) / 2.0
 
 
-def _is_even(saved: Interval) -> bool:
-    return max(-saved.low, saved.high) < EVEN
+def _is_uniform(worst: Interval) -> bool:
+    """Whether the sharpness or the floor makes all draws uniform, however damage is spread."""
+    return worst.value == 0.0
+
+
+def _is_even(saved: Interval, worst: Interval) -> bool:
+    return not _is_uniform(worst) and max(-saved.low, saved.high) < EVEN
 
 
 def _advice(saved: Interval, worst: Interval) -> str:
-    if worst.value == 0.0:
+    if _is_uniform(worst):
         return "with this sharpness and floor all draws are uniform; a sharpness of 1 draws by damage"
-    if _is_even(saved):
+    if _is_even(saved, worst):
         return "damage is even here: prioritizing gains nothing; raise rehearsal_weight instead"
     narrows = f"narrows the worst domain's excess over the mean by about {worst.value:.0%}"
     if saved.value < 0.0:

@@ -127,6 +127,7 @@ def test_it_advises(spread: float, sharpness: float, noise: float, advice: str) 
     found = uniformly(lognormal(spread), sharpness, noise)
     assert found.advice is not None and advice in found.advice
     assert found.reason is None
+    assert found.is_even == ("damage is even here" in advice)
 
 
 def nothing_said(found: PredictedGain, because: str) -> bool:

@@ -1,4 +1,5 @@
 import copy
+from fractions import Fraction
 from itertools import groupby
 from typing import Literal
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay_service.sampling.events import Adopted, Closed, Configured, Event
+from replay_service.sampling.events import Adopted, Closed, Configured, Event, Finished
 from replay_service.sampling.pending import Awaited
 from replay_service.sampling.run_config import Feedback
 from replay_service.sampling.run_state import RunState, fold, fold_all
@@ -348,3 +349,26 @@ def test_what_a_fenced_run_holds_back_survives_a_later_generation() -> None:
     for step in (1, 2):
         fold(state, plan_by_hand(step, [10 + step], [2]))
     assert state.recent.damage.sum(axis=0).tolist() == pytest.approx([0.8, 0.2, 0.0])
+
+
+def test_rows_are_due_by_all_ratios_that_were_in_force_and_are_rehearsed_to_within_one() -> None:
+    state = initial_state([50, 50], global_batch_size=10, injection_ratio="0.25")
+    planned(state, 5)
+    fold(state, Configured(5, state.config.changed(injection_ratio="0.1")))
+    planned(state, 8)
+    assert state.rows_due_so_far == 6 * Fraction(1, 4) * 10 + 3 * Fraction(1, 10) * 10
+    assert state.rows_rehearsed == sum(each.num_awaited for each in state.pending.values())
+    assert 0 <= state.rows_due_so_far - state.rows_rehearsed < 1
+
+
+@pytest.mark.parametrize(("num_steps", "asked_further", "is_finished"), [(4, 3, True), (2, 3, True), (4, 4, False)])
+def test_a_job_has_ended_until_a_step_after_its_end_is_planned(
+    num_steps: int, asked_further: int, is_finished: bool
+) -> None:
+    state = initial_state([50, 50])
+    planned(state, 3)
+    assert not state.is_finished
+    fold(state, Finished(3, num_steps))
+    assert state.is_finished
+    planned(state, asked_further)
+    assert state.is_finished is is_finished
