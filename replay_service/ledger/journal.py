@@ -297,8 +297,11 @@ class Journal:
 
     def _entries(self, query: Select[tuple[object, ...]]) -> Generator[Entry, None, None]:
         query = query.order_by(events.c.seq)
-        with self._engine.connect() as connection:
-            for row in connection.execution_options(yield_per=1000).execute(query):
+        with (
+            self._engine.connect() as connection,
+            connection.execution_options(yield_per=1000).execute(query) as rows,
+        ):
+            for row in rows:
                 yield _entry(row)
 
     def planned(self, run: str, first_step: int, num_steps: int) -> list[Planned]:
