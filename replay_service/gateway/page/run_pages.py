@@ -9,9 +9,11 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from replay_service.errors import ReplayError
+from replay_service.gateway.following import PROGRESS
 from replay_service.gateway.middleware.access import READ, Access, RequestAccess, RunName
 from replay_service.gateway.models import RunInfo, RunSummary
 from replay_service.gateway.page.actions import actions_on, may_change
+from replay_service.gateway.page.curve import curve_in_words
 from replay_service.gateway.page.rendering import render
 from replay_service.gateway.page.routing import PageRoute
 from replay_service.gateway.page.run_log import run_log
@@ -21,6 +23,7 @@ from replay_service.gateway.routes.runs import get_run, list_runs
 from replay_service.gateway.service import ReplayService, Service
 from replay_service.gateway.statistics import stats_of, strata_of
 from replay_service.gateway.statistics_models import ForgettingEstimate, RunStats
+from replay_service.ledger.event_log import KINDS
 from replay_service.ledger.lifecycle import LIFECYCLES
 from replay_service.ledger.readers import MOST_RUNS_KEPT
 
@@ -29,6 +32,9 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 RUNS_SHOWN: Final = 50
 DOMAINS_SHOWN: Final = 40
 SAMPLES_SHOWN: Final = 15
+
+_FOLLOWED: Final = " ".join((PROGRESS, *KINDS))
+"""The kinds of server-sent events that bring something new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,7 @@ def show_run(request: Request, run: RunName, service: Service, access: RequestAc
     info = get_run(run, service)
     stats = stats_of(service, run)
     context = _live(service, stats) | _strata(service, stats) | _changes(info, access)
+    context["curve"] = curve_in_words(service, run)
     return render(request, "run.html", info=info, **context)
 
 
@@ -90,6 +97,13 @@ def show_run(request: Request, run: RunName, service: Service, access: RequestAc
 def show_live(request: Request, run: RunName, service: Service) -> Response:
     """The part of a run's page that changes with every step."""
     return render(request, "run_live.html", **_live(service, stats_of(service, run)))
+
+
+@router.get("/runs/{run}/curve", dependencies=READ)
+def show_curve(request: Request, run: RunName, service: Service) -> Response:
+    """The part of a run's page that tells how its forgetting went."""
+    curve = curve_in_words(service, run)
+    return render(request, "run_curve.html", stats=stats_of(service, run), curve=curve)
 
 
 @router.get("/runs/{run}/strata", dependencies=READ)
@@ -107,6 +121,7 @@ def _live(service: ReplayService, stats: RunStats) -> dict[str, Any]:
         "stats": stats,
         "now": _now(service),
         "events": log.events,
+        "kinds": _FOLLOWED,
         "speed": log.steps_per_s if stats.state == "running" else None,
         "domains": shown,
         "num_more_domains": len(domains) - len(shown),
