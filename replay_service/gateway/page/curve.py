@@ -1,5 +1,6 @@
 """The curve of a run's forgetting in words and in a short table, for who does not see the drawing."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +11,9 @@ from replay_service.gateway.page import words
 from replay_service.gateway.service import ReplayService
 
 MOST_ROWS: Final = 25
+MOST_POINTS: Final = 300
+_DIGITS: Final = 4
+"""Of nats, after the point: more is never seen, and weighs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,15 @@ def curve_in_words(service: ReplayService, run: str) -> CurveInWords:
     found = curves_of(service, run, Stretch(num_points=MOST_ROWS))
     rows = list(_known(found))
     return CurveInWords(_result(rows, found.budget_nats), rows, found.is_whole)
+
+
+def curve_points(service: ReplayService, run: str, domain: str | None) -> bytes:
+    """What the drawing of a curve is made of: `ForgettingCurves` as JSON, rounded; with a domain's, if named."""
+    found = curves_of(service, run, Stretch(num_points=MOST_POINTS), domain=domain).model_dump()
+    for curve in (found["corpus"], *found["domains"]):
+        for name in ("nats", "low", "high", "least_nats", "most_nats"):
+            curve[name] = [None if each is None else round(each, _DIGITS) for each in curve[name]]
+    return json.dumps(found, separators=(",", ":")).encode()
 
 
 def _known(found: ForgettingCurves) -> Iterator[CurveRow]:

@@ -1,4 +1,5 @@
-// Draws the forgetting of a run: what GET /v1/runs/{run}/forgetting says. The page tells the same in words and a table.
+// Draws the forgetting of a run: what GET /v1/runs/{run}/forgetting says, of its corpus and of the domains that are
+// ticked. The page tells the same in words and in a table.
 "use strict";
 
 (() => {
@@ -8,13 +9,12 @@
   const ticks = document.getElementById("curve-domains");
   const PARTS = ["nats", "low", "high", "least_nats", "most_nats"];
   const DASHES = [[], [8, 4], [2, 3], [8, 3, 2, 3]];
-  const ticked = new Set(chart.dataset.worst ? [chart.dataset.worst] : []);
   let plot = null;
   let curves = null;
+  let domains = [];
 
   const color = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const signed = value => value == null ? "not known" : (value < 0 ? "" : "+") + value.toFixed(3);
-  const shown = () => curves.domains.filter(each => ticked.has(each.name));
   const lineOf = index => ({ stroke: color(`--line-${index % 6}`), dash: DASHES[Math.floor(index / 6) % 4] });
 
   // The latest changes, as the log tells them: [step, text].
@@ -26,7 +26,7 @@
 
   function table() {
     const corpus = [curves.corpus.step, ...PARTS.map(part => curves.corpus[part])];
-    const joined = uPlot.join([corpus, ...shown().map(each => [each.step, each.nats])]);
+    const joined = uPlot.join([corpus, ...domains.map(each => [each.step, each.nats])]);
     if (curves.budget_nats != null) joined.push(joined[0].map(() => curves.budget_nats));
     return joined;
   }
@@ -34,10 +34,10 @@
   function series() {
     const edge = { stroke: "transparent", points: { show: false } };
     const thin = { stroke: color("--soft"), width: 1, points: { show: false } };
-    const domains = shown().map(each => ({ label: each.name, width: 2, ...lineOf(curves.domains.indexOf(each)) }));
+    const lines = domains.map(each => ({ label: each.name, width: 2, ...lineOf(each.index) }));
     const budget = { label: "budget", stroke: color("--bad"), width: 2, dash: [10, 6], points: { show: false } };
     return [
-      { label: "step" }, { label: "corpus", stroke: color("--accent"), width: 3 }, edge, edge, thin, thin, ...domains,
+      { label: "step" }, { label: "corpus", stroke: color("--accent"), width: 3 }, edge, edge, thin, thin, ...lines,
       ...(curves.budget_nats == null ? [] : [budget]),
     ];
   }
@@ -71,7 +71,7 @@
     const at = curves.corpus.step.indexOf(step);
     const corpus = curves.corpus;
     const words = at < 0 ? [] : [`corpus ${signed(corpus.nats[at])} [${signed(corpus.low[at])}, ${signed(corpus.high[at])}]`];
-    shown().forEach((each, i) => {
+    domains.forEach((each, i) => {
       const value = plot.data[6 + i][index];
       if (value != null) words.push(`${each.name} ${signed(value)}`);
     });
@@ -94,39 +94,28 @@
     }, table(), chart);
   }
 
-  function offer() {
-    for (const [index, each] of curves.domains.entries()) {
-      if ([...ticks.querySelectorAll("input")].some(input => input.value === each.name)) continue;
-      const label = document.createElement("label");
-      const input = document.createElement("input");
-      const key = document.createElement("span");
-      input.type = "checkbox";
-      input.value = each.name;
-      input.checked = ticked.has(each.name);
-      key.className = `key line-${index % 6}`;
-      label.append(input, key, each.name);
-      ticks.append(label);
-    }
-    ticks.hidden = !curves.domains.length;
+  async function points(domain) {
+    const query = domain == null ? "" : `?domain=${encodeURIComponent(domain)}`;
+    const answer = await fetch(`/runs/${chart.dataset.run}/curve-points${query}`);
+    return answer.ok ? answer.json() : null;
   }
 
   async function load() {
-    const answer = await fetch(`/v1/runs/${chart.dataset.run}/forgetting?by=domain&points=400`);
-    if (!answer.ok) return;
-    curves = await answer.json();
+    const boxes = [...ticks.querySelectorAll("input")];
+    const wanted = boxes.map((each, index) => ({ index, name: each.value })).filter(each => boxes[each.index].checked);
+    const [found, ...more] = await Promise.all([points(null), ...wanted.map(each => points(each.name))]);
+    if (!found) return;
+    const before = domains.map(each => each.name).join("\n");
+    curves = found;
+    domains = wanted.flatMap((each, i) => (more[i]?.domains ?? []).map(curve => ({ ...curve, index: each.index })));
     const isKnown = curves.corpus.nats.some(each => each != null);
-    chart.hidden = document.getElementById("curve-keys").hidden = !isKnown;
+    chart.hidden = ticks.hidden = document.getElementById("curve-keys").hidden = !isKnown;
     if (!isKnown) return;
-    offer();
-    if (plot && plot.series.length === series().length) plot.setData(table());
+    if (plot && before === domains.map(each => each.name).join("\n")) plot.setData(table());
     else draw();
   }
 
-  ticks.addEventListener("change", event => {
-    if (event.target.checked) ticked.add(event.target.value);
-    else ticked.delete(event.target.value);
-    draw();
-  });
+  ticks.addEventListener("change", load);
 
   chart.addEventListener("keydown", event => {
     const moves = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
