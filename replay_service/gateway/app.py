@@ -20,9 +20,21 @@ from replay_service.gateway.page import page_routers
 from replay_service.gateway.page.login import refusal
 from replay_service.gateway.planning import OwnersPlan, Planner
 from replay_service.gateway.readiness import Readiness
-from replay_service.gateway.routes import batches, corpora, events, health, losses, runs, samples, statistics, trained
+from replay_service.gateway.routes import (
+    batches,
+    corpora,
+    curves,
+    events,
+    health,
+    losses,
+    runs,
+    samples,
+    statistics,
+    trained,
+)
 from replay_service.gateway.service import ReplayService
 from replay_service.ledger.database import open_database
+from replay_service.ledger.forgetting_curves import CurveReader
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import OwnerLimits
 from replay_service.ledger.owners import Owners
@@ -40,6 +52,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     events.router,
     statistics.router,
     samples.router,
+    curves.router,
     corpora.router,
     *page_routers.ROUTERS,
 )
@@ -65,7 +78,8 @@ def create_app(settings: ServiceSettings, asks_for_tokens: bool | None = None) -
         ingests = Ingests(settings.corpora.absolute(), settings.ingest_from, settings.drain_timeout_s)
         app.state.batches = batch_source(settings, OwnersPlan(owners, journal, settings.max_steps_ahead), store)
         readers = RunReaders(journal, owners)
-        app.state.service = ReplayService(settings, store, journal, owners, readers, ingests, _now)
+        curve_reader = CurveReader(journal)
+        app.state.service = ReplayService(settings, store, journal, owners, readers, curve_reader, ingests, _now)
         app.state.readiness = Readiness(settings, journal, store)
         _tell_of(settings, store)
         try:

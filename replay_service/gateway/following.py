@@ -24,6 +24,7 @@ from replay_service.ledger.journal import Journal
 from replay_service.ledger.schema import COMMON_KINDS
 from replay_service.sampling.events import Planned, Reported
 
+PROGRESS: Final = "progress"
 LOOK_EVERY_S: Final = 1.0
 KEEP_ALIVE_S: Final = 15.0
 RETRY_MS: Final = 2000
@@ -140,4 +141,4 @@ def _summed(events: list[LoggedEvent]) -> Told:
         rows_reported=rows["reported"],
         num_counts=counts["trained"],
     )
-    return Told(last.seq, "progress", summary)
+    return Told(last.seq, PROGRESS, summary)

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from replay_service.corpus.reading.reader import Corpus, CorpusStore
 from replay_service.gateway.ingests import Ingests
 from replay_service.ledger.committer import WallClock, wall_clock_ms
+from replay_service.ledger.forgetting_curves import CurveReader
 from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owners import Owners
 from replay_service.ledger.readers import RunReaders
@@ -32,6 +33,7 @@ class ReplayService:
     journal: Journal
     owners: Owners
     readers: RunReaders
+    curves: CurveReader
     ingests: Ingests
     now: Callable[[], str]
     heads: Heads = field(default_factory=Heads)

@@ -1,7 +1,7 @@
 """The journal: runs, their events in the order in which they happened, and snapshots of their states."""
 
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -138,6 +138,11 @@ class Journal:
         self.is_embedded = engine.dialect.name == "sqlite"
         """Whether it is a file of this machine, into which a look takes no longer than a few microseconds."""
 
+    @property
+    def engine(self) -> Engine:
+        """The database, for what is derived from the journal."""
+        return self._engine
+
     def close(self) -> None:
         """Finish what is being written, and let the database go."""
         self._committer.close()
@@ -269,7 +274,7 @@ class Journal:
         most: int | None = None,
         kinds: Collection[str] | None = None,
         end_seq: int | None = None,
-    ) -> Iterator[Entry]:
+    ) -> Generator[Entry, None, None]:
         """The events of a run from number `first_seq` to before `end_seq`, all or of some kinds, oldest first, read in
         a stream."""
         query = select(events).where(events.c.run == run, events.c.seq >= first_seq).limit(most)
@@ -290,10 +295,13 @@ class Journal:
             row = connection.execute(mine.order_by(events.c.seq.desc()).limit(1)).first()
         return None if row is None else _entry(row)
 
-    def _entries(self, query: Select[tuple[object, ...]]) -> Iterator[Entry]:
+    def _entries(self, query: Select[tuple[object, ...]]) -> Generator[Entry, None, None]:
         query = query.order_by(events.c.seq)
-        with self._engine.connect() as connection:
-            for row in connection.execution_options(yield_per=1000).execute(query):
+        with (
+            self._engine.connect() as connection,
+            connection.execution_options(yield_per=1000).execute(query) as rows,
+        ):
+            for row in rows:
                 yield _entry(row)
 
     def planned(self, run: str, first_step: int, num_steps: int) -> list[Planned]:

@@ -126,12 +126,13 @@ class FirstVisits:
 
     def of_domains(self) -> list[Forgetting]:
         """The forgetting of each domain."""
-        domain, of_report = np.arange(len(self.sizes)), self.reports["stratum"] // self.num_quantiles
-        domain //= self.num_quantiles
-        return [
-            self._of(np.where(domain == each, self.sizes, 0), self.reports[of_report == each])
-            for each in range(len(self.sizes) // self.num_quantiles)
-        ]
+        return [self.of_domain(each) for each in range(len(self.sizes) // self.num_quantiles)]
+
+    def of_domain(self, domain: int) -> Forgetting:
+        """The forgetting of one domain, by its number."""
+        is_mine = np.arange(len(self.sizes)) // self.num_quantiles == domain
+        of_report = self.reports["stratum"] // self.num_quantiles
+        return self._of(np.where(is_mine, self.sizes, 0), self.reports[of_report == domain])
 
     def since(self, step: int) -> "FirstVisits":
         """Those of `step` and later ones."""

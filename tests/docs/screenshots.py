@@ -20,7 +20,7 @@ def shoot(browser: Browser, url: str, name: str, folder: Path, schemes: tuple[st
         for scheme in schemes:
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
             page.goto(url)
-            page.wait_for_timeout(300)
+            page.wait_for_timeout(3000 if "steady" in url else 300)
             page.screenshot(path=folder / f"{name}-{size}-{scheme}.png", full_page=True)
             page.close()
 

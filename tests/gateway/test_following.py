@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,15 +237,16 @@ def write_large_events(root: Path) -> None:
 def test_a_watcher_that_never_reads_is_cut_off_by_a_gateway_and_its_owner(root: Path) -> None:
     write_large_events(root)
     options = ["--config", config_file(root, io_timeout_s=1.0, max_watchers=1), "--gateways", "2"]
-    with ExitStack() as stack:
-        url, _ = stack.enter_context(running_service(root, options=options))
-        client = stack.enter_context(httpx2.Client(base_url=url, timeout=60.0))
-        with connect(url) as stream:
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
-            stream.sendall(request("GET", f"{PATH}?after=-1", b"accept: text/event-stream"))
-            while "cut off a reader that does not read" not in (root / "serve.log").read_text():
-                time.sleep(0.1)
-            await_free(client)
+    with (
+        running_service(root, options=options) as (url, _),
+        httpx2.Client(base_url=url, timeout=60.0) as client,
+        connect(url) as stream,
+    ):
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+        stream.sendall(request("GET", f"{PATH}?after=-1", b"accept: text/event-stream"))
+        while "cut off a reader that does not read" not in (root / "serve.log").read_text():
+            time.sleep(0.1)
+        await_free(client)
 
 
 def test_a_token_that_is_revoked_ends_its_streams(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

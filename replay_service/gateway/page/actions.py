@@ -1,5 +1,7 @@
 """Changes of a run from its page: which there are, what each one would do, and how it is carried out."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
@@ -103,12 +105,18 @@ def preview(service: ReplayService, info: RunInfo, action: ActionName, value: st
     Raises:
         ReplayError: why it cannot be done; the JSON routes say the same.
     """
-    seen = f"{info.attempt}.{info.policy_version}.{info.closed}"
+    seen = _seen(info)
     if action == "close":
         return Preview(_TITLES[action], (), _effects_of_close(info), seen)
     if action == "rewind":
         return _preview_rewind(info, _step_in(value), seen)
     return _preview_setting(service, info, action, value, seen)
+
+
+def _seen(info: RunInfo) -> str:
+    """A short text that is another one after a change of the run, but not after its next step."""
+    what = json.dumps([info.attempt, info.closed, info.generation, info.config.model_dump(mode="json")], sort_keys=True)
+    return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
 def carry_out(service: ReplayService, run: str, action: ActionName, value: str) -> None:
@@ -164,10 +172,7 @@ def _preview_setting(service: ReplayService, info: RunInfo, action: ActionName, 
         changes += _rows_a_step(before, after)
     else:
         changes += _draws_of_domains(service, info.run, after)
-    effects = [
-        f"It holds from step {words.count(info.next_step)} on, the first one without a plan. The policy gets version "
-        f"{info.policy_version + 1}."
-    ]
+    effects = [f"It holds from the first step without a plan on, which is {words.count(info.next_step)} now."]
     return Preview(_TITLES[action], changes, effects, seen)
 
 

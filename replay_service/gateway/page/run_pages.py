@@ -9,9 +9,12 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from replay_service.errors import ReplayError
+from replay_service.gateway.following import PROGRESS
 from replay_service.gateway.middleware.access import READ, Access, RequestAccess, RunName
 from replay_service.gateway.models import RunInfo, RunSummary
 from replay_service.gateway.page.actions import actions_on, may_change
+from replay_service.gateway.page.assets import packed
+from replay_service.gateway.page.curve import curve_in_words, curve_points
 from replay_service.gateway.page.rendering import render
 from replay_service.gateway.page.routing import PageRoute
 from replay_service.gateway.page.run_log import run_log
@@ -21,6 +24,7 @@ from replay_service.gateway.routes.runs import get_run, list_runs
 from replay_service.gateway.service import ReplayService, Service
 from replay_service.gateway.statistics import stats_of, strata_of
 from replay_service.gateway.statistics_models import ForgettingEstimate, RunStats
+from replay_service.ledger.event_log import KINDS
 from replay_service.ledger.lifecycle import LIFECYCLES
 from replay_service.ledger.readers import MOST_RUNS_KEPT
 
@@ -29,6 +33,10 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 RUNS_SHOWN: Final = 50
 DOMAINS_SHOWN: Final = 40
 SAMPLES_SHOWN: Final = 15
+CURVES_OFFERED: Final = 12
+
+_FOLLOWED: Final = " ".join((PROGRESS, *KINDS))
+"""The kinds of server-sent events that bring something new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,7 @@ def show_run(request: Request, run: RunName, service: Service, access: RequestAc
     """One run: what to look at, how it does, and what can be changed."""
     info = get_run(run, service)
     stats = stats_of(service, run)
-    context = _live(service, stats) | _strata(service, stats) | _changes(info, access)
+    context = _live(service, stats) | _curve(service, stats) | _strata(service, stats) | _changes(info, access)
     return render(request, "run.html", info=info, **context)
 
 
@@ -90,6 +98,20 @@ def show_run(request: Request, run: RunName, service: Service, access: RequestAc
 def show_live(request: Request, run: RunName, service: Service) -> Response:
     """The part of a run's page that changes with every step."""
     return render(request, "run_live.html", **_live(service, stats_of(service, run)))
+
+
+@router.get("/runs/{run}/curve", dependencies=READ)
+def show_curve(request: Request, run: RunName, service: Service) -> Response:
+    """The part of a run's page that tells how its forgetting went."""
+    return render(request, "run_curve.html", **_curve(service, stats_of(service, run)))
+
+
+@router.get("/runs/{run}/curve-points", dependencies=READ)
+def give_curve_points(
+    request: Request, run: RunName, service: Service, domain: Annotated[str | None, Query(max_length=1000)] = None
+) -> Response:
+    """What the drawing is made of."""
+    return packed(request, curve_points(service, run, domain), "application/json", {"Vary": "Accept-Encoding"})
 
 
 @router.get("/runs/{run}/strata", dependencies=READ)
@@ -100,19 +122,29 @@ def show_strata(request: Request, run: RunName, service: Service) -> Response:
 
 def _live(service: ReplayService, stats: RunStats) -> dict[str, Any]:
     log = run_log(service, stats.run, stats.as_of)
-    domains = sorted(stats.forgetting_by_domain.items(), key=lambda each: _least_known(each[1]), reverse=True)
+    domains = _worst_first(stats)
     shown = domains[:DOMAINS_SHOWN]
     ends = [end for _, each in shown for end in (each.low, each.high) if end is not None]
     return {
         "stats": stats,
         "now": _now(service),
         "events": log.events,
+        "kinds": _FOLLOWED,
         "speed": log.steps_per_s if stats.state == "running" else None,
         "domains": shown,
         "num_more_domains": len(domains) - len(shown),
         "least": min([*ends, -0.01]),
         "most": max([*ends, 0.01]),
     }
+
+
+def _curve(service: ReplayService, stats: RunStats) -> dict[str, Any]:
+    names = [name for name, _ in _worst_first(stats)[:CURVES_OFFERED]]
+    return {"stats": stats, "curve": curve_in_words(service, stats.run), "offered": names}
+
+
+def _worst_first(stats: RunStats) -> list[tuple[str, ForgettingEstimate]]:
+    return sorted(stats.forgetting_by_domain.items(), key=lambda each: _least_known(each[1]), reverse=True)
 
 
 def _least_known(found: ForgettingEstimate) -> float:

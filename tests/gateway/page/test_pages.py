@@ -277,7 +277,7 @@ class TestChanges:
         before = trained.get("/v1/runs/tune").json()
         page = text_of(trained.get("/runs/tune/change?action=injection_ratio&value=0.5").text)
         assert re.search(r"injection_ratio 0\.3 0\.5 rehearsed rows a step 2\.4 4", page)
-        assert "from step 6 on" in page
+        assert "from the first step without a plan on, which is 6 now" in page
         assert trained.get("/v1/runs/tune").json() == before
 
     def test_the_preview_of_a_policy_tells_the_draws_of_each_domain(self, root: Path, trained: TestClient) -> None:
@@ -343,6 +343,12 @@ class TestChanges:
             assert "<b>" not in answer.text
             assert self.post(trained, action=action, value=value).status_code == 422, (action, value)
         assert trained.get("/v1/runs/tune").json() == before
+
+    def test_steps_that_come_meanwhile_are_no_change(self, trained: TestClient) -> None:
+        shown = trained.get("/runs/tune/change?action=floor&value=0.5").text
+        (seen,) = re.findall(r'name="seen" value="([^"]*)"', shown)
+        train(trained, 2, 6)
+        assert self.post(trained, action="floor", value="0.5", seen=seen).status_code == 303
 
     def test_a_fixed_ratio_is_not_offered(self, client: TestClient) -> None:
         create_run(client, injection_fixed=True)
