@@ -6,12 +6,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import islice
 from pathlib import Path
 from threading import Thread
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
 
+from replay_service.cli.operators.client import ServiceClient
 from replay_service.extras import PACKAGES
 from replay_service.testing import ServiceUnderTest, replay_service
 from replay_service.wire.losses import LOSS_ROW
@@ -77,6 +80,15 @@ def test_every_answer_comes_as_json_too(service: ServiceUnderTest) -> None:
     assert len(json.loads(run("samples", "tune", "--limit", 2, "--json").stdout)["samples"]) == 2
     assert json.loads(run("top", "tune", "--times", 1, "--json").stdout)["run"] == "tune"
     assert json.loads(run("corpus", "list", "--json").stdout)["corpora"][0]["corpus"] == service.corpus
+
+
+def test_samples_are_shown_with_their_strata_or_why_they_have_no_text() -> None:
+    head, first, *_ = run("samples", "tune", "--limit", 3).stdout.splitlines()
+    assert "damage (token_flip)" in head
+    assert first.split()[1].split("/")[0] in ("law", "web")
+    assert run("samples", "tune", "--text").stdout.startswith("no text: ")
+    assert run("samples", "tune-2").stdout == "nothing was reported yet\n"
+    assert_message(run("samples", "tune", "--domain", "lww"), "lww")
 
 
 def test_a_setting_is_changed_after_a_preview() -> None:
@@ -154,10 +166,38 @@ def test_events_are_shown_by_kind_and_followed(service: ServiceUnderTest) -> Non
         last = json.loads(following.stdout.readline())["seq"]
         with service.client() as client:
             train(client, 40)
-        found = [json.loads(following.stdout.readline()) for _ in range(8)]
+            found = [json.loads(following.stdout.readline())]
+            while found[-1]["seq"] < last + 8:
+                found.append(json.loads(following.stdout.readline()))
+            client.configure("tune", floor=0.3)
+            changed = json.loads(following.stdout.readline())
         following.terminate()
-    assert [each["seq"] for each in found] == list(range(last + 1, last + 9))
-    assert {each["kind"] for each in found} == {"planned", "reported"}
+    assert {each["kind"] for each in found} == {"progress"}
+    assert sum(each["num_plans"] for each in found) == sum(each["num_reports"] for each in found) == 4
+    assert (changed["kind"], changed["seq"]) == ("configured", last + 9)
+
+
+class Dropping(BaseHTTPRequestHandler):
+    """Streams of events that end after one event, in the middle of the next."""
+
+    def do_GET(self) -> None:
+        after = int(parse_qs(urlsplit(self.path).query)["after"][0])
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        data = json.dumps({"seq": after + 1})
+        self.wfile.write(f": hello\nretry: 2000\n\nevent: closed\nid: {after + 1}\ndata: {data}\n\nevent: clo".encode())
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+def test_a_stream_that_breaks_is_asked_for_again_after_the_last_event() -> None:
+    with HTTPServer(("127.0.0.1", free_port()), Dropping) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with ServiceClient(f"http://127.0.0.1:{server.server_port}") as client:
+            found = list(islice(client.follow("tune", 4, None), 3))
+        server.shutdown()
+    assert found == [{"kind": "closed", "seq": seq} for seq in (5, 6, 7)]
 
 
 def test_what_is_watched_is_looked_at_again() -> None:

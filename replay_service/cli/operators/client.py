@@ -1,9 +1,11 @@
 """A small client of a service's JSON routes, for commands. It asks once, and says plainly what went wrong."""
 
 import difflib
+import json
 import os
 import re
 import ssl
+import time
 from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -23,6 +25,9 @@ CA_FILE_VARIABLE: Final = "REPLAY_CA_FILE"
 _TIMEOUT_S: Final = 30.0
 _PROBLEM_TYPE: Final = "urn:replay-service:problem:"
 _PAGE: Final = 1000
+_RETRY_S: Final = 1.0
+_LOST_S: Final = 60.0
+"""How long a service that was followed may be away."""
 
 
 class UnusableAddress(ReplayError):
@@ -96,6 +101,36 @@ class ServiceClient:
             if page["next"] is None:
                 return
             after = page["next"]
+
+    def follow(self, run: str, after: int, kind: str | None) -> Iterator[dict[str, Any]]:
+        """The events of a run after a number, as they happen, for ever. A service that restarts is asked again."""
+        lost_at: float | None = None
+        while True:
+            try:
+                for event in self._stream(run_path(run, "/events"), {"after": after, "kind": kind}):
+                    lost_at, after = None, event["seq"]
+                    yield event
+            except httpx2.TransportError as error:
+                lost_at = lost_at or time.monotonic()
+                if time.monotonic() - lost_at > _LOST_S:
+                    raise NoAnswer(self._problem_of(error)) from error
+            time.sleep(_RETRY_S)
+
+    def _stream(self, path: str, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The server-sent events of one answer, each with its kind."""
+        params = {name: value for name, value in query.items() if value is not None}
+        headers = {"Accept": "text/event-stream"}
+        with self._http.stream("GET", path, params=params, headers=headers) as answer:
+            if not answer.is_success:
+                answer.read()
+                raise self._refusal(answer)
+            fields: dict[str, str] = {}
+            for line in answer.iter_lines():
+                if line:
+                    name, _, value = line.partition(":")
+                    fields[name] = value.removeprefix(" ")
+                elif "data" in fields:
+                    yield {"kind": fields.get("event", ""), **json.loads(fields.pop("data"))}
 
     def run_names(self) -> list[str]:
         return [each["run"] for each in self.runs()]

@@ -37,22 +37,20 @@ def events(
         str | None, typer.Option(help="Only these kinds, such as configured,adjusted,rewound; with commas.")
     ] = None,
     last: Annotated[int, typer.Option(min=0, max=100_000, help="How many past events to begin with.")] = 20,
-    every: EveryOption = 1.0,
     url: UrlOption = DEFAULT_URL,
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the events of a run, the latest at the end: plans, reports and changes."""
+    """Show the events of a run, the latest at the end: plans, reports and changes.
+
+    While they are followed, plans and reports are summed up once a second.
+    """
     with asked(url, token_file) as service:
         past, after = _past(service, run, kind, last)
         for each in past:
             _say(each, as_json)
-        while follow:
-            for page in _pages(service, run, after, kind):
-                after = page["next"]
-                for each in page["events"]:
-                    _say(each, as_json)
-            time.sleep(every)
+        for each in service.follow(run, after, kind) if follow else ():
+            _say(each, as_json)
 
 
 def _say(event: dict[str, Any], as_json: bool) -> None:
@@ -99,33 +97,36 @@ def samples(
         if as_json:
             print_json(found)
         else:
-            say(_samples_picture(found["samples"], text))
+            say(_samples_picture(found, text))
 
 
-def _samples_picture(found: list[dict[str, Any]], has_text: bool) -> RenderableType:
+def _samples_picture(page: dict[str, Any], has_text: bool) -> RenderableType:
+    found = page["samples"]
     if not found:
         return Text("nothing was reported yet")
     if has_text:
-        return Group(*(part for each in found for part in (Text(_head(each), style="bold"), _text_of(each))))
+        problem = page["text_problem"]
+        texts = [part for each in found for part in (Text(_head(each), style="bold"), _text_of(each))]
+        return Group(*texts) if problem is None else Text(f"no text: {problem}")
     rows = [
         (
             str(each["sample_id"]),
-            str(each["stratum"]),
+            each["stratum_name"],
             f"{each['num_visits']:,}",
-            f"{each['last_step']:,}",
+            f"{each['age_steps']:,} steps ago",
+            f"{each['damage']:.3g}",
             f"{each['loss_nats']:.3f}",
             f"{each['excess_nats']:+.3f}",
-            f"{each['num_flips']:,} of {each['num_tokens']:,}",
         )
         for each in found
     ]
-    head = ("sample", "stratum", "visits", "last step", "loss then", "excess", "flips")
-    return table_of(head, rows, right=("sample", "visits", "last step", "loss then", "excess"))
+    head = ("sample", "stratum", "visits", "last seen", f"damage ({page['signal']})", "loss then", "excess")
+    return table_of(head, rows, right=("sample", "visits", "last seen", head[4], "loss then", "excess"))
 
 
 def _head(sample: dict[str, Any]) -> str:
     return (
-        f"sample {sample['sample_id']}, stratum {sample['stratum']}: {sample['excess_nats']:+.3f} nats at step "
+        f"sample {sample['sample_id']}, {visible(sample['stratum_name'])}: {sample['excess_nats']:+.3f} nats at step "
         f"{sample['last_step']:,}, {sample['num_flips']:,} flips of {sample['num_tokens']:,} predictions"
     )
 

@@ -178,6 +178,14 @@ def _shares(strata: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[st
 
 
 def event_line(event: dict[str, Any]) -> Text:
-    """One event of a run on one line."""
+    """One event of a run, or a summary of plans and reports, on one line."""
     at = "-" if event["at"] is None else event["at"][:19].replace("T", " ")
-    return Text(f"{at}  {event['seq']:>8}  {event['kind']:<10}  step {event['step']:>7,}  {visible(event['text'])}")
+    if event["kind"] == "progress":
+        step = event["last_step"]
+        text = (
+            f"{event['num_plans']:,} plans of {event['rows_rehearsed']:,} samples, {event['num_reports']:,} reports of "
+            f"{event['rows_reported']:,}"
+        )
+    else:
+        step, text = event["step"], visible(event["text"])
+    return Text(f"{at}  {event['seq']:>8}  {event['kind']:<10}  step {step:>7,}  {text}")

@@ -1,7 +1,7 @@
 """Answers are counted, whoever gives them: routes, middlewares, the connection itself."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -37,13 +37,13 @@ class Answers:
         await send({"type": "http.response.body"})
 
 
-def ask(app: Any, path: str = "/a/1", method: str = "GET") -> None:
+def ask(app: Any, path: str = "/a/1", method: str = "GET", headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     async def receive() -> Message:
         raise AssertionError("nobody reads the body")
 
     async def send(message: Message) -> None: ...
 
-    asyncio.run(app({"type": "http", "path": path, "method": method, "headers": []}, receive, send))
+    asyncio.run(app({"type": "http", "path": path, "method": method, "headers": headers}, receive, send))
 
 
 @pytest.mark.parametrize(("fails", "code"), [("before", "500"), ("after", "200")])
@@ -66,10 +66,16 @@ def test_a_stream_of_events_has_no_duration() -> None:
 
 def test_a_request_more_than_may_be_in_progress_is_a_refusal_with_its_reason() -> None:
     metrics = ProcessMetrics()
-    ask(Counting(Overload(Answers(), 0, metrics), metrics, ["/a/{b}"]))
+    ask(Counting(Overload(Answers(), 0, 0, metrics), metrics, ["/a/{b}"]))
     found = series_of(metrics)
     assert value(found, "http_requests_total", route="/a/{b}", code="503") == 1
     assert value(found, "requests_refused_total", reason="too-many-requests") == 1
+
+
+def test_a_watcher_more_than_may_follow_is_a_refusal_with_its_reason() -> None:
+    metrics = ProcessMetrics()
+    ask(Overload(Answers(), 9, 0, metrics), "/v1/runs/a/events", headers=[(b"accept", b"text/event-stream")])
+    assert value(series_of(metrics), "requests_refused_total", reason="too-many-watchers") == 1
 
 
 def test_callers_cannot_make_series_by_inventing_paths_and_methods() -> None:
