@@ -8,6 +8,7 @@ PACKAGES: Final = {
         "anyio",
         "fastapi",
         "jinja2",
+        "prometheus_client",
         "pydantic_settings",
         "sqlalchemy",
         "starlette",

@@ -1,12 +1,16 @@
 """Settings of the service: defaults, then a TOML file, then REPLAY_ environment variables, then flags."""
 
 import ipaddress
+import re
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+ENV_PREFIX: Final = "REPLAY_"
+"""Of the environment variables that hold settings."""
 
 
 class ServiceSettings(BaseModel):
@@ -152,6 +156,18 @@ class ServiceSettings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level logged. At `debug`, every request is logged."
     )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto",
+        description="Form of the log on standard error. `json`: one object a line. `console`: lines for people. "
+        "`auto`: `console` at a terminal, `json` elsewhere.",
+    )
+    trace_to: str | None = Field(
+        None,
+        repr=False,
+        examples=["http://127.0.0.1:4318/v1/traces"],
+        description="URL of an OpenTelemetry collector that takes traces over HTTP (OTLP). By default nothing is "
+        "traced. Needs the extra `tracing`.",
+    )
 
     @field_validator("database_url")
     @classmethod
@@ -210,6 +226,18 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def shown(settings: ServiceSettings, name: str) -> Any:
+    """The value of a setting as JSON, for people: of a URL that may hold secrets, without its user and its query."""
+    value = settings.model_dump(mode="json", include={name})[name]
+    if ServiceSettings.model_fields[name].repr:
+        return value
+    return [_masked(each) for each in value] if isinstance(value, list) else value and _masked(value)
+
+
+def _masked(url: str) -> str:
+    return re.sub(r"\?.*", "?***", re.sub(r"//.*@", "//***@", url))
+
+
 def load_settings(config_file: Path | None = None, **flags: Any) -> ServiceSettings:
     """The settings in force; flags that are None were not given.
 
@@ -233,7 +261,7 @@ def _sources(config_file: Path | None) -> Callable[..., Iterable[tuple[str, Any]
     from pydantic_settings import BaseSettings, SettingsConfigDict, TomlConfigSettingsSource
 
     class FromSources(ServiceSettings, BaseSettings):
-        model_config = SettingsConfigDict(env_prefix="REPLAY_", toml_file=config_file)
+        model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, toml_file=config_file)
 
         @classmethod
         def settings_customise_sources(  # type: ignore[override]

@@ -16,6 +16,14 @@ COMMANDS = (
     "serve",
     "plan",
     "demo",
+    "events",
+    "samples",
+    "top",
+    "runs",
+    "runs show",
+    "runs set",
+    "config show",
+    "corpus list",
     "corpus describe",
     "corpus sample",
     "corpus upload",
@@ -43,7 +51,9 @@ def commands() -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, command in group.commands.items():
         inner = getattr(command, "commands", None)
-        nested |= {name: command} if inner is None else {f"{name} {each}": inner[each] for each in inner}
+        if inner is None or command.invoke_without_command:
+            nested[name] = command
+        nested |= {f"{name} {each}": found for each, found in (inner or {}).items()}
     return nested
 
 

@@ -1,12 +1,14 @@
-"""The command line `replay-service`: make a corpus, serve it, see it work, plan a ratio."""
+"""The command line `replay-service`: make a corpus, serve it, look at runs, see it work, plan a ratio."""
 
 from typing import Annotated
 
 import typer
 
-from replay_service.cli import corpus, journal, token
+from replay_service.cli import config, corpus, journal, token
 from replay_service.cli.demo import demo
 from replay_service.cli.ingest import ingest
+from replay_service.cli.operators import runs
+from replay_service.cli.operators.look import events, samples, top
 from replay_service.cli.plan import plan
 from replay_service.cli.serve import serve
 from replay_service.version import say_version
@@ -25,8 +27,10 @@ def _options(
     """Rehearse the right pretraining samples while fine-tuning, so that the model does not forget."""
 
 
-for command in (ingest, serve, plan, demo):
+for command in (ingest, serve, plan, demo, events, samples, top):
     app.command()(command)
+app.add_typer(runs.app, name="runs")
+app.add_typer(config.app, name="config")
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(journal.app, name="journal")
 app.add_typer(token.app, name="token")

@@ -8,6 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from replay_service.cli.operators.client import DEFAULT_URL
+from replay_service.cli.operators.options import JsonOption, TokenFileOption, UrlOption, asked, print_json, say
+from replay_service.cli.operators.pictures import corpora_table
+from replay_service.cli.operators.words import visible
 from replay_service.cli.shared import ConfigOption, RootOption, console, errors_as_messages, read_settings
 
 app = typer.Typer(help="Look into a corpus, or copy it to object storage.", no_args_is_help=True)
@@ -17,6 +21,17 @@ _answers = Console(markup=False, emoji=False, highlight=False)
 """The text of a corpus is foreign; markup and control characters in it have no effect."""
 _file = Console(markup=False, emoji=False, highlight=False, width=10_000)
 """For tables that no terminal shows: a file has no border to keep to."""
+
+
+@app.command("list")
+def list_corpora(url: UrlOption = DEFAULT_URL, token_file: TokenFileOption = None, as_json: JsonOption = False) -> None:
+    """List the corpora of a service that runs."""
+    with asked(url, token_file) as service:
+        found = service.get("/v1/corpora")
+        if as_json:
+            print_json(found)
+        else:
+            say(corpora_table(found["corpora"]))
 
 
 @app.command()
@@ -65,7 +80,7 @@ def sample(
 
         for each in sample_texts(_open(corpus, root, config), stratum, count, seed):
             _answers.rule(f"sample {each.sample_id}, {each.num_tokens} tokens, {each.base_loss_nats:.3f} nats")
-            _answers.print(_visible(each.text), soft_wrap=True)
+            _answers.print(visible(each.text), soft_wrap=True)
 
 
 @app.command()
@@ -104,10 +119,5 @@ def _print_table(head: list[str], rows: list[list[str]]) -> None:
     for index, name in enumerate(head):
         table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(_visible, row))
+        table.add_row(*map(visible, row))
     (_answers if _answers.is_terminal else _file).print(table)
-
-
-def _visible(text: str) -> str:
-    """The text with its control characters spelled out: a terminal would obey them."""
-    return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)

@@ -14,6 +14,8 @@ from replay_service.corpus.reading.reader import CorpusStore
 from replay_service.errors import CorpusError
 from replay_service.gateway.batches import BatchSource
 from replay_service.gateway.ingests import Ingests
+from replay_service.gateway.metrics.process import ProcessMetrics
+from replay_service.gateway.metrics.scrape import Scraper
 from replay_service.gateway.middleware.problems import install_problem_handlers, responses
 from replay_service.gateway.middleware.stack import add_middleware
 from replay_service.gateway.page import page_routers
@@ -32,7 +34,9 @@ from replay_service.gateway.routes import (
     statistics,
     trained,
 )
+from replay_service.gateway.routes import metrics as metrics_route
 from replay_service.gateway.service import ReplayService
+from replay_service.gateway.tracing import trace_if_wanted
 from replay_service.ledger.database import open_database
 from replay_service.ledger.forgetting_curves import CurveReader
 from replay_service.ledger.journal import Journal
@@ -55,16 +59,21 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     curves.router,
     corpora.router,
     *page_routers.ROUTERS,
+    metrics_route.router,
 )
 """Those that ask for a token, the ones that are called most first."""
 
 
-def create_app(settings: ServiceSettings, asks_for_tokens: bool | None = None) -> FastAPI:
+def create_app(
+    settings: ServiceSettings, asks_for_tokens: bool | None = None, metrics: ProcessMetrics | None = None
+) -> FastAPI:
     """The service's ASGI application; the journal is opened when it starts and closed when it stops.
 
     Args:
         asks_for_tokens: whether callers need a token; by default what the settings say when the application starts.
+        metrics: where it counts; by default something new.
     """
+    metrics = metrics or ProcessMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -73,18 +82,21 @@ def create_app(settings: ServiceSettings, asks_for_tokens: bool | None = None) -
         if settings.corpora_url is None:
             settings.corpora.mkdir(exist_ok=True)
         store = CorpusStore(settings.corpora_place, settings.block_cache_bytes)
-        journal = Journal(open_database(settings.journal_url, settings.durability, settings.database_timeout_s))
-        owners = Owners(journal, store.get, OwnerLimits(settings.snapshot_every, settings.seal_after_s))
+        database = open_database(settings.journal_url, settings.durability, settings.database_timeout_s)
+        journal = Journal(database, meter=metrics)
+        owners = Owners(journal, store.get, OwnerLimits(settings.snapshot_every, settings.seal_after_s), metrics)
         ingests = Ingests(settings.corpora.absolute(), settings.ingest_from, settings.drain_timeout_s)
         app.state.batches = batch_source(settings, OwnersPlan(owners, journal, settings.max_steps_ahead), store)
         readers = RunReaders(journal, owners)
         curve_reader = CurveReader(journal)
         app.state.service = ReplayService(settings, store, journal, owners, readers, curve_reader, ingests, _now)
         app.state.readiness = Readiness(settings, journal, store)
+        app.state.scraper = scraper = Scraper(app.state.service, metrics)
         _tell_of(settings, store)
         try:
             yield
         finally:
+            scraper.close()
             app.state.readiness.close()
             ingests.close()
             journal.close()
@@ -100,11 +112,13 @@ def create_app(settings: ServiceSettings, asks_for_tokens: bool | None = None) -
         redoc_url=None,
     )
     app.state.is_stopping = False
+    app.state.metrics = metrics
     install_problem_handlers(app)
     for router in ROUTERS:
         app.include_router(router, responses=responses(400, 401, 403, 408, 413, 415, 421, 422, 431, 503))
     app.include_router(health.router, responses=responses(400, 408, 413, 431))
-    add_middleware(app, settings, templates(), refusal)
+    add_middleware(app, settings, templates(), refusal, metrics)
+    trace_if_wanted(app, settings.trace_to)
     return app
 
 

@@ -120,6 +120,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     limits: ClassVar[ConnectionLimits]
     is_stopping: Callable[[], bool]
+    on_refusal: Callable[[str, int], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -253,8 +254,12 @@ class BoundedConnection(HttpToolsProtocol):
         awaits_body = self._awaits_body()
         if self._is_idle() or awaits_body:
             if awaits_body or not self._is_in_body:
-                self.transport.write(_raw(self._refusal))
+                self._write_refusal(self._refusal)
             self._close_after_reading()
+
+    def _write_refusal(self, error: ReplayError) -> None:
+        self.on_refusal(error.slug, error.status)
+        self.transport.write(_raw(error))
 
     def _close_after_reading(self) -> None:
         """Close, and give the peer time to read: a socket that is closed while something comes loses what was sent."""
@@ -288,6 +293,7 @@ class BoundedConnection(HttpToolsProtocol):
             await self.config.loaded_app(scope, receive, send)
             return
         error = Overloaded(f"there are {self.limits.most} connections already; ask again in a moment")
+        self.on_refusal("too-many-connections", error.status)
         response = of_error(error)
         response.headers.update({**SAFE_HEADERS, "Connection": "close"})
         await response(scope, receive, send)
@@ -330,7 +336,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._awaits_body():
-            self.transport.write(_raw(_TOO_SLOW))
+            self._write_refusal(_TOO_SLOW)
         self.transport.close()
 
     def _give_up_writing(self) -> None:
@@ -338,9 +344,19 @@ class BoundedConnection(HttpToolsProtocol):
         self.transport.abort()
 
 
-def bounded_by(limits: ConnectionLimits, is_stopping: Callable[[], bool] = lambda: False) -> type[BoundedConnection]:
-    """The connections of a server with these limits; while it `is_stopping`, each is closed after its next answer."""
-    return type("LimitedConnection", (BoundedConnection,), {"limits": limits, "is_stopping": staticmethod(is_stopping)})
+def bounded_by(
+    limits: ConnectionLimits,
+    is_stopping: Callable[[], bool] = lambda: False,
+    on_refusal: Callable[[str, int], None] = lambda _reason, _status: None,
+) -> type[BoundedConnection]:
+    """The connections of a server with these limits.
+
+    Args:
+        is_stopping: while it says so, each connection is closed after its next answer.
+        on_refusal: is told the reason and the status of every answer that a connection gives past the application.
+    """
+    members = {"limits": limits, "is_stopping": staticmethod(is_stopping), "on_refusal": staticmethod(on_refusal)}
+    return type("LimitedConnection", (BoundedConnection,), members)
 
 
 def _raw(error: ReplayError) -> bytes:

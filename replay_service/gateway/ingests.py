@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from replay_service.corpus.ingest.settings import IngestJob
-from replay_service.corpus.ingest.status import IngestStatus, read_status, write_begun, write_stopped
+from replay_service.corpus.ingest.status import STATUS_NAME, IngestStatus, read_status, write_begun, write_stopped
 from replay_service.corpus.shards.filesystems import printable
 from replay_service.corpus.shards.places import AllowedPlaces
 from replay_service.errors import CorpusError, CorpusUnavailable, IngestRunning, NoIngest
@@ -112,6 +112,10 @@ class Ingests:
     def status(self, corpus: str) -> IngestStatus | None:
         """How the latest ingest of a corpus goes, whoever has started it."""
         return read_status(self._corpora / corpus)
+
+    def told_of(self) -> list[str]:
+        """The names of corpora whose latest ingest can be told of."""
+        return sorted(path.parent.name for path in self._corpora.glob(f"*/{STATUS_NAME}"))
 
     def is_alive(self, corpus: str) -> bool:
         return self._is_running(corpus) or self._runs_elsewhere(corpus)

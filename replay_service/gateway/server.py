@@ -116,7 +116,7 @@ def make_server(
     limits = ConnectionLimits(settings.max_connections, settings.io_timeout_s)
     own: dict[str, Any] = {
         "loop": "uvloop",
-        "http": bounded_by(limits, lambda: state.is_stopping),
+        "http": bounded_by(limits, lambda: state.is_stopping, state.metrics.refused_at_connection),
         "ws": "none",
         "log_config": None,
         "access_log": settings.log_level == "debug",

@@ -22,7 +22,7 @@ def run_service(settings: ServiceSettings) -> None:
         AddressInUse: when another program has the port.
     """
     options = encryption(settings)
-    configure_logs(settings.log_level)
+    configure_logs(settings.log_level, settings.log_format)
     if settings.tls_key is not None and settings.tls_key.stat().st_mode & 0o077:
         _log.warning("the private key is open to others than its owner; chmod 600", tls_key=str(settings.tls_key))
     if settings.asks_for_tokens and not (options or settings.listens_on_loopback):

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine, bindparam, insert, update
 from replay_service.errors import JournalUnavailable, ReplayError, RunTaken
 from replay_service.ledger.combining import Combiner
 from replay_service.ledger.database import DirectStatement, Row
+from replay_service.ledger.meter import NO_METER, Meter
 from replay_service.ledger.progress import CHANGES, NO_PROGRESS, Progress
 from replay_service.ledger.schema import events, runs
 
@@ -69,9 +70,10 @@ class Committer:
     first commits for all.
     """
 
-    def __init__(self, engine: Engine, clock: WallClock = wall_clock_ms) -> None:
+    def __init__(self, engine: Engine, clock: WallClock = wall_clock_ms, meter: Meter = NO_METER) -> None:
         self._engine = engine
         self._clock = clock
+        self._meter = meter
         self._insert = DirectStatement(insert(events), engine)
         mine = (runs.c.run == bindparam("the_run")) & (runs.c.owner_epoch == bindparam("epoch"))
         self._hold = DirectStatement(update(runs).where(mine).values(CHANGES), engine)
@@ -114,7 +116,9 @@ class Committer:
 
     def _commit(self, writes: list[_Write]) -> None:
         leases = dict.fromkeys(write.lease for write in writes)
+        began = time.perf_counter()
         failure = self._try(writes)
+        self._meter.committed(time.perf_counter() - began)
         if failure is not None and len(leases) > 1:
             # Which run is at fault does not show; the others need not suffer for it.
             for lease in leases:

@@ -15,6 +15,7 @@ from replay_service.ledger.damaged_journals import DamagedJournals
 from replay_service.ledger.database import QuickLook
 from replay_service.ledger.event_rows import columns_of, created_of, event_of, planned_of
 from replay_service.ledger.event_times import EventTimes
+from replay_service.ledger.meter import NO_METER, Meter
 from replay_service.ledger.progress import Point, Progress
 from replay_service.ledger.sample_reader import SamplePage, SampleReader, SampleVisits
 from replay_service.ledger.samples import TOKEN_FLIPS, DamageUnit, SampleQuery
@@ -127,10 +128,10 @@ class Entry:
 class Journal:
     """Reads answer what is committed. Events are written under a lease, and durable when the call returns."""
 
-    def __init__(self, engine: Engine, clock: WallClock = wall_clock_ms) -> None:
+    def __init__(self, engine: Engine, clock: WallClock = wall_clock_ms, meter: Meter = NO_METER) -> None:
         self._engine = engine
         self._clock = clock
-        self._committer = Committer(engine, clock)
+        self._committer = Committer(engine, clock, meter)
         self._samples = SampleReader(engine, self.point)
         self.times = EventTimes(engine)
         self.damaged = DamagedJournals()

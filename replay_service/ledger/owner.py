@@ -24,9 +24,11 @@ from replay_service.ledger.damaged_journals import CONTENT_ERRORS
 from replay_service.ledger.fence import Fence
 from replay_service.ledger.intake import HandedIn, Intake, ReportOutcome
 from replay_service.ledger.journal import Journal, Snapshot
+from replay_service.ledger.meter import NO_METER, Meter
 from replay_service.ledger.plan_windows import RecentPlans, Window
 from replay_service.ledger.reports import CURRENT_ATTEMPT, check_values
 from replay_service.ledger.run_view import RunView
+from replay_service.ledger.run_work import RunWork
 from replay_service.ledger.sampled_corpus import SampledCorpus, check_same, partition_seen
 from replay_service.sampling.events import (
     Adopted,
@@ -71,6 +73,7 @@ class RunOwner:
 
     Args:
         corpus_of: gives a corpus by name.
+        meter: is told of the owner's work.
 
     Raises:
         UnknownRun: when there is no such run.
@@ -84,9 +87,12 @@ class RunOwner:
         corpus_of: Callable[[str], SampledCorpus],
         limits: OwnerLimits = DEFAULT_LIMITS,
         monotonic: Callable[[], float] = time.monotonic,
+        meter: Meter = NO_METER,
     ) -> None:
         self._journal = journal
         self._lease = journal.take(run)
+        meter.took()
+        self._work = RunWork(run, meter, monotonic)
         # Read after that: from now on nobody can put another run of this name in its place unnoticed.
         self.record = record = journal.run(run)
         self._corpus_of = corpus_of
@@ -121,7 +127,9 @@ class RunOwner:
 
         What has nothing to write looks whether the run is still this owner's: else its answer might be of the past.
         """
+        asked_at = self._work.now()
         with self._lock:
+            self._work.waited(asked_at)
             failure = self._lease.failure
             if isinstance(failure, RunTaken):
                 raise failure
@@ -220,7 +228,9 @@ class RunOwner:
             if adjusted is not None:
                 self._commit([adjusted])
             until = last_before_decision(self._state, last_step)
-            self._commit(plan_steps(self._state, self._partition(), until))
+            with self._work.phase("plan"):
+                plans = plan_steps(self._state, self._partition(), until)
+            self._commit(plans)
 
     def report(self, rows: np.ndarray) -> ReportOutcome:
         """Fold the losses `rows` (LOSS_ROW [n]) in, all of them or none.
@@ -242,6 +252,7 @@ class RunOwner:
                 events, outcomes = self._intake.sort_out(self._state, self._attempt, rows)
                 if events:
                     self._commit(events)
+                self._work.sorted_out(outcomes)
             for each, outcome in zip(reports, outcomes, strict=True):
                 each.accept(outcome)
         except InvalidReport as error:
@@ -383,10 +394,13 @@ class RunOwner:
     def _commit(self, events: Sequence[Event]) -> None:
         due = self._num_events - self._last_snapshot >= self._snapshot_every
         snapshot = self._snapshot() if due else None
-        self._journal.append(self._lease, self._attempt, self._num_events, events, snapshot)
+        with self._work.phase("commit"):
+            self._journal.append(self._lease, self._attempt, self._num_events, events, snapshot)
         if snapshot is not None:
             self._last_snapshot = snapshot.seq
-        fold_all(self._state, events)
+        with self._work.phase("fold"):
+            fold_all(self._state, events)
+        self._work.committed(events)
         self._recent.add(events)
         self._num_events += len(events)
 

@@ -7,6 +7,7 @@ import structlog
 
 from replay_service.errors import InvalidRun, RunExists
 from replay_service.ledger.journal import Journal, RunRecord
+from replay_service.ledger.meter import NO_METER, Meter
 from replay_service.ledger.owner import DEFAULT_LIMITS, OwnerLimits, RunOwner
 from replay_service.ledger.sampled_corpus import SampledCorpus, check_same
 from replay_service.sampling.events import Created
@@ -19,8 +20,13 @@ class Owners:
     """One owner a run; `corpus_of` gives a corpus by name or raises UnknownCorpus."""
 
     def __init__(
-        self, journal: Journal, corpus_of: Callable[[str], SampledCorpus], limits: OwnerLimits = DEFAULT_LIMITS
+        self,
+        journal: Journal,
+        corpus_of: Callable[[str], SampledCorpus],
+        limits: OwnerLimits = DEFAULT_LIMITS,
+        meter: Meter = NO_METER,
     ) -> None:
+        self._meter = meter
         self._journal = journal
         self._limits = limits
         self._corpus_of = corpus_of
@@ -77,7 +83,7 @@ class Owners:
         with self._lock:
             if run not in self._owners or self._owners[run].is_taken:
                 former = self._owners.pop(run, None)
-                self._owners[run] = RunOwner(self._journal, run, self._corpus_of, self._limits)
+                self._owners[run] = RunOwner(self._journal, run, self._corpus_of, self._limits, meter=self._meter)
                 if former is not None:
                     _log.warning("took the run back from another process", run=run)
             return self._owners[run]

@@ -1,3 +1,5 @@
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +14,19 @@ import replay_trainer.cli
 from replay_service.settings import ServiceSettings, load_settings
 
 ROOT = Path(__file__).parents[2]
+FOREIGN = ("prometheus", "grafana")
+"""Services whose images are not ours."""
 COMPOSE = ROOT / "docker-compose.yml"
 PROGRAMS = {"replay-service": replay_service.cli.app, "replay-trainer": replay_trainer.cli.app}
 
 
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
+    """Those of our own image."""
+    return {name: each for name, each in all_services().items() if name not in FOREIGN}
+
+
+def all_services() -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())["services"]
     return content
 
@@ -66,8 +75,8 @@ def test_secrets_are_in_no_commit() -> None:
         assert {secret["file"], f"*{Path(secret['file']).suffix}"} & set(ignored)
 
 
-def test_every_container_is_hardened(services: dict[str, Any]) -> None:
-    for name, service in services.items():
+def test_every_container_is_hardened() -> None:
+    for name, service in all_services().items():
         assert service["read_only"] is True, name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["cap_drop"] == ["ALL"], name
@@ -76,7 +85,7 @@ def test_every_container_is_hardened(services: dict[str, Any]) -> None:
 
 
 def test_all_share_the_data_in_one_named_volume(services: dict[str, Any]) -> None:
-    assert yaml.safe_load(COMPOSE.read_text())["volumes"] == {"data": None}
+    assert set(yaml.safe_load(COMPOSE.read_text())["volumes"]) == {"data", *FOREIGN}
     for service in services.values():
         assert service["volumes"] == ["data:/data"]
         assert service["environment"]["REPLAY_ROOT"] == "/data"
@@ -112,3 +121,43 @@ def test_every_image_is_built_from_the_dockerfile(services: dict[str, Any]) -> N
     for service in services.values():
         assert (ROOT / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
     assert services["trainer"]["build"]["args"] == {"EXTRA": "demo"}
+
+
+def test_what_watches_the_service_is_started_only_when_it_is_asked_for_and_reached_from_this_machine_only() -> None:
+    services = all_services()
+    for name in FOREIGN:
+        assert services[name]["profiles"] == ["metrics"]
+        assert all(each.startswith("127.0.0.1:") for each in services[name]["ports"])
+        # A version, and not whatever is the latest.
+        assert re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+\.\d+", services[name]["image"])
+
+
+def test_what_watches_the_service_finds_its_files_and_may_not_write_them() -> None:
+    services = all_services()
+    for name in FOREIGN:
+        folder = f"{name}:"
+        mounts = [each.split(":") for each in services[name]["volumes"] if not each.startswith(folder)]
+        assert mounts
+        for source, _, mode in mounts:
+            assert (ROOT / source).exists()
+            assert mode == "ro"
+
+
+def test_prometheus_scrapes_the_service_under_a_name_that_it_answers_to() -> None:
+    services = all_services()
+    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    (job,) = config["scrape_configs"]
+    (target,) = job["static_configs"][0]["targets"]
+    name, _, port = target.partition(":")
+    assert name in services
+    assert name in json.loads(services[name]["environment"]["REPLAY_ALLOWED_HOSTS"])
+    assert port == str(ServiceSettings.model_fields["port"].default)
+
+
+def test_grafana_asks_the_prometheus_of_this_file() -> None:
+    folder = ROOT / "deploy/grafana/provisioning"
+    (source,) = yaml.safe_load((folder / "datasources/prometheus.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((folder / "dashboards/replay.yml").read_text())["providers"]
+    mounts = dict(each.split(":")[1::-1] for each in all_services()["grafana"]["volumes"])
+    assert (ROOT / mounts[provider["options"]["path"]] / "replay-service.json").is_file()

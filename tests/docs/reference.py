@@ -23,6 +23,7 @@ import replay_trainer.errors
 from replay_service.cli import app as service_app
 from replay_service.errors import ReplayError
 from replay_service.gateway.app import create_app
+from replay_service.gateway.metrics.table import METRICS
 from replay_service.sampling.bounds import choices_of
 from replay_service.settings import ServiceSettings
 from replay_trainer.cli import app as trainer_app
@@ -53,6 +54,7 @@ def pages() -> dict[str, str]:
         "cli.md": _cli_page(),
         "http.md": _http_page(create_app(ServiceSettings.model_construct()).openapi()),
         "errors.md": _errors_page(),
+        "metrics.md": _metrics_page(),
     }
 
 
@@ -167,6 +169,18 @@ def _cli_page() -> str:
     return _page("Command line", intro, *parts)
 
 
+def _metrics_page() -> str:
+    intro = (
+        "`GET /metrics` gives these in the text format of Prometheus. [Metrics](../how-to/metrics.md) says how to "
+        "scrape them. A metric of which nothing is known now is absent."
+    )
+    rows = [
+        (f"`{each.full_name}`", each.kind, ", ".join(f"`{label}`" for label in each.labels), each.help)
+        for each in METRICS
+    ]
+    return _page("Metrics", intro, _table(("name", "kind", "labels", "meaning"), rows))
+
+
 def commands() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Every command with its function."""
     for program, app in (("replay-service", service_app), ("replay-trainer", trainer_app)):
@@ -179,13 +193,16 @@ def _commands_of(program: str, app: typer.Typer) -> Iterator[tuple[str, Callable
         yield f"{program} {each.name or each.callback.__name__}", each.callback
     for group in app.registered_groups:
         assert group.typer_instance is not None
+        callback = group.typer_instance.registered_callback
+        if callback is not None and callback.callback is not None and group.typer_instance.info.invoke_without_command:
+            yield f"{program} {group.name}", callback.callback
         yield from _commands_of(f"{program} {group.name}", group.typer_instance)
 
 
 def _options(function: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any, ParameterInfo]]:
     """The parameters of a command, each with its type and what it says of itself."""
     parameters = inspect.signature(function, eval_str=True).parameters.values()
-    return [(each, *get_args(each.annotation)) for each in parameters]
+    return [(each, *get_args(each.annotation)) for each in parameters if each.annotation is not typer.Context]
 
 
 def _option_row(option: tuple[inspect.Parameter, Any, ParameterInfo]) -> tuple[str, ...]:

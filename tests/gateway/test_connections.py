@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import httpx2
+import pytest
 import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
@@ -40,6 +41,9 @@ class Recorded(asyncio.Transport):
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         self.calls.append(b"".join(list_of_data))
+
+    def can_write_eof(self) -> bool:
+        return False
 
     def abort(self) -> None:
         self.is_closed = True
@@ -143,3 +147,38 @@ def test_a_batch_comes_in_one_piece_with_its_head(tmp_path: Path) -> None:
     answer, _, arrow = first.partition(b"\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200")
     assert len(arrow) == int(answer.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+
+
+async def refusals(request: bytes, limits: ConnectionLimits) -> list[tuple[str, int]]:
+    """What a connection tells of the answers that it gives by itself."""
+    told: list[tuple[str, int]] = []
+    http = bounded_by(limits, on_refusal=lambda reason, status: told.append((reason, status)))
+    config = uvicorn.Config(Answers(), http=http, lifespan="off", log_config=None)
+    config.load()
+    connection = config.http_protocol_class(config=config, server_state=ServerState(), app_state={})
+    connection.connection_made(Recorded())
+    connection.data_received(request)
+    while not told:
+        await asyncio.sleep(0.001)
+    connection.connection_lost(None)
+    return told
+
+
+HEAD_OF = b"GET / HTTP/1.1\r\nHost: a\r\n"
+USUAL = ConnectionLimits(8, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("request_", "limits", "told"),
+    [
+        (b"nonsense\r\n\r\n", USUAL, ("malformed-request", 400)),
+        (HEAD_OF + b"A: " + b"a" * 20_000, USUAL, ("head-too-large", 431)),
+        (HEAD_OF + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n", USUAL, ("upgrade-refused", 400)),
+        (HEAD_OF + b"Content-Length: 9\r\n\r\n", ConnectionLimits(8, 0.01), ("request-too-slow", 408)),
+        (HEAD_OF + b"\r\n", ConnectionLimits(0, 60.0), ("too-many-connections", 503)),
+    ],
+)
+def test_every_answer_past_the_application_is_told_of(
+    request_: bytes, limits: ConnectionLimits, told: tuple[str, int]
+) -> None:
+    assert asyncio.run(refusals(request_, limits)) == [told]

@@ -210,6 +210,11 @@ class CorpusStore:
         """The corpora that are ready to be rehearsed from."""
         return sorted(name for name in self._folder.corpora() if is_name(name))
 
+    def opened(self) -> list[Corpus]:
+        """The corpora that were read here, by name; nothing is looked at."""
+        with self._lock:
+            return [latest.corpus for _, latest in sorted(self._open.items())]
+
     def at(self, name: str, generation: int) -> Corpus:
         """The corpus at this generation or a later one, whichever is at hand; raises UnknownCorpus.
 

@@ -21,6 +21,7 @@ from replay_service.errors import (
     UnknownCorpus,
     UnknownRun,
 )
+from replay_service.gateway.logs import bind_work
 from replay_service.gateway.middleware.cookies import token_in
 from replay_service.names import NAME_RULE, is_name
 from replay_service.tokens import SCOPES, TokensInForce
@@ -198,8 +199,11 @@ TRAIN: Final = _requires("train")
 ADMIN: Final = _requires("admin")
 
 
-async def _run_of_path(run: Annotated[str, Path(description=NAME_RULE)], access: RequestAccess) -> str:
+async def _run_of_path(
+    run: Annotated[str, Path(description=NAME_RULE)], access: RequestAccess, request: Request
+) -> str:
     named_run(run, access)
+    bind_work(request.scope, run=run)
     return run
 
 

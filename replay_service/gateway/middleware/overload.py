@@ -8,6 +8,7 @@ from typing import Final
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from replay_service.errors import Overloaded
+from replay_service.gateway.metrics.process import ProcessMetrics
 from replay_service.gateway.middleware.access import OPEN_PATHS, header_in
 from replay_service.gateway.middleware.problems import of_error
 
@@ -18,10 +19,11 @@ class Overload:
     Of requests for server-sent events, `most_watchers` are open at a time; they do not count among the others.
     """
 
-    def __init__(self, app: ASGIApp, most: int, most_watchers: int) -> None:
+    def __init__(self, app: ASGIApp, most: int, most_watchers: int, metrics: ProcessMetrics) -> None:
         self._app = app
         self._most = most
         self._most_watchers = most_watchers
+        self._metrics = metrics
         self._num_in_progress = 0
         self._num_watchers = 0
 
@@ -34,6 +36,7 @@ class Overload:
             return
         if self._num_in_progress >= self._most:
             error = Overloaded(f"{self._most} requests are in progress already; ask again in a moment")
+            self._metrics.refused("too-many-requests")
             await of_error(error)(scope, receive, send)
             return
         self._num_in_progress += 1
@@ -48,6 +51,7 @@ class Overload:
                 f"{self._most_watchers} callers follow runs already (setting max_watchers); ask for pages of events "
                 "instead, or come again later"
             )
+            self._metrics.refused("too-many-watchers")
             await of_error(error)(scope, receive, send)
             return
         self._num_watchers += 1

@@ -32,6 +32,9 @@ TYPE_PREFIX = "urn:replay-service:problem:"
 SAFE_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 """Nobody guesses what an answer is, and nobody on the way keeps it."""
 
+RETRY_AT_ONCE: Final = "0"
+"""The Retry-After of a plan that waits for reports, and of no other answer."""
+
 _CHALLENGE: Final = 'Bearer realm="replay-service"'
 
 _log = structlog.get_logger()
@@ -45,7 +48,7 @@ def problem(status: int, slug: str, title: str, detail: str, **extensions: objec
 def of_error(error: ReplayError) -> JSONResponse:
     response = problem(error.status, error.slug, error.title, error.detail, **error.extensions)
     if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        response.headers["Retry-After"] = "0" if isinstance(error, AwaitingReports) else "1"
+        response.headers["Retry-After"] = RETRY_AT_ONCE if isinstance(error, AwaitingReports) else "1"
     if error.status == HTTPStatus.UNAUTHORIZED:
         # RFC 6750, section 3.1: an error is named only to those who have tried.
         failed = isinstance(error, InvalidToken)

@@ -6,6 +6,7 @@ process finishes what it has begun at once, and ends.
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Final, Literal
 import structlog
 from pydantic import BaseModel, ConfigDict
 
+from replay_service.gateway.metrics.process import FOLDER_VARIABLE
 from replay_service.gateway.processes.link import Link
 from replay_service.settings import ServiceSettings
 
@@ -48,6 +50,11 @@ class StartMessage(BaseModel):
     port: int
 
     @property
+    def metrics_folder(self) -> Path:
+        """Where the processes of the service leave their counts."""
+        return self.owner_socket.parent / "metrics"
+
+    @property
     def link(self) -> Link:
         return Link(self.owner_socket, self.secret)
 
@@ -65,7 +72,11 @@ class Child:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
         try:
             # The kind is given only so that a list of processes shows it.
-            process = subprocess.Popen([sys.executable, "-m", _MODULE, message.kind], stdin=subprocess.PIPE)
+            process = subprocess.Popen(
+                [sys.executable, "-m", _MODULE, message.kind],
+                stdin=subprocess.PIPE,
+                env={**os.environ, FOLDER_VARIABLE: str(message.metrics_folder)},
+            )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         child = cls(process)

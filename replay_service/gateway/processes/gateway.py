@@ -4,6 +4,7 @@ Every request passes the middlewares here first, so the owner hears only of call
 since it alone knows what a run is.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
@@ -16,6 +17,8 @@ from starlette.types import Receive, Scope, Send
 from replay_service.corpus.reading.reader import CorpusStore
 from replay_service.errors import Stopping
 from replay_service.gateway.app import batch_source, templates, tokens_in_force
+from replay_service.gateway.metrics.corpora import tell_damage
+from replay_service.gateway.metrics.process import ProcessMetrics
 from replay_service.gateway.middleware.audit import passed_on
 from replay_service.gateway.middleware.overload import is_watch
 from replay_service.gateway.middleware.problems import install_problem_handlers, of_error
@@ -24,7 +27,11 @@ from replay_service.gateway.page.login import refusal
 from replay_service.gateway.processes.link import Header, Link, without_link
 from replay_service.gateway.processes.owner_client import OWNER_LOST, OwnerClient
 from replay_service.gateway.routes import batches
+from replay_service.gateway.tracing import trace_if_wanted
 from replay_service.settings import ServiceSettings
+
+DAMAGE_EVERY_S: Final = 5.0
+"""How often a gateway tells of the damage that it has found."""
 
 _OF_ONE_CONNECTION: Final = frozenset(
     [b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect", b"content-length"]
@@ -39,6 +46,7 @@ _NOTICE_STOP_S: Final = 0.1
 
 def create_gateway(settings: ServiceSettings, link: Link, asks_for_tokens: bool) -> FastAPI:
     """The application of a gateway."""
+    metrics = ProcessMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -46,20 +54,31 @@ def create_gateway(settings: ServiceSettings, link: Link, asks_for_tokens: bool)
         store = CorpusStore(settings.corpora_place, settings.block_cache_bytes)
         app.state.owner = OwnerClient(link)
         app.state.batches = batch_source(settings, app.state.owner, store)
+        telling = asyncio.create_task(_keep_telling(store, metrics))
         try:
             yield
         finally:
+            telling.cancel()
             await app.state.owner.close()
             store.close()
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.state.is_stopping = False
+    app.state.metrics = metrics
     app.state.link = link
     install_problem_handlers(app)
     app.include_router(batches.router)
     app.mount("", pass_on)
-    add_middleware(app, settings, templates(), refusal)
+    add_middleware(app, settings, templates(), refusal, metrics)
+    trace_if_wanted(app, settings.trace_to)
     return app
+
+
+async def _keep_telling(store: CorpusStore, metrics: ProcessMetrics) -> None:
+    """A gateway answers no scrape itself, and only those who read a corpus find its damage."""
+    while True:
+        tell_damage(store, metrics)
+        await asyncio.sleep(DAMAGE_EVERY_S)
 
 
 async def pass_on(scope: Scope, receive: Receive, send: Send) -> None:

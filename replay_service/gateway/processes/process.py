@@ -11,6 +11,7 @@ import threading
 from replay_service.gateway.app import create_app
 from replay_service.gateway.listening import listener
 from replay_service.gateway.logs import configure_logs
+from replay_service.gateway.metrics.process import ProcessMetrics
 from replay_service.gateway.processes.child import IGNORED, StartMessage
 from replay_service.gateway.processes.gateway import create_gateway
 from replay_service.gateway.processes.owner import OwnerApp
@@ -23,7 +24,7 @@ def main() -> None:
         signal.signal(each, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
     message = StartMessage.model_validate_json(sys.stdin.readline())
-    configure_logs(message.settings.log_level)
+    configure_logs(message.settings.log_level, message.settings.log_format)
     if message.kind == "owner":
         _serve_owner(message)
     else:
@@ -31,7 +32,7 @@ def main() -> None:
 
 
 def _serve_owner(message: StartMessage) -> None:
-    app = create_app(message.settings, message.asks_for_tokens)
+    app = create_app(message.settings, message.asks_for_tokens, ProcessMetrics(counts_requests=False))
     link = message.link
     server = make_server(
         OwnerApp(app, link),

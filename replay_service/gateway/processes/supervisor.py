@@ -21,6 +21,7 @@ from typing import Final
 import structlog
 
 from replay_service.gateway.listening import AddressInUse, listener
+from replay_service.gateway.metrics.process import forget_gauges
 from replay_service.gateway.processes.child import Child, Kind, StartMessage
 from replay_service.settings import ServiceSettings
 
@@ -54,6 +55,7 @@ def supervise(settings: ServiceSettings) -> int:
                 secret=secrets.token_hex(32),
                 port=port,
             )
+            message.metrics_folder.mkdir()
             return _Supervisor(message, told).run()
 
 
@@ -86,6 +88,7 @@ class _Supervisor:
             for index, each in enumerate(gateways):
                 if each.has_ended:
                     _log.error("a gateway has ended and is started again", exit_code=each.process.returncode)
+                    forget_gauges(each.process.pid, self.message.metrics_folder)
                     time.sleep(max(0.0, each.started_at + _SHORT_LIFE_S - time.monotonic()))
                     gateways[index] = self._start("gateway")
             if self._is_told_to_stop():

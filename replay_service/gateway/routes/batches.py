@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from replay_service.errors import CorpusError, InvalidRequest, NotAcceptable
 from replay_service.gateway.batches import MOST_BYTES_AT_ONCE, BatchSource
+from replay_service.gateway.logs import bind_work
 from replay_service.gateway.middleware.access import changes_nothing
 from replay_service.gateway.middleware.checksums import CHECKSUM_FIELD
 from replay_service.gateway.middleware.problems import responses
@@ -59,6 +60,7 @@ async def get_batches(request: Request) -> Response:
     if not is_json(media_type(request)):
         raise InvalidRequest("send the body as JSON, with the header `Content-Type: application/json`")
     asked = parsed(BatchRequest, await request.body())
+    bind_work(request.scope, rank=asked.rank, step=asked.step)
     as_json = _prefers_json(request.headers.get("accept", "*/*"))
     if asked.text and not as_json:
         raise InvalidRequest("text is for people and comes as JSON; send `Accept: application/json` with it")

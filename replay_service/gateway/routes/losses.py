@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from replay_service.errors import InvalidReport, UnsupportedMediaType
+from replay_service.gateway.logs import bind_work
 from replay_service.gateway.middleware.problems import responses
 from replay_service.gateway.models import LossReport, LossRow, ReportResult
 from replay_service.gateway.routes.raw import RawRoute, described, media_type, parsed, run_of
@@ -44,13 +45,16 @@ async def report_losses(request: Request) -> Response:
     """
     run, type_, body = run_of(request, "train"), media_type(request), await request.body()
     # A large body takes long to decode, and other requests need not wait for that.
-    content = await run_in_threadpool(_take_in, request.app.state.service, run, type_, body)
+    content = await run_in_threadpool(_take_in, request, run, type_, body)
     return Response(content, media_type="application/json")
 
 
-def _take_in(service: ReplayService, run: str, type_: str, body: bytes) -> bytes:
+def _take_in(request: Request, run: str, type_: str, body: bytes) -> bytes:
     """Take in what is reported of a run; a ReportResult as JSON."""
+    service: ReplayService = request.app.state.service
     rows = _rows(type_, body, service.heads)
+    if len(rows):
+        bind_work(request.scope, rank=int(rows["rank"][0]), step=int(rows["step"][0]))
     return to_json(asdict(service.owners.get(run).report(rows)))
 
 

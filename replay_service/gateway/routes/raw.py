@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from replay_service import tokens
+from replay_service.gateway.logs import bind_work
 from replay_service.gateway.middleware.access import access_in, named_run
 from replay_service.gateway.routes.strict import Handler, strict
 from replay_service.names import NAME_RULE
@@ -55,6 +56,7 @@ def run_of(request: Request, scope: tokens.Scope) -> str:
     access.need(scope)
     run: str = request.path_params["run"]
     named_run(run, access)
+    bind_work(request.scope, run=run)
     return run
 
 
