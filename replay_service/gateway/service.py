@@ -8,6 +8,8 @@ from fastapi import Depends, Request
 
 from replay_service.corpus.reading.reader import Corpus, CorpusStore
 from replay_service.gateway.ingests import Ingests
+from replay_service.gateway.recent_answers import RecentAnswers
+from replay_service.gateway.statistics_models import RunStats
 from replay_service.ledger.committer import WallClock, wall_clock_ms
 from replay_service.ledger.forgetting_curves import CurveReader
 from replay_service.ledger.journal import Journal, RunRecord
@@ -26,6 +28,7 @@ class ReplayService:
         now: tells the time as an ISO 8601 string in UTC.
         heads: of reports that were decoded before.
         clock: tells the time in milliseconds since 1970, as the times of events.
+        recent_statistics: by run, for watchers that take them a little older.
     """
 
     settings: ServiceSettings
@@ -38,6 +41,7 @@ class ReplayService:
     now: Callable[[], str]
     heads: Heads = field(default_factory=Heads)
     clock: WallClock = wall_clock_ms
+    recent_statistics: RecentAnswers[RunStats] = field(default_factory=RecentAnswers)
 
     def corpus_of(self, record: RunRecord) -> Corpus:
         """The corpus of a run; raises CorpusReplaced when another one has its name."""

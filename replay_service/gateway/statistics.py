@@ -70,12 +70,22 @@ class _Seen:
         )
 
 
-def stats_of(service: ReplayService, run: str) -> RunStats:
+def stats_of(service: ReplayService, run: str, max_age_s: float = 0.0) -> RunStats:
     """The statistics of a run over all strata.
+
+    Estimates take most of the time. So watchers that look again and again take statistics that are a little older, and
+    share them.
+
+    Args:
+        max_age_s: how old they may be; 0: of now.
 
     Raises:
         UnknownRun: when there is no such run.
     """
+    return service.recent_statistics.get(run, max_age_s, lambda: _stats_of(service, run))
+
+
+def _stats_of(service: ReplayService, run: str) -> RunStats:
     seen = service.readers.read(run, _Seen.of)
     facts = with_corpus(service, seen.facts, seen.record, seen.generation)
     now_ms, lifecycle = service.clock(), lifecycle_now(service, facts)

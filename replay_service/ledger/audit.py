@@ -1,12 +1,14 @@
 """The audit: a run's journal folded again from its first event, and its events as a table for analysts."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from replay_service.ledger.event_log import Change, changes_of
 from replay_service.ledger.journal import Entry, Journal, RunRecord
 from replay_service.sampling.events import (
     Configured,
@@ -86,13 +88,14 @@ def export_parquet(journal: Journal, run: str, path: Path) -> int:
 
     An event without samples has one row whose sample columns are null. Only `created` and `adopted` events have a
     `generation`, and `sizes`: the number of samples of each stratum. `config` is the whole configuration as JSON, of
-    `created` and `configured` events. `injection_ratio` and `reason` are those of `adjusted` events. `committed_at` is
+    `created` and `configured` events. `change` is what an event changed: a JSON object of the settings by name, each
+    with its value before and after. `injection_ratio` and `reason` are those of `adjusted` events. `committed_at` is
     null for events that an earlier release wrote.
     """
-    num_rows = 0
+    num_rows, changes = 0, changes_of(journal, run)
     with pq.ParquetWriter(path, _SCHEMA) as writer:
         for entry in journal.entries(run):
-            table = _table(entry)
+            table = _table(entry, changes.get(entry.seq))
             writer.write_table(table)
             num_rows += len(table)
     return num_rows
@@ -119,13 +122,14 @@ _SCHEMA = pa.schema(
         ("generation", pa.int64()),
         ("sizes", pa.list_(pa.int64())),
         ("config", pa.string()),
+        ("change", pa.string()),
         ("injection_ratio", pa.string()),
         ("reason", pa.string()),
     ]
 )
 
 
-def _table(entry: Entry) -> pa.Table:
+def _table(entry: Entry, changes: dict[str, Change] | None) -> pa.Table:
     event = entry.event
     rows = _rows(event)
     num = 1 if rows is None else len(rows)
@@ -140,6 +144,7 @@ def _table(entry: Entry) -> pa.Table:
         "generation": getattr(event, "generation", None),
         "sizes": getattr(event, "sizes", None),
         "config": event.config.to_json() if isinstance(event, Created | Configured) else None,
+        "change": None if changes is None else _as_json(changes),
         "injection_ratio": getattr(event, "injection_ratio", None),
         "reason": getattr(event, "reason", None),
     }
@@ -151,6 +156,10 @@ def _table(entry: Entry) -> pa.Table:
         for field in _SCHEMA
     ]
     return pa.Table.from_arrays(columns, schema=_SCHEMA)
+
+
+def _as_json(changes: dict[str, Change]) -> str:
+    return json.dumps({name: asdict(each) for name, each in changes.items()})
 
 
 def _rows(event: JournalEvent) -> np.ndarray | None:

@@ -108,6 +108,11 @@ def read_page(journal: Journal, run: str, after: int, limit: int, kinds: Collect
     return EventPage(point.as_of, logged, entries[-1].seq if len(entries) == limit else point.as_of)
 
 
+def changes_of(journal: Journal, run: str) -> dict[int, dict[str, Change]]:
+    """The settings that each event of a run changed, by the number of the event."""
+    return dict(_changes(journal.entries(run, kinds=_TOLD_BY)))
+
+
 def last_change(journal: Journal, run: str, point: Point) -> LoggedEvent | None:
     """The latest event before a point that is none of those that every step brings; None if there was none since the
     run was created."""

@@ -151,7 +151,8 @@ class CurveReader:
             # Closed where the time is over before its end: it holds a connection.
             with closing(self._journal.entries(run, tracked.seq, end_seq=point.end_seq)) as entries:
                 self._fold(tracked, entries, point.end_seq, ends_at)
-            tracked.tail = _point_of(tracked, with_domains=True)
+            tail = _point_of(tracked, with_domains=True)
+            tracked.tail = None if tail is None else tail[0]
         self._table.keep(run, tracked.incarnation, tracked.points[num_before:])
         return tracked
 
@@ -202,10 +203,11 @@ def _stands(entry: Entry, rewinds: list[Rewind]) -> bool:
 
 def _make_point(tracked: _Tracked) -> None:
     """Make a point, if anything was reported since the last one that plans may know."""
-    point = _point_of(tracked, with_domains=len(tracked.points) % DOMAINS_EVERY == 0)
-    if point is not None:
+    made = _point_of(tracked, with_domains=len(tracked.points) % DOMAINS_EVERY == 0)
+    if made is not None:
+        point, corpus = made
         tracked.points.append(point)
-        tracked.due = _due_after(point, tracked.state.forgetting())
+        tracked.due = _due_after(point, corpus)
 
 
 def _due_after(point: CurvePoint, present: Forgetting) -> int:
@@ -213,19 +215,20 @@ def _due_after(point: CurvePoint, present: Forgetting) -> int:
     return point.step + max(1, present.window_steps // _PER_WINDOW, point.next_step // _PER_RUN)
 
 
-def _point_of(tracked: _Tracked, with_domains: bool) -> CurvePoint | None:
-    """The estimates of a state; None where nothing was reported since the last point."""
+def _point_of(tracked: _Tracked, with_domains: bool) -> tuple[CurvePoint, Forgetting] | None:
+    """The estimates of a state, and the corpus's whole; None where nothing was reported since the last point."""
     state = tracked.state
     visits = state.first_visits()
     if not len(visits.reports) or (tracked.points and visits.step <= tracked.points[-1].step):
         return None
-    found = [(CORPUS, visits.of_corpus())]
+    corpus = visits.of_corpus()
+    found = [(CORPUS, corpus)]
     if with_domains:
         sizes = visits.sizes.reshape(-1, visits.num_quantiles).sum(axis=1)
         largest = np.sort(np.argsort(-sizes, kind="stable")[:MOST_DOMAINS])
         found += [(group, visits.of_domain(group)) for group in largest.tolist()]
     trained = state.trained.counts
-    return CurvePoint(
+    point = CurvePoint(
         seq=tracked.seq,
         step=visits.step,
         next_step=state.next_step,
@@ -233,6 +236,7 @@ def _point_of(tracked: _Tracked, with_domains: bool) -> CurvePoint | None:
         achieved_ratio=trained.num_rehearsed_rows / trained.num_rows if trained.num_rows else None,
         estimates=_rows_of(found),
     )
+    return point, corpus
 
 
 def _rows_of(found: list[tuple[int, Forgetting]]) -> np.ndarray:

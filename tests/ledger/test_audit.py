@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -99,6 +100,11 @@ def test_an_export_says_when_what_was_changed_and_why(journal: Journal, tmp_path
     audit.export_parquet(journal, "tuning", tmp_path / "journal.parquet")
     rows = pq.read_table(tmp_path / "journal.parquet").to_pylist()
     assert [each["config"] for each in rows] == [record_of().config.to_json(), changed.to_json(), None]
+    assert [each["change"] and json.loads(each["change"]) for each in rows] == [
+        None,
+        {"floor": {"before": 0.1, "after": 0.4}},
+        {"injection_ratio": {"before": "0.25", "after": "0.05"}},
+    ]
     assert (rows[2]["injection_ratio"], rows[2]["reason"]) == ("0.05", "too much is forgotten")
     times = [round(each["committed_at"].timestamp() * 1000) for each in rows]
     assert times == [each.committed_at for each in journal.entries("tuning")]

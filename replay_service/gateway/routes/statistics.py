@@ -15,9 +15,19 @@ router = APIRouter(prefix="/v1/runs/{run}", tags=["statistics"], route_class=Str
 
 
 @router.get("/stats", operation_id="get_stats", dependencies=READ, responses=responses(404, 422))
-def get_stats(run: RunName, service: Service) -> RunStats:
-    """A run's state, its statistics over all strata, what it has forgotten, and what to do about it."""
-    return statistics.stats_of(service, run)
+def get_stats(
+    run: RunName,
+    service: Service,
+    max_age_s: Annotated[
+        float, Query(ge=0, le=60, allow_inf_nan=False, description="How old the answer may be, seconds.")
+    ] = 0.0,
+) -> RunStats:
+    """A run's state, its statistics over all strata, what it has forgotten, and what to do about it.
+
+    Whoever asks again and again gives `max_age_s`: an answer that was made so lately serves all who do. `as_of` says of
+    which event it is.
+    """
+    return statistics.stats_of(service, run, max_age_s)
 
 
 @router.get("/strata", operation_id="get_strata", dependencies=READ, responses=responses(404, 422))

@@ -132,3 +132,15 @@ def test_strata_of_one_domain_are_those_of_all(running: TestClient) -> None:
     assert found == [each for each in every if each["domain"] == "fr"] and len(found) == 2
     for each in every:
         assert 0 < each["reports_recent"] <= each["num_reported"]
+
+
+def test_watchers_share_an_answer_and_nobody_else_gets_an_old_one(running: TestClient) -> None:
+    def as_of(query: str) -> int:
+        number: int = running.get(f"/v1/runs/tune/stats{query}").raise_for_status().json()["as_of"]
+        return number
+
+    assert [as_of("?max_age_s=60"), as_of("")] == [0, 0]
+    batch_of(running, 0)
+    assert [as_of("?max_age_s=60"), as_of(""), as_of("?max_age_s=0")] == [0, 1, 1]
+    for bad in ("-1", "61", "nan", "inf", "soon"):
+        assert_problem(running.get(f"/v1/runs/tune/stats?max_age_s={bad}"), 422, "invalid-request")
