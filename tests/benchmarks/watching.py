@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of one measurement")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--curve-steps", type=int, default=10_000, help="0: leave the looks at curves out")
-    parser.add_argument("--curve-domains", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--curve-domains", type=int, nargs="+", default=[1, 8])
     args = parser.parse_args()
     if args.rounds:
         with (

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from replay_service.gateway.following import told
-from replay_service.gateway.routes.events import _info
+from replay_service.gateway.routes.events import info_of
 from replay_service.ledger.event_log import LoggedEvent
 from replay_service.ledger.journal import Entry
 from replay_service.sampling.events import Configured, JournalEvent, Rewound, Trained
@@ -281,7 +281,7 @@ def test_neighbouring_plans_and_reports_are_summed_up() -> None:
         Rewound(3),
         plan_by_hand(4, [1], [0]),
     ]
-    found = list(told([entry(seq, event) for seq, event in enumerate(events)], _info))
+    found = list(told([entry(seq, event) for seq, event in enumerate(events)], info_of))
     assert [(each.seq, each.kind) for each in found] == [
         (3, "progress"),
         (4, "configured"),
@@ -303,4 +303,4 @@ def test_neighbouring_plans_and_reports_are_summed_up() -> None:
         "rows_reported": 2,
         "num_counts": 1,
     }
-    assert list(told([], _info)) == []
+    assert list(told([], info_of)) == []
