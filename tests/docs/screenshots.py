@@ -23,7 +23,7 @@ SIZES: Final[dict[str, ViewportSize]] = {
     "wide": {"width": 1200, "height": 900},
     "phone": {"width": 500, "height": 900},
 }
-_SETTLED_MS: Final = 4000
+_SETTLED_MS: Final = 500
 _NUM_COLORS: Final = 64
 
 Scheme = Literal["light", "dark"]
@@ -101,7 +101,9 @@ def draw(browser: Browser, url: str, path: Path, size: str = "wide", scheme: Sch
     """Write what is seen without scrolling; of a folder of all states, the whole page."""
     page = browser.new_page(viewport=SIZES[size], color_scheme=scheme)
     page.goto(url)
-    page.wait_for_timeout(_SETTLED_MS if "/runs/" in url else 300)
+    if page.locator("#curve-section").count():
+        page.wait_for_selector('#curve-section[data-live="10"]', timeout=60_000)  # the curve is whole
+    page.wait_for_timeout(_SETTLED_MS)
     picture = Image.open(io.BytesIO(page.screenshot(full_page=path.parent != ASSETS)))
     picture.convert("RGB").quantize(_NUM_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
     page.close()
