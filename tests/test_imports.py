@@ -158,7 +158,7 @@ def test_the_folders_of_a_corpus_stand_on_each_other_in_one_order() -> None:
 
 
 def test_the_folders_of_the_gateway_stand_on_each_other_in_one_order() -> None:
-    folders = [f"replay_service.gateway.{name}" for name in ("middleware", "routes", "processes")]
+    folders = [f"replay_service.gateway.{name}" for name in ("middleware", "routes", "page", "processes")]
     for i, each in enumerate(folders):
         assert [edge for edge in ours(each) if within(edge[1], *folders[i + 1 :])] == []
 

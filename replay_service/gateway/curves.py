@@ -63,9 +63,17 @@ _NOTHING: Final = _Series(np.empty(0, np.int64), np.empty((0, 3)), dict.fromkeys
 
 
 def curves_of(
-    service: ReplayService, run: str, stretch: Stretch, by_domain: bool = False, domain: str | None = None
+    service: ReplayService,
+    run: str,
+    stretch: Stretch,
+    by_domain: bool = False,
+    domain: str | None = None,
+    work_s: float = WORK_S,
 ) -> ForgettingCurves:
     """The curve of a run's corpus, and those of its largest domains, or of one domain, if they are asked for.
+
+    Args:
+        work_s: for how long to go on with a curve that is not whole, seconds.
 
     Raises:
         UnknownRun: when there is no such run.
@@ -74,7 +82,7 @@ def curves_of(
     _check(stretch)
     overview = service.journal.overview(run)
     chosen = None if domain is None else group_of(service.corpus_of(overview.record).partition, domain)
-    found = service.curves.read(run)
+    found = service.curves.read(run, work_s)
     series = _Series.by_group(found.points)
     groups = sorted(series.keys() - {CORPUS}) if by_domain or domain is not None else []
     names = group_names(service, overview.record, max(groups, default=0) + 1)

@@ -130,6 +130,7 @@ def _served(app: FastAPI) -> Iterator[str]:
             _await_started(server, thread)
             yield f"{_URL}:{listener.getsockname()[1]}"
         finally:
+            app.state.is_stopping = True  # those who follow events leave
             server.should_exit = True
             thread.join()
 

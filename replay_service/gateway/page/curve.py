@@ -12,6 +12,9 @@ from replay_service.gateway.service import ReplayService
 
 MOST_ROWS: Final = 25
 MOST_POINTS: Final = 300
+WORK_S: Final = 0.2
+"""A page does not wait for the curve of a long run: it shows how far that is, and asks again."""
+
 _DIGITS: Final = 4
 """Of nats, after the point: more is never seen, and weighs."""
 
@@ -43,14 +46,14 @@ class CurveInWords:
 
 def curve_in_words(service: ReplayService, run: str) -> CurveInWords:
     """The forgetting of a run's corpus along its steps, in at most 25 rows."""
-    found = curves_of(service, run, Stretch(num_points=MOST_ROWS))
+    found = curves_of(service, run, Stretch(num_points=MOST_ROWS), work_s=WORK_S)
     rows = list(_known(found))
     return CurveInWords(_result(rows, found.budget_nats), rows, found.is_whole)
 
 
 def curve_points(service: ReplayService, run: str, domain: str | None) -> bytes:
     """What the drawing of a curve is made of: `ForgettingCurves` as JSON, rounded; with a domain's, if named."""
-    found = curves_of(service, run, Stretch(num_points=MOST_POINTS), domain=domain).model_dump()
+    found = curves_of(service, run, Stretch(num_points=MOST_POINTS), domain=domain, work_s=WORK_S).model_dump()
     for curve in (found["corpus"], *found["domains"]):
         for name in ("nats", "low", "high", "least_nats", "most_nats"):
             curve[name] = [None if each is None else round(each, _DIGITS) for each in curve[name]]

@@ -197,6 +197,31 @@ def test_focus_and_open_details_outlive_a_refresh(page: Page, service: ServiceUn
     expect(table).to_be_focused()
 
 
+def test_the_curve_is_drawn_and_read_with_keys(page: Page, service: ServiceUnderTest) -> None:
+    page.goto(f"{service.url}/runs/steady")
+    chart, readout = page.locator("#curve"), page.locator("#curve-readout")
+    expect(chart.locator("canvas")).to_be_visible()
+    chart.focus()
+    page.keyboard.press("End")
+    expect(readout).to_contain_text("corpus")
+    at_the_end = readout.inner_text()
+    page.keyboard.press("ArrowLeft")
+    expect(readout).not_to_have_text(at_the_end)
+    box = page.locator("#curve-domains").get_by_role("checkbox").last
+    name = box.get_attribute("value") or ""
+    with page.expect_response(lambda each: f"domain={name}" in each.url):
+        box.check()
+    page.evaluate("htmx.trigger('#curve-section', 'refresh')")
+    page.locator("#curve-section summary").click()
+    expect(page.get_by_role("region", name="Table of the curve")).to_be_visible()
+    with page.expect_response(lambda each: each.url.endswith("/curve")):
+        page.evaluate("htmx.trigger('#curve-section', 'refresh')")
+    page.wait_for_timeout(100)
+    expect(chart.locator("canvas")).to_be_visible()
+    expect(page.get_by_role("region", name="Table of the curve")).to_be_visible()
+    assert page.get_by_role("region", name="Table of the curve").locator("tbody tr").count() <= 25
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast(browser: Browser, service: ServiceUnderTest, scheme: str) -> None:
     """WCAG 2.2, 1.4.3: at least 4.5 to 1."""

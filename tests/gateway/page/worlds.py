@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from replay_service.wire.batches import Batch
 from replay_service.wire.losses import LOSS_ROW
 from replay_trainer.client import ReplayClient
 
@@ -34,21 +35,24 @@ class Job:
         self.client.ensure_run(self.run, corpus, RUN | settings)
         return self
 
-    def train(self, num_steps: int, reports: bool = True) -> "Job":
-        for step in range(self.next_step, self.next_step + num_steps):
-            batch = self.client.batch(self.run, step)
-            if reports and len(batch):
-                self.client.report(self.run, self._losses(batch, step))
-        self.next_step += num_steps
+    def train(self, num_steps: int, window: int = 1) -> "Job":
+        """Make further steps, of which `window` are asked for and reported at a time."""
+        ends_at = self.next_step + num_steps
+        while self.next_step < ends_at:
+            window = min(window, ends_at - self.next_step)
+            batch = self.client.batch(self.run, self.next_step, num_steps=window)
+            if len(batch):
+                self.client.report(self.run, self._losses(batch))
+            self.next_step += window
         return self
 
-    def _losses(self, batch: Any, step: int) -> np.ndarray:
+    def _losses(self, batch: Batch) -> np.ndarray:
         """LOSS_ROW [n]."""
         domain = batch.stratum // self.num_quantiles
-        rise = np.asarray(self.rises)[domain % len(self.rises)] * min(1.0, step / 100)
+        rise = np.asarray(self.rises)[domain % len(self.rises)] * np.minimum(1.0, batch.step / 100)
         rows = np.zeros(len(batch), dtype=LOSS_ROW)
-        rows["step"], rows["sample_id"], rows["rank"] = step, batch.sample_id, 0
+        rows["step"], rows["sample_id"], rows["rank"] = batch.step, batch.sample_id, 0
         rows["loss_nats"] = batch.base_loss + rise + self.rng.normal(0.0, 0.02, len(batch))
-        rows["num_tokens"], rows["num_gains"] = NUM_TOKENS, 1
+        rows["num_tokens"] = NUM_TOKENS
         rows["num_flips"] = self.rng.binomial(NUM_TOKENS, np.clip(rise, 0.0, 1.0))
         return rows

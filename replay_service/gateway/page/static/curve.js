@@ -48,6 +48,7 @@
     ctx.strokeStyle = color("--look-line");
     ctx.fillStyle = color("--ink");
     ctx.setLineDash([4, 4]);
+    ctx.textAlign = "left";
     let lastLabel = -Infinity;
     for (const [step, kind] of marks().reverse()) {
       const x = self.valToPos(step, "x", true);
