@@ -158,8 +158,6 @@ def test_events_are_shown_by_kind_and_followed(service: ServiceUnderTest) -> Non
         "--last",
         "1",
         "--json",
-        "--every",
-        "0.1",
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
         assert following.stdout is not None
