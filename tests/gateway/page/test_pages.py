@@ -110,7 +110,7 @@ def test_every_page_asks_for_a_token_where_there_are_tokens(root: Path) -> None:
 
 def test_pages_are_no_part_of_the_api() -> None:
     paths = create_app(load_settings()).openapi()["paths"]
-    assert all(each.startswith("/v1/") or each in ("/healthz", "/readyz") for each in paths)
+    assert all(each.startswith("/v1/") or each in ("/healthz", "/readyz", "/metrics") for each in paths)
 
 
 def test_a_page_is_compressed_for_who_takes_that(trained: TestClient) -> None:
