@@ -28,7 +28,7 @@ WINDOW: Final = 20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, nargs="+", default=[1, 50, 1000])
+    parser.add_argument("--runs", type=int, nargs="+", default=[1, 50])
     parser.add_argument("--domains", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=20)
     wanted = parser.parse_args()

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -238,10 +239,21 @@ def watch_training(job: TrainConfig, console: Console, title: str) -> None:
     from replay_trainer.job.progress import ProgressLine
     from replay_trainer.job.ray_train import run_training
 
+    if job.rehearsal is not None:
+        where = f"{_without_user(job.rehearsal.service_url)}/runs/{job.rehearsal.run}"
+        console.print(f"{title}  look at {where}", markup=False, highlight=False, soft_wrap=True)
     with ProgressLine(console, title, job.num_steps, time.monotonic) as line:
         watched = _Watched(job, line)
         with _every_second(watched.show_new):
             run_training(job)
+
+
+def _without_user(url: str) -> str:
+    parts = urlsplit(url.rstrip("/"))
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+ESTIMATES: Final = ("forgetting", "rows_due", "rows_rehearsed", "late_steps")
 
 
 @dataclass(slots=True)
@@ -254,7 +266,8 @@ class _Watched:
     job: TrainConfig
     line: "ProgressLine"
     _seen: list[dict[str, Any]] = field(init=False)
-    _forgetting: dict[str, Any] | None = None
+    _told: dict[str, Any] = field(default_factory=dict, init=False)
+    """The service's latest estimates: they come with some steps alone."""
 
     def __post_init__(self) -> None:
         self._seen = self._lines()
@@ -264,8 +277,8 @@ class _Watched:
         lines = self._lines()
         for number, line in enumerate(lines):
             if line["kind"] == "step" and line not in self._seen[number : number + 1]:
-                self._forgetting = line.get("forgetting", self._forgetting)
-                self.line.show(line["step"], {**line, "forgetting": self._forgetting})
+                self._told |= {name: line[name] for name in ESTIMATES if name in line}
+                self.line.show(line["step"], {**line, **self._told})
         self._seen = lines
 
     def _lines(self) -> list[dict[str, Any]]:

@@ -55,6 +55,12 @@ def test_a_line_says_that_forgetting_is_not_known() -> None:
     assert lines_of(1, unknown).splitlines() == ["train  step 1/1  forgetting not known yet"]
 
 
+def test_a_line_says_how_the_ratio_is_met_and_which_reports_are_late() -> None:
+    told = {"rows_due": 412.35, "rows_rehearsed": 412, "late_steps": 3}
+    assert lines_of(1, told).splitlines() == ["train  step 1/1  3 late  rehearsed 412 of 412.35 due"]
+    assert "late" not in lines_of(1, told | {"late_steps": 0})
+
+
 def test_the_advice_of_a_predicted_gain_is_a_line_of_its_own() -> None:
     for gain in ({"advice": None, "reason": "few reports"}, None):
         assert lines_of(1, {"predicted_gain": gain}).splitlines() == ["train  step 1/1"]

@@ -226,8 +226,9 @@ def _estimates_if_due(feed: Feed, step: int, num_steps: int) -> dict[str, Any]:
     if step % max(1, num_steps // _ESTIMATES) and not is_last:
         return {}
     found = feed.statistics() or {}
-    names = ("forgetting", "predicted_gain") if is_last else ("forgetting",)
-    return {name: found[name] for name in names if name in found}
+    names = ("forgetting", "rows_due", "rows_rehearsed", *(("predicted_gain",) if is_last else ()))
+    late = {"late_steps": found["report_delay"]["late_steps"]} if "report_delay" in found else {}
+    return {name: found[name] for name in names if name in found} | late
 
 
 def _figures(values: dict[str, Any]) -> dict[str, float]:

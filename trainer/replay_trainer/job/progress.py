@@ -106,6 +106,8 @@ class ProgressLine:
             _Figure("target {:.3f}", 6): values.get("target_loss"),
             _Figure("forgetting {}", 4): _estimate(values.get("forgetting")),
             _Figure("rehearsal {:.1%}", 7): num_rehearsed / num_rows if num_rows > 0 else None,
+            _Figure("{} late", 3): values.get("late_steps") or None,
+            _Figure("rehearsed {}", 9): _of_due(values),
             _Figure("waiting {:.0%}", 8): waited_s / step_s if step_s > 0 else None,
             _Figure("{:,} not finite", 1): self._num_nonfinite or None,
             _Figure("{:,} skipped", 3): self._num_skipped or None,
@@ -137,3 +139,9 @@ def _estimate(found: Mapping[str, Any] | None) -> str | None:
     if found["nats"] is None:
         return "not known yet"
     return f"{found['nats']:+.3f} ({found['low']:+.2f} to {found['high']:+.2f})"
+
+
+def _of_due(values: Mapping[str, Any]) -> str | None:
+    """The rows that the planned steps rehearse, of those that they are due to."""
+    due, rehearsed = values.get("rows_due"), values.get("rows_rehearsed")
+    return None if due is None or rehearsed is None else f"{rehearsed:,} of {due:,.2f} due"
