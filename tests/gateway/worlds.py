@@ -84,7 +84,7 @@ def all_of(client: httpx2.Client) -> list[Any]:
 
 def state_of(client: httpx2.Client) -> list[Any]:
     """As `all_of`, without what tells how the run came to its state: numbers and times of events, and rewinds."""
-    moments = ("as_of", "attempt", "last_plan_at", "last_report_at", "last_trained_at", "last_change")
+    moments = ("as_of", "attempt", "last_plan_at", "last_report_at", "last_trained_at", "last_change", "report_delay")
     return [{name: value for name, value in each.items() if name not in moments} for each in all_of(client)]
 
 

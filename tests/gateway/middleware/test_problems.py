@@ -47,6 +47,7 @@ def body_of(path: str, method: str) -> dict[str, Any] | None:
         "/v1/runs/{run}/rewind": {"step": 0},
         "/v1/runs/{run}/adopt": {},
         "/v1/runs/{run}/close": {},
+        "/v1/runs/{run}/finish": {"num_steps": 5},
     }
     return None if method in ("GET", "DELETE") else bodies.get(path)
 
@@ -128,4 +129,4 @@ def test_every_kind_of_error_has_a_name_of_its_own_and_a_place_in_the_tree() -> 
     assert len({kind.slug for kind in kinds}) == len({kind.title for kind in kinds}) == len(kinds)
     for kind in kinds:
         assert kind.__name__ in (errors.__doc__ or "")
-        assert kind.status in (*range(400, 500), 503) or kind is errors.ReplayError
+        assert kind.status in (*range(400, 500), 503) or kind in (errors.ReplayError, errors.JournalDamaged)

@@ -131,6 +131,7 @@ CHANGES: list[tuple[str, str, dict[str, object]]] = [
     ("POST", "/v1/runs/tune/rewind", {"step": -1}),
     ("POST", "/v1/runs/tune/adopt", {}),
     ("POST", "/v1/runs/tune/close", {}),
+    ("POST", "/v1/runs/tune/finish", {"num_steps": 5}),
     ("PATCH", "/v1/runs/tune", {"floor": 0.2}),
     ("POST", "/v1/corpora", {"corpus": "mine", "source": "/data", "model": "m"}),
 ]
