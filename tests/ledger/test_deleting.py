@@ -10,6 +10,7 @@ from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import JournalUnavailable, RunOpen, RunTaken, UnknownRun
 from replay_service.ledger.audit import verify
 from replay_service.ledger.database import open_database
+from replay_service.ledger.forgetting_curves import CurveReader
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import OwnerLimits, RunOwner
 from replay_service.ledger.owners import Owners
@@ -69,13 +70,14 @@ def processes(database_url: str, corpus: Corpus) -> Iterator[tuple[Process, Proc
 
 
 def train(process: Process, run: str = "tuning") -> RunOwner:
-    """A new run with plans, reports, snapshots, and statistics of samples."""
+    """A new run with plans, reports, snapshots, statistics of samples, and curves."""
     create(process.owners, record_of(run))
     owner = process.owners.get(run)
     for step in range(6):
         (plan,) = owner.window(step, 1, 64).plans
         owner.report(losses_of(step, ids_of(plan)))
     assert process.journal.samples(run, SampleQuery("sample_id", False, 10), process.corpus.partition).samples
+    assert CurveReader(process.journal).read(run, work_s=60.0).points
     return owner
 
 
