@@ -60,7 +60,7 @@ def result_table(rehearsed: Outcome, plain: Outcome, stats: dict[str, Any]) -> T
         "target loss", *(f"{each.base[TARGET]:.3f} -> {each.last[TARGET]:.3f}" for each in (plain, rehearsed))
     )
     table.add_row("rehearsal share", *(f"{each.num_rehearsed / each.num_trained:.2%}" for each in (plain, rehearsed)))
-    table.add_row("samples served", "0", f"{stats['num_rehearsed']}")
+    table.add_row("samples served", "0", f"{stats['rows_rehearsed']}")
     table.add_row("reports folded", "0", f"{stats['num_reported']}")
     return table
 
