@@ -2,10 +2,11 @@
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
+
+from replay_service.ledger.recently_used import RecentlyUsed
 
 T = TypeVar("T")
 
@@ -30,10 +31,8 @@ class RecentAnswers(Generic[T]):
     """
 
     def __init__(self, most: int = MOST_KEPT, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._most = most
         self._monotonic = monotonic
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str, _Kept[T]] = OrderedDict()
+        self._kept: RecentlyUsed[_Kept[T]] = RecentlyUsed(most, _Kept)
 
     def get(self, name: str, max_age_s: float, make: Callable[[], T]) -> T:
         """An answer that began to be made at most `max_age_s` seconds before this call; by default a new one.
@@ -43,17 +42,9 @@ class RecentAnswers(Generic[T]):
         if max_age_s <= 0.0:
             return make()
         asked_at = self._monotonic()
-        kept = self._kept_of(name)
+        kept = self._kept.get(name)
         with kept.lock:
             if kept.answer is None or kept.made_at < asked_at - max_age_s:
                 kept.answer, made_at = None, self._monotonic()
                 kept.answer, kept.made_at = make(), made_at
             return kept.answer
-
-    def _kept_of(self, name: str) -> _Kept[T]:
-        with self._lock:
-            kept = self._kept.setdefault(name, _Kept())
-            self._kept.move_to_end(name)
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-            return kept

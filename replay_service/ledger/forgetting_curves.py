@@ -10,7 +10,6 @@ that those events had planned; points that do not stand are made again.
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from replay_service.ledger.curve_points import CORPUS, ESTIMATE_ROW, CurvePoint,
 from replay_service.ledger.damaged_journals import CONTENT_ERRORS
 from replay_service.ledger.journal import Entry, Journal
 from replay_service.ledger.progress import Point
+from replay_service.ledger.recently_used import RecentlyUsed
 from replay_service.sampling.events import Created, Event, Reported, Rewound
 from replay_service.sampling.forgetting import Forgetting
 from replay_service.sampling.run_state import RunState, fold_all
@@ -103,10 +103,8 @@ class CurveReader:
     ) -> None:
         self._journal = journal
         self._table = PointTable(journal.engine)
-        self._most_runs = most_runs
         self._monotonic = monotonic
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept = RecentlyUsed(most_runs, _Kept)
 
     def read(self, run: str, work_s: float = WORK_S) -> Curves:
         """The curves of a run.
@@ -117,7 +115,7 @@ class CurveReader:
         Raises:
             UnknownRun: when there is no such run.
         """
-        kept = self._kept_of(run)
+        kept = self._kept.get(run)
         with kept.lock:
             while True:
                 point = self._journal.point(run)
@@ -133,14 +131,6 @@ class CurveReader:
                 if self._journal.point(run).incarnation == point.incarnation:
                     kept.tracked = tracked
                     return tracked.curves(point.end_seq)
-
-    def _kept_of(self, run: str) -> _Kept:
-        with self._lock:
-            kept = self._kept.setdefault(run, _Kept())
-            self._kept.move_to_end(run)
-            while len(self._kept) > self._most_runs:
-                self._kept.popitem(last=False)
-            return kept
 
     def _brought_up(self, tracked: _Tracked | None, run: str, point: Point, ends_at: float) -> _Tracked:
         """A run with its points up to a point of its journal, or as far as the time allows."""

@@ -1,7 +1,6 @@
 """Reading runs without owning them: no epoch is raised, and no owner waits for a restore."""
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -14,6 +13,7 @@ from replay_service.ledger.damaged_journals import CONTENT_ERRORS
 from replay_service.ledger.journal import Journal, RunRecord
 from replay_service.ledger.owners import Owners
 from replay_service.ledger.progress import Point
+from replay_service.ledger.recently_used import RecentlyUsed
 from replay_service.ledger.restoring import Restored
 from replay_service.ledger.run_view import RunView
 
@@ -57,9 +57,7 @@ class RunReaders:
     def __init__(self, journal: Journal, owners: Owners, most_runs: int = MOST_RUNS_KEPT) -> None:
         self._journal = journal
         self._owners = owners
-        self._most_runs = most_runs
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept = RecentlyUsed(most_runs, _Kept)
 
     def read(self, run: str, see: Callable[[RunView], T]) -> T:
         """The result of `see` on a run at one committed point, which is no earlier than the call.
@@ -74,17 +72,9 @@ class RunReaders:
                 return owner.look(see)
             except (RunTaken, JournalUnavailable):
                 pass  # its state is not the journal's now, and to restore it is not for a reader
-        kept = self._kept_of(run)
+        kept = self._kept.get(run)
         with kept.lock:
             return see(self._brought_up(kept, run))
-
-    def _kept_of(self, run: str) -> _Kept:
-        with self._lock:
-            kept = self._kept.setdefault(run, _Kept())
-            self._kept.move_to_end(run)
-            while len(self._kept) > self._most_runs:
-                self._kept.popitem(last=False)
-            return kept
 
     def _brought_up(self, kept: _Kept, run: str) -> RunView:
         """The run as its journal tells it now."""

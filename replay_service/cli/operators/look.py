@@ -61,7 +61,8 @@ def _say(event: dict[str, Any], as_json: bool) -> None:
 
 
 def _past(service: ServiceClient, run: str, kind: str | None, last: int) -> tuple[list[dict[str, Any]], int]:
-    """The last events, and after which number to go on. Of some kinds, all pages are read: those are few."""
+    """The last events, and after which number to go on. Of some kinds, all pages are read, since nothing tells where
+    the last ones begin."""
     end = service.of_run(run)["as_of"]
     found, after = deque[dict[str, Any]](maxlen=last), -1 if kind is not None else max(-1, end - last)
     for page in _pages(service, run, after, kind):

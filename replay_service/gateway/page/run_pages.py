@@ -35,6 +35,9 @@ DOMAINS_SHOWN: Final = 40
 SAMPLES_SHOWN: Final = 15
 CURVES_OFFERED: Final = 12
 
+_WATCHED_AGE_S: Final = 1.0
+"""Age of the statistics that watchers of one run share: each fragment would estimate them anew."""
+
 _FOLLOWED: Final = " ".join((PROGRESS, *KINDS))
 """The kinds of server-sent events that bring something new."""
 
@@ -80,7 +83,7 @@ def _rows(service: ReplayService, runs: Sequence[RunSummary]) -> list[RunRow]:
 
 def _row(service: ReplayService, run: RunSummary) -> RunRow:
     try:
-        return RunRow(run, stats_of(service, run.run))
+        return RunRow(run, stats_of(service, run.run, _WATCHED_AGE_S))
     except ReplayError as error:  # one run that cannot be read hides no other
         return RunRow(run, problem=error.detail)
 
@@ -97,13 +100,13 @@ def show_run(request: Request, run: RunName, service: Service, access: RequestAc
 @router.get("/runs/{run}/live", dependencies=READ)
 def show_live(request: Request, run: RunName, service: Service) -> Response:
     """The part of a run's page that changes with every step."""
-    return render(request, "run_live.html", **_live(service, stats_of(service, run)))
+    return render(request, "run_live.html", **_live(service, stats_of(service, run, _WATCHED_AGE_S)))
 
 
 @router.get("/runs/{run}/curve", dependencies=READ)
 def show_curve(request: Request, run: RunName, service: Service) -> Response:
     """The part of a run's page that tells how its forgetting went."""
-    return render(request, "run_curve.html", **_curve(service, stats_of(service, run)))
+    return render(request, "run_curve.html", **_curve(service, stats_of(service, run, _WATCHED_AGE_S)))
 
 
 @router.get("/runs/{run}/curve-points", dependencies=READ)
@@ -117,7 +120,7 @@ def give_curve_points(
 @router.get("/runs/{run}/strata", dependencies=READ)
 def show_strata(request: Request, run: RunName, service: Service) -> Response:
     """The part of a run's page that tells of strata and samples."""
-    return render(request, "run_strata.html", **_strata(service, stats_of(service, run)))
+    return render(request, "run_strata.html", **_strata(service, stats_of(service, run, _WATCHED_AGE_S)))
 
 
 def _live(service: ReplayService, stats: RunStats) -> dict[str, Any]:
