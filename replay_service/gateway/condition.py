@@ -7,9 +7,9 @@ from functools import cache
 from replay_service.corpus.reading.reader import Corpus, CorpusStore
 from replay_service.errors import CorpusError, CorpusReplaced, CorpusUnavailable
 from replay_service.gateway.service import ReplayService
-from replay_service.ledger.journal import RunHead, RunRecord
 from replay_service.ledger.lifecycle import Lifecycle, RunFacts, lifecycle_of
 from replay_service.ledger.progress import Point
+from replay_service.ledger.records import RunHead, RunRecord
 from replay_service.ledger.run_view import RunView
 from replay_service.ledger.sampled_corpus import check_fingerprint
 

@@ -15,7 +15,7 @@ from replay_service.gateway.models import MAX_INT64
 from replay_service.gateway.sample_models import SampleHistory, SampleInfo, SamplePage, SampleVisit
 from replay_service.gateway.service import ReplayService
 from replay_service.gateway.strata_choice import strata_in
-from replay_service.ledger.journal import RunOverview
+from replay_service.ledger.records import RunOverview
 from replay_service.ledger.samples import SAMPLE_ORDERS, DamageUnit, SampleOrder, SampleQuery, SampleStatistics
 from replay_service.sampling.events import Reported
 from replay_service.sampling.partition import stratum_name

@@ -12,9 +12,10 @@ from replay_service.gateway.recent_answers import RecentAnswers
 from replay_service.gateway.statistics_models import RunStats
 from replay_service.ledger.committer import WallClock, wall_clock_ms
 from replay_service.ledger.forgetting_curves import CurveReader
-from replay_service.ledger.journal import Journal, RunRecord
+from replay_service.ledger.journal import Journal
 from replay_service.ledger.owners import Owners
 from replay_service.ledger.readers import RunReaders
+from replay_service.ledger.records import RunRecord
 from replay_service.ledger.sampled_corpus import check_same
 from replay_service.settings import ServiceSettings
 from replay_service.wire.decoding import Heads

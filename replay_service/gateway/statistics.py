@@ -25,9 +25,9 @@ from replay_service.gateway.strata_choice import strata_in
 from replay_service.gateway.times import iso_of, moment
 from replay_service.ledger import event_log
 from replay_service.ledger.event_text import text_of
-from replay_service.ledger.journal import RunRecord
 from replay_service.ledger.lifecycle import RunFacts
 from replay_service.ledger.progress import Point
+from replay_service.ledger.records import RunRecord
 from replay_service.ledger.report_delay import report_delay
 from replay_service.ledger.run_view import RunView
 from replay_service.sampling.forgetting import FirstVisits

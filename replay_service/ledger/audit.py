@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from replay_service.ledger.event_log import Change, changes_of
-from replay_service.ledger.journal import Entry, Journal, RunRecord
+from replay_service.ledger.journal import Journal
+from replay_service.ledger.records import Entry, RunRecord
 from replay_service.sampling.events import (
     Configured,
     Created,

@@ -4,8 +4,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Final, get_args
 
-from replay_service.ledger.journal import Entry, Journal
+from replay_service.ledger.journal import Journal
 from replay_service.ledger.progress import Point
+from replay_service.ledger.records import Entry
 from replay_service.ledger.schema import COMMON_KINDS
 from replay_service.sampling.events import Adjusted, Adopted, Configured, Created, JournalEvent, Rewound
 from replay_service.sampling.injection import as_decimal, exact_ratio

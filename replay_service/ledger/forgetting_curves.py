@@ -20,9 +20,10 @@ import numpy as np
 from replay_service.ledger import restoring
 from replay_service.ledger.curve_points import CORPUS, ESTIMATE_ROW, CurvePoint, PointTable, Rewind
 from replay_service.ledger.damaged_journals import CONTENT_ERRORS
-from replay_service.ledger.journal import Entry, Journal
+from replay_service.ledger.journal import Journal
 from replay_service.ledger.progress import Point
 from replay_service.ledger.recently_used import RecentlyUsed
+from replay_service.ledger.records import Entry
 from replay_service.sampling.events import Created, Event, Reported, Rewound
 from replay_service.sampling.forgetting import Forgetting
 from replay_service.sampling.run_state import RunState, fold_all

@@ -2,10 +2,9 @@
 
 import secrets
 from collections.abc import Collection, Generator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, Engine, Row, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from replay_service.errors import RunExists, UnknownRun
@@ -13,10 +12,23 @@ from replay_service.ledger import samples
 from replay_service.ledger.committer import Committer, Lease, WallClock, run_taken, wall_clock_ms
 from replay_service.ledger.damaged_journals import DamagedJournals
 from replay_service.ledger.database import QuickLook
-from replay_service.ledger.event_rows import columns_of, created_of, event_of, planned_of
+from replay_service.ledger.event_rows import columns_of, planned_of
 from replay_service.ledger.event_times import EventTimes
 from replay_service.ledger.meter import NO_METER, Meter
 from replay_service.ledger.progress import Point, Progress
+from replay_service.ledger.records import (
+    Entry,
+    RunHead,
+    RunOverview,
+    RunRecord,
+    Snapshot,
+    entry_of,
+    head_of,
+    overview_of,
+    point_of,
+    record_of,
+    snapshot_of,
+)
 from replay_service.ledger.sample_reader import SamplePage, SampleReader, SampleVisits
 from replay_service.ledger.samples import TOKEN_FLIPS, DamageUnit, SampleQuery
 from replay_service.ledger.schema import (
@@ -29,9 +41,8 @@ from replay_service.ledger.schema import (
     snapshots,
 )
 from replay_service.ledger.schema import samples as samples_table
-from replay_service.sampling.events import Created, JournalEvent, Planned, Rewound
+from replay_service.sampling.events import JournalEvent, Planned, Rewound
 from replay_service.sampling.partition import Partition
-from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.run_state import RunState
 
 _RECORDS: Final = select(runs, events.c.payload).join(events, (events.c.run == runs.c.run) & (events.c.seq == 0))
@@ -45,84 +56,6 @@ _POINTS: Final = (
 
 _EPOCH_BITS: Final = 62
 _INCARNATION_BITS: Final = 63
-
-
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """A run as it was created."""
-
-    run: str
-    corpus: str
-    created: Created
-    """The first event of its journal."""
-    created_at: str
-
-    @property
-    def config(self) -> RunConfig:
-        return self.created.config
-
-
-@dataclass(frozen=True, slots=True)
-class RunHead:
-    """How far a run is, in its row of `runs` alone.
-
-    Attributes:
-        corpus_fingerprint: of the corpus that it began on; None if that was not written down.
-        generation: of the corpus that it sees; None: that which it was created on.
-        job_end: the first step that is none of the job's, as it said when it ended; -1 if it has not.
-    """
-
-    run: str
-    corpus: str
-    corpus_fingerprint: str | None
-    generation: int | None
-    point: Point
-    next_step: int
-    closed: bool
-    job_end: int
-
-
-@dataclass(frozen=True, slots=True)
-class RunOverview:
-    """A run and how far it is, all from columns: nothing is folded."""
-
-    record: RunRecord
-    head: RunHead
-    generation: int
-    config: RunConfig
-
-    @property
-    def point(self) -> Point:
-        return self.head.point
-
-    @property
-    def next_step(self) -> int:
-        return self.head.next_step
-
-    @property
-    def closed(self) -> bool:
-        return self.head.closed
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A run's state after its first `seq` events; `attempt` counts its rewinds, from 1."""
-
-    seq: int
-    attempt: int
-    next_step: int
-    state: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """An event where it stands in the journal."""
-
-    seq: int
-    attempt: int
-    event: JournalEvent
-    committed_at: int | None = None
-    """Milliseconds since 1970-01-01 UTC; None of events that an earlier release wrote. Nothing folds it."""
 
 
 class Journal:
@@ -180,19 +113,19 @@ class Journal:
 
     def runs(self) -> list[RunRecord]:
         with self._engine.connect() as connection:
-            return [_record(row) for row in connection.execute(_RECORDS.order_by(runs.c.run))]
+            return [record_of(row) for row in connection.execute(_RECORDS.order_by(runs.c.run))]
 
     def heads(self) -> list[RunHead]:
         """How far each run is, by name; one query, however long their journals are."""
         columns = [each for each in runs.c if each.name != "config"]
         with self._engine.connect() as connection:
-            return [_head(row) for row in connection.execute(select(*columns).order_by(runs.c.run))]
+            return [head_of(row) for row in connection.execute(select(*columns).order_by(runs.c.run))]
 
     def overviews(self, names: Collection[str]) -> list[RunOverview]:
         """Some runs and how far they are, by name; one query. A run that is not there is left out."""
         query = _RECORDS.where(runs.c.run.in_(sorted(names))).order_by(runs.c.run)
         with self._engine.connect() as connection:
-            return [_overview(row) for row in connection.execute(query)]
+            return [overview_of(row) for row in connection.execute(query)]
 
     def overview(self, name: str) -> RunOverview:
         """One run and how far it is; raises UnknownRun."""
@@ -200,7 +133,7 @@ class Journal:
             row = connection.execute(_RECORDS.where(runs.c.run == name)).first()
         if row is None:
             raise _unknown(name)
-        return _overview(row)
+        return overview_of(row)
 
     def point(self, run: str) -> Point:
         """The end of a run's journal now; raises UnknownRun. It costs the same however long the journal is."""
@@ -208,14 +141,14 @@ class Journal:
             row = connection.execute(_POINTS.where(runs.c.run == run)).first()
         if row is None:
             raise _unknown(run)
-        return _point(row, row.seq + 1, row.last_attempt)
+        return point_of(row, row.seq + 1, row.last_attempt)
 
     def run(self, name: str) -> RunRecord:
         with self._engine.connect() as connection:
             row = connection.execute(_RECORDS.where(runs.c.run == name)).first()
         if row is None:
             raise _unknown(name)
-        return _record(row)
+        return record_of(row)
 
     def take(self, run: str) -> Lease:
         """Become the owner of a run; from now on nothing that an earlier owner writes is kept."""
@@ -294,7 +227,7 @@ class Journal:
             mine = mine.where(IS_RARE)
         with self._engine.connect() as connection:
             row = connection.execute(mine.order_by(events.c.seq.desc()).limit(1)).first()
-        return None if row is None else _entry(row)
+        return None if row is None else entry_of(row)
 
     def _entries(self, query: Select[tuple[object, ...]]) -> Generator[Entry, None, None]:
         query = query.order_by(events.c.seq)
@@ -303,7 +236,7 @@ class Journal:
             connection.execution_options(yield_per=1000).execute(query) as rows,
         ):
             for row in rows:
-                yield _entry(row)
+                yield entry_of(row)
 
     def planned(self, run: str, first_step: int, num_steps: int) -> list[Planned]:
         """The plans of a window of steps, in step order; steps without a plan are left out.
@@ -344,13 +277,13 @@ class Journal:
             query = query.where(snapshots.c.next_step <= most_next_step)
         with self._engine.connect() as connection:
             row = connection.execute(query.order_by(snapshots.c.seq.desc()).limit(1)).first()
-        return None if row is None else _snapshot(row)
+        return None if row is None else snapshot_of(row)
 
     def snapshots(self, run: str) -> list[Snapshot]:
         """All snapshots of a run, oldest first."""
         with self._engine.connect() as connection:
             query = select(snapshots).where(snapshots.c.run == run).order_by(snapshots.c.seq)
-            return [_snapshot(row) for row in connection.execute(query)]
+            return [snapshot_of(row) for row in connection.execute(query)]
 
     def end_seq(self, run: str) -> int:
         """The number that the next event of a run will have."""
@@ -382,36 +315,3 @@ def _insert_snapshot(connection: Connection, run: str, snapshot: Snapshot) -> No
             state=snapshot.state,
         )
     )
-
-
-def _entry(row: Row[tuple[object, ...]]) -> Entry:
-    return Entry(row.seq, row.attempt, event_of(row), row.committed_at)
-
-
-def _record(row: Row[tuple[object, ...]]) -> RunRecord:
-    return RunRecord(row.run, row.corpus, created_of(row.payload), row.created_at)
-
-
-def _point(row: Row[tuple[object, ...]], end_seq: int, attempt: int) -> Point:
-    times = row.planned_at, row.reported_at, row.trained_at
-    return Point((row.incarnation, row.created_at), row.owner_epoch, end_seq, attempt, *times)
-
-
-def _head(row: Row[tuple[object, ...]]) -> RunHead:
-    point = _point(row, row.num_events, row.attempt)
-    of_corpus = row.corpus, row.corpus_fingerprint, row.generation
-    return RunHead(row.run, *of_corpus, point, row.next_step, row.closed, row.job_end)
-
-
-def _overview(row: Row[tuple[object, ...]]) -> RunOverview:
-    record = _record(row)
-    return RunOverview(
-        record=record,
-        head=_head(row),
-        generation=record.created.generation if row.generation is None else row.generation,
-        config=record.config if row.config is None else RunConfig.from_json(row.config.decode()),
-    )
-
-
-def _snapshot(row: Row[tuple[object, ...]]) -> Snapshot:
-    return Snapshot(row.seq, row.attempt, row.next_step, row.state)

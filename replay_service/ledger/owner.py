@@ -23,9 +23,10 @@ from replay_service.ledger.combining import Combiner
 from replay_service.ledger.damaged_journals import CONTENT_ERRORS
 from replay_service.ledger.fence import Fence
 from replay_service.ledger.intake import HandedIn, Intake, ReportOutcome
-from replay_service.ledger.journal import Journal, Snapshot
+from replay_service.ledger.journal import Journal
 from replay_service.ledger.meter import NO_METER, Meter
 from replay_service.ledger.plan_windows import RecentPlans, Window
+from replay_service.ledger.records import Snapshot
 from replay_service.ledger.reports import CURRENT_ATTEMPT, check_values
 from replay_service.ledger.run_view import RunView
 from replay_service.ledger.run_work import RunWork

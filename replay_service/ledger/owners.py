@@ -6,9 +6,10 @@ from collections.abc import Callable
 import structlog
 
 from replay_service.errors import InvalidRun, RunExists
-from replay_service.ledger.journal import Journal, RunRecord
+from replay_service.ledger.journal import Journal
 from replay_service.ledger.meter import NO_METER, Meter
 from replay_service.ledger.owner import DEFAULT_LIMITS, OwnerLimits, RunOwner
+from replay_service.ledger.records import RunRecord
 from replay_service.ledger.sampled_corpus import SampledCorpus, check_same
 from replay_service.sampling.events import Created
 from replay_service.sampling.run_config import RunConfig

@@ -10,10 +10,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from replay_service.errors import JournalUnavailable, RunTaken
 from replay_service.ledger import restoring
 from replay_service.ledger.damaged_journals import CONTENT_ERRORS
-from replay_service.ledger.journal import Journal, RunRecord
+from replay_service.ledger.journal import Journal
 from replay_service.ledger.owners import Owners
 from replay_service.ledger.progress import Point
 from replay_service.ledger.recently_used import RecentlyUsed
+from replay_service.ledger.records import RunRecord
 from replay_service.ledger.restoring import Restored
 from replay_service.ledger.run_view import RunView
 

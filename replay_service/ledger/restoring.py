@@ -9,7 +9,8 @@ from typing import Final
 
 import structlog
 
-from replay_service.ledger.journal import Entry, Journal, RunRecord, Snapshot
+from replay_service.ledger.journal import Journal
+from replay_service.ledger.records import Entry, RunRecord, Snapshot
 from replay_service.sampling.events import Created, Event, Rewound
 from replay_service.sampling.run_state import RunState, fold_all
 from replay_service.sampling.state_bytes import STATE_VERSION, from_bytes, version_of

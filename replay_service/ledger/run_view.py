@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from replay_service.ledger.journal import RunRecord
 from replay_service.ledger.progress import Point
+from replay_service.ledger.records import RunRecord
 from replay_service.sampling.run_state import RunState
 
 

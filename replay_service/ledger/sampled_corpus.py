@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.errors import CorpusReplaced, InvalidRun
-from replay_service.ledger.journal import RunRecord
+from replay_service.ledger.records import RunRecord
 from replay_service.sampling.base_results import BaseResults
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.run_state import RunState

@@ -19,8 +19,9 @@ import numpy as np
 from fastapi.testclient import TestClient
 
 from replay_service.corpus.reading.reader import Corpus
-from replay_service.ledger.journal import Journal, RunRecord
+from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
+from replay_service.ledger.records import RunRecord
 from replay_service.sampling.events import REPORTED_ROW, Created, Planned
 from replay_service.sampling.partition import Extent, Partition
 from replay_service.sampling.plan import plan_steps

@@ -21,7 +21,8 @@ import numpy as np
 
 from replay_service.ledger.database import open_database
 from replay_service.ledger.forgetting_curves import CurveReader
-from replay_service.ledger.journal import Journal, RunRecord
+from replay_service.ledger.journal import Journal
+from replay_service.ledger.records import RunRecord
 from replay_service.sampling.events import Created, Event
 from replay_service.sampling.plan import plan_steps
 from replay_service.sampling.run_config import RunConfig

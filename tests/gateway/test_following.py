@@ -18,7 +18,7 @@ import pytest
 from replay_service.gateway.following import told
 from replay_service.gateway.routes.events import info_of
 from replay_service.ledger.event_log import LoggedEvent
-from replay_service.ledger.journal import Entry
+from replay_service.ledger.records import Entry
 from replay_service.sampling.events import Configured, JournalEvent, Rewound, Trained
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.trained import TrainedCounts

@@ -16,8 +16,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import ReplayError
 from replay_service.ledger.audit import verify
-from replay_service.ledger.journal import Entry, Journal
+from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
+from replay_service.ledger.records import Entry
 from replay_service.sampling.events import Planned
 from tests.gateway.worlds import all_of, ask, batch_of, client_on, create_run, report
 from tests.gateway.worlds import losses_of as losses_of_batch

@@ -11,8 +11,9 @@ from sqlalchemy import Engine
 import replay_service.ledger.database as database
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.ledger.database import open_database
-from replay_service.ledger.journal import Journal, RunOverview
+from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
+from replay_service.ledger.records import RunOverview
 from replay_service.ledger.samples import SampleQuery, SampleStatistics
 from replay_service.sampling.events import Adopted
 from replay_service.sampling.state_bytes import to_bytes

@@ -11,9 +11,10 @@ from sqlalchemy import Engine, event
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import RunTaken
 from replay_service.ledger.database import open_database
-from replay_service.ledger.journal import Journal, RunRecord
+from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
 from replay_service.ledger.owners import Owners
+from replay_service.ledger.records import RunRecord
 from replay_service.sampling.events import Created, JournalEvent, Planned
 from replay_service.sampling.run_config import RunConfig
 from replay_service.sampling.run_state import RunState

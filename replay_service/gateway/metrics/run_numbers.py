@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sqlalchemy.exc import SQLAlchemyError
 
 from replay_service.errors import ReplayError
-from replay_service.ledger.journal import RunHead, RunRecord
 from replay_service.ledger.readers import RunReaders
+from replay_service.ledger.records import RunHead, RunRecord
 from replay_service.ledger.run_view import RunView
 from replay_service.sampling.forgetting import FirstVisits, Forgetting
 from replay_service.sampling.run_state import RunState

@@ -12,9 +12,9 @@ from replay_service.gateway.metrics.run_counts import CountsOfRun, RunCounts
 from replay_service.gateway.metrics.run_numbers import RunNumbers, RunWatch, read_numbers
 from replay_service.gateway.service import ReplayService
 from replay_service.gateway.statistics import group_names
-from replay_service.ledger.journal import RunHead, RunRecord
 from replay_service.ledger.lifecycle import LIFECYCLES
 from replay_service.ledger.meter import OUTCOMES
+from replay_service.ledger.records import RunHead, RunRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,9 @@ from replay_service.gateway.models import (
 from replay_service.gateway.routes.strict import StrictRoute
 from replay_service.gateway.service import ReplayService, Service
 from replay_service.gateway.times import moment
-from replay_service.ledger.journal import RunOverview, RunRecord
 from replay_service.ledger.lifecycle import LIFECYCLES, Lifecycle, RunFacts
 from replay_service.ledger.progress import Point
+from replay_service.ledger.records import RunOverview, RunRecord
 from replay_service.ledger.run_view import RunView
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute)
