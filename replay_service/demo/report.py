@@ -105,8 +105,9 @@ def say_where_to_look(console: Console, folder: Path, base_url: str, run: str, *
         console.print("\nThe service is up until Ctrl-C:")
     else:
         port = base_url.rpartition(":")[2]
-        console.print("\nTo look at the sampler's statistics, serve the folder again and ask it:")
+        console.print("\nTo look at the sampler's statistics, serve the folder again, and open its page or ask it:")
         console.print(f"  replay-service serve --root {folder} --port {port}", soft_wrap=True)
+    console.print(f"  {base_url}/runs/{run}", soft_wrap=True)
     console.print(f"  curl -s {base_url}/v1/runs/{run}/stats", soft_wrap=True)
     console.print(f"  curl -s {base_url}/v1/runs/{run}/strata", soft_wrap=True)
     console.print(f"  {base_url}/docs", soft_wrap=True)

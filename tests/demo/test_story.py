@@ -1,6 +1,7 @@
 """The demo's whole path on the real model, and what its numbers mean."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,5 +104,6 @@ def test_it_shows_a_table_a_picture_and_where_to_look(told: tuple[Path, str]) ->
     assert "rehearsal share" in output
     assert "12.50%" in output
     assert f"/v1/runs/{RUN}/strata" in output
+    assert re.search(rf"^  http://[^ ]+:[0-9]+/runs/{RUN}$", output, re.MULTILINE)
     assert (folder / "forgetting.png").stat().st_size > 10_000
     assert (folder / "corpora" / CORPUS / "manifest.json").exists()
