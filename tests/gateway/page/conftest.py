@@ -8,9 +8,10 @@ from tests.gateway.page.browsers import chromium, troubles_of
 from tests.gateway.page.worlds import DOMAINS, NUM_QUANTILES, Job
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for all tests that need one."""
+    """One browser for the tests of a file. Until it ends, an event loop runs in this thread, which no test of another
+    file may meet."""
     expect.set_options(timeout=20_000)
     with chromium() as browser:
         yield browser
