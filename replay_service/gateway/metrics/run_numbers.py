@@ -138,7 +138,8 @@ class RunWatch(Generic[T]):
         self._wanted: dict[str, object] = {}
         """The present point of each run that was asked for."""
         self._made: dict[str, tuple[object, T | None]] = {}
-        """The point of which the numbers are, those that were made last at the end; None: the run could not be read."""
+        """The point of which the numbers are, those that were made last at the end. Numbers are None where the run could
+        not be read, and the point is None where it is to be tried again."""
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
@@ -146,10 +147,13 @@ class RunWatch(Generic[T]):
         """The numbers at hand of these runs, and of no others from now on. What has changed is read soon."""
         with self._lock:
             self._wanted = {each.run: _point_of(each) for each in heads}
-            found = {
-                run: numbers for run, (_, numbers) in self._made.items() if run in self._wanted and numbers is not None
+            # What could not be read is tried again, after all others: it keeps its place among those that were.
+            self._made = {
+                run: (None if numbers is None else point, numbers)
+                for run, (point, numbers) in self._made.items()
+                if run in self._wanted
             }
-            self._made = {run: self._made[run] for run in found}
+            found = {run: numbers for run, (_, numbers) in self._made.items() if numbers is not None}
             if self._thread is None and not self._is_closed and self._next() is not None:
                 self._thread = threading.Thread(target=self._catch_up, name="run-watch", daemon=True)
                 self._thread.start()

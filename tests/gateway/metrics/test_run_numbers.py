@@ -79,6 +79,21 @@ def test_a_run_that_is_asked_for_no_more_is_forgotten(watched: tuple[RunWatch, R
     assert reads.await_reads(2) == ["a", "a"]
 
 
+def test_runs_that_cannot_be_read_keep_no_other_waiting_however_often_somebody_asks() -> None:
+    """Each read asks again, so that whoever failed before could be tried first for ever."""
+    heads = [head("bad", 1), head("worse", 1), head("good", 1)]
+
+    def ask_again(run: str) -> Exception | None:
+        watch.latest(heads)
+        return None if run == "good" else UnknownRun("gone")
+
+    reads = Reads(ask_again)
+    watch = RunWatch(reads, rest=0.0)
+    watch.latest(heads)
+    assert reads.await_reads(3)[:3] == ["bad", "worse", "good"]
+    watch.close()
+
+
 @pytest.mark.parametrize("error", [UnknownRun("gone"), RuntimeError("a bug")])
 def test_a_run_that_cannot_be_read_has_no_numbers_and_others_have(error: Exception) -> None:
     reads = Reads(lambda run: error if run == "bad" else None)
