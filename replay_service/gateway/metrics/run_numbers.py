@@ -138,8 +138,10 @@ class RunWatch(Generic[T]):
         self._wanted: dict[str, object] = {}
         """The present point of each run that was asked for."""
         self._made: dict[str, tuple[object, T | None]] = {}
-        """The point of which the numbers are, those that were made last at the end. Numbers are None where the run could
-        not be read, and the point is None where it is to be tried again."""
+        """The point of which the numbers are, those that were made last at the end.
+
+        Numbers are None where the run could not be read, and the point is None where it is to be tried again.
+        """
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
