@@ -14,6 +14,8 @@ ReplayError
 │   ├── UnknownRun
 │   ├── UnknownSample        nothing was reported of it
 │   ├── RunExists            the name is taken by a run with another configuration
+│   ├── RunInUse             another job uses it
+│   ├── JobSuperseded        another job has taken it over
 │   ├── InvalidRun           its configuration cannot be served
 │   ├── RunTaken             another process owns it now
 │   ├── RunClosed            it was closed, and plans no further step
@@ -35,6 +37,7 @@ ReplayError
 ├── ServiceUnavailable       the service cannot take the request now; asking again helps
 │   ├── Overloaded           too many requests or connections
 │   ├── NotReady             the journal or the corpora cannot be reached
+│   ├── NotOwner             another replica of the cluster owns the runs, or none does for a moment
 │   └── Stopping             it finishes what it has begun
 └── InvalidRequest           the request itself
     ├── HostNotAllowed       it was sent to a name that the service does not answer to
@@ -115,6 +118,14 @@ class UnknownSample(RunError):
 
 class RunExists(RunError):
     slug, title, status = "run-exists", "The name of the run is taken", 409
+
+
+class RunInUse(RunError):
+    slug, title, status = "run-in-use", "Another job uses the run", 409
+
+
+class JobSuperseded(RunError):
+    slug, title, status = "job-superseded", "Another job has taken the run over", 409
 
 
 class InvalidRun(RunError):
@@ -199,6 +210,10 @@ class Overloaded(ServiceUnavailable):
 
 class NotReady(ServiceUnavailable):
     slug, title, status = "not-ready", "The service is not ready", 503
+
+
+class NotOwner(ServiceUnavailable):
+    slug, title = "not-owner", "Another replica owns the runs"
 
 
 class Stopping(ServiceUnavailable):

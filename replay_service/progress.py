@@ -37,6 +37,7 @@ def ingest_progress(console: Console, title: str) -> Iterator[Callable[["IngestP
         def show(progress: "IngestProgress") -> None:
             note = f"{short(progress.num_rows)} rows, {short(progress.num_tokens)} tokens"
             note += "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
+            note = progress.waiting or note
             bar.update(task, total=1.0, completed=progress.share_done, note=note)
 
         yield show

@@ -1,16 +1,22 @@
 """Settings of the service: defaults, then a TOML file, then REPLAY_ environment variables, then flags."""
 
 import ipaddress
-import re
+import os
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from replay_service.errors import ReplayError
+
 ENV_PREFIX: Final = "REPLAY_"
-"""Of the environment variables that hold settings."""
+"""Beginning of the names of the environment variables that hold settings."""
+
+
+class ServiceLinks(ReplayError):
+    slug, title, status = "service-links", "The environment holds no settings", 500
 
 
 class ServiceSettings(BaseModel):
@@ -82,6 +88,37 @@ class ServiceSettings(BaseModel):
         description="Processes that serve batches on the port. With more than one, another process owns the runs and "
         "answers everything else. Take as many as there are cores to spare.",
     )
+    cluster: bool = Field(
+        False,
+        description="Serve as one of several replicas on several hosts. One of them owns the runs at a time, and all "
+        "find it in the database. Needs a PostgreSQL `database_url` and `cluster_secret_file`.",
+    )
+    cluster_secret_file: Path | None = Field(
+        None,
+        examples=["/etc/replay/cluster-secret"],
+        description="File of a secret of at least 32 characters, the same for all replicas of a cluster. By it they "
+        "know each other.",
+    )
+    owner_host: str = Field("0.0.0.0", description="In a cluster: address to listen on for the other replicas.")
+    owner_port: int = Field(
+        8401,
+        ge=0,
+        le=65535,
+        description="In a cluster: port to listen on for the other replicas. Nobody else should reach it. 0 takes a "
+        "free port.",
+    )
+    owner_address: str | None = Field(
+        None,
+        examples=["10.0.0.7:8401"],
+        description="In a cluster: where the other replicas reach this one, host:port. By default it is this host's "
+        "address on its way to the database, and `owner_port`.",
+    )
+    lease_s: float = Field(
+        15.0,
+        ge=3,
+        le=600,
+        description="In a cluster: how long a replica that is lost counts as the owner of the runs, seconds.",
+    )
     allow_unauthenticated: bool = Field(
         False,
         description="Listen beyond loopback although there are no tokens. Put the service behind a proxy that asks "
@@ -113,7 +150,8 @@ class ServiceSettings(BaseModel):
         (),
         examples=[["replay.example.org", "*.internal"]],
         description="Names in the `Host` header that are answered. By default they are the names of loopback when the "
-        "service listens there, and all names otherwise. `/healthz` and `/readyz` answer under any name.",
+        "service listens there, and all names otherwise. Where names are set, addresses are answered too. `/healthz` "
+        "and `/readyz` answer under any name.",
     )
     max_connections: int = Field(
         4096, ge=1, description="Most connections at a time. Requests on any more get 503, except for health."
@@ -188,6 +226,29 @@ class ServiceSettings(BaseModel):
             raise ValueError("tls_certificate and tls_key go together; set both, or neither")
         return self
 
+    @field_validator("owner_address")
+    @classmethod
+    def _is_host_and_port(cls, address: str | None) -> str | None:
+        if address is not None:
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+                raise ValueError("is no host:port, such as 10.0.0.7:8401")
+        return address
+
+    @model_validator(mode="after")
+    def _has_what_a_cluster_needs(self) -> "ServiceSettings":
+        if self.cluster and not (self.database_url or "").startswith("postgresql"):
+            raise ValueError(
+                "cluster needs a database that all replicas reach; set database_url to one of PostgreSQL, such as "
+                "postgresql+psycopg://user@host/replay"
+            )
+        if self.cluster and self.cluster_secret_file is None:
+            raise ValueError(
+                "cluster needs cluster_secret_file, by which the replicas know each other; make one with: "
+                "(umask 077; openssl rand -hex 32 > cluster-secret)"
+            )
+        return self
+
     @property
     def listens_on_loopback(self) -> bool:
         """Whether only this machine can reach the service."""
@@ -200,13 +261,18 @@ class ServiceSettings(BaseModel):
 
     @property
     def asks_for_tokens(self) -> bool:
-        """Whether callers are asked who they are: a file that was named must be there."""
+        """Whether callers need a token: where a file of tokens is named, or is at its default place."""
         return self.tokens_file is not None or self.tokens_path.exists()
 
     @property
     def corpora(self) -> Path:
         """The folder that corpora are made in."""
         return self.root / "corpora"
+
+    @property
+    def ingest_folder(self) -> Path:
+        """The folder that ingests of commands work in: that of the corpora, unless they go to object storage."""
+        return self.corpora if self.corpora_url is None else self.root / "ingests"
 
     @property
     def corpora_place(self) -> str | Path:
@@ -219,40 +285,48 @@ class ServiceSettings(BaseModel):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address is this machine's own, and only reached from it."""
+    """Whether a name or an address can only be reached from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def shown(settings: ServiceSettings, name: str) -> Any:
-    """The value of a setting as JSON, for people: of a URL that may hold secrets, without its user and its query."""
-    value = settings.model_dump(mode="json", include={name})[name]
-    if ServiceSettings.model_fields[name].repr:
-        return value
-    return [_masked(each) for each in value] if isinstance(value, list) else value and _masked(value)
-
-
-def _masked(url: str) -> str:
-    return re.sub(r"\?.*", "?***", re.sub(r"//.*@", "//***@", url))
-
-
 def load_settings(config_file: Path | None = None, **flags: Any) -> ServiceSettings:
-    """The settings in force; flags that are None were not given.
+    """The settings in force.
+
+    Args:
+        config_file: TOML file of settings; None for none.
+        flags: settings of the command line; those that are None were not given.
 
     Raises:
         pydantic.ValidationError: names every key that is unknown or out of range.
         ValueError: when the configuration file is no TOML.
+        ServiceLinks: when Kubernetes has set variables that look like settings.
         FileNotFoundError: when the configuration file is not there.
     """
     given = {name: value for name, value in flags.items() if value is not None}
+    _check_no_service_links(os.environ)
     if config_file is not None and not config_file.is_file():
         raise FileNotFoundError(f"there is no configuration file {config_file}")
     try:
         return ServiceSettings(**dict(_sources(config_file)(**given)))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{config_file} is no TOML file: {error}") from error
+
+
+def _check_no_service_links(environment: Mapping[str, str]) -> None:
+    """Refuse variables such as REPLAY_PORT=tcp://10.0.0.1:8400, which Kubernetes sets beside a Service called `replay`.
+
+    Raises:
+        ServiceLinks: when there is such a variable; it says what to do.
+    """
+    linked = [name for name, value in environment.items() if name.startswith(ENV_PREFIX) and value.startswith("tcp://")]
+    if linked:
+        raise ServiceLinks(
+            f"{linked[0]} is {environment[linked[0]]}, which Kubernetes has set for a Service whose name begins with "
+            "`replay`; say `enableServiceLinks: false` in the pod's spec, or give the Service another name"
+        )
 
 
 def _sources(config_file: Path | None) -> Callable[..., Iterable[tuple[str, Any]]]:

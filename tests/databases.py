@@ -98,6 +98,17 @@ def postgresql_server(folder: Path) -> Iterator[PostgresqlServer]:
         server.stop()
 
 
+def make_cluster(folder: Path, trusted_network: str) -> Path:
+    """The files of a new server in `folder`, an empty one, that lets in everybody from a network."""
+    programs = find_postgresql()
+    assert programs is not None, "PostgreSQL is not installed"
+    _hand_over(folder)
+    _init_cluster(programs, folder)
+    with (folder / "data" / "pg_hba.conf").open("a") as rules:
+        rules.write(f"host all all {trusted_network} trust\n")
+    return folder / "data"
+
+
 @contextmanager
 def fresh_database(template: str, name: str) -> Iterator[str]:
     """The URL of a new, empty database on a server; it is dropped afterwards, whoever still uses it."""

@@ -1,12 +1,13 @@
 """The smallest worlds that tests need: a corpus without a model, a tiny model, a running service."""
 
+import os
 import secrets
 import socket
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -171,11 +172,13 @@ def running_service(
     port: int | None = None,
     database_url: str | None = None,
     options: Sequence[str | Path] = (),
+    environment: Mapping[str, str] | None = None,
     trusted: ssl.SSLContext | None = None,
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """A real server process on loopback: its base URL and the process. Without a URL its journal is in `root`.
 
-    `options` are further ones of `serve`; with `trusted`, it is to serve HTTPS by a certificate that this trusts.
+    `options` are further ones of `serve`, and `environment` holds further variables. With `trusted`, it is to serve
+    HTTPS by a certificate that this trusts.
     """
     port = port or free_port()
     command = [sys.executable, "-m", "replay_service", "serve", "--root", str(root), "--port", str(port)]
@@ -184,7 +187,9 @@ def running_service(
     command += map(str, options)
     with (
         (root / "serve.log").open("ab") as log,
-        subprocess.Popen(command, stderr=log, start_new_session=True) as process,
+        subprocess.Popen(
+            command, stderr=log, start_new_session=True, env={**os.environ, **(environment or {})}
+        ) as process,
     ):
         base_url = f"{'http' if trusted is None else 'https'}://127.0.0.1:{port}"
         try:
@@ -192,7 +197,7 @@ def running_service(
             yield base_url, process
         finally:
             process.terminate()
-            process.wait(timeout=20)
+            process.wait(timeout=60)
 
 
 def _await_ready(base_url: str, process: "subprocess.Popen[bytes]", trusted: ssl.SSLContext | bool) -> None:

@@ -14,6 +14,9 @@ from replay_trainer.cli import app as trainer_app
 COMMANDS = (
     "ingest",
     "serve",
+    "up",
+    "status",
+    "down",
     "plan",
     "demo",
     "events",

@@ -136,11 +136,17 @@ def test_classification_stands_beside_language_and_takes_its_arithmetic() -> Non
 
 def test_the_gateway_reads_corpora_and_knows_what_to_ingest_but_not_how() -> None:
     ingest = [f"replay_service.corpus.ingest.{name}" for name in ("settings", "status", "model_files")]
-    shards = [f"replay_service.corpus.shards.{name}" for name in ("documents", "filesystems", "places")]
+    shards = [f"replay_service.corpus.shards.{name}" for name in ("documents", "places", "urls")]
     allowed = ["replay_service.corpus.format", "replay_service.corpus.reading", *ingest, *shards]
     found = [edge for edge in edges("replay_service.gateway") if within(edge[1], "replay_service.corpus")]
     assert strangers(found, *allowed) == []
-    forbidden = ("replay_service.demo", "replay_service.ray_session", "replay_trainer", *HEAVY)
+    forbidden = (
+        "replay_service.demo",
+        "replay_service.ray_cluster",
+        "replay_service.ray_session",
+        "replay_trainer",
+        *HEAVY,
+    )
     assert [edge for edge in edges("replay_service.gateway") if within(edge[1], *forbidden)] == []
 
 
@@ -204,6 +210,7 @@ def test_the_trainer_shares_the_wire_and_the_arithmetic_with_the_service() -> No
         "replay_service.errors",
         "replay_service.extras",
         "replay_service.names",
+        "replay_service.ray_cluster",
         "replay_service.ray_session",
         "replay_service.progress",
         "replay_service.stopping",
@@ -217,6 +224,7 @@ def test_the_folders_of_the_trainer_stand_on_each_other_in_one_order() -> None:
     above = (
         "replay_trainer.job",
         "replay_trainer.plain",
+        "replay_trainer.rehearsal_loop",
         "replay_trainer.hf",
         "replay_trainer.scoring",
         "replay_trainer.study",

@@ -60,5 +60,6 @@ def test_the_longest_line_of_an_ingest_fits_80_columns() -> None:
     shown = io.StringIO()
     with ingest_progress(Console(file=shown, width=80), "ingest a-corpus-with-a-long-name") as show:
         show(IngestProgress(3, 4, 0.75, 999_499_000, 999_499_000_000, 1_234, 1, seconds_left=7199.0))
-    assert "999M rows, 999G tokens, 120 min left" in shown.getvalue()
+        show(IngestProgress(3, 4, 0.75, 1, 1, 0, 1, waiting="idle 119 min: 0 of 1024 CPUs free"))
+    assert "idle 119 min: 0 of 1024 CPUs free" in shown.getvalue()
     assert max(map(len, shown.getvalue().splitlines())) <= 80

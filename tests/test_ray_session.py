@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -69,12 +70,15 @@ def test_a_ray_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 100)
     folder.mkdir()
     gone = f"127.0.0.1:{free_port()}"
-    settings = (f"RAY_ADDRESS={gone}", f"RAY_ADDRESS=ray://{gone}", "RAY_ADDRESS=nonsense", f"TMPDIR={folder}")
-    dead, dead_too, nonsense, too_long = printed(REFUSED, *settings)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        mute = f"127.0.0.1:{silent.getsockname()[1]}"
+        addresses = [f"RAY_ADDRESS={each}" for each in (gone, f"ray://{gone}", "nonsense", mute)]
+        dead, dead_too, nonsense, no_ray, too_long = printed(REFUSED, *addresses, f"TMPDIR={folder}")
     for each in (dead, dead_too):
         assert "refused" in each
-        assert f"{gone}, or unset RAY_ADDRESS" in each
-    assert "RAY_ADDRESS=nonsense" in nonsense
+        assert f"{gone}, or set RAY_ADDRESS=local to use this machine alone" in each
+    assert f"nothing at {mute} answered as Ray does within 5 s; see to the cluster at {mute}" in no_ray
+    assert "the cluster at nonsense" in nonsense
     assert "TMPDIR or RAY_TMPDIR to a folder with a short path" in too_long
 
 

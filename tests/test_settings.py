@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from replay_service.settings import ServiceSettings, load_settings
+from replay_service.settings import ServiceLinks, ServiceSettings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +93,15 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> No
 def test_a_wrong_value_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPLAY_PORT", "many")
     with pytest.raises(ValidationError, match="port"):
+        load_settings()
+
+
+@pytest.mark.parametrize("variable", ["REPLAY_PORT", "REPLAY_HOST_PORT"])
+def test_what_kubernetes_sets_for_a_service_of_that_name_is_told_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "tcp://10.96.0.17:8400")
+    with pytest.raises(ServiceLinks, match=f"{variable} is tcp://10.96.0.17:8400, .*enableServiceLinks: false"):
         load_settings()
 
 

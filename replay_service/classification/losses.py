@@ -23,6 +23,10 @@ class ClassLosses(NamedTuple):
     mask_B: Tensor
     """bool [B]: the label counts."""
 
+    def total(self) -> tuple[Tensor, Tensor]:
+        """The sum of nats, and how many labels it is over."""
+        return self.nll_B.sum(), self.mask_B.sum()
+
 
 def class_losses(logits_BC: Tensor, label_B: Tensor) -> ClassLosses:
     """The cross-entropy of each sample.

@@ -10,6 +10,7 @@ from replay_service.cli.ingest import ingest
 from replay_service.cli.operators import runs
 from replay_service.cli.operators.look import events, samples, top
 from replay_service.cli.plan import plan
+from replay_service.cli.ray_service import down, status, up
 from replay_service.cli.serve import serve
 from replay_service.version import say_version
 
@@ -27,7 +28,7 @@ def _options(
     """Rehearse the right pretraining samples while fine-tuning, so that the model does not forget."""
 
 
-for command in (ingest, serve, plan, demo, events, samples, top):
+for command in (ingest, serve, plan, demo, events, samples, top, up, status, down):
     app.command()(command)
 app.add_typer(runs.app, name="runs")
 app.add_typer(config.app, name="config")

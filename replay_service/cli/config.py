@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from replay_service.cli.operators.pictures import table_of
 from replay_service.cli.serve import FLAGS
 from replay_service.cli.shared import ConfigOption, errors_as_messages, read_settings
 from replay_service.setting_options import settings_options, with_options
-from replay_service.settings import ENV_PREFIX, ServiceSettings, shown
+from replay_service.settings import ENV_PREFIX, ServiceSettings
 
 app = typer.Typer(help="Look at the settings of the service.", no_args_is_help=True)
 
@@ -35,7 +36,7 @@ def show(
     with errors_as_messages():
         settings = read_settings(config, **flags)
     sources = sources_of(config, flags, os.environ)
-    values = {name: shown(settings, name) for name in ServiceSettings.model_fields}
+    values = {name: _shown(settings, name) for name in ServiceSettings.model_fields}
     if as_json:
         print_json({name: {"value": values[name], "source": sources[name]} for name in values})
         return
@@ -61,3 +62,15 @@ def sources_of(config: Path | None, flags: Mapping[str, Any], environment: Mappi
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _shown(settings: ServiceSettings, name: str) -> Any:
+    """The value of a setting as JSON; the user and the query of a URL that may hold secrets are masked."""
+    value = settings.model_dump(mode="json", include={name})[name]
+    if ServiceSettings.model_fields[name].repr:
+        return value
+    return [_masked(each) for each in value] if isinstance(value, list) else value and _masked(value)
+
+
+def _masked(url: str) -> str:
+    return re.sub(r"\?.*", "?***", re.sub(r"//.*@", "//***@", url))

@@ -23,12 +23,19 @@ def demo(
     ] = "http://127.0.0.1:8400",
     root: Annotated[Path | None, typer.Option(help="With --prepare-only: folder of the service's data.")] = None,
 ) -> None:
-    """See it work: fine-tune a real model with and without rehearsal, and compare what it forgets."""
+    """See it work: fine-tune a real model without rehearsal and with two kinds of it, and compare what it forgets."""
     with errors_as_messages():
         from replay_service.demo import story
 
         if prepare_only:
-            corpora = read_settings(None, root=root).corpora
-            story.prepare_only(model=model, folder=folder, corpora=corpora, fast=fast, service_url=service_url)
+            settings = read_settings(None, root=root)
+            story.prepare_only(
+                model=model,
+                folder=folder,
+                corpora=settings.ingest_folder,
+                corpora_url=settings.corpora_url,
+                fast=fast,
+                service_url=service_url,
+            )
         else:
             story.tell(model=model, folder=folder, fast=fast, hold=hold)

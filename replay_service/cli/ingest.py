@@ -44,7 +44,7 @@ def ingest(
 
     Tokenizes and packs the text, lets the base model score every row, and sorts the rows into strata. Each finished
     segment can be rehearsed from while the next is made. Stopped or killed at any moment and started again, it goes on
-    where it was.
+    where it was. With the setting `corpora_url`, the corpus is made in object storage.
     """
     with errors_as_messages():
         settings = read_settings(config, root=root)
@@ -52,7 +52,11 @@ def ingest(
 
         found = look_into(source)  # a mistyped path shows before Ray starts, which takes seconds
         given = {_FIELD_NAMES.get(name, name): value for name, value in options.items()}
-        wanted = IngestSettings.from_options(settings.corpora.absolute(), corpus, {"source": source, **given})
+        wanted = IngestSettings.from_options(
+            settings.ingest_folder.absolute(),
+            corpus,
+            {"source": source, "corpora_url": settings.corpora_url, **given},
+        )
         from replay_service.corpus.ingest.job import run_job
         from replay_service.progress import ingest_progress
 

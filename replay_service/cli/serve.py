@@ -14,6 +14,11 @@ FLAGS: Final = (
     "port",
     "gateways",
     "database_url",
+    "cluster",
+    "cluster_secret_file",
+    "owner_host",
+    "owner_port",
+    "owner_address",
     "allow_unauthenticated",
     "tokens_file",
     "tls_certificate",
@@ -28,16 +33,21 @@ def serve(config: ConfigOption = None, **flags: Any) -> None:
     """Serve rehearsal batches over HTTP until SIGTERM or Ctrl-C."""
     with errors_as_messages():
         settings = read_settings(config, **flags)
-        if not (_has_tokens(settings) or settings.allow_unauthenticated or settings.listens_on_loopback):
-            raise typer.BadParameter(
-                f"{settings.host} is not a loopback address, and there are no tokens to ask callers for: make one with "
-                "`replay-service token create`; or put the service behind something that asks who they are, and say "
-                "--allow-unauthenticated",
-                param_hint="--host",
-            )
+        check_access(settings)
         from replay_service.gateway.serving import run_service
 
         run_service(settings)
+
+
+def check_access(settings: ServiceSettings) -> None:
+    """Raises BadParameter when the service would answer other machines without asking who they are."""
+    if not (_has_tokens(settings) or settings.allow_unauthenticated or settings.listens_on_loopback):
+        raise typer.BadParameter(
+            f"{settings.host} is not a loopback address, and there are no tokens to ask callers for: make one with "
+            "`replay-service token create`; or put the service behind something that asks who they are, and say "
+            "--allow-unauthenticated",
+            param_hint="--host",
+        )
 
 
 def _has_tokens(settings: ServiceSettings) -> bool:

@@ -62,9 +62,9 @@ def _upload(
     for done, segment in enumerate(missing):
         on_progress(done, len(missing))
         for file in (segment.file, checksums_file(segment.file)):
-            _copy(corpus / file, filesystem, f"{target}/{file}")
+            copy_file(corpus / file, filesystem, f"{target}/{file}")
     if (corpus / TOKENIZER_FILE).is_file():
-        _copy(corpus / TOKENIZER_FILE, filesystem, f"{target}/{TOKENIZER_FILE}")
+        copy_file(corpus / TOKENIZER_FILE, filesystem, f"{target}/{TOKENIZER_FILE}")
     with filesystem.open_output_stream(f"{target}/{MANIFEST_NAME}") as sink:
         sink.write(text)
     on_progress(len(missing), len(missing))
@@ -91,7 +91,8 @@ def _missing(manifest: Manifest, filesystem: fs.FileSystem, target: str) -> list
         return [each for each, is_it in zip(manifest.segments, are_missing, strict=True) if is_it]
 
 
-def _copy(path: Path, filesystem: fs.FileSystem, target: str) -> None:
+def copy_file(path: Path, filesystem: fs.FileSystem, target: str) -> None:
+    """Copy a local file to a path of a filesystem."""
     with path.open("rb") as source, filesystem.open_output_stream(target) as sink:
         while chunk := source.read(_CHUNK_BYTES):
             sink.write(chunk)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from replay_service.ledger.lifecycle import Lifecycle
-from replay_service.sampling.forgetting import LEAST_COVERED, LEAST_REPORTS, Forgetting
+from replay_service.ledger.owners import Ownership
+from replay_service.sampling.forgetting import LEAST_COVERED, Forgetting
+from replay_service.sampling.lines import LEAST_REPORTS
 from replay_service.sampling.predicted_gain import PredictedGain
 from replay_service.sampling.run_config import RunConfig
 
@@ -13,6 +15,8 @@ APART: Final = 1.5
 """A domain stands out when it is forgotten so many times as much as the corpus, and the intervals do not meet."""
 SEEN: Final = 0.5
 """The corpus counts as seen when this share of the draws are repeats."""
+IN_TURN: Final = 3
+"""Two services answer for a run in turn when one has taken it back so often within ten minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,9 @@ class Situation:
     """The statistics that advice follows from.
 
     Attributes:
-        lifecycle: the state of the run.
+        lifecycle: the state of the run, whatever is damaged: a damaged run goes on, or is stale.
         problem: what is damaged; None if nothing is known to be.
+        ownership: whether another process answers for the run too.
         silent_s: for how long nothing was heard of the job, seconds; None if that is not known.
         late_steps: steps that have waited too long for a report.
         config: as it is now.
@@ -60,6 +65,7 @@ class Situation:
 
     lifecycle: Lifecycle
     problem: str | None
+    ownership: Ownership
     silent_s: float | None
     late_steps: int
     config: RunConfig
@@ -91,15 +97,34 @@ def damaged(situation: Situation) -> Advice | None:
     )
 
 
+def another_owner(situation: Situation) -> Advice | None:
+    found = situation.ownership
+    if found.times_taken_back < IN_TURN and not found.is_elsewhere:
+        return None
+    seen = "another service on the same journal has taken the run; this one takes it back when a job asks it"
+    if found.times_taken_back >= IN_TURN:
+        seen = f"two services take the run from each other, this one {found.times_taken_back} times in ten minutes"
+    return Advice(
+        "another-owner",
+        seen,
+        "let one service run on this journal, or several replicas of one cluster, and send all ranks of the job to it",
+    )
+
+
 def stale(situation: Situation) -> Advice | None:
     if situation.lifecycle != "stale":
         return None
-    silent = "for long" if situation.silent_s is None else f"for {situation.silent_s / 60:.0f} min"
+    silent = "long" if situation.silent_s is None else _span(situation.silent_s)
     return Advice(
         "stale",
-        f"nothing was heard of the job {silent}",
+        f"nothing was heard of the job for {silent}",
         "see whether the job still runs; start it again from its last checkpoint, or close the run",
     )
+
+
+def _span(seconds: float) -> str:
+    unit, length = next((each for each in (("h", 3600), ("min", 60)) if seconds >= 2 * each[1]), ("s", 1))
+    return f"{seconds / length:.0f} {unit}"
 
 
 def reports_stopped(situation: Situation) -> Advice | None:
@@ -171,11 +196,15 @@ def blind(situation: Situation) -> Advice | None:
             f"raise injection_ratio to {min(1.0, config.seeing_ratio):.3g} or more, or raise half_life_steps",
         )
     if corpus.step is not None and corpus.share_covered < LEAST_COVERED:
+        more_text = "ingest more text and adopt it"
+        has_more = situation.repeat_share < SEEN
         return Advice(
             "blind",
             f"forgetting is not known: the reports tell of {corpus.share_covered:.0%} of the corpus, and an estimate "
             f"takes {LEAST_COVERED:.0%}",
-            f"raise floor above {config.floor:g}, or ingest more text and adopt it",
+            f"raise floor above {config.floor:g}, or {more_text}"
+            if has_more
+            else f"{more_text}: the rest has been seen",
         )
     return None
 
@@ -192,6 +221,7 @@ def damage_even(situation: Situation) -> Advice | None:
 
 RULES: Final[tuple[Callable[[Situation], Advice | None], ...]] = (
     damaged,
+    another_owner,
     stale,
     reports_stopped,
     over_budget,

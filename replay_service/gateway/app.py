@@ -24,6 +24,7 @@ from replay_service.gateway.planning import OwnersPlan, Planner
 from replay_service.gateway.readiness import Readiness
 from replay_service.gateway.routes import (
     batches,
+    claims,
     corpora,
     curves,
     events,
@@ -53,6 +54,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     losses.router,
     trained.router,
     runs.router,
+    claims.router,
     events.router,
     statistics.router,
     samples.router,
@@ -91,7 +93,7 @@ def create_app(
         curve_reader = CurveReader(journal)
         app.state.service = ReplayService(settings, store, journal, owners, readers, curve_reader, ingests, _now)
         app.state.readiness = Readiness(settings, journal, store)
-        app.state.scraper = scraper = Scraper(app.state.service, metrics)
+        app.state.scraper = scraper = Scraper(app.state.service, metrics, app.state.owns_runs)
         _tell_of(settings, store)
         try:
             yield
@@ -112,6 +114,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.is_stopping = False
+    app.state.owns_runs = lambda: True
     app.state.metrics = metrics
     install_problem_handlers(app)
     for router in ROUTERS:

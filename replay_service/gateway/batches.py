@@ -9,10 +9,11 @@ import numpy as np
 from starlette.concurrency import run_in_threadpool
 
 from replay_service.corpus.reading.reader import Corpus, CorpusStore
-from replay_service.errors import AnswerTooLarge, CorpusReplaced, InvalidRequest, StepOutOfRange
+from replay_service.errors import AnswerTooLarge, InvalidRequest, StepOutOfRange
 from replay_service.gateway.models import MAX_INT64, BatchRequest
 from replay_service.gateway.planning import Planner
 from replay_service.ledger.plan_windows import Window
+from replay_service.ledger.sampled_corpus import check_fingerprint, must_be_here
 from replay_service.sampling.events import Planned, stacked
 from replay_service.sampling.injection import rank_positions
 from replay_service.wire.batches import LIKELIEST, Batch, BatchHeader, StepHeader
@@ -47,6 +48,7 @@ class BatchSource:
             InvalidRequest: when there can be no such batch.
             AnswerTooLarge: when it would have too many bytes; the plans that were made for it stay.
             CorpusReplaced: when another corpus has the name of the one that the run began on.
+            CorpusUnavailable: when none has, here.
             ReplayError: what the planner refuses.
         """
         _check(asked, self.max_steps_per_request)
@@ -66,10 +68,11 @@ class BatchSource:
 
     async def _corpus(self, window: Window) -> Corpus:
         """The corpus that a window's run began on, as it is at hand if it is."""
-        if self.corpora.is_remote:
-            corpus = await run_in_threadpool(self.corpora.at, window.corpus, window.generation)
-        else:
-            corpus = self.corpora.at(window.corpus, window.generation)
+        with must_be_here(window.run, window.corpus):
+            if self.corpora.is_remote:
+                corpus = await run_in_threadpool(self.corpora.at, window.corpus, window.generation)
+            else:
+                corpus = self.corpora.at(window.corpus, window.generation)
         if not _is_of(window, corpus):
             return await self._corpus_now(window)
         corpus.need(window.generation)  # the process that plans may have seen a later one
@@ -77,12 +80,9 @@ class BatchSource:
 
     async def _corpus_now(self, window: Window) -> Corpus:
         """The corpus that a window's run began on, looked for again."""
-        corpus = await run_in_threadpool(self.corpora.get, window.corpus)
-        if not _is_of(window, corpus):
-            raise CorpusReplaced(
-                f"corpus {window.corpus!r} is not the one that run {window.run!r} began on, but another one of its "
-                "name; bring the corpus back, or create a new run"
-            )
+        with must_be_here(window.run, window.corpus):
+            corpus = await run_in_threadpool(self.corpora.get, window.corpus)
+        check_fingerprint(window.corpus, window.corpus_fingerprint, corpus.fingerprint, f"run {window.run!r}")
         corpus.need(window.generation)
         return corpus
 

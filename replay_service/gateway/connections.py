@@ -1,4 +1,4 @@
-"""Connections: bounds on what a peer sends, on what waits for it, and on how long it may take.
+"""Connections: bounds on the bytes that a peer sends, on those that wait for it, and on the time that it may take.
 
 uvicorn by itself reads heads of any length, queues any number of pipelined requests, takes trailer fields for headers,
 loses the body of a request that asks for an upgrade, and waits for ever for a request that does not come to its end or
@@ -23,20 +23,23 @@ from replay_service.errors import (
     RequestTooSlow,
     UpgradeRefused,
 )
+from replay_service.gateway.connection_transport import ConnectionTransport
 from replay_service.gateway.middleware.access import OPEN_PATHS
 from replay_service.gateway.middleware.problems import SAFE_HEADERS, of_error
 
 _log = structlog.get_logger()
 
 MAX_HEAD_BYTES: Final = 16 << 10
-"""Of a request's line and header fields. As much may come between two parts of a chunked body, and after it."""
+"""Most bytes of a request's line and header fields, and of anything between the parts of a chunked body or after it."""
 
 _LINGER_S: Final = 1.0
+"""How long a connection stays open after a refusal, so that the refusal reaches the peer."""
+
 _MOST_DISCARDED_BYTES: Final = 1 << 20
-"""How long, and how much, is read from a peer that was refused, so that the refusal reaches it."""
+"""Most bytes that are read from a peer after a refusal."""
 
 _SLICE_BYTES: Final = 1 << 10
-"""How much is parsed before a look at what it was: bounds how many pipelined requests are queued at a time."""
+"""Bytes that the parser gets at a time. This bounds how many pipelined requests are queued at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,75 +47,13 @@ class ConnectionLimits:
     """Bounds of every connection of a server.
 
     Attributes:
-        most: connections at a time; any more are told health alone.
+        most: connections at a time; on any more only health is answered.
         io_timeout_s: how long a request may take to come, from its first byte or the connection's beginning, and how
             long an answer may wait to be taken.
     """
 
     most: int
     io_timeout_s: float
-
-
-class ConnectionTransport:
-    """The transport of a connection: it can be held from reading, and sends the head of an answer with its body.
-
-    Sent by itself, the head would wake the reader up for nothing, and cost as much as a body of a hundred kilobytes.
-    It waits for the first part of its body no longer than one turn of the event loop.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._head = b""
-        self._is_held = False
-        self._has_ended = False
-
-    def hold_reading(self) -> None:
-        """Read nothing until `release_reading`, whoever asks for more."""
-        self._is_held = True
-        self._transport.pause_reading()
-
-    def release_reading(self, may_read: bool) -> None:
-        self._is_held = False
-        if may_read:
-            self._transport.resume_reading()
-
-    def resume_reading(self) -> None:
-        if not self._is_held:
-            self._transport.resume_reading()
-
-    def write(self, data: bytes | memoryview) -> None:
-        if self._has_ended or self._transport.is_closing():
-            self._head = b""  # nobody is there to read it
-        elif self._head:
-            head, self._head = self._head, b""
-            self._transport.writelines((head, data))
-        elif data[: len(_BEGINS)] == _BEGINS:
-            self._head = bytes(data)
-            self._loop.call_soon(self._send_head)
-        else:
-            self._transport.write(data)
-
-    def write_eof(self) -> None:
-        """Send what is left, and drop what is written from now on."""
-        self._send_head()
-        self._has_ended = True
-        self._transport.write_eof()
-
-    def close(self) -> None:
-        self._send_head()
-        self._transport.close()
-
-    def _send_head(self) -> None:
-        if self._head and not self._transport.is_closing():
-            head, self._head = self._head, b""
-            self._transport.write(head)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-_BEGINS: Final = b"HTTP/1."
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -129,13 +70,13 @@ class BoundedConnection(HttpToolsProtocol):
         self._unread = b""
         """Bytes that arrived while requests were queued; they are parsed when these are answered."""
         self._unparsed_bytes = 0
-        """How much has come since the parser last found the end of a head or of a request, or a part of a body."""
+        """Bytes since the parser last found the end of a head or of a request, or a part of a body."""
         self._body_left = 0
-        """How much of the body of the present request is to come, where its length was given."""
+        """Bytes of the present request's body that have not come yet, where its length was given."""
         self._is_in_head = False
         self._is_in_body = False
         self._refusal: ReplayError | None = None
-        """The last thing to be said on this connection; what comes after it is discarded."""
+        """The last answer of this connection; bytes that come after it are discarded."""
         self._is_closing_soon = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -248,7 +189,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._say_refusal()
 
     def _say_refusal(self) -> None:
-        """Say it, unless it is another request's turn. A request that was answered gets no second answer."""
+        """Send the refusal, unless earlier requests await answers. An answered request gets no second answer."""
         if self.transport.is_closing() or self.pipeline or self._refusal is None:
             return
         awaits_body = self._awaits_body()
@@ -276,7 +217,7 @@ class BoundedConnection(HttpToolsProtocol):
         self.loop.call_later(_LINGER_S, self.transport.close)
 
     def _discard(self, data: bytes) -> None:
-        """Read what comes after a refusal, but not without end."""
+        """Drop the bytes that come after a refusal, and close when there are too many."""
         self._unparsed_bytes += len(data)
         if self._unparsed_bytes > _MOST_DISCARDED_BYTES:
             self.transport.close()
@@ -332,7 +273,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._writing = None
 
     def _give_up_reading(self) -> None:
-        """Say what was too slow, if there is a request that can be answered, and close."""
+        """Close; a request that can still be answered is first told that it was too slow."""
         if self.transport.is_closing():
             return
         if self._awaits_body():
@@ -352,8 +293,8 @@ def bounded_by(
     """The connections of a server with these limits.
 
     Args:
-        is_stopping: while it says so, each connection is closed after its next answer.
-        on_refusal: is told the reason and the status of every answer that a connection gives past the application.
+        is_stopping: while it returns True, each connection is closed after its next answer.
+        on_refusal: gets the reason and the status of every answer that a connection gives without the application.
     """
     members = {"limits": limits, "is_stopping": staticmethod(is_stopping), "on_refusal": staticmethod(on_refusal)}
     return type("LimitedConnection", (BoundedConnection,), members)

@@ -18,6 +18,10 @@ class DomainInfo(Model):
     num_samples: int
     num_tokens: int
     mean_base_loss_nats: float
+    loss_above_entropy_nats: float | None = Field(
+        description="Base loss minus the entropy of the base model's predictions, mean over a sample of rows: the loss "
+        "that it did not expect. About 0 on text that it was trained on. None where it was not measured."
+    )
 
 
 class GroupInfo(Model):
@@ -53,6 +57,7 @@ class IngestInfo(Model):
     rows_per_s: float
     tokens_per_s: float
     seconds_left: float | None = Field(description="If it goes on as it went.")
+    waiting: str | None = Field(description="How long nothing has moved, and why; null while it moves.")
     num_set_aside: int = Field(description="Rows of shards that could not be used.")
     num_passed_over: int = Field(description="Files of the source that are no shards.")
     passed_over: list[str] = Field(description="Names of the first of them.")

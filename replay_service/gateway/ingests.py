@@ -15,8 +15,8 @@ import structlog
 
 from replay_service.corpus.ingest.settings import IngestJob
 from replay_service.corpus.ingest.status import STATUS_NAME, IngestStatus, read_status, write_begun, write_stopped
-from replay_service.corpus.shards.filesystems import printable
 from replay_service.corpus.shards.places import AllowedPlaces
+from replay_service.corpus.shards.urls import printable
 from replay_service.errors import CorpusError, CorpusUnavailable, IngestRunning, NoIngest
 
 JOB: Final = (sys.executable, "-m", "replay_service.corpus.ingest.job")

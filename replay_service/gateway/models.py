@@ -1,5 +1,7 @@
 """The shapes of requests and answers. Unknown keys are refused."""
 
+from dataclasses import asdict
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
@@ -83,6 +85,12 @@ RUN_TYPES: Final = WIRE_TYPES | {
 class RunSettings(Model):
     """How a run samples."""
 
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def of(config: RunConfig) -> "RunSettings":
+        """The same as it is sent; a list of runs asks for it again and again."""
+        return RunSettings(**asdict(config))
+
     def to_config(self) -> RunConfig:
         """Raises ValueError when the values do not go together."""
         return RunConfig.from_dict(self.model_dump())
@@ -121,6 +129,28 @@ class FinishRequest(Model):
 
     num_steps: Step = Field(description="Steps of the job: its last one is the one before this number.")
     attempt: Int = Field(0, ge=0, le=1 << 30, description="That of the batches; 0 means the run's current one.")
+
+
+JobName = Annotated[str, Field(min_length=1, max_length=200, description="Name of a job, the same after a restart.")]
+
+
+class ClaimRequest(Model):
+    """A job that uses a run."""
+
+    job: JobName
+    take_over: Annotated[bool, Strict()] = Field(False, description="Take the run from the job that uses it.")
+
+
+class ReleaseRequest(Model):
+    """A job that no longer uses a run."""
+
+    job: JobName
+
+
+class ClaimResult(Model):
+    """What became of a claim."""
+
+    valid_s: float = Field(description="For how long the claim stands, seconds; 0: there is none.")
 
 
 class CloseRequest(Model):

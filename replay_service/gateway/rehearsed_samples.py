@@ -26,7 +26,11 @@ _ORDERS: Final = ", ".join(SAMPLE_ORDERS)
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The samples that somebody asks for; as the query of `GET /v1/runs/{run}/samples`."""
+    """The samples that somebody asks for; as the query of `GET /v1/runs/{run}/samples`.
+
+    Attributes:
+        work_s: for how long to take in reports that no statistics of samples hold yet, seconds.
+    """
 
     order: str = "-damage"
     stratum: int | None = None
@@ -34,6 +38,7 @@ class Wanted:
     limit: int = 100
     cursor: str | None = None
     text: bool = False
+    work_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ def page_of(service: ReplayService, run: str, wanted: Wanted) -> SamplePage:
         after=None if wanted.cursor is None else _place(wanted.cursor),
         unit=_unit(overview),
     )
-    found = service.journal.samples(run, query, corpus.partition)
+    found = service.journal.samples(run, query, corpus.partition, wanted.work_s)
     texts = _texts_of(corpus, [each.sample_id for each in found.samples], wanted.text)
     infos = [_info(*each, corpus, overview) for each in zip(found.samples, texts.texts, strict=True)]
     return SamplePage(

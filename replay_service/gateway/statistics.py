@@ -1,5 +1,6 @@
 """The statistics of a run, put together: routes and pages show the same."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from replay_service.gateway.statistics_models import (
     AdviceInfo,
     ChangeInfo,
     DomainForgetting,
+    DomainShares,
     ForgettingEstimate,
     GainPrediction,
     ReportDelayInfo,
@@ -30,7 +32,7 @@ from replay_service.ledger.progress import Point
 from replay_service.ledger.records import RunRecord
 from replay_service.ledger.report_delay import report_delay
 from replay_service.ledger.run_view import RunView
-from replay_service.sampling.forgetting import FirstVisits
+from replay_service.sampling.forgetting import FirstVisits, Forgetting
 from replay_service.sampling.partition import stratum_name
 from replay_service.sampling.predicted_gain import Draws, predict_gain
 from replay_service.sampling.run_config import RunConfig
@@ -55,7 +57,6 @@ class _Seen:
     @classmethod
     def of(cls, view: RunView) -> "_Seen":
         state = view.state
-        first = float(state.probabilities() @ state.cursors.share_of_first_visits())
         return cls(
             view.record,
             view.point,
@@ -66,7 +67,7 @@ class _Seen:
             state.first_visits(),
             Draws.of(state),
             sorted(state.pending),
-            1.0 - first,
+            state.repeat_share(),
         )
 
 
@@ -82,20 +83,32 @@ def stats_of(service: ReplayService, run: str, max_age_s: float = 0.0) -> RunSta
     Raises:
         UnknownRun: when there is no such run.
     """
-    return service.recent_statistics.get(run, max_age_s, lambda: _stats_of(service, run))
+    return service.watched.statistics.get(_key(service, run), max_age_s, lambda: _stats_of(service, run))
+
+
+def stats_at_hand(service: ReplayService, run: str, max_age_s: float, oldest_s: float) -> RunStats | None:
+    """The same, up to `oldest_s` old while the work that watchers cause is too much; None where there are none then."""
+    return service.watched.statistics.at_hand(_key(service, run), max_age_s, lambda: _stats_of(service, run), oldest_s)
+
+
+def _key(service: ReplayService, run: str) -> str:
+    """Another run of the name has other statistics, and so has the run after a rewind."""
+    point = service.journal.point(run)
+    return f"{run} {point.incarnation} {point.attempt}"
 
 
 def _stats_of(service: ReplayService, run: str) -> RunStats:
     seen = service.readers.read(run, _Seen.of)
     facts = with_corpus(service, seen.facts, seen.record, seen.generation)
     now_ms, lifecycle = service.clock(), lifecycle_now(service, facts)
-    corpus = seen.visits.of_corpus()
+    corpus, *by_domain = seen.visits.of_all()
     gain = predict_gain(seen.visits, corpus, seen.draws)
-    domains = _domains(service, seen)
+    domains = _domains(service, seen, by_domain)
     delay = report_delay(service.journal.times, run, seen.point, seen.pending, now_ms)
     situation = Situation(
-        lifecycle=lifecycle,
+        lifecycle=lifecycle_now(service, seen.facts),
         problem=facts.problem,
+        ownership=service.owners.ownership(run, seen.point.owner_epoch),
         silent_s=facts.silent_s(now_ms),
         late_steps=delay.late_steps,
         config=seen.config,
@@ -112,6 +125,9 @@ def _stats_of(service: ReplayService, run: str) -> RunStats:
         **moment(seen.point, lifecycle),
         forgetting=ForgettingEstimate.of(corpus),
         forgetting_by_domain={each.name: ForgettingEstimate.of(each.forgetting) for each in domains},
+        shares_by_domain={
+            each.name: DomainShares(draw_share=each.draw_share, size_share=each.size_share) for each in domains
+        },
         worst_domain=_worst(situation),
         budget_nats=seen.config.budget.nats if seen.config.is_auto else None,
         predicted_gain=GainPrediction.of(gain),
@@ -121,8 +137,8 @@ def _stats_of(service: ReplayService, run: str) -> RunStats:
     )
 
 
-def _domains(service: ReplayService, seen: _Seen) -> list[DomainFigures]:
-    visits, found = seen.visits, seen.visits.of_domains()
+def _domains(service: ReplayService, seen: _Seen, found: Sequence[Forgetting]) -> list[DomainFigures]:
+    visits = seen.visits
     shares = [each.reshape(-1, visits.num_quantiles).sum(axis=1) for each in (seen.draws.probabilities, visits.sizes)]
     draw_share, size_share = (each / max(each.sum(), 1e-300) for each in shares)
     names = group_names(service, seen.record, len(found))

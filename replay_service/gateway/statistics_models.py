@@ -80,6 +80,13 @@ class TrainedStats(Model):
     num_rehearsed_tokens: int
 
 
+class DomainShares(Model):
+    """How much a domain is drawn."""
+
+    draw_share: float = Field(description="Share of the draws that falls on the domain now.")
+    size_share: float = Field(description="Its share of the corpus.")
+
+
 class DomainForgetting(ForgettingEstimate):
     """The forgetting of one domain."""
 
@@ -92,7 +99,8 @@ class ReportDelayInfo(Model):
     p50_s: float | None = Field(description="Median, seconds; null where no step was reported whole.")
     p95_s: float | None = Field(description="95th percentile, seconds.")
     late_steps: int = Field(
-        description="Steps that still await a report, and have waited for more than a minute and more than twice p95_s."
+        description="Steps that still await a report, and have waited for more than a minute and more than twice "
+        "p95_s; with those that were given up since the last report came."
     )
 
 
@@ -151,6 +159,7 @@ class RunStats(RunMoment):
     )
     forgetting: ForgettingEstimate = Field(description="Of the whole corpus.")
     forgetting_by_domain: dict[str, ForgettingEstimate] = Field(description="Of each domain (group of strata).")
+    shares_by_domain: dict[str, DomainShares] = Field(description="How much each domain is drawn.")
     worst_domain: DomainForgetting | None = Field(
         description="The domain that has surely forgotten most: the greatest lower end of an interval. Null where no "
         "domain has an estimate."

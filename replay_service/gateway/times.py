@@ -16,6 +16,11 @@ def iso_of(at_ms: int | None) -> str | None:
     return at.isoformat(timespec="milliseconds")
 
 
+def now_of(at_ms: int) -> datetime:
+    """Milliseconds since 1970-01-01 UTC as a time."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC)
+
+
 def moment(point: Point, lifecycle: Lifecycle) -> dict[str, Any]:
     """What the answers about a run say of the point that they are of, and of its state there."""
     return {

@@ -33,6 +33,10 @@ class TokenLosses(NamedTuple):
         """Mean loss of each row, float32 [B], nats per predicted token; 0 for a row without predictions."""
         return self.nll_BS.sum(dim=1) / self.mask_BS.sum(dim=1).clamp(min=1)
 
+    def total(self) -> tuple[Tensor, Tensor]:
+        """The sum of nats, and how many predictions it is over."""
+        return self.nll_BS.sum(), self.mask_BS.sum()
+
 
 def token_losses(logits_BTV: Tensor, input_ids_BT: Tensor, length_B: Tensor) -> TokenLosses:
     """Losses of the next-token predictions within each row's length.

@@ -135,6 +135,33 @@ class RowScorer:
             on_rows(len(index))
         return scores
 
+    def entropy(self, input_ids: NDArray[np.integer[Any]], length: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """What the base model itself expects its loss to be: the mean entropy of its predictions of each row.
+
+        A forward pass of its own, a row at a time: it is for a few rows.
+
+        Args:
+            input_ids: any integer type [n, T].
+            length: any integer type [n], real tokens of each row.
+
+        Returns:
+            float32 [n], nats per predicted token.
+
+        Raises:
+            ValueError: when a length is below 2 or above T.
+        """
+        _check(input_ids, length)
+        rows = [ids_T[:end].astype(np.int64) for ids_T, end in zip(input_ids, length.tolist(), strict=True)]
+        return np.array([self._entropy_of(torch.from_numpy(row).to(self._device)) for row in rows], dtype=np.float32)
+
+    def _entropy_of(self, ids_T: Tensor) -> float:
+        with torch.inference_mode(), autocast(self._precision, self._device):
+            logits_SV = self._model(input_ids=ids_T[None], use_cache=False).logits[0, :-1]
+            some = logits_SV.split(max(1, _LOGITS_AT_ONCE // logits_SV.shape[1]))
+            log_p = (each_QV.float().log_softmax(dim=1) for each_QV in some)
+            nats = sum(float(-(each_QV.exp() * each_QV).sum()) for each_QV in log_p)
+        return nats / len(logits_SV)
+
     def _unscored(self, num_rows: int, width: int) -> Scores:
         num_predictions = max(0, width - 1)
         of_topk = (num_rows, num_predictions, self._topk)

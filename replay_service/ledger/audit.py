@@ -21,7 +21,8 @@ from replay_service.sampling.events import (
     Rewound,
     surviving,
 )
-from replay_service.sampling.run_state import RunState, fold
+from replay_service.sampling.fold import fold
+from replay_service.sampling.run_state import RunState
 from replay_service.sampling.state_bytes import STATE_VERSION, to_bytes, version_of
 
 

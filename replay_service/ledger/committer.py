@@ -25,6 +25,11 @@ def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+_ROW_WAIT_MS: Final = 500
+"""How long a commit waits for the row of a run that another session holds, on PostgreSQL. All others wait with it."""
+_ROW_IS_HELD: Final = "55P03"
+"""PostgreSQL's name of the error of a wait that was too long: lock_not_available."""
+
 _CLOSE: Final = None
 """The request to close, among the writes."""
 
@@ -146,6 +151,8 @@ class Committer:
             return error
         except Exception as error:
             # Every waiting request must hear of it, whatever a driver raises.
+            if getattr(error, "sqlstate", None) == _ROW_IS_HELD:
+                return JournalUnavailable("another session of the database holds the run; try again")
             self._disconnect()
             _log.error("the journal could not be written", runs=[write.lease.run for write in writes], exc_info=error)
             return JournalUnavailable(f"the journal could not be written: {error.__class__.__name__}; try again")
@@ -155,6 +162,9 @@ class Committer:
         """A connection that is kept from one commit to the next: to take one from the pool costs as much as a write."""
         if self._connection is None:
             self._connection = self._engine.connect()
+            if self._engine.dialect.name == "postgresql":
+                self._connection.exec_driver_sql(f"SET lock_timeout = {_ROW_WAIT_MS}")
+                self._connection.commit()
         return self._connection
 
     def _disconnect(self) -> None:

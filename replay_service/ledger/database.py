@@ -7,15 +7,29 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import stamina
+import structlog
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, Insert, Select, Update, create_engine, event, make_url
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, Insert, Select, Update, create_engine, event, func, make_url, select
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from replay_service.errors import ReplayError
+
+MOST_APART_S: Final = 60.0
+"""Clocks of hosts that follow a time server are apart by much less."""
+
+_log = structlog.get_logger()
+
+
+class UnusableDatabase(ReplayError):
+    slug, title, status = "unusable-database", "The database cannot be used", 503
+
 
 Durability = Literal["full", "relaxed"]
 """`full`: what was answered survives a loss of power. `relaxed`: it survives the death of the process."""
@@ -28,12 +42,87 @@ _POSTGRESQL = {"full": "on", "relaxed": "off"}
 
 DEFAULT_TIMEOUT_S = 20.0
 _CONNECT_S = 5
+_TRY_EVERY_S = 2.0
 _SILENT_S = 15
 """After how long a peer that no longer answers at all is given up, by either side."""
 
 
 def open_database(url: str, durability: Durability = "full", timeout_s: float = DEFAULT_TIMEOUT_S) -> Engine:
     """An engine on the ledger's database, its tables made or migrated to this release's schema.
+
+    Args:
+        timeout_s: as for `engine_of`.
+    """
+    engine = engine_of(url, durability, timeout_s)
+    try:
+        with engine.connect() as connection:
+            migrate(connection)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def prepare_database(url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    """Wait until the ledger's database can be used, and bring its schema up to date.
+
+    Args:
+        timeout_s: how long a PostgreSQL server may take to come up; and as for `engine_of`.
+
+    Raises:
+        UnusableDatabase: says why it cannot be used.
+    """
+    ends_at = time.monotonic() + (0.0 if make_url(url).get_backend_name() == "sqlite" else timeout_s)
+    while True:
+        try:
+            open_database(url, timeout_s=timeout_s).dispose()
+            return
+        except (SQLAlchemyError, CommandError) as error:
+            if not isinstance(error, OperationalError) or time.monotonic() >= ends_at:
+                raise UnusableDatabase(_reason(error)) from error
+            _log.warning("waiting for the database", problem=_reason(error))
+        time.sleep(_TRY_EVERY_S)
+
+
+def check_clock(url: str, timeout_s: float = DEFAULT_TIMEOUT_S, clock: Callable[[], float] = time.time) -> None:
+    """Compare the clock of this host with that of a PostgreSQL server. Owners on several hosts write times of events.
+
+    Args:
+        clock: tells seconds since 1970.
+
+    Raises:
+        UnusableDatabase: when they are more than MOST_APART_S apart.
+    """
+    engine = engine_of(url, timeout_s=timeout_s)
+    try:
+        with engine.connect() as connection:
+            before = clock()
+            theirs = float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
+            ahead_s = (before + clock()) / 2 - theirs
+    except SQLAlchemyError as error:
+        raise UnusableDatabase(_reason(error)) from error
+    finally:
+        engine.dispose()
+    if abs(ahead_s) > MOST_APART_S:
+        raise UnusableDatabase(
+            f"the clock of this host is {abs(ahead_s):,.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of the "
+            "database, so times of events would be wrong; let the hosts of all replicas and of the database follow one "
+            "time server (NTP)"
+        )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, CommandError):
+        return (
+            "the database was used by a newer release of the service, whose schema this one does not know; upgrade all "
+            f"services on it to that release ({error})"
+        )
+    first_line = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+    return f"{first_line}; see the setting database_url"
+
+
+def engine_of(url: str, durability: Durability = "full", timeout_s: float = DEFAULT_TIMEOUT_S) -> Engine:
+    """An engine on the ledger's database, which is left as it is.
 
     Args:
         timeout_s: how long PostgreSQL may take for a statement, for a lock, and for an answer. A session that is idle
@@ -47,8 +136,6 @@ def open_database(url: str, durability: Durability = "full", timeout_s: float = 
         engine = create_engine(url, hide_parameters=True, pool_timeout=timeout_s)
         event.listen(engine, "do_connect", _connect_bounded(timeout_s))
         event.listen(engine, "connect", _configure_postgresql(durability, timeout_s))
-    with engine.connect() as connection:
-        migrate(connection)
     return engine
 
 

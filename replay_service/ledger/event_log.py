@@ -92,21 +92,27 @@ def _start(config: RunConfig) -> tuple[object, object]:
     return config.injection_ratio, config.budget.start()
 
 
-def read_page(journal: Journal, run: str, after: int, limit: int, kinds: Collection[str] | None = None) -> EventPage:
+def read_page(
+    journal: Journal, run: str, after: int, limit: int, kinds: Collection[str] | None = None, as_of: int | None = None
+) -> EventPage:
     """At most `limit` events of a run after number `after`, all or of some kinds.
+
+    Args:
+        as_of: the last event that may be read; by default the last that there is.
 
     Raises:
         UnknownRun: when there is no such run.
     """
     while True:
         point = journal.point(run)
-        entries = list(journal.entries(run, after + 1, limit, kinds, point.end_seq))
+        last = point.as_of if as_of is None else min(as_of, point.as_of)
+        entries = list(journal.entries(run, after + 1, limit, kinds, last + 1))
         changes = _changes_of(journal, run, entries)
         # Of a run that was deleted and created again meanwhile, the pages need not fit together.
         if journal.point(run).incarnation == point.incarnation:
             break
     logged = [LoggedEvent(each, changes.get(each.seq, {})) for each in entries]
-    return EventPage(point.as_of, logged, entries[-1].seq if len(entries) == limit else point.as_of)
+    return EventPage(last, logged, entries[-1].seq if len(entries) == limit else last)
 
 
 def changes_of(journal: Journal, run: str) -> dict[int, dict[str, Change]]:

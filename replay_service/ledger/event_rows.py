@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -86,7 +87,7 @@ def event_of(row: Row[tuple[object, ...]]) -> JournalEvent:
             counts = json.loads(row.payload)
             return Trained(row.step, row.rank, counts.pop("first_step"), TrainedCounts(**counts))
         case "configured":
-            return Configured(row.step, RunConfig.from_json(row.payload.decode()))
+            return Configured(row.step, _config_of(row.payload.decode()))
         case "created":
             return created_of(row.payload)
         case "adopted":
@@ -120,8 +121,14 @@ def reported_rows(payload: bytes) -> np.ndarray:
 def created_of(payload: bytes) -> Created:
     """The event of a run's creation, from its payload."""
     head = json.loads(payload)
-    config, sizes = RunConfig.from_journal(head["config"]), tuple(head["sizes"])
+    config, sizes = _config_of(json.dumps(head["config"])), tuple(head["sizes"])
     return Created(config, head["generation"], head["num_quantiles"], sizes, head.get("corpus_fingerprint"))
+
+
+@lru_cache(maxsize=1024)
+def _config_of(text: str) -> RunConfig:
+    """To check a configuration takes most of the time of a list of runs, and it is the same at each look."""
+    return RunConfig.from_json(text)
 
 
 def planned_of(row: Row[tuple[object, ...]]) -> Planned:

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 
 from replay_service.ledger.progress import Point
 from replay_service.ledger.schema import events
@@ -11,11 +11,15 @@ _KINDS: Final = ("planned", "reported", "rewound")
 
 
 class EventTime(NamedTuple):
-    """An event's kind and step, and when it was committed: milliseconds since 1970, None if that is not known."""
+    """An event's kind and step, and when it was committed: milliseconds since 1970, None if that is not known.
+
+    `has_rows` is False for plans of steps that rehearse nothing.
+    """
 
     kind: str
     step: int
     at: int | None
+    has_rows: bool = True
 
 
 class EventTimes:
@@ -24,11 +28,11 @@ class EventTimes:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def latest(self, run: str, point: Point, most: int) -> list[EventTime]:
-        """Plans, reports and rewinds among the last `most` events of a run, oldest first."""
+    def latest(self, run: str, end_seq: int, most: int) -> list[EventTime]:
+        """Plans, reports and rewinds among the `most` events of a run before number `end_seq`, oldest first."""
         query = (
-            select(events.c.kind, events.c.step, events.c.committed_at)
-            .where(events.c.run == run, events.c.seq >= point.end_seq - most, events.c.seq < point.end_seq)
+            select(events.c.kind, events.c.step, events.c.committed_at, func.length(events.c.payload) > 0)
+            .where(events.c.run == run, events.c.seq >= end_seq - most, events.c.seq < end_seq)
             .where(events.c.kind.in_(_KINDS))
             .order_by(events.c.seq)
         )

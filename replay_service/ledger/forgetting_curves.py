@@ -25,8 +25,9 @@ from replay_service.ledger.progress import Point
 from replay_service.ledger.recently_used import RecentlyUsed
 from replay_service.ledger.records import Entry
 from replay_service.sampling.events import Created, Event, Reported, Rewound
-from replay_service.sampling.forgetting import Forgetting
-from replay_service.sampling.run_state import RunState, fold_all
+from replay_service.sampling.fold import fold_all
+from replay_service.sampling.forgetting import FirstVisits, Forgetting
+from replay_service.sampling.run_state import RunState
 
 MOST_DOMAINS: Final = 32
 """Curves of so many domains are kept: of the largest ones."""
@@ -212,12 +213,8 @@ def _point_of(tracked: _Tracked, with_domains: bool) -> tuple[CurvePoint, Forget
     visits = state.first_visits()
     if not len(visits.reports) or (tracked.points and visits.step <= tracked.points[-1].step):
         return None
-    corpus = visits.of_corpus()
-    found = [(CORPUS, corpus)]
-    if with_domains:
-        sizes = visits.sizes.reshape(-1, visits.num_quantiles).sum(axis=1)
-        largest = np.sort(np.argsort(-sizes, kind="stable")[:MOST_DOMAINS])
-        found += [(group, visits.of_domain(group)) for group in largest.tolist()]
+    groups = _largest(visits) if with_domains else []
+    found = list(zip([CORPUS, *groups], visits.of_corpus_and(groups), strict=True))
     trained = state.trained.counts
     point = CurvePoint(
         seq=tracked.seq,
@@ -227,7 +224,14 @@ def _point_of(tracked: _Tracked, with_domains: bool) -> tuple[CurvePoint, Forget
         achieved_ratio=trained.num_rehearsed_rows / trained.num_rows if trained.num_rows else None,
         estimates=_rows_of(found),
     )
-    return point, corpus
+    return point, found[0][1]
+
+
+def _largest(visits: FirstVisits) -> list[int]:
+    """The domains that have curves."""
+    sizes = visits.sizes.reshape(-1, visits.num_quantiles).sum(axis=1)
+    largest: list[int] = np.sort(np.argsort(-sizes, kind="stable")[:MOST_DOMAINS]).tolist()
+    return largest
 
 
 def _rows_of(found: list[tuple[int, Forgetting]]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Collection, Generator, Sequence
+from math import inf
 from typing import Final
 
 from sqlalchemy import Connection, Engine, Select, bindparam, delete, func, insert, select, update
@@ -253,9 +254,13 @@ class Journal:
             last = {row.step: row for row in connection.execute(query)}
         return [planned_of(row) for row in last.values()]
 
-    def samples(self, run: str, query: SampleQuery, partition: Partition) -> SamplePage:
-        """Measurements of a run's samples: one page; raises UnknownRun."""
-        return self._samples.page(run, query, partition)
+    def samples(self, run: str, query: SampleQuery, partition: Partition, work_s: float = inf) -> SamplePage:
+        """Measurements of a run's samples: one page; raises UnknownRun.
+
+        Args:
+            work_s: for how long to bring them up to date before, seconds.
+        """
+        return self._samples.page(run, query, partition, work_s)
 
     def sample(
         self, run: str, sample_id: int, partition: Partition, unit: DamageUnit = TOKEN_FLIPS

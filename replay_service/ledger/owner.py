@@ -1,4 +1,4 @@
-"""The owner of a run: it orders the run's events, and nobody else writes them."""
+"""The owner of a run: the one writer of the run's events, which puts them in order."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ from replay_service.ledger.records import Snapshot
 from replay_service.ledger.reports import CURRENT_ATTEMPT, check_values
 from replay_service.ledger.run_view import RunView
 from replay_service.ledger.run_work import RunWork
-from replay_service.ledger.sampled_corpus import SampledCorpus, check_same, partition_seen
+from replay_service.ledger.sampled_corpus import SampledCorpus, corpus_of_run, partition_seen
 from replay_service.sampling.events import (
     Adopted,
     Closed,
@@ -42,9 +42,9 @@ from replay_service.sampling.events import (
     Sealed,
     Trained,
 )
+from replay_service.sampling.fold import fold_all
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.plan import adjustment_due, last_before_decision, plan_steps
-from replay_service.sampling.run_state import fold_all
 from replay_service.sampling.state_bytes import to_bytes
 
 T = TypeVar("T")
@@ -52,11 +52,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class OwnerLimits:
-    """How owners keep house.
+    """Limits of an owner.
 
     Attributes:
-        snapshot_every: events between two snapshots; a restore folds about so many at most.
-        seal_after_s: how long a fenced run waits for reports, from the first request that was refused for them.
+        snapshot_every: events between two snapshots; a restore folds about this many events at most.
+        seal_after_s: how long a fenced run waits for reports, from the first request that was refused for lack of
+            them, seconds.
     """
 
     snapshot_every: int = 1000
@@ -67,18 +68,18 @@ DEFAULT_LIMITS: Final = OwnerLimits()
 
 
 class RunOwner:
-    """Holds the state of one run in memory, and lets one thread after the other at it.
+    """Holds the state of one run in memory, which one thread at a time uses.
 
-    Events are checked, made durable, folded in, then answered. Reports that wait for their turn are taken in together,
-    and made durable by one commit.
+    An event is checked, made durable, and folded in; then the request is answered. Reports that wait for the lock are
+    folded in together, and made durable by one commit.
 
     Args:
         corpus_of: gives a corpus by name.
-        meter: is told of the owner's work.
+        meter: gets the times and counts of the owner's work.
 
     Raises:
         UnknownRun: when there is no such run.
-        RunTaken: when another process takes the run meanwhile.
+        RunTaken: when another process takes the run while it is read.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class RunOwner:
         self._lease = journal.take(run)
         meter.took()
         self._work = RunWork(run, meter, monotonic)
-        # Read after that: from now on nobody can put another run of this name in its place unnoticed.
+        # The record is read after the lease is taken: a new run of the same name would now be noticed.
         self.record = record = journal.run(run)
         self._corpus_of = corpus_of
         self._snapshot_every = limits.snapshot_every
@@ -112,7 +113,7 @@ class RunOwner:
         except SQLAlchemyError:
             raise
         except Exception as error:
-            # Of a run that another process has deleted and created again, what was read need not fit together.
+            # Where another process has deleted the run and created it again, the rows read are of two runs.
             self._journal.check(self._lease)
             if not isinstance(error, CONTENT_ERRORS):
                 raise
@@ -124,9 +125,9 @@ class RunOwner:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Nobody else writes or reads the state meanwhile. After a failed write it is read from the journal again.
+        """Hold the lock of the state. After a failed write the state is restored from the journal first.
 
-        What has nothing to write looks whether the run is still this owner's: else its answer might be of the past.
+        A request that wrote nothing checks that the run is still this owner's: else its answer might be out of date.
         """
         asked_at = self._work.now()
         with self._lock:
@@ -145,6 +146,11 @@ class RunOwner:
                     self._journal.check(self._lease)
 
     @property
+    def epoch(self) -> int:
+        """The number of this owner among those of the run; later ones have greater numbers."""
+        return self._lease.epoch
+
+    @property
     def is_taken(self) -> bool:
         """Whether another owner has taken the run; this one refuses everything from then on."""
         return isinstance(self._lease.failure, RunTaken)
@@ -155,13 +161,11 @@ class RunOwner:
         return self._attempt
 
     def corpus(self) -> SampledCorpus:
-        """The run's corpus; raises CorpusReplaced when another one has its name, UnknownCorpus when none has."""
-        corpus = self._corpus_of(self.record.corpus)
-        check_same(self.record, corpus.fingerprint)
-        return corpus
+        """The run's corpus; raises CorpusReplaced when another one has its name, CorpusUnavailable when none has."""
+        return corpus_of_run(self.record, self._corpus_of)
 
     def window(self, first_step: int, num_steps: int, max_steps_ahead: int) -> Window:
-        """The plans of a window of steps; those that were never asked for are made, up to the last one.
+        """The plans of a window of steps. Steps without a plan are planned first, up to the last one of the window.
 
         Raises:
             StepOutOfRange: when the window starts before step 0 or ends more than `max_steps_ahead` after the last
@@ -184,13 +188,13 @@ class RunOwner:
                 self._adopt_if_due()
                 self._plan_through(last_step)
             window = self._window(self._recent.find(first_step, num_steps) or (), is_new)
-        # Read after the attempt: if a rewind comes between, reports of these plans are stale, and never mistaken.
+        # The plans are read after the attempt: if a rewind comes between, reports of these plans are stale.
         return window if window.plans else self._read(window, first_step, num_steps)
 
     def window_at_hand(self, first_step: int, num_steps: int) -> Window | None:
-        """The plans of a window of steps, if they are in memory; whoever holds the owner meanwhile is not waited for.
+        """The plans of a window of steps if they are in memory, without waiting for the lock; else None.
 
-        It costs one look into the journal, whether the run is still this owner's.
+        It costs one query of the journal: whether the run is still this owner's.
 
         Raises:
             RunTaken: when it is not.
@@ -200,7 +204,7 @@ class RunOwner:
         if plans is None or lease.failure is not None:
             return None
         window = self._window(plans)
-        # A rewind forgets plans before it begins an attempt: those that were found are of this one if it still stands.
+        # A rewind forgets plans before it begins an attempt, so these plans are of the attempt if it still stands.
         if window.attempt != attempt:
             return None
         self._journal.check(lease)
@@ -234,7 +238,7 @@ class RunOwner:
             self._commit(plans)
 
     def report(self, rows: np.ndarray) -> ReportOutcome:
-        """Fold the losses `rows` (LOSS_ROW [n]) in, all of them or none.
+        """Fold in the losses `rows` (LOSS_ROW [n]), all of them or none.
 
         Raises:
             InvalidReport: when a loss is not finite, a count is impossible, a step has no plan, or a sample was not
@@ -246,7 +250,7 @@ class RunOwner:
         return report.answer()
 
     def _take_in(self, reports: Sequence[HandedIn]) -> None:
-        """Fold in what many threads have handed in, as one report if there is nothing wrong with any."""
+        """Fold in the reports of many threads with one commit; one by one where one of them is invalid."""
         try:
             with self._alone():
                 rows = [each.rows for each in reports]
@@ -263,12 +267,12 @@ class RunOwner:
                 for each in reports:
                     self._take_in([each])
         except Exception as error:
-            # Every waiting thread must hear of it.
+            # Every waiting thread must get the error.
             for each in reports:
                 each.refuse(error)
 
     def count_trained(self, trained: Trained, attempt: int = CURRENT_ATTEMPT) -> bool:
-        """Add what a rank has trained on; False where it was counted before, or is of an attempt before a rewind."""
+        """Add what a rank has trained on; False if it was counted before, or is of an attempt before a rewind."""
         with self._alone():
             is_stale = attempt not in (CURRENT_ATTEMPT, self._attempt)
             if is_stale or self._state.trained.has_reported(trained.rank, trained.first_step):
@@ -312,7 +316,7 @@ class RunOwner:
         return partition_seen(self.record, self._state, self.corpus())
 
     def _adopt(self, generation: int) -> None:
-        """See a generation if it is a later one of the corpus that the run sees; another process may be behind."""
+        """Adopt a generation unless the run sees it already, or a later one, as where another process is behind."""
         if generation > self._state.generation:
             self._partition()
             sizes = tuple(self.corpus().partition_of(generation).sizes.tolist())
@@ -330,7 +334,7 @@ class RunOwner:
                 self._commit([Closed(self._state.next_step - 1)])
 
     def finish(self, num_steps: int, attempt: int = CURRENT_ATTEMPT) -> None:
-        """Note that the job has ended after `num_steps` steps; nothing where it said so before a rewind."""
+        """Note that the job has ended after `num_steps` steps; ignored where the job said so before a rewind."""
         with self._alone():
             finished = Finished(self._state.next_step - 1, num_steps)
             if attempt in (CURRENT_ATTEMPT, self._attempt) and finished.end != self._state.job_end:
@@ -350,7 +354,7 @@ class RunOwner:
     def rewind(self, step: int) -> None:
         """Go back to the state that the run had after `step`; -1 is the beginning.
 
-        What was planned, reported and configured of later steps is forgotten, and a new attempt begins.
+        Plans, reports and configurations of later steps are forgotten, and a new attempt begins.
 
         Raises:
             StepOutOfRange: when the step has no plan. Nothing is changed then.
@@ -376,7 +380,7 @@ class RunOwner:
         Raises:
             UnknownRun: when the run was deleted.
             RunTaken: when another process has taken it.
-            JournalUnavailable: when the last write failed, so that the state is not known to be the journal's.
+            JournalUnavailable: when the last write failed, so that the state may differ from the journal's.
         """
         with self._lock:
             if self._lease.failure is not None:
@@ -386,7 +390,7 @@ class RunOwner:
             return see(RunView(self.record, self._state, point))
 
     def _pass_fence(self, last_step: int) -> None:
-        """Refuse to plan up to `last_step` while reports for it are missing, but seal steps that lack them long."""
+        """Refuse to plan up to `last_step` while reports are missing; seal the steps that have lacked them too long."""
         overdue = self._fence.overdue(self._state, last_step)
         if overdue:
             self._commit([Sealed(step) for step in overdue])

@@ -1,7 +1,12 @@
 """Every run's owner, restored from the journal when it is first asked for."""
 
 import threading
+import time
+from collections import defaultdict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import structlog
 
@@ -16,6 +21,22 @@ from replay_service.sampling.run_config import RunConfig
 
 _log = structlog.get_logger()
 
+LATELY_S: Final = 600.0
+_MOST_COUNTED: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Whether another process answers for a run that this one has owned.
+
+    Attributes:
+        is_elsewhere: another process has taken the run from this one.
+        times_taken_back: how often this one has taken it back in the last ten minutes.
+    """
+
+    is_elsewhere: bool = False
+    times_taken_back: int = 0
+
 
 class Owners:
     """One owner a run; `corpus_of` gives a corpus by name or raises UnknownCorpus."""
@@ -26,13 +47,16 @@ class Owners:
         corpus_of: Callable[[str], SampledCorpus],
         limits: OwnerLimits = DEFAULT_LIMITS,
         meter: Meter = NO_METER,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._monotonic = monotonic
         self._meter = meter
         self._journal = journal
         self._limits = limits
         self._corpus_of = corpus_of
         self._lock = threading.Lock()
         self._owners: dict[str, RunOwner] = {}
+        self._taken_back_at = defaultdict[str, deque[float]](partial(deque, maxlen=_MOST_COUNTED))
 
     def create(self, run: str, corpus: str, config: RunConfig, created_at: str) -> bool:
         """Create a run on the latest generation of a corpus; False if it is there already, on the same corpus and with
@@ -64,6 +88,13 @@ class Owners:
         """The owner of a run, if it is in memory."""
         return self._owners.get(run)
 
+    def ownership(self, run: str, owner_epoch: int) -> Ownership:
+        """Whether the owner of this epoch, as the journal names it, is another one than that in memory, if any is."""
+        owner, since = self.at_hand(run), self._monotonic() - LATELY_S
+        with self._lock:
+            times = self._taken_back_at.get(run, ())
+            return Ownership(owner is not None and owner.epoch < owner_epoch, sum(each >= since for each in times))
+
     def delete(self, run: str) -> None:
         """Remove a closed run and its journal for good.
 
@@ -74,6 +105,7 @@ class Owners:
         self.get(run).delete()
         with self._lock:
             self._owners.pop(run, None)
+            self._taken_back_at.pop(run, None)
 
     def get(self, run: str) -> RunOwner:
         """The owner of a run; raises UnknownRun.
@@ -86,6 +118,7 @@ class Owners:
                 former = self._owners.pop(run, None)
                 self._owners[run] = RunOwner(self._journal, run, self._corpus_of, self._limits, meter=self._meter)
                 if former is not None:
+                    self._taken_back_at[run].append(self._monotonic())
                     _log.warning("took the run back from another process", run=run)
             return self._owners[run]
 

@@ -24,7 +24,8 @@ class ReportDelay:
     Attributes:
         p50_s, p95_s: median and 95th percentile of the steps that were lately reported whole, seconds; None if there
             are none.
-        late_steps: steps that still await a report, and have waited for more than a minute and more than twice `p95_s`.
+        late_steps: steps that still await a report, and have waited for more than a minute and more than twice `p95_s`;
+            with those that were given up since the last report came.
     """
 
     p50_s: float | None
@@ -39,18 +40,35 @@ def report_delay(times: EventTimes, run: str, point: Point, pending: Sequence[in
         pending: the steps that await a report there, ascending.
         now_ms: the time, in milliseconds since 1970.
     """
-    delays = delays_of(times.latest(run, point, LOOKED_AT), set(pending))
+    events = times.latest(run, point.end_seq, LOOKED_AT)
+    delays = delays_of(events, set(pending))
     p50_s, p95_s = np.quantile(delays, [0.5, 0.95]).round(3).tolist() if delays else (None, None)
     latest_ms = now_ms - 1000.0 * max(LEAST_LATE_S, LATE_DELAYS * (p95_s or 0.0))
     # Standing plans are committed in the order of their steps, so few of them need to be looked up.
     late = bisect_right(pending, latest_ms, key=lambda step: times.planned_at(run, point, step))
-    return ReportDelay(p50_s, p95_s, late)
+    return ReportDelay(p50_s, p95_s, late + len(unanswered_by(events, latest_ms) - set(pending)))
+
+
+def unanswered_by(events: Iterable[EventTime], latest_ms: float) -> set[int]:
+    """The steps that were planned up to a time, and after the last report among these events, which are oldest first.
+
+    A job that is fast leaves them behind within the window of its reports, so that nobody awaits them any more.
+    """
+    found = set[int]()
+    for kind, step, at, has_rows in events:
+        if kind == "reported":
+            found = set()
+        elif kind == "rewound":
+            found = {each for each in found if each <= step}
+        elif has_rows and at is not None and at <= latest_ms:
+            found.add(step)
+    return found
 
 
 def delays_of(events: Iterable[EventTime], pending: set[int]) -> list[float]:
     """The delay of each step whose plan and reports are among these events, oldest first, and whole; seconds."""
     planned, reported = dict[int, int](), dict[int, int]()
-    for kind, step, at in events:
+    for kind, step, at, _ in events:
         if kind == "rewound":
             planned = {each: time for each, time in planned.items() if each <= step}
             reported = {each: time for each, time in reported.items() if each <= step}

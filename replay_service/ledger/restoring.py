@@ -12,7 +12,8 @@ import structlog
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.records import Entry, RunRecord, Snapshot
 from replay_service.sampling.events import Created, Event, Rewound
-from replay_service.sampling.run_state import RunState, fold_all
+from replay_service.sampling.fold import fold_all
+from replay_service.sampling.run_state import RunState
 from replay_service.sampling.state_bytes import STATE_VERSION, from_bytes, version_of
 
 _log = structlog.get_logger()

@@ -1,8 +1,10 @@
 """Statistics of samples at a committed point of a journal: they catch up with it when somebody asks."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -16,8 +18,8 @@ from replay_service.ledger.schema import IS_RARE, events
 from replay_service.sampling.events import Reported
 from replay_service.sampling.partition import Partition
 
-CATCH_UP_EVENTS: Final = 1000
-"""Events whose reports are merged into the statistics at once."""
+CATCH_UP_EVENTS: Final = 100
+"""Events whose reports are merged in one transaction. Until it ends, commits of an SQLite database wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +47,25 @@ class SampleReader:
 
     Args:
         point: the end of a run's journal; raises UnknownRun.
+        monotonic: a clock, seconds.
     """
 
-    def __init__(self, engine: Engine, point: Callable[[str], Point]) -> None:
+    def __init__(
+        self, engine: Engine, point: Callable[[str], Point], monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._engine = engine
         self._point = point
+        self._monotonic = monotonic
         self._is_sqlite = engine.dialect.name == "sqlite"
 
-    def page(self, run: str, query: SampleQuery, partition: Partition) -> SamplePage:
-        """Measurements of a run's samples: one page."""
-        with self._caught_up(run, partition) as (connection, next_seq):
+    def page(self, run: str, query: SampleQuery, partition: Partition, work_s: float = inf) -> SamplePage:
+        """Measurements of a run's samples: one page.
+
+        Args:
+            work_s: for how long to catch up, seconds. A look that ends before all is merged tells of the events so
+                far, and the next one goes on from there.
+        """
+        with self._caught_up(run, partition, work_s) as (connection, next_seq):
             return SamplePage(next_seq - 1, samples.page(connection, run, query))
 
     def one(self, run: str, sample_id: int, partition: Partition, unit: DamageUnit) -> SampleVisits | None:
@@ -71,16 +82,17 @@ class SampleReader:
         return SampleVisits(next_seq - 1, found, [each for each in visits if len(each.rows)])
 
     @contextmanager
-    def _caught_up(self, run: str, partition: Partition) -> Iterator[tuple[Connection, int]]:
+    def _caught_up(self, run: str, partition: Partition, work_s: float = inf) -> Iterator[tuple[Connection, int]]:
         """A connection whose reads see one committed point, and the number of the first event that the samples do not
-        hold there. They hold every event that was committed before this was called."""
+        hold there. They hold every event that was committed before this was called, if there was time for that."""
+        ends_at = self._monotonic() + work_s
         while True:
             wanted = self._point(run).end_seq
-            self._catch_up(run, partition)
+            self._catch_up(run, partition, ends_at)
             with self._at_one_point() as connection:
                 next_seq = samples.next_seq(connection, run)
                 # Of a run that was rewound or created again meanwhile they hold nothing, or less.
-                if next_seq is not None and next_seq >= wanted:
+                if next_seq is not None and (next_seq >= wanted or self._monotonic() >= ends_at):
                     yield connection, next_seq
                     return
 
@@ -94,7 +106,7 @@ class SampleReader:
                 connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
 
-    def _catch_up(self, run: str, partition: Partition) -> None:
+    def _catch_up(self, run: str, partition: Partition, ends_at: float) -> None:
         """Bring the samples up to date, some events at a time, so that nobody waits long for the database."""
         more = True
         while more:
@@ -107,7 +119,7 @@ class SampleReader:
                 rows = connection.execute(query).all()
                 reports = _standing_reports(connection, run, point.end_seq, rows)
                 samples.merge(connection, run, reports, partition, first_seq + len(rows))
-            more = len(rows) == CATCH_UP_EVENTS
+            more = len(rows) == CATCH_UP_EVENTS and self._monotonic() < ends_at
 
 
 def _events_before(run: str, end_seq: int) -> Select[tuple[object, ...]]:

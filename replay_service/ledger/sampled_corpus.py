@@ -1,11 +1,13 @@
 """A run's corpus: what the run needs of it, and the check that it still is the one that the run began on."""
 
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_service.errors import CorpusReplaced, InvalidRun
+from replay_service.errors import CorpusReplaced, CorpusUnavailable, InvalidRun, UnknownCorpus
 from replay_service.ledger.records import RunRecord
 from replay_service.sampling.base_results import BaseResults
 from replay_service.sampling.partition import Partition
@@ -36,6 +38,42 @@ class SampledCorpus(Protocol):
         ...
 
 
+C = TypeVar("C", bound=SampledCorpus)
+
+
+def corpus_of_run(record: RunRecord, get: Callable[[str], C]) -> C:
+    """The corpus of a run.
+
+    Args:
+        get: the corpus of a name; raises UnknownCorpus.
+
+    Raises:
+        CorpusUnavailable: when it is not here.
+        CorpusReplaced: when another one has its name.
+    """
+    with must_be_here(record.run, record.corpus):
+        corpus = get(record.corpus)
+    check_same(record, corpus.fingerprint)
+    return corpus
+
+
+@contextmanager
+def must_be_here(run: str, corpus: str) -> Iterator[None]:
+    """Look for the corpus of a run that exists. If it is not here, another replica may have it, so this is no 404.
+
+    Raises:
+        CorpusUnavailable: instead of UnknownCorpus.
+    """
+    try:
+        yield
+    except UnknownCorpus as error:
+        raise CorpusUnavailable(
+            f"corpus {corpus!r}, which run {run!r} rehearses, is not among the corpora of the service that answered; "
+            "bring it back, or, where several replicas serve, let them share one `root`, or have the corpora in object "
+            "storage (`corpora_url`)"
+        ) from error
+
+
 def check_same(record: RunRecord, fingerprint: str) -> None:
     """Raises CorpusReplaced when another corpus than the run's stands under its name."""
     check_fingerprint(record.corpus, record.created.corpus_fingerprint, fingerprint, f"run {record.run!r}")
@@ -46,7 +84,7 @@ def check_fingerprint(corpus: str, wanted: str | None, found: str, run: str = "t
     if wanted not in (None, found):
         raise CorpusReplaced(
             f"corpus {corpus!r} is not the one that {run} began on, but another one of its name; bring the corpus "
-            "back, or create a new run"
+            "back, let all replicas share one `root`, or create a new run"
         )
 
 

@@ -116,6 +116,18 @@ forgetting_points = Table(
     Column("estimates", LargeBinary, nullable=False),
 )
 
+# One row: which replica of a cluster owns the runs.
+service_lease = Table(
+    "service_lease",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("holder", String(64), nullable=False),
+    Column("address", String(255), nullable=False),
+    Column("beat", BigInteger, nullable=False),
+    Column("duration_s", Double, nullable=False),
+)
+
 worst_samples = Index("worst_samples", samples.c.run, samples.c.excess_nats)
 
 one_plan_a_step = Index(

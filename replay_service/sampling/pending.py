@@ -67,7 +67,7 @@ class Awaited:
     """What reported samples are among those that await a report: all steps in one pass, their samples end to end."""
 
     def __init__(self, pending: dict[int, Pending], slices: Sequence[StepSlice], sample_id: Int64Array) -> None:
-        """Look up each `sample_id` (int64 [n]), of the steps that `runs` say."""
+        """Look up each `sample_id` (int64 [n]), of the steps that `slices` say."""
         self._pending = pending
         self._of_step = {step: pending[step] for step, _, _ in slices if step in pending}
         parts = [*self._of_step.values(), _NOTHING]

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from replay_service.sampling.controller import decide
 from replay_service.sampling.cursors import Cursors
 from replay_service.sampling.events import PLANNED_ROW, Adjusted, Planned
+from replay_service.sampling.fold import pass_fence
 from replay_service.sampling.partition import Partition
 from replay_service.sampling.permutation import keys, uniforms
 from replay_service.sampling.policies import systematic
 from replay_service.sampling.response import change_of_ratio
-from replay_service.sampling.run_state import RunState, pass_fence, whole_rows
+from replay_service.sampling.run_state import RunState, whole_rows
 from replay_service.sampling.step_slices import order_in_steps
 
 Float64Array = NDArray[np.float64]

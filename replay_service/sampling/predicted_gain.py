@@ -17,14 +17,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_service.sampling.forgetting import (
-    LEAST_WINDOW_STEPS,
-    WANTED_REPORTS,
-    WINDOW_HALF_LIVES,
-    FirstVisits,
-    Forgetting,
-    student,
-)
+from replay_service.sampling.forgetting import FirstVisits, Forgetting, student
+from replay_service.sampling.lines import LEAST_WINDOW_STEPS, WANTED_REPORTS, WINDOW_HALF_LIVES
 from replay_service.sampling.run_state import RunState
 
 Float64Array = NDArray[np.float64]

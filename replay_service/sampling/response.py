@@ -18,8 +18,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from replay_service.sampling.expected import expected_excess
-from replay_service.sampling.forgetting import LEAST_WINDOW_STEPS, FirstVisits
+from replay_service.sampling.expected import Strata, expected_excess
+from replay_service.sampling.forgetting import FirstVisits
+from replay_service.sampling.lines import LEAST_WINDOW_STEPS
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
@@ -124,8 +125,9 @@ def _per_draw(visits: FirstVisits) -> Float64Array:
 def _of_stratum(visits: FirstVisits, kernel: Float64Array, rest: Float64Array) -> Float64Array:
     """By how much each report's stratum is expected to differ from the corpus, float64 [n]."""
     _, step = np.unique(visits.reports["step"], return_inverse=True)
-    stratum, share = visits.reports["stratum"].astype(np.int64), visits.sizes / visits.sizes.sum()
-    level, expected = expected_excess(stratum, kernel, rest, step, share, visits.num_quantiles, visits.prior_weight)
+    stratum = visits.reports["stratum"].astype(np.int64)
+    strata = Strata.of_one(visits.sizes / visits.sizes.sum(), visits.num_quantiles)
+    level, expected = expected_excess(strata, stratum, step, kernel, rest, visits.prior_weight)
     return expected - level
 
 

@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 from replay_service.sampling.bounds import check_bounds
 from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw, decision_steps
 from replay_service.sampling.damage import Signal
-from replay_service.sampling.forgetting import LEAST_REPORTS
 from replay_service.sampling.injection import InjectionMode, Ratio, decimal_of, exact_ratio, rows_due
+from replay_service.sampling.lines import LEAST_REPORTS
 from replay_service.sampling.policies import MixCd, PermutedMixCd, Policy, PolicyName, Stratified, Uniform
 from replay_service.sampling.schedule import Schedule
 

@@ -1,40 +1,25 @@
-"""A run is a fold over its journal: this is the state, and the one function that folds an event into it."""
+"""The state of a run: a fold over the events of its journal (`replay_service.sampling.fold`)."""
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import groupby
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.sampling.cursors import Cursors
-from replay_service.sampling.damage import DAMAGE_OF, LEAST_DAMAGE, damage_rates
-from replay_service.sampling.events import (
-    Adjusted,
-    Adopted,
-    Configured,
-    Created,
-    Event,
-    Finished,
-    Planned,
-    Reported,
-    Sealed,
-    Trained,
-    stacked,
-)
+from replay_service.sampling.damage import LEAST_DAMAGE, damage_rates
+from replay_service.sampling.events import Created, stacked
 from replay_service.sampling.forgetting import FirstVisits, Forgetting
 from replay_service.sampling.held_back import HeldBack
-from replay_service.sampling.injection import as_decimal, exact_ratio, rows_due
-from replay_service.sampling.latest import REPORT_ROW, LatestReports
-from replay_service.sampling.pending import Awaited, Pending
+from replay_service.sampling.injection import as_decimal, rows_due
+from replay_service.sampling.latest import LatestReports
+from replay_service.sampling.pending import Pending
 from replay_service.sampling.response import RatioCourse
 from replay_service.sampling.run_config import RunConfig
-from replay_service.sampling.step_slices import StepSlice, step_slices
-from replay_service.sampling.sums import FIRST_VISITS, LATER_VISITS, DecayedSums, Totals
+from replay_service.sampling.sums import FIRST_VISITS, DecayedSums, Totals
 from replay_service.sampling.trained import TrainedTotals
 
 Float64Array = NDArray[np.float64]
@@ -86,18 +71,18 @@ class RunState:
     ratios: tuple[RatioSince, ...] = (RatioSince(0, Fraction(0)),)
     """The latest changes of the injection ratio, at most `MOST_RATIOS`, oldest first; at least the present one."""
     steady_since: int = 0
-    """The step from which the policy has been what it is."""
+    """The first step that the present policy is in force for."""
     carry: Fraction = Fraction(0)
     """In [0, 1): the part of a row that the planned steps were due to rehearse and have not."""
     generation_since: int = 0
     """The step from which the run has seen its generation."""
     closed: bool = False
     job_end: int = -1
-    """Where the job said that it has ended: the first step that is none of its. -1: it has not said so."""
+    """The first step after the end of the job, as the job said; -1: it has not said that it has ended."""
     trained: TrainedTotals = field(default_factory=TrainedTotals)
     """As far as the ranks have reported it; no plan depends on it."""
     _probabilities: tuple[int, Float64Array] | None = field(default=None, init=False)
-    """Of a version of the policy; follows from the rest."""
+    """A policy version and its probabilities: a cache, which follows from the other fields."""
 
     @classmethod
     def initial(cls, created: Created) -> "RunState":
@@ -111,12 +96,12 @@ class RunState:
 
     @property
     def ratio(self) -> Fraction:
-        """The injection ratio that is written, or that the controller has chosen; a schedule bends it."""
+        """The injection ratio in force: the configured one, or the controller's. A schedule multiplies it."""
         return self.ratios[-1].ratio
 
     @property
     def ratio_since(self) -> int:
-        """The step from which it has been what it is."""
+        """The first step that `ratio` is in force for."""
         return self.ratios[-1].step
 
     def set_ratio(self, ratio: Fraction) -> None:
@@ -160,7 +145,7 @@ class RunState:
         return as_decimal(self.config.schedule.at(self.next_step, self.ratio))
 
     def first_visits(self) -> FirstVisits:
-        """What tells of forgetting, as far as plans know."""
+        """The reports that forgetting is estimated from, as far as plans know them."""
         return FirstVisits(
             reports=self.latest[FIRST_VISITS].rows.copy(),
             step=self.recent.origin,
@@ -171,8 +156,12 @@ class RunState:
             prior_weight=self.config.prior_weight,
         )
 
+    def repeat_share(self) -> float:
+        """The share of the present draws that repeat a sample which the run has drawn before."""
+        return 1.0 - float(self.probabilities() @ self.cursors.share_of_first_visits())
+
     def all_visits(self) -> FirstVisits:
-        """The same of first and later visits alike: where rehearsal repairs what it visits, it tells of too little."""
+        """The same of first and later visits alike. They tell of less: rehearsal repairs the samples that it visits."""
         first = self.cursors.share_of_first_visits()
         parts = []
         for latest, share in zip(self.latest, (first, 1.0 - first), strict=True):
@@ -192,14 +181,14 @@ class RunState:
         return [] if fence is None else sorted(each for each in self.pending if each <= step - fence)
 
     def what_plans_learn_from(self) -> "RunState":
-        """A state that `pass_fence` may change while this one stays as it is; this one, if that changes nothing."""
+        """A copy for `pass_fence` to change, so that this state stays as it is; this state itself without a fence."""
         if self.config.fence is None:
             return self
         latest = self.latest[0].copy(), self.latest[1].copy()
         return replace(self, recent=self.recent.copy(), latest=latest, held=dict(self.held))
 
     def has_damage(self) -> bool:
-        """Whether damage was reported, so that the rates tell of it."""
+        """Whether damage was reported, so that the damage rates mean something."""
         return bool(self.recent.damage.sum() > LEAST_DAMAGE)
 
     def damage_rates(self) -> Float64Array:
@@ -209,7 +198,7 @@ class RunState:
         return damage_rates(damage, count, self.config.prior_weight).ravel()
 
     def probabilities(self) -> Float64Array:
-        """The probability of each stratum under the run's policy, float64 [num_strata], summing to one; not to change.
+        """The probability of each stratum under the run's policy: float64 [num_strata], read-only, summing to one.
 
         They are computed once for each version of the policy.
         """
@@ -220,62 +209,8 @@ class RunState:
         return self._probabilities[1]
 
 
-def fold(state: RunState, event: Event) -> None:
-    """Advance `state` by one event of its journal. It reads nothing else, so every fold of a journal agrees.
-
-    The event has been checked before it was written down; an event that does not fit the state is an error of ours.
-    """
-    if isinstance(event, Planned):
-        _fold_planned(state, [event])
-    elif isinstance(event, Reported):
-        _fold_reported(state, [event])
-    elif isinstance(event, Configured):
-        _fold_configured(state, event.config)
-    elif isinstance(event, Adopted):
-        _fold_adopted(state, event.generation, event.sizes)
-    elif isinstance(event, Adjusted):
-        state.set_ratio(exact_ratio(event.injection_ratio))
-    elif isinstance(event, Sealed):
-        state.pending.pop(event.step, None)
-    elif isinstance(event, Trained):
-        state.trained.add(event.rank, event.step + 1, event.counts)
-    elif isinstance(event, Finished):
-        state.job_end = event.end
-    else:
-        state.closed = True
-
-
-def fold_all(state: RunState, events: Iterable[Event]) -> None:
-    """Fold events one after the other.
-
-    Neighbouring plans are folded at once, and so are neighbouring reports, which comes to the same.
-    """
-    for kind, neighbours in groupby(events, type):
-        alike = list(neighbours)
-        if kind is Planned:
-            _fold_planned(state, [event for event in alike if isinstance(event, Planned)])
-        elif kind is Reported:
-            _fold_reported(state, [event for event in alike if isinstance(event, Reported)])
-        else:
-            for event in alike:
-                fold(state, event)
-
-
-def _fold_planned(state: RunState, plans: Sequence[Planned]) -> None:
-    steps = range(state.next_step, state.next_step + len(plans))
-    assert [plan.step for plan in plans] == list(steps), f"no plans of the steps from {state.next_step} on"
-    _, state.carry = whole_rows(state, steps, state.carry)
-    stratum = np.concatenate([plan.rows["stratum"] for plan in plans])
-    state.cursors.advance(state.config.seed, np.sort(stratum).astype(np.int64))
-    state.pending.update(Pending.of_steps({plan.step: plan.rows for plan in plans}))
-    for step in steps:
-        pass_fence(state, step)
-        state.pending.pop(step - state.config.report_window_steps, None)
-    state.next_step = steps.stop
-
-
 def whole_rows(state: RunState, steps: range, carry: Fraction) -> tuple[list[int], Fraction]:
-    """How many rows each of these steps rehearses, at the ratio that the state has; and what is carried on after."""
+    """How many rows each of these steps rehearses at the state's ratio, and the fraction of a row carried on after."""
     if state.config.schedule.curve != "constant":
         numbers = []
         for step in steps:
@@ -287,121 +222,6 @@ def whole_rows(state: RunState, steps: range, carry: Fraction) -> tuple[list[int
     grains, rest = (each.numerator * (unit // each.denominator) for each in (due, carry))
     ends = [rest + grains * i for i in range(len(steps) + 1)]
     return [end // unit - begin // unit for begin, end in itertools.pairwise(ends)], Fraction(ends[-1] % unit, unit)
-
-
-def _fold_configured(state: RunState, config: RunConfig) -> None:
-    if (config.injection_ratio, config.budget.start()) != (state.config.injection_ratio, state.config.budget.start()):
-        state.set_ratio(config.ratio)
-    if any(getattr(config, name) != getattr(state.config, name) for name in _STEERING):
-        state.steady_since = state.next_step
-    if _damage_unit(config) != _damage_unit(state.config):
-        state.recent = DecayedSums.zeros(state.num_strata, config.half_life_steps)
-        state.held.clear()
-    elif config.half_life_steps != state.config.half_life_steps:
-        state.recent.change_half_life(config.half_life_steps)
-    state.config = config
-    state.policy_version += 1
-
-
-def _fold_adopted(state: RunState, generation: int, sizes: tuple[int, ...]) -> None:
-    state.cursors.grow(np.array(sizes, dtype=np.int64))
-    state.totals.grow(len(sizes))
-    state.recent.grow(len(sizes))
-    state.generation, state.generation_since = generation, state.next_step
-    state.policy_version += 1
-
-
-_STEERING: Final = (
-    "schedule",
-    "policy",
-    "sharpness",
-    "floor",
-    "signal",
-    "learnable_nats",
-    "delta_nats",
-    "prior_weight",
-)
-"""Settings of which a change may make forgetting take another course than the injection ratio accounts for."""
-
-
-def _damage_unit(config: RunConfig) -> tuple[str, float, float]:
-    """Sums of damage in different units do not add up, so a change of unit begins them anew."""
-    return config.signal, config.learnable_nats, config.delta_nats
-
-
-def _fold_reported(state: RunState, reports: Sequence[Reported]) -> None:
-    """Reports, one or more: the additions of folding one after the other, in their order."""
-    rows, slices = stacked([each.rows for each in reports]), _slices_of(reports)
-    plan = Awaited(state.pending, slices, np.ascontiguousarray(rows["sample_id"])).take()
-    was_measured, num_reports = rows["num_tokens"] > 0, len(reports)
-    if np.count_nonzero(was_measured) < len(rows):
-        step, report = (
-            np.repeat(each, [len(every.rows) for every in reports])[was_measured]
-            for each in ([each.step for each in reports], np.arange(num_reports))
-        )
-        slices, num_reports = step_slices(step), int(np.count_nonzero(np.bincount(report)))
-        plan, rows = plan[was_measured], rows[was_measured]
-    _fold_measured(state, slices, plan, rows)
-    if state.config.fence is None:
-        state.policy_version += num_reports
-
-
-def _slices_of(reports: Sequence[Reported]) -> list[StepSlice]:
-    """The slices of steps in the rows of reports."""
-    slices, begin = list[StepSlice](), 0
-    for each in reports:
-        end = begin + len(each.rows)
-        if slices and slices[-1].step == each.step:
-            slices[-1] = StepSlice(each.step, slices[-1].begin, end)
-        else:
-            slices.append(StepSlice(each.step, begin, end))
-        begin = end
-    return slices
-
-
-def _fold_measured(state: RunState, slices: Sequence[StepSlice], plan: np.ndarray, rows: np.ndarray) -> None:
-    """Losses of the samples in `plan` (PLANNED_ROW), row by row."""
-    measured = np.empty(len(rows), dtype=HELD_ROW)
-    measured["sample_id"], measured["stratum"] = plan["sample_id"], plan["stratum"]
-    measured["visit"] = plan["times_drawn"] != 1
-    measured["chance"] = plan["probability"] * state.cursors.sizes[plan["stratum"]]
-    measured["excess_nats"] = rows["loss_nats"] - rows["base_loss_nats"]
-    measured["damage"] = DAMAGE_OF[state.config.signal](rows, state.config.learnable_nats, state.config.delta_nats)
-    state.totals.add(measured["stratum"].astype(np.int64), rows, measured["excess_nats"])
-    if state.config.fence is None:
-        _learn(state, slices, measured)
-        return
-    for step, begin, end in slices:
-        state.held[step] = stacked([state.held.get(step, measured[:0]), measured[begin:end]])
-
-
-def _learn(state: RunState, slices: Sequence[StepSlice], measured: np.ndarray) -> None:
-    """Let plans know what was measured: HELD_ROW [n], the rows of each step as `runs` say."""
-    visit, stratum = measured["visit"].astype(np.int64), measured["stratum"].astype(np.int64)
-    state.recent.add(slices, visit, stratum, measured["damage"])
-    reports = np.empty(len(measured), dtype=REPORT_ROW)
-    for step, begin, end in slices:
-        reports["step"][begin:end] = step
-    for name in ("stratum", "chance", "excess_nats"):
-        reports[name] = measured[name]
-    is_later = visit > 0
-    if not np.count_nonzero(is_later):
-        state.latest[FIRST_VISITS].add(reports)
-        return
-    state.latest[FIRST_VISITS].add(reports[~is_later])
-    state.latest[LATER_VISITS].add(reports[is_later])
-
-
-def pass_fence(state: RunState, step: int) -> None:
-    """In fenced mode, learn what the plan of `step` may know: the reports of the steps up to the lag before it."""
-    if state.config.fence is None:
-        return
-    passing = sorted(held for held in state.held if held <= step - state.config.fence)
-    if passing:
-        parts = [in_canonical_order(state.held.pop(each)) for each in passing]
-        measured, ends = stacked(parts), [*itertools.accumulate(map(len, parts))]
-        _learn(state, list(map(StepSlice, passing, [0, *ends], ends)), measured)
-        state.policy_version += len(passing)
 
 
 def in_canonical_order(measured: np.ndarray) -> np.ndarray:

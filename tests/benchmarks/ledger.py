@@ -23,10 +23,11 @@ from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
 from replay_service.ledger.records import RunRecord
 from replay_service.sampling.events import REPORTED_ROW, Created, Planned
+from replay_service.sampling.fold import fold, fold_all
 from replay_service.sampling.partition import Extent, Partition
 from replay_service.sampling.plan import plan_steps
 from replay_service.sampling.run_config import RunConfig
-from replay_service.sampling.run_state import RunState, fold, fold_all
+from replay_service.sampling.run_state import RunState
 from replay_service.wire.losses import LOSS_ROW
 from tests.benchmarks.ratios import as_table, measured, repeated
 from tests.gateway.worlds import client_on

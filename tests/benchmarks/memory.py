@@ -123,7 +123,8 @@ def run_ingest(home: Path, model: Path) -> None:
 
 def run_packing(path: Path, model: Path) -> tuple[int, int, int]:
     """How many rows a plain text gives, and the most resident memory before and while it is packed, bytes."""
-    from replay_service.corpus.ingest.pipeline import PipelineSettings, pack_shard
+    from replay_service.corpus.ingest.pack_shard import pack_shard
+    from replay_service.corpus.ingest.pipeline_settings import PipelineSettings
     from replay_service.corpus.shards.sources import Columns, find_shards
     from replay_service.language.tokenizer import ends_of, load_tokenizer, vocab_size
 
@@ -141,10 +142,9 @@ def run_packing(path: Path, model: Path) -> tuple[int, int, int]:
         threads_per_scorer=1,
         topk=0,
         features=False,
-        staging=path.with_suffix(".staging"),
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    num_rows = sum(len(part) for part in pack_shard("key", shard, settings))
+    num_rows = sum(len(part.rows or ()) for part in pack_shard(shard, settings))
     return num_rows, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
@@ -185,7 +185,7 @@ def shares(pid: int) -> Iterator[tuple[str, int]]:
             found = _PSS.search(Path(f"/proc/{process.pid}/smaps_rollup").read_text())
         except (psutil.NoSuchProcess, OSError):
             continue  # it has ended
-        role = "driver" if process == driver else "scorer" if "ScoreAndStage" in name else "others"
+        role = "driver" if process == driver else "scorer" if "ScoreParts" in name else "others"
         yield role, int(found[1]) << 10 if found else 0
 
 

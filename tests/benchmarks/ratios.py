@@ -13,7 +13,7 @@ def repeated(repeats: int, ways: Sequence[Callable[[], float]]) -> list[list[flo
 def measured(own: Sequence[float], base: Sequence[float], unit: str) -> Iterator[str]:
     """Two cells: the median, and the ratio to `base` in the same round as median (least-most)."""
     median = statistics.median(own)
-    yield f"{1000 * median:.3g} ms" if unit == "ms" else f"{median:,.0f} {unit}"
+    yield f"{float(f'{1000 * median:.3g}'):,g} ms" if unit == "ms" else f"{median:,.0f} {unit}"
     ratios = [each / other for each, other in zip(own, base, strict=True)]
     yield f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 

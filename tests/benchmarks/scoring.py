@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from replay_service.corpus.ingest.pipeline import PipelineSettings, pack_shard
+from replay_service.corpus.ingest.pack_shard import pack_shard
+from replay_service.corpus.ingest.pipeline_settings import PipelineSettings
 from replay_service.corpus.ingest.staging import write_parts
 from replay_service.corpus.shards.sources import Columns, Document, Shard, find_shards, read_documents
 from replay_service.demo.materials import Amounts, fetch_model, write_shards
@@ -47,16 +48,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_shards(Path(folder) / "text", Amounts(corpus=wanted.characters, heldout=0, target=0), seed=0)
         shards = find_shards(Path(folder) / "text" / "pretraining")
-        settings = pipeline_settings(
-            wanted.model or str(fetch_model()), wanted.seq_len, precision, wanted.batch_size, Path(folder) / "staging"
-        )
-        print(packing(shards, settings, wanted.repeats), end="\n\n", flush=True)
+        settings = pipeline_settings(wanted.model or str(fetch_model()), wanted.seq_len, precision, wanted.batch_size)
+        print(packing(shards, settings, Path(folder) / "staging", wanted.repeats), end="\n\n", flush=True)
         print(scoring(some_rows(shards, settings, wanted.rows), settings, wanted.repeats), flush=True)
 
 
-def pipeline_settings(
-    model: str, seq_len: int, precision: Precision, batch_size: int, staging: Path
-) -> PipelineSettings:
+def pipeline_settings(model: str, seq_len: int, precision: Precision, batch_size: int) -> PipelineSettings:
     tokenizer = load_tokenizer(model)
     return PipelineSettings(
         model=model,
@@ -71,14 +68,13 @@ def pipeline_settings(
         threads_per_scorer=torch.get_num_threads(),
         topk=0,
         features=False,
-        staging=staging,
     )
 
 
 # Tokenizing, packing, writing
 
 
-def packing(shards: list[Shard], settings: PipelineSettings, repeats: int) -> str:
+def packing(shards: list[Shard], settings: PipelineSettings, staging: Path, repeats: int) -> str:
     """Shards to parts, against the tokenizer alone on the texts of each shard, which it finds in memory."""
     tokenizer = load_tokenizer(settings.model).backend_tokenizer
     tokenizer.encode_special_tokens = True
@@ -89,7 +85,7 @@ def packing(shards: list[Shard], settings: PipelineSettings, repeats: int) -> st
     num_tokens = sum(len(encoding) for encoding in chain(*(bare_encodings(tokenizer, each) for each in texts)))
     ways = [
         lambda: num_tokens / seconds(lambda: [bare_encodings(tokenizer, each) for each in texts]),
-        lambda: num_tokens / seconds(lambda: stage(shards, settings)),
+        lambda: num_tokens / seconds(lambda: stage(shards, settings, staging)),
     ]
     bare, packed = repeated(repeats, ways)
     rows = [
@@ -104,12 +100,14 @@ def bare_encodings(tokenizer: object, texts: list[str]) -> list[object]:
     return encodings
 
 
-def stage(shards: list[Shard], settings: PipelineSettings) -> None:
+def stage(shards: list[Shard], settings: PipelineSettings, staging: Path) -> None:
     """What the stages of an ingest do, but for the scores and the way from one process to another."""
-    shutil.rmtree(settings.staging, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
     for number, shard in enumerate(shards):
-        for part in pack_shard(str(number), shard, settings):
-            write_parts(settings.staging, str(number), part)
+        for part in pack_shard(shard, settings):
+            if part.rows is not None:
+                (staging / str(number)).mkdir(parents=True, exist_ok=True)
+                write_parts(staging, str(number), part.rows)
 
 
 # Scoring
@@ -163,7 +161,8 @@ def bare_loop(input_ids: NDArray[np.integer], settings: PipelineSettings) -> Cal
 
 def some_rows(shards: list[Shard], settings: PipelineSettings, num_rows: int) -> NDArray[np.integer]:
     """Full rows of real text, from all over the shards."""
-    tables = chain.from_iterable(pack_shard("rows", shard, settings) for shard in shards)
+    parts = chain.from_iterable(pack_shard(shard, settings) for shard in shards)
+    tables = [part.rows for part in parts if part.rows is not None]
     full = [
         list_rows(table["input_ids"].combine_chunks())[table["length"].to_numpy() == settings.seq_len]
         for table in tables

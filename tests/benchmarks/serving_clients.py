@@ -36,10 +36,14 @@ class Work:
     num_steps: int = 1
     """Of one request."""
     is_preparing: bool = False
+    rows: int = ROWS
+    """Of a step, for one rank."""
+    training_s: float = 0.0
+    """What a client trains between a batch and its report, seconds."""
 
     def prepared(self) -> "Work":
         """To have steps planned and reported, so that the run knows of damage."""
-        return replace(self, is_preparing=True)
+        return replace(self, is_preparing=True, training_s=0.0)
 
     @property
     def reports(self) -> bool:
@@ -134,7 +138,7 @@ def measure(work: Work) -> Measured:
         raise failures[0]
     every = np.concatenate(times)
     p50, p99 = np.quantile(every, [0.5, 0.99]).tolist()
-    return Measured(ROWS * work.num_steps * len(every), seconds, p50, p99, max(sizes))
+    return Measured(work.rows * work.num_steps * len(every), seconds, p50, p99, max(sizes))
 
 
 def _client(work: Work, rank: int, wait: Callable[[], int], times: list[float]) -> int:
@@ -152,6 +156,8 @@ def _client(work: Work, rank: int, wait: Callable[[], int], times: list[float]) 
         answer = connection.post(f"/v1/runs/{work.run}/batches", "application/json", body)
         times.append(time.perf_counter() - begin)
         size = len(answer)
+        if work.training_s:
+            time.sleep(work.training_s)
         if work.reports:
             connection.post(f"/v1/runs/{work.run}/losses", ARROW_STREAM, _losses(bytes(answer), rank, heads))
     connection.close()

@@ -1,6 +1,7 @@
 """`replay-service runs`, `events`, `samples`, `top` and `corpus list`: commands that ask a service that runs."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from replay_service.testing import ServiceUnderTest, replay_service
 from replay_service.wire.losses import LOSS_ROW
 from replay_trainer.client import ReplayClient
 from tests.cli.worlds import assert_message, run
+from tests.gateway.page.worlds import HOSTILE_TEXTS, Job, write_hostile_texts
 from tests.gateway.worlds import make_token
 from tests.support import free_port
 from tests.test_extras import WITHOUT
@@ -89,6 +91,20 @@ def test_samples_are_shown_with_their_strata_or_why_they_have_no_text() -> None:
     assert run("samples", "tune", "--text").stdout.startswith("no text: ")
     assert run("samples", "tune-2").stdout == "nothing was reported yet\n"
     assert_message(run("samples", "tune", "--domain", "lww"), "lww")
+
+
+def test_no_text_of_a_sample_reaches_the_terminal_as_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    with replay_service(rows_per_domain=60, serve=True) as service, service.client() as client:
+        write_hostile_texts(service.root / "corpora" / service.corpus)
+        Job(client, "steady", num_quantiles=2).begin(service.corpus).train(10)
+        monkeypatch.setenv("REPLAY_URL", service.url)
+        shown = run("samples", "steady", "--text", "--limit", 20).stdout
+        (as_json,) = run("samples", "steady", "--text", "--limit", 20, "--json").stdout.splitlines()
+    assert {each for each in shown if not each.isprintable()} == {"\n"}
+    assert "<script>" in shown and r"\x1b[31mred" in shown and r"\u202eright" in shown and "[bold]markup" in shown
+    assert "more characters: --json has them all" in shown and len(shown) < 20 * 50_000
+    said = "".join(each["text"] for each in json.loads(as_json)["samples"])
+    assert all(each in said for each in HOSTILE_TEXTS)
 
 
 def test_a_setting_is_changed_after_a_preview() -> None:
@@ -198,6 +214,11 @@ def test_a_stream_that_breaks_is_asked_for_again_after_the_last_event() -> None:
     assert found == [{"kind": "closed", "seq": seq} for seq in (5, 6, 7)]
 
 
+def test_of_several_urls_the_first_that_can_be_reached_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPLAY_URL", f"http://127.0.0.1:1, {os.environ['REPLAY_URL']}")
+    assert "tune" in run("runs").stdout
+
+
 def test_what_is_watched_is_looked_at_again() -> None:
     result = run("runs", "--watch", "--times", 3, "--every", 0.1, "--json")
     assert len(result.stdout.splitlines()) == 3
@@ -212,6 +233,8 @@ def test_what_is_watched_is_looked_at_again() -> None:
         ("http://127.0.0.1:1", "cannot be reached"),
         ("htp://127.0.0.1", "is no URL of a service"),
         ("127.0.0.1:8400", "is no URL of a service"),
+        ("http://127.0.0.1:1, http://127.0.0.1:2", "the service at http://127.0.0.1:1, http://127.0.0.1:2 cannot"),
+        ("http://127.0.0.1:1,127.0.0.1:2", "'127.0.0.1:2' is no URL of a service"),
         ("http://", "is no URL of a service"),
         ("http://[::1", "is no URL"),
         ("http://127.0.0.1:99999", "is no URL"),

@@ -9,7 +9,6 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 from replay_service.corpus.format.manifest import MANIFEST_NAME
 from replay_service.corpus.format.texts import TOKENIZER_FILE
@@ -17,27 +16,9 @@ from replay_service.corpus.reading.reader import Corpus, CorpusStore
 from replay_service.corpus.upload import upload
 from replay_service.errors import CorpusError, CorpusUnavailable, UnknownCorpus
 from tests import object_storage
+from tests.corpus.failing_storage import FailingFileSystem
 from tests.corpus.worlds import same_rows
 from tests.support import grow_corpus, make_corpus
-
-
-class FailingFileSystem(MemoryFileSystem):  # type: ignore[misc]
-    """Files in memory, of which only so many more can be written."""
-
-    protocol = "failing"
-    store: dict[str, Any] = {}  # noqa: RUF012 (as fsspec has it)
-    pseudo_dirs = [""]  # noqa: RUF012
-    files_left = 0
-
-    def open(self, path: str, mode: str = "rb", *arguments: Any, **options: Any) -> Any:
-        if mode == "wb":
-            FailingFileSystem.files_left -= 1
-            if FailingFileSystem.files_left < 0:
-                raise OSError("the quota is used up")
-        return super().open(path, mode, *arguments, **options)
-
-
-fsspec.register_implementation("failing", FailingFileSystem, clobber=True)
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +146,9 @@ def path_of(url: str) -> str:
 @pytest.fixture
 def failing() -> Iterator[str]:
     """A place in which so many files can be written as FailingFileSystem.files_left says."""
-    FailingFileSystem.store.clear()
-    FailingFileSystem.pseudo_dirs[:] = [""]
+    FailingFileSystem.clear()
     yield "failing://corpora"
-    FailingFileSystem.store.clear()
+    FailingFileSystem.clear()
 
 
 @pytest.mark.parametrize("num_files", range(7))

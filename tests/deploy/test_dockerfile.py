@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import typer
-import yaml
 
 from replay_service.cli import app
 from replay_service.settings import load_settings
@@ -29,6 +28,18 @@ def instructions() -> list[tuple[str, str]]:
 
 def arguments_of(name: str) -> list[str]:
     return [rest for each, rest in instructions() if each == name]
+
+
+def stage(name: str) -> list[tuple[str, str]]:
+    """The instructions of a stage, with those of the stages that it begins from."""
+    stages: dict[str, list[tuple[str, str]]] = {}
+    for each, rest in instructions():
+        if each == "FROM":
+            image, _, at = rest.partition(" AS ")
+            current = stages[at] = list(stages.get(image, []))
+        else:
+            current.append((each, rest))
+    return stages[name]
 
 
 def project() -> dict[str, Any]:
@@ -52,40 +63,74 @@ def test_nothing_else_is_in_the_build_context() -> None:
 
 
 def test_the_image_holds_what_the_package_needs_to_be_built() -> None:
-    assert {"pyproject.toml", project()["readme"], *project()["license-files"]} <= set(copied())
+    needed = {"pyproject.toml", project()["readme"], *project()["license-files"]}
+    assert {each for each in needed if each.partition("/")[0] not in copied()} == set()
 
 
 def test_the_image_is_of_a_python_that_the_project_supports() -> None:
-    (image,) = arguments_of("FROM")
+    image, *others = [each.partition(" AS ")[0] for each in arguments_of("FROM")]
+    assert others == ["base", "base"]
     name, _, version = image.partition(":")
     assert name == "python"
     least = project()["requires-python"].removeprefix(">=")
     assert [int(part) for part in version.removesuffix("-slim").split(".")] >= [int(part) for part in least.split(".")]
 
 
-def test_the_project_is_installed_with_its_constraints_and_the_extra_that_was_asked_for() -> None:
-    (install,) = [rest for rest in arguments_of("RUN") if "pip install" in rest]
-    assert shlex.split(install) == ["pip", "install", "-c", "deploy/constraints.txt", ".${EXTRA:+[${EXTRA}]}"]
-    assert arguments_of("ARG") == ['EXTRA="server,text"']
-    assert {"server", "text", "postgresql", "demo"} <= set(project()["optional-dependencies"])
+@pytest.mark.parametrize(("target", "extra"), [("service", "server,text,postgresql"), ("ray", "node")])
+def test_the_project_is_installed_with_its_constraints_and_the_extra_asked_for(target: str, extra: str) -> None:
+    dependencies, source = [rest for name, rest in stage(target) if name == "RUN" and "pip install" in rest]
+    assert 'pip install -c deploy/constraints.txt ".${EXTRA:+[${EXTRA}]}"' in dependencies
+    assert source.startswith("pip install --no-deps --force-reinstall . ")
+    assert ("ARG", f'EXTRA="{extra}"') in stage(target)
+    assert set(extra.split(",")) <= set(project()["optional-dependencies"])
 
 
-def test_nothing_runs_as_root() -> None:
-    names = [name for name, _ in instructions()]
+@pytest.mark.parametrize("target", ["service", "ray"])
+def test_dependencies_are_installed_before_the_source_is_copied(target: str) -> None:
+    """So a change of the source, or of the README, leaves their layer as it is."""
+    steps = [f"{name} {rest}" for name, rest in stage(target) if name in ("COPY", "RUN")]
+    installs = [index for index, step in enumerate(steps) if "pip install" in step]
+    sources = ["COPY README.md README.md", "COPY replay_service replay_service", "COPY trainer trainer"]
+    assert steps[installs[0] + 1 : installs[1]] == sources
+
+
+@pytest.mark.parametrize("target", ["service", "ray"])
+def test_no_installation_takes_files_of_the_one_before(target: str) -> None:
+    """The first one builds empty packages, which are newer than the files that are copied after it."""
+    installs = [rest for name, rest in stage(target) if name == "RUN" and "pip install" in rest]
+    assert all("&& rm -r build" in each for each in installs)
+    assert installs[-1].endswith("&& replay-service --version")
+
+
+def test_arguments_name_indexes_and_none_is_set() -> None:
+    assert {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"} <= set(arguments_of("ARG"))
+    assert ("ARG", "TORCH_INDEX_URL") in stage("ray")
+
+
+def test_a_node_of_ray_has_its_dashboard_and_agents() -> None:
+    (node,) = [each for each in project()["optional-dependencies"]["node"] if each.startswith("ray[")]
+    assert node.startswith("ray[default]")
+
+
+@pytest.mark.parametrize("target", ["service", "ray"])
+def test_nothing_runs_as_root_and_the_user_is_a_number(target: str) -> None:
+    names = [name for name, _ in stage(target)]
     assert names.index("USER") < names.index("ENTRYPOINT")
-    assert arguments_of("USER") == ["replay"]
+    assert ("USER", "10001:10001") in stage(target)
     assert "RUN" not in names[names.index("USER") :]
+    (made,) = [rest for name, rest in stage(target) if name == "RUN" and "useradd" in rest]
+    assert "--uid 10001" in made
 
 
 def test_the_entrypoint_and_its_command_exist() -> None:
-    (entrypoint,), (command,) = arguments_of("ENTRYPOINT"), arguments_of("CMD")
+    entrypoint, command = dict(stage("service"))["ENTRYPOINT"], dict(stage("service"))["CMD"]
     assert json.loads(entrypoint)[0] in project()["scripts"]
     group: Any = typer.main.get_command(app)
     assert json.loads(command)[0] in group.commands
 
 
 def test_the_port_that_is_exposed_is_the_one_served() -> None:
-    assert arguments_of("EXPOSE") == [str(load_settings().port)]
+    assert dict(stage("service"))["EXPOSE"].split()[0] == str(load_settings().port)
 
 
 def test_the_health_check_is_a_program_that_asks_whether_the_service_is_ready(tmp_path: Path) -> None:
@@ -106,14 +151,8 @@ def test_the_health_check_is_a_program_that_asks_whether_the_service_is_ready(tm
         assert healthy(REPLAY_TLS_KEY=str(files.key))
 
 
-def test_the_composition_asks_whether_it_is_healthy_as_the_image_does() -> None:
-    (check,) = arguments_of("HEALTHCHECK")
-    content = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    assert content["services"]["network"]["healthcheck"]["test"][1:] == json.loads(check.partition("CMD ")[2])
-
-
 def test_no_registry_is_named() -> None:
-    for file in ("deploy/Dockerfile", "docker-compose.yml"):
+    for file in ("deploy/Dockerfile", "docker-compose.yml", "docker-compose.cluster.yml"):
         images = re.findall(r"(?:FROM|image:) +(\S+)", (ROOT / file).read_text())
         assert images
         # Of a name with a registry, the part before the first slash is a host.

@@ -4,8 +4,6 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,9 @@ import yaml
 from replay_service.gateway.metrics.table import METRICS, PREFIX
 from replay_service.testing import ServiceUnderTest, replay_service
 from replay_service.wire.losses import LOSS_ROW
-from tests.deploy.promtool import prometheus, promtool
-from tests.support import free_port
+from tests.deploy.promtool import RULES, prometheus, promtool, scraping
 
 ROOT = Path(__file__).parents[2]
-RULES = ROOT / "deploy/prometheus/alerts.yml"
 DASHBOARD = ROOT / "deploy/grafana/dashboards/replay-service.json"
 ALERTS_PAGE = ROOT / "docs/how-to/alerts.md"
 REFERENCE = ROOT / "docs/reference/metrics.md"
@@ -129,30 +125,6 @@ def test_every_alert_has_a_case_in_which_it_fires() -> None:
     assert firing == {each["alert"] for each in alerts()}
 
 
-@contextmanager
-def scraping(url: str, folder: Path) -> Iterator[httpx2.Client]:
-    """A Prometheus with the provisioned configuration, but for the target and the pace."""
-    config = yaml.safe_load(RULES.with_name("prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "200ms", "evaluation_interval": "200ms"}
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [url.removeprefix("http://")]}]
-    config["rule_files"] = [str(RULES)]
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    port = free_port()
-    command = [
-        prometheus(),
-        f"--config.file={folder}/prometheus.yml",
-        f"--storage.tsdb.path={folder}/data",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    with (folder / "prometheus.log").open("wb") as log, subprocess.Popen(command, stderr=log) as process:
-        try:
-            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-                yield client
-        finally:
-            process.terminate()
-            process.wait(timeout=20)
-
-
 def expressions() -> list[str]:
     """Those of all panels, with the dashboard's variables put in."""
     found = [target["expr"] for each in panels() for target in each["targets"]]
@@ -175,7 +147,7 @@ def test_every_panel_shows_something_when_a_real_service_is_scraped(tmp_path: Pa
         client.ensure_run("tune", service.corpus, {"global_batch_size": 64, "injection_ratio": "auto"} | BUDGET)
         refuse_a_plan(service)
         step, missing = 0, expressions()
-        with scraping(service.url, tmp_path) as asked:
+        with scraping([service.url], tmp_path) as asked:
             ends_at = time.monotonic() + 240
             while missing and time.monotonic() < ends_at:
                 if step < 200:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from PIL import Image
-from playwright.sync_api import Browser, ViewportSize
+from playwright.sync_api import Browser, Page, ViewportSize
 
 from replay_service.testing import ServiceUnderTest, replay_service
 from tests.gateway.page.browsers import chromium
@@ -104,9 +104,14 @@ def draw(browser: Browser, url: str, path: Path, size: str = "wide", scheme: Sch
     if page.locator("#curve-section").count():
         page.wait_for_selector('#curve-section[data-live="10"]', timeout=60_000)  # the curve is whole
     page.wait_for_timeout(_SETTLED_MS)
-    picture = Image.open(io.BytesIO(page.screenshot(full_page=path.parent != ASSETS)))
-    picture.convert("RGB").quantize(_NUM_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture_of(page, full_page=path.parent != ASSETS).save(path, optimize=True)
     page.close()
+
+
+def picture_of(page: Page, full_page: bool) -> Image.Image:
+    """A page in few colours: its file is small."""
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=full_page)))
+    return picture.convert("RGB").quantize(_NUM_COLORS, dither=Image.Dither.NONE)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ import pytest
 from replay_trainer.config import TrainConfig
 from replay_trainer.study.cells import Study
 from replay_trainer.study.settings import StudySettings
-from tests.docs.reference import commands, options_of_command, problems
+from tests.docs.cli_reference import commands, options_of_command
+from tests.docs.reference import problems
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")]
+PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "deploy/README.md")]
 PAGES += sorted(each for each in (ROOT / "docs").rglob("*.md") if each.parent.name != "reference")
 NAMES = [str(each.relative_to(ROOT)) for each in PAGES]
 

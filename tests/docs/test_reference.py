@@ -14,7 +14,8 @@ from replay_service.sampling.run_config import Feedback, RunConfig
 from replay_service.settings import load_settings
 from replay_trainer.config import TrainConfig
 from replay_trainer.keys import all_keys
-from tests.docs.reference import EXAMPLE, FOLDER, commands, example_settings, pages, problems, undescribed
+from tests.docs.cli_reference import commands
+from tests.docs.reference import EXAMPLE, FOLDER, example_settings, pages, problems, undescribed
 
 
 @pytest.fixture(scope="module")

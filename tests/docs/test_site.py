@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,3 +20,7 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
     for page in (tmp_path / "site").rglob("*.html"):
         tags = re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", page.read_text())
         assert [tag for tag in tags if re.search(r"""(?:src|href)=["']?https?:""", tag)] == [], page.name
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())["groups"][0]["rules"]
+    for place in (each["annotations"]["runbook_url"] for each in rules):
+        page, _, anchor = place.removeprefix("docs/").partition("#")
+        assert f'id="{anchor}"' in (tmp_path / "site" / page).with_suffix(".html").read_text(), place

@@ -132,7 +132,7 @@ def of_demo(folder: Path) -> Setting:
         corpus_rows=0,
         heldout_rows=40,
         job={
-            "num_steps": 2 * FULL.num_steps,
+            "num_steps": 64,
             "global_batch_size": FULL.global_batch_size,
             "learning_rate": FULL.learning_rate,
             "warmup_steps": 5,

@@ -6,6 +6,7 @@ import pytest
 
 from replay_service.gateway import advice
 from replay_service.gateway.advice import RULES, DomainFigures, Situation, advice_on
+from replay_service.ledger.owners import Ownership
 from replay_service.sampling.forgetting import Forgetting
 from replay_service.sampling.predicted_gain import Interval, PredictedGain
 from replay_service.sampling.run_config import RunConfig
@@ -31,6 +32,7 @@ def domain(name: str, found: Forgetting, draw_share: float = 0.5, size_share: fl
 WELL = Situation(
     lifecycle="running",
     problem=None,
+    ownership=Ownership(),
     silent_s=3.0,
     late_steps=0,
     config=RunConfig(global_batch_size=32, injection_ratio="0.05"),
@@ -59,7 +61,12 @@ def test_nothing_is_said_of_a_run_that_is_well() -> None:
     ("rule", "situation", "text", "remedy"),
     [
         ("damaged", changed(problem="segment 3 is cut short"), "segment 3 is cut short", "from a copy"),
+        ("another-owner", changed(ownership=Ownership(True)), "another service on the same journal", "one service"),
+        ("another-owner", changed(ownership=Ownership(False, 7)), "7 times in ten minutes", "one service"),
+        ("another-owner", changed(ownership=Ownership(True, 3)), "3 times in ten minutes", "one service"),
         ("stale", changed(lifecycle="stale", silent_s=1800.0), "for 30 min", "last checkpoint"),
+        ("stale", changed(lifecycle="stale", silent_s=28.0), "for 28 s", "last checkpoint"),
+        ("stale", changed(lifecycle="stale", silent_s=86_400.0), "for 24 h", "last checkpoint"),
         ("stale", changed(lifecycle="stale", silent_s=None), "for long", "last checkpoint"),
         ("reports-stopped", changed(late_steps=1), "1 step has", "job's log"),
         ("reports-stopped", changed(late_steps=40), "40 steps have", "job's log"),
@@ -88,6 +95,7 @@ def test_each_rule_says_what_it_sees_and_what_to_do(rule: str, situation: Situat
     "situation",
     [
         changed(late_steps=40, lifecycle="stale", silent_s=900.0),
+        changed(ownership=Ownership(False, 2)),
         changed(config=AUTO, ratio=0.1),
         changed(config=AUTO, ratio=0.2, corpus=unknown(), next_step=10, domains=()),
         changed(config=AUTO, ratio=0.2, corpus=forgetting(0.025), domains=()),
@@ -102,6 +110,12 @@ def test_each_rule_says_what_it_sees_and_what_to_do(rule: str, situation: Situat
 )
 def test_a_rule_keeps_silent_where_it_cannot_be_sure(situation: Situation) -> None:
     assert [each.id for each in advice_on(situation) if each.id != "stale"] == []
+
+
+def test_who_has_seen_the_corpus_is_told_to_ingest_more_and_nothing_else() -> None:
+    seen, blind = advice_on(changed(corpus=unknown(50.0, 0.6), domains=(), repeat_share=0.9))
+    assert (seen.id, blind.id) == ("corpus-seen", "blind")
+    assert "floor" not in blind.remedy and "ingest more text" in blind.remedy
 
 
 def test_the_most_urgent_comes_first_and_no_id_comes_twice() -> None:

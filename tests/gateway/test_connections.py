@@ -1,8 +1,7 @@
-"""How answers leave: their heads and bodies together."""
+"""Connections of a real server, and of one that is called without a socket."""
 
 import asyncio
 import socket
-from collections.abc import Iterable
 from pathlib import Path
 
 import httpx2
@@ -12,76 +11,9 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from replay_service.gateway.connections import ConnectionLimits, ConnectionTransport, bounded_by
+from replay_service.gateway.connections import ConnectionLimits, bounded_by
+from tests.gateway.recorded_transport import Recorded
 from tests.support import make_corpus, running_service
-
-HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
-
-
-class Recorded(asyncio.Transport):
-    """What reaches the system, call by call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[bytes] = []
-        self.is_closed = False
-        self.is_read = True
-
-    def pause_reading(self) -> None:
-        self.is_read = False
-
-    def resume_reading(self) -> None:
-        self.is_read = True
-
-    def is_closing(self) -> bool:
-        return self.is_closed
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.calls.append(bytes(data))
-
-    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
-        self.calls.append(b"".join(list_of_data))
-
-    def can_write_eof(self) -> bool:
-        return False
-
-    def abort(self) -> None:
-        self.is_closed = True
-
-    def close(self) -> None:
-        self.calls.append(b"closed")
-        self.is_closed = True
-
-
-async def sent(*pieces: bytes | None) -> list[bytes]:
-    """What reaches the system of these pieces; None lets the event loop come round."""
-    recorded = Recorded()
-    transport = ConnectionTransport(recorded, asyncio.get_running_loop())
-    for piece in pieces:
-        if piece is None:
-            await asyncio.sleep(0)
-        else:
-            transport.write(piece)
-    transport.close()
-    return recorded.calls
-
-
-def test_a_head_goes_out_with_the_first_part_of_its_body() -> None:
-    assert asyncio.run(sent(HEAD, b"one", b"two")) == [HEAD + b"one", b"two", b"closed"]
-
-
-def test_a_head_without_a_body_goes_out_at_the_next_turn_of_the_loop_or_before_the_end() -> None:
-    assert asyncio.run(sent(HEAD, None, b"late")) == [HEAD, b"late", b"closed"]
-    assert asyncio.run(sent(HEAD)) == [HEAD, b"closed"]
-
-
-def test_answers_of_one_connection_keep_their_order() -> None:
-    assert asyncio.run(sent(HEAD, b"one", HEAD, None, HEAD, b"three")) == [
-        HEAD + b"one",
-        HEAD,
-        HEAD + b"three",
-        b"closed",
-    ]
 
 
 class Answers:
@@ -118,20 +50,6 @@ async def pipelined(num_requests: int) -> tuple[list[bool], list[int]]:
 
 def test_nothing_more_is_read_while_pipelined_requests_wait() -> None:
     assert asyncio.run(pipelined(500)) == ([False, True], [1, 500])
-
-
-async def sent_after_the_end() -> list[bytes]:
-    recorded = Recorded()
-    transport = ConnectionTransport(recorded, asyncio.get_running_loop())
-    transport.write(HEAD)
-    recorded.abort()
-    transport.write(b"one")
-    await asyncio.sleep(0)
-    return recorded.calls
-
-
-def test_what_is_written_after_a_connection_was_cut_off_is_dropped() -> None:
-    assert asyncio.run(sent_after_the_end()) == []
 
 
 def test_a_batch_comes_in_one_piece_with_its_head(tmp_path: Path) -> None:

@@ -221,3 +221,15 @@ def test_the_likeliest_are_found_also_among_equals_and_in_any_vocabulary(
     assert torch.equal(values, logits.sort(dim=1, descending=True).values[:, :k])
     assert torch.equal(logits.gather(1, ids), values)
     assert all(len(set(row)) == k for row in ids.tolist())
+
+
+def test_the_entropy_of_a_row_is_what_the_model_expects_of_its_loss(scorer: RowScorer, model: Any) -> None:
+    """The mean over all tokens of the vocabulary, each as likely as the model says."""
+    ids, length = random_rows([WIDTH, 2, 9])
+    found = scorer.entropy(ids, length)
+    for row, end, nats in zip(ids, length, found, strict=True):
+        logprobs = plain_logprobs(model, row[:end])
+        assert nats == pytest.approx(float(-(np.exp(logprobs) * logprobs).sum(axis=1).mean()), rel=1e-4)
+    assert scorer.entropy(ids[:0], length[:0]).shape == (0,)
+    with pytest.raises(ValueError, match="predicts nothing"):
+        scorer.entropy(ids, np.array([1, 2, 3], dtype=np.int32))

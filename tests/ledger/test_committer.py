@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, text
 from structlog.testing import capture_logs
 
 from replay_service.errors import JournalUnavailable
@@ -103,3 +104,20 @@ def test_what_comes_after_the_end_fails(tmp_path: Path) -> None:
         lease = journal.take("tuning")
     with pytest.raises(JournalUnavailable, match="stopping"):
         journal._committer.commit(lease, [])
+
+
+def test_a_run_whose_row_another_session_holds_does_not_hold_up_the_others(postgresql_database: str) -> None:
+    with open_journal(postgresql_database) as journal:
+        for name in ("held", "free"):
+            journal.create_run(record_of(name))
+        held, free = journal.take("held"), journal.take("free")
+        elsewhere = create_engine(postgresql_database)
+        with elsewhere.begin() as other:
+            other.execute(text("SELECT 1 FROM runs WHERE run = 'held' FOR UPDATE"))
+            with gathering(journal) as together:
+                waiting, going_on = together.add(held, []), together.add(free, [])
+            going_on.result()
+            with pytest.raises(JournalUnavailable, match="another session of the database holds the run"):
+                waiting.result()
+        elsewhere.dispose()
+        journal._committer.commit(held.renewed(), [])

@@ -1,3 +1,4 @@
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -6,8 +7,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text
 
-from replay_service.ledger.database import Durability, open_database
+from replay_service.ledger.database import Durability, UnusableDatabase, check_clock, open_database, prepare_database
 from replay_service.ledger.schema import metadata
+from tests.support import free_port
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,38 @@ def test_durability_is_a_setting(tmp_path: Path, durability: Durability, value: 
     with engine.connect() as connection:
         assert connection.execute(text("PRAGMA synchronous")).scalar_one() == value
     engine.dispose()
+
+
+def test_a_database_that_is_not_there_is_named_without_its_password() -> None:
+    with pytest.raises(UnusableDatabase, match="see the setting database_url") as refused:
+        prepare_database(f"postgresql+psycopg://replay:hidden@127.0.0.1:{free_port()}/replay", timeout_s=1.0)
+    assert "refused" in refused.value.detail and "hidden" not in refused.value.detail
+
+
+def test_a_database_whose_folder_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UnusableDatabase, match="unable to open database file; see the setting database_url"):
+        prepare_database(f"sqlite:///{tmp_path / 'nowhere' / 'journal.sqlite'}")
+
+
+def test_a_database_of_a_newer_release_is_refused(database_url: str) -> None:
+    engine = open_database(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(UnusableDatabase, match="was used by a newer release"):
+        prepare_database(database_url)
+
+
+@pytest.mark.parametrize(("ahead_s", "said"), [(3600.0, "3,600 s ahead of"), (-3600.0, "3,600 s behind")])
+def test_a_clock_an_hour_from_that_of_the_database_is_refused_with_the_remedy(
+    postgresql_database: str, ahead_s: float, said: str
+) -> None:
+    check_clock(postgresql_database)
+    check_clock(postgresql_database, clock=lambda: time.time() + ahead_s / 100)
+    with pytest.raises(UnusableDatabase, match=rf"the clock of this host is {said} that of the database.*\(NTP\)"):
+        check_clock(postgresql_database, clock=lambda: time.time() + ahead_s)
+
+
+def test_a_clock_is_not_compared_with_that_of_a_database_that_does_not_answer() -> None:
+    with pytest.raises(UnusableDatabase, match="see the setting database_url"):
+        check_clock(f"postgresql+psycopg://replay@127.0.0.1:{free_port()}/replay", timeout_s=1.0)

@@ -52,6 +52,7 @@ class Process:
                     select(func.count()).select_from(table).where(table.c.run == run)
                 ).scalar_one()
                 for table in metadata.tables.values()
+                if "run" in table.c
             }
 
 

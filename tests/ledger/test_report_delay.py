@@ -11,7 +11,7 @@ from replay_service.ledger.database import open_database
 from replay_service.ledger.event_times import EventTime
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
-from replay_service.ledger.report_delay import ReportDelay, delays_of, report_delay
+from replay_service.ledger.report_delay import ReportDelay, delays_of, report_delay, unanswered_by
 from tests.ledger.worlds import ids_of, losses_of, owner_of, read_state, record_of
 
 FIRST_MS = 1_700_000_000_000
@@ -46,12 +46,28 @@ def test_a_delay_is_from_the_plan_to_the_last_report(
     assert delays_of(times_of(*events), pending) == expected
 
 
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([], set()),
+        ([(PLANNED, 0, 1.0), (PLANNED, 1, 2.0), (PLANNED, 2, 8.0)], {0, 1}),
+        ([(PLANNED, 0, 1.0), (PLANNED, 1, 2.0), (REPORTED, 0, 3.0), (PLANNED, 2, 4.0)], {2}),
+        ([(PLANNED, 0, None), (PLANNED, 1, 2.0), (REWOUND, 0, 3.0), (PLANNED, 1, 9.0)], set()),
+    ],
+)
+def test_steps_that_nobody_has_reported_since_the_last_report(
+    events: list[tuple[str, int, float | None]], expected: set[int]
+) -> None:
+    assert unanswered_by(times_of(*events), 5000.0) == expected
+    assert unanswered_by([each._replace(has_rows=False) for each in times_of(*events)], 5000.0) == set()
+
+
 @pytest.fixture
 def world(tmp_path: Path, corpus: Corpus) -> tuple[Journal, RunOwner]:
     """A run whose events are committed a second apart: ten steps planned one by one, each reported after its plan."""
     seconds = count()
     journal = Journal(open_database(f"sqlite:///{tmp_path / 'ledger.db'}"), lambda: FIRST_MS + 1000 * next(seconds))
-    journal.create_run(record_of())
+    journal.create_run(record_of(report_window_steps=64))
     owner = owner_of(journal, corpus)
     for step in range(10):
         (plan,) = owner.window(step, 1, 10).plans
@@ -99,3 +115,12 @@ def test_a_slow_job_is_not_late(world: tuple[Journal, RunOwner]) -> None:
     assert delay.p50_s == 1.0 and delay.p95_s is not None and delay.p95_s > 400
     assert delay.late_steps == 0
     assert delay_at(world, 2700) == replace(delay, late_steps=1)
+
+
+def test_steps_that_were_given_up_since_the_last_report_are_late_too(world: tuple[Journal, RunOwner]) -> None:
+    _, owner = world
+    plans = [plan for step in range(10, 100) for plan in owner.window(step, 1, 10).plans]
+    assert read_state(owner, lambda state: min(state.pending)) > 10
+    assert delay_at(world, 1e6).late_steps == 90
+    owner.report(losses_of(99, ids_of(plans[-1])))
+    assert delay_at(world, 1e6).late_steps == read_state(owner, lambda state: len(state.pending)) < 64

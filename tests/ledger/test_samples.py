@@ -132,6 +132,20 @@ def test_queries_that_come_together_count_every_report_once(owner: RunOwner, jou
     assert all(page == pages[0] for page in pages)
 
 
+def test_a_look_that_has_no_time_tells_of_the_events_so_far_and_the_next_one_goes_on(
+    owner: RunOwner, journal: Journal, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replay_service.ledger.sample_reader.CATCH_UP_EVENTS", 20)
+    history = reported(owner, 3)
+    query = SampleQuery("sample_id", False, 1000)
+    looks = [journal.samples("tuning", query, corpus.partition, work_s=0.0) for _ in range(5)]
+    visits = [sum(each.num_visits for each in look.samples) for look in looks]
+    # The first four events are the beginning and the plans.
+    assert [look.as_of for look in looks] == [19, 39, 59, 63, 63]
+    assert visits == [16, 36, 56, 60, 60]
+    assert {each.sample_id: each for each in looks[-1].samples} == expected(corpus, history)
+
+
 def test_samples_of_another_attempt_than_the_run_has_begin_anew(
     owner: RunOwner, journal: Journal, corpus: Corpus, database_url: str
 ) -> None:

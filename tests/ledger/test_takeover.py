@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx2
 import numpy as np
@@ -56,6 +56,13 @@ def reported(told: Told, client: httpx2.Client, rows: np.ndarray) -> None:
     told.reported(rows)
 
 
+def what_stands(client: httpx2.Client) -> list[Any]:
+    """What a process says of the run, but for its advice: it tells that another one has taken the run."""
+    found = all_of(client)
+    found[1].pop("advice")
+    return found
+
+
 def test_a_process_whose_run_was_taken_says_so_once_and_takes_it_back(place: Place) -> None:
     told = Told()
     with place.process() as second:
@@ -64,12 +71,12 @@ def test_a_process_whose_run_was_taken_says_so_once_and_takes_it_back(place: Pla
             batch = told.served(batch_of(first, 0, 6))
             reported(told, first, losses_of(batch)[::2])
             reported(told, second, losses_of(told.served(batch_of(second, 0, 12))))
-            before = all_of(second)
+            before = what_stands(second)
             assert_taken(report(first, losses_of(batch)))
-            assert all_of(first) == before
-            assert all_of(second) == before
+            assert what_stands(first) == before
+            assert what_stands(second) == before
         with place.process() as again:
-            assert all_of(again) == before
+            assert what_stands(again) == before
             reported(told, again, losses_of(told.served(batch_of(again, 0, 15))))
             assert_taken(ask(second, step=12, num_steps=3))
             told.served(batch_of(again, 0, 15))

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.sampling.events import REPORTED_ROW, Adopted, Configured, Planned, Reported
+from replay_service.sampling.fold import fold, fold_all
 from replay_service.sampling.forgetting import Forgetting
 from replay_service.sampling.partition import Extent, Partition
 from replay_service.sampling.plan import adjustment_due, last_before_decision, plan_steps
 from replay_service.sampling.run_config import Feedback, RunConfig
-from replay_service.sampling.run_state import RunState, fold, fold_all
+from replay_service.sampling.run_state import RunState
 from replay_service.sampling.step_slices import step_slices
 from tests.sampling.worlds import created_of
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from replay_service.sampling.controller import ForgettingBudget
 from replay_service.sampling.events import Event, Planned, Reported
+from replay_service.sampling.fold import fold, fold_all
 from replay_service.sampling.plan import adjustment_due, last_before_decision, plan_steps
-from replay_service.sampling.run_state import RunState, fold, fold_all
+from replay_service.sampling.run_state import RunState
 from tests.sampling.worlds import created_of, initial_state, partition_of_sizes, report_of
 
 Float64Array = NDArray[np.float64]

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw, decide
 from replay_service.sampling.events import Adjusted
+from replay_service.sampling.fold import fold
 from replay_service.sampling.forgetting import Forgetting
 from replay_service.sampling.injection import exact_ratio
 from replay_service.sampling.plan import adjustment_due, last_before_decision, plan_steps
 from replay_service.sampling.response import MOST_FALL, MOST_RISE
 from replay_service.sampling.run_config import Feedback, RunConfig
-from replay_service.sampling.run_state import MOST_RATIOS, fold
+from replay_service.sampling.run_state import MOST_RATIOS
 from tests.sampling.plants import BUDGET, CHOSEN_ON, FRESH, SETTLED, Plant, live
 from tests.sampling.worlds import image, initial_state, partition_of_sizes, planned, report_of
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay_service.sampling.events import Closed, Configured, Event, Planned, Sealed, surviving
+from replay_service.sampling.fold import fold
 from replay_service.sampling.run_config import Feedback
-from replay_service.sampling.run_state import RunState, fold
+from replay_service.sampling.run_state import RunState
 from tests.sampling.worlds import image, initial_state, planned, plans_of, report_of, same_plan
 
 LAG = 3

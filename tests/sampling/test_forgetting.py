@@ -1,3 +1,4 @@
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -7,11 +8,13 @@ from hypothesis import strategies as st
 
 from replay_service.sampling.controller import ForgettingBudget
 from replay_service.sampling.events import Configured
-from replay_service.sampling.forgetting import LEAST_REPORTS, FirstVisits, Forgetting, student
+from replay_service.sampling.fold import fold
+from replay_service.sampling.forgetting import FirstVisits, Forgetting, student
 from replay_service.sampling.injection import exact_ratio
 from replay_service.sampling.latest import MOST_REPORTS, REPORT_ROW, LatestReports
+from replay_service.sampling.lines import LEAST_REPORTS
 from replay_service.sampling.plan import adjustment_due
-from replay_service.sampling.run_state import RatioSince, fold
+from replay_service.sampling.run_state import RatioSince
 from tests.sampling.forgetting_worlds import WORLDS, Coverage, World, coverage
 from tests.sampling.worlds import image, initial_state, planned, report_of
 
@@ -74,6 +77,21 @@ def test_its_window_ends_at_the_latest_step_and_is_no_longer_than_needed() -> No
     assert 60 / 2 < found.window_steps < 120
     few = visits_of(step, stratum, random.standard_normal(2000), half_life=5.0).of_corpus()
     assert few.window_steps == 15
+
+
+@pytest.mark.parametrize("num", [1, 7, 60, 500])
+def test_estimates_that_are_made_together_are_those_of_each_alone(num: int) -> None:
+    random = np.random.default_rng(num)
+    step, stratum = random.integers(0, 2000, num), random.choice(4, num, p=SIZES / SIZES.sum())
+    visits = visits_of(step, stratum, random.standard_normal(num))
+    corpus, *domains = visits.of_all()
+    assert visits.of_corpus() == corpus
+    for domain, found in enumerate(domains):
+        mine = np.arange(4) // 2 == domain
+        alone = replace(visits, sizes=np.where(mine, SIZES, 0), reports=visits.reports[mine[stratum]])
+        other = alone.of_corpus()
+        assert (found.reason is None, found.num_effective) == (other.reason is None, pytest.approx(other.num_effective))
+        assert (found.low, found.high) == (other.low, other.high) or found.low == pytest.approx(other.low, rel=1e-6)
 
 
 def test_a_window_is_no_longer_than_the_run() -> None:

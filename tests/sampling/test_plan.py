@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay_service.sampling.events import Adopted
+from replay_service.sampling.fold import fold, fold_all
 from replay_service.sampling.injection import num_rehearsed
 from replay_service.sampling.run_config import Feedback
-from replay_service.sampling.run_state import RunState, fold, fold_all
+from replay_service.sampling.run_state import RunState
 from replay_service.sampling.schedule import Schedule
 from tests.sampling.worlds import image, initial_state, partition_of_sizes, planned, plans_of, report_of, same_plan
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay_service.sampling.events import Adopted, Closed, Configured
+from replay_service.sampling.fold import fold
 from replay_service.sampling.run_config import Feedback, RunConfig
-from replay_service.sampling.run_state import RunState, fold
+from replay_service.sampling.run_state import RunState
 from replay_service.sampling.state_bytes import STATE_VERSION, from_bytes, to_bytes
 from tests.sampling.worlds import created_of, image, planned, report_of
 

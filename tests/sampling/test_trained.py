@@ -1,5 +1,5 @@
 from replay_service.sampling.events import Trained
-from replay_service.sampling.run_state import fold, fold_all
+from replay_service.sampling.fold import fold, fold_all
 from replay_service.sampling.state_bytes import from_bytes, to_bytes
 from replay_service.sampling.trained import TrainedCounts, TrainedTotals
 from tests.sampling.worlds import image, initial_state, planned

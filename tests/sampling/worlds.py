@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 
 import numpy as np
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from replay_service.sampling.events import PLANNED_ROW, REPORTED_ROW, Created, Planned, Reported
+from replay_service.sampling.events import PLANNED_ROW, REPORTED_ROW, Adopted, Created, Event, Planned, Reported
+from replay_service.sampling.fold import fold
 from replay_service.sampling.partition import Partition, extents_of
 from replay_service.sampling.plan import plan_steps
 from replay_service.sampling.run_config import RunConfig
-from replay_service.sampling.run_state import RunState, fold
+from replay_service.sampling.run_state import RunState
 
 
 def partition_of(segments: Sequence[Sequence[int]], num_strata: int, num_quantiles: int = 1) -> Partition:
@@ -100,6 +102,32 @@ def image(state: RunState) -> dict[str, object]:
         "pending": {step: each.rows.tobytes() for step, each in state.pending.items()},
         **{name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()},
     }
+
+
+def lived(data: st.DataObject) -> tuple[list[Event], RunState]:
+    """A journal of plans, reports and adopted generations as a run might see them, and the state after it."""
+    state = initial_state([5, 9, 3, 8], num_quantiles=2, report_window_steps=6)
+    journal: list[Event] = []
+    for _ in range(data.draw(st.integers(1, 12), label="turns")):
+        if data.draw(st.integers(0, 4), label="adopt now") == 4:
+            more = data.draw(st.lists(st.integers(0, 3), min_size=state.num_strata, max_size=state.num_strata))
+            new = data.draw(st.sampled_from([(), (2, 1)]), label="new strata")
+            sizes = (*(state.cursors.sizes + np.array(more)).tolist(), *new)
+            event: Event = Adopted(state.next_step - 1, state.generation + 1, sizes)
+            fold(state, event)
+            journal.append(event)
+        elif state.pending and data.draw(st.booleans(), label="report now"):
+            step = data.draw(st.sampled_from(sorted(state.pending)), label="step")
+            waiting = state.pending[step].rows["sample_id"].tolist()
+            chosen = data.draw(st.lists(st.sampled_from(waiting), min_size=1, unique=True), label="samples")
+            num_tokens = data.draw(st.sampled_from([0, 10]), label="tokens")
+            loss = data.draw(st.floats(0, 9), label="loss")
+            event = report_of(step, chosen, loss=loss, num_tokens=num_tokens, num_flips=num_tokens // 2)
+            fold(state, event)
+            journal.append(event)
+        else:
+            journal += planned(state, state.next_step + data.draw(st.integers(0, 3), label="more"))
+    return journal, state
 
 
 def same_plan(left: Planned, right: Planned) -> bool:

@@ -3,13 +3,14 @@
     torchrun --nproc-per-node 2 -m tests.trainer.hf_ranks URL MODEL FOLDER
 
 Trains, then trains again from the checkpoint at its third step, then without padding, then with batches that the
-processes split. Each rank writes what it rehearsed into FOLDER.
+processes split, then on rows so short that rehearsed ones take a forward pass of their own. Each rank writes what it
+rehearsed into FOLDER.
 """
 
 import json
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, TrainingArguments
 
+from replay_trainer.batches.apart import ApartInputs
 from replay_trainer.client import ReplayClient
 from replay_trainer.hf import RehearsalTrainer
 from replay_trainer.plain import Rehearsal
@@ -39,6 +41,8 @@ class Seen:
 
     samples: dict[int, list[int]] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    num_apart: int = 0
+    """Micro-batches whose rehearsed rows took a forward pass of their own."""
 
 
 class Watched(RehearsalTrainer):
@@ -47,11 +51,13 @@ class Watched(RehearsalTrainer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.samples: dict[int, list[int]] = {}
+        self.num_apart = 0
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Tensor:
         mixed = inputs.get("mixed_with_rehearsal")
         found = self.samples.setdefault(self.state.global_step, [])
         found.extend([] if mixed is None else mixed.rehearsed.sample_id.tolist())
+        self.num_apart += isinstance(mixed, ApartInputs)
         loss: Tensor = super().compute_loss(model, inputs, *args, **options)
         return loss
 
@@ -66,6 +72,7 @@ def train(
     resume: bool,
     flat: bool = False,
     split: bool = False,
+    short: bool = False,
 ) -> Seen:
     """Train as one of `world_size` processes, each of which accumulates two parts of its share of a step."""
     client.ensure_run(run, "pretraining", SETTINGS)
@@ -73,11 +80,12 @@ def train(
         rehearsal=Rehearsal(client, run),
         model=AutoModelForCausalLM.from_pretrained(model),
         args=arguments(folder, GLOBAL_BATCH_SIZE // (2 if split else 2 * world_size), split),
-        train_dataset=dataset(),
+        train_dataset=dataset(3 if short else 10),
         data_collator=DataCollatorWithFlattening() if flat else None,
     )
     trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{RESUMED_AT}") if resume else None)
-    return Seen(trainer.samples, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return Seen(trainer.samples, losses, trainer.num_apart)
 
 
 def arguments(folder: Path, rows: int, split: bool) -> TrainingArguments:
@@ -98,9 +106,9 @@ def arguments(folder: Path, rows: int, split: bool) -> TrainingArguments:
     )
 
 
-def dataset() -> list[dict[str, Any]]:
+def dataset(width: int) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(1, 250, (24, 10), generator=generator).tolist()
+    rows = torch.randint(1, 250, (24, width), generator=generator).tolist()
     return [{"input_ids": row, "labels": [-100, -100, *row[2:]]} for row in rows]
 
 
@@ -108,8 +116,8 @@ def main(url: str, model: str, folder: str) -> None:
     torch.set_num_threads(1)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     with ReplayClient(url) as client:
-        for name in ("whole", "resumed", "flat", "split"):
-            run = name if name in ("flat", "split") else "together"
+        for name in ("whole", "resumed", "flat", "split", "short"):
+            run = "together" if name in ("whole", "resumed") else name
             found = train(
                 client,
                 run,
@@ -119,9 +127,9 @@ def main(url: str, model: str, folder: str) -> None:
                 resume=name == "resumed",
                 flat=name == "flat",
                 split=name == "split",
+                short=name == "short",
             )
-            seen = {"samples": found.samples, "losses": found.losses}
-            (Path(folder) / f"{name}-{rank}.json").write_text(json.dumps(seen))
+            (Path(folder) / f"{name}-{rank}.json").write_text(json.dumps(asdict(found)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 import httpx2
 import numpy as np
 import pytest
-from structlog.testing import capture_logs
 
 from replay_service.corpus.format.manifest import write_json
 from replay_service.corpus.ingest.status import STATUS_NAME, write_begun
@@ -20,7 +19,7 @@ from replay_service.gateway.app import create_app
 from replay_service.settings import load_settings
 from replay_service.testing.transport import in_process
 from replay_service.wire.losses import LOSS_ROW
-from replay_trainer.client import ReplayClient, RetryPolicy
+from replay_trainer.client import ReplayClient
 from replay_trainer.errors import (
     NotAllowed,
     RunGone,
@@ -33,30 +32,9 @@ from replay_trainer.errors import (
 from tests.gateway.worlds import make_token
 from tests.proxy import NO_FAULT, FaultyProxy
 from tests.support import free_port, make_corpus, running_service
+from tests.trainer.flaky import QUICK, Flaky
 
 SETTINGS = {"global_batch_size": 8, "injection_ratio": "0.5", "seed": 3}
-QUICK = RetryPolicy(give_up_after_s=0.3, first_wait_s=0.01, longest_wait_s=0.02)
-
-
-class Flaky(httpx2.BaseTransport):
-    """Fails the first requests in the given ways, then sends them on."""
-
-    def __init__(self, failures: list[Exception | httpx2.Response]) -> None:
-        self.failures = failures
-        self.num_requests = 0
-        self._onward = httpx2.HTTPTransport()
-
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        self.num_requests += 1
-        if self.failures:
-            failure = self.failures.pop(0)
-            if isinstance(failure, Exception):
-                raise failure
-            return failure
-        return self._onward.handle_request(request)
-
-    def close(self) -> None:
-        self._onward.close()
 
 
 class Damaging(httpx2.BaseTransport):
@@ -120,38 +98,6 @@ def test_what_the_service_does_not_know_has_a_type_of_its_own(service_url: str) 
             client.corpus("never-made")
 
 
-def test_failures_that_pass_go_unnoticed(service_url: str) -> None:
-    busy = httpx2.Response(503, headers={"Retry-After": "0"})
-    transport = Flaky([httpx2.ConnectError("refused"), busy, httpx2.ReadTimeout("slow"), httpx2.Response(502)])
-    with ReplayClient(service_url, transport=transport, retry=RetryPolicy(30, 0.01, 0.02)) as client:
-        assert client.corpus("wiki").num_samples == 80
-    assert transport.num_requests == 5
-
-
-def test_a_refusal_is_not_tried_again(service_url: str) -> None:
-    transport = Flaky([])
-    with ReplayClient(service_url, transport=transport) as client, pytest.raises(ServiceUnknown):
-        client.corpus("never-made")
-    assert transport.num_requests == 1
-
-
-def test_a_service_that_stays_away_is_a_typed_error() -> None:
-    with (
-        ReplayClient(f"http://127.0.0.1:{free_port()}", retry=QUICK) as client,
-        pytest.raises(ServiceUnavailable, match="did not answer"),
-    ):
-        client.corpus("wiki")
-
-
-def test_a_service_that_keeps_failing_is_a_typed_error() -> None:
-    transport = Flaky([httpx2.Response(503) for _ in range(10_000)])
-    with (
-        ReplayClient("http://127.0.0.1:1", transport=transport, retry=QUICK) as client,
-        pytest.raises(ServiceUnavailable, match="kept failing"),
-    ):
-        client.corpus("wiki")
-
-
 def test_another_server_is_told_apart() -> None:
     transport = Flaky([httpx2.Response(404, text="<html>"), httpx2.Response(200, content=b"not arrow")])
     with ReplayClient("http://127.0.0.1:1", transport=transport) as client:
@@ -209,40 +155,6 @@ def test_a_closed_client_gives_up(service_url: str) -> None:
     client.close()
     with pytest.raises(ServiceError, match="closed"):
         client.corpus("wiki")
-
-
-def refused() -> httpx2.ConnectError:
-    """What a transport raises where nobody listens."""
-    error = httpx2.ConnectError("refused")
-    error.__cause__ = ConnectionRefusedError()
-    return error
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "replay.invalid"])
-def test_a_service_that_was_never_there_is_not_waited_for_as_one_that_is_away(host: str) -> None:
-    url = f"http://{host}:{free_port()}"
-    retry = RetryPolicy(give_up_after_s=600.0, first_contact_s=0.2)
-    with (
-        ReplayClient(url.replace("//", "//somebody:secret@"), retry=retry) as client,
-        capture_logs() as logs,
-        pytest.raises(ServiceUnavailable, match=f"the service at {url} did not answer for .*check the URL") as failure,
-    ):
-        client.corpus("wiki")
-    assert "secret" not in str(failure.value)
-    assert [each["event"] for each in logs] == ["service_unavailable"]
-
-
-def test_a_service_that_has_answered_is_waited_for(service_url: str) -> None:
-    transport = Flaky([])
-    retry = RetryPolicy(30, 0.01, 0.02, first_contact_s=0.0)
-    with ReplayClient(service_url, transport=transport, retry=retry) as client:
-        transport.failures.append(refused())
-        with pytest.raises(ServiceUnavailable):
-            client.corpus("wiki")
-        client.corpus("wiki")
-        transport.failures += [refused() for _ in range(3)]
-        client.corpus("wiki")
-        assert not transport.failures
 
 
 def test_a_corpus_whose_first_generation_is_being_made_says_how_far_it_is(tmp_path: Path) -> None:

@@ -45,9 +45,28 @@ def test_flags_override_keys_of_sections(tmp_path: Path) -> None:
     assert (config.num_steps, config.rehearsal.injection_ratio) == (7, "0.1")
 
 
+def test_the_environment_may_name_the_service_and_a_flag_counts_more(tmp_path: Path) -> None:
+    path, environment = written(tmp_path), {"REPLAY_URL": "http://a:8400, http://b:8400"}
+    flag = {"rehearsal.service_url": "http://c:8400"}
+    found = [read_config(path, overrides, environment).rehearsal for overrides in ({}, flag)]
+    assert [each and each.service_url for each in found] == [environment["REPLAY_URL"], "http://c:8400"]
+    alone = written(tmp_path, WHOLE.partition("[rehearsal]")[0])
+    assert read_config(alone, {}, environment).rehearsal is None
+
+
+def test_a_service_may_have_a_list_of_urls(tmp_path: Path) -> None:
+    config = read_config(written(tmp_path, WHOLE + 'service_url = ["http://a:8400", "http://b:8400"]'))
+    assert config.rehearsal is not None and config.rehearsal.service_url == ("http://a:8400", "http://b:8400")
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        (
+            "service_url = 'http://a:8400,b:8400'",
+            "number 2 cannot be used: 'b:8400' is no URL",
+        ),
+        ("service_url = ['http://a', 'https://b']", "http://a, https://b, differ in their scheme"),
         ("learning_rat = 1", "rehearsal.learning_rat: unknown key; known are service_url, "),
         ("injection_mod = 1", "rehearsal.injection_mod: unknown key; did you mean injection_mode?"),
         (
@@ -58,6 +77,11 @@ def test_flags_override_keys_of_sections(tmp_path: Path) -> None:
         ("schedule = { curve = 'steps', points = [[0, 0.5]] }", "schedule.points must have ascending steps from 1 on"),
         ("floor = 1.5", "rehearsal.floor: "),
         ("prior_weight = 0", "rehearsal.prior_weight: "),
+        ("recipe = 'best'", "rehearsal.recipe: Input should be 'recommended' or 'papers'"),
+        ("recipe = 'recommended'\nobjective = 'median'", "rehearsal.objective: Input should be 'mean' or 'worst'"),
+        ("recipe = ['papers']", "rehearsal.recipe: "),
+        ("objective = 'worst'", "rehearsal: Value error, an objective goes with recipe"),
+        ("recipe = 'papers'\nobjective = 'mean'", "rehearsal: Value error, an objective goes with recipe"),
         ("[rehearsl]", "rehearsl: unknown key; did you mean rehearsal?"),
         ("[lora]\nrank = 5", "lora.rank: unknown key; known are r, alpha"),
     ],

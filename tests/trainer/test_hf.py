@@ -9,24 +9,24 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 
 from replay_service.language.tokenizer import fingerprint, load_tokenizer
 from replay_service.testing import ServiceUnderTest, replay_service
+from replay_trainer import hf
 from replay_trainer.batches.rows import MixedInputs
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
-from replay_trainer.hf import RehearsalMixin, RehearsalTrainer
-from replay_trainer.plain import Rehearsal
+from replay_trainer.hf import RehearsalTrainer
+from tests.trainer.hf_worlds import SEQ_LEN, a_run, arguments, dataset
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "hugging-face.md"
-SEQ_LEN = 12
 
 
 @pytest.fixture(scope="module")
 def service(tiny_model: Path) -> Iterator[ServiceUnderTest]:
     vocab_size = AutoModelForCausalLM.from_pretrained(tiny_model).config.vocab_size
-    with replay_service(seq_len=SEQ_LEN, vocab_size=vocab_size) as found:
+    with replay_service(seq_len=SEQ_LEN, vocab_size=vocab_size, rows_per_domain=200) as found:
         yield found
 
 
@@ -53,35 +53,6 @@ class Watched(RehearsalTrainer):
         return super().compute_loss(model, inputs, *args, **options)
 
 
-def dataset(num_rows: int = 24, width: int = 10) -> list[dict[str, Any]]:
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(1, 250, (num_rows, width), generator=generator).tolist()
-    # A column that no model takes, and a prompt of two tokens that do not count.
-    return [{"input_ids": row, "labels": [-100, -100, *row[2:]], "source": i} for i, row in enumerate(rows)]
-
-
-def arguments(folder: Path, **changes: Any) -> TrainingArguments:
-    values = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 4,
-        "max_steps": 6,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-    return TrainingArguments(**{**values, **changes})
-
-
-def a_run(client: ReplayClient, run: str, weight: float = 1.0, **changes: Any) -> Rehearsal:
-    settings = {"global_batch_size": 4, "injection_ratio": "0.4", "injection_mode": "add", "policy": "uniform"}
-    client.ensure_run(run, "pretraining", {**settings, **changes})
-    return Rehearsal(client, run, rehearsal_weight=weight)
-
-
 def losses_of(trainer: Trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
@@ -105,6 +76,111 @@ def test_without_rehearsal_it_trains_as_the_plain_trainer_does(
     assert losses_of(ours) == pytest.approx(losses_of(plain), abs=1e-6) and len(losses_of(ours)) == 6
     for expected, found in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+class Reporter(TrainerCallback):
+    """What a reporter of transformers gets, such as those that `report_to` names."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        self.lines.append({"step": state.global_step, **logs})
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_reporters_get_losses_by_kind_of_row_and_forgetting_with_its_interval(
+    client: ReplayClient, model: nn.Module, tmp_path: Path, parts: int
+) -> None:
+    reporter, run = Reporter(), f"figures-{parts}"
+    rehearsal = a_run(client, run, injection_ratio="0.8", feedback={"mode": "fenced", "lag": 1})
+    args = arguments(
+        tmp_path,
+        per_device_train_batch_size=4 // parts,
+        gradient_accumulation_steps=parts,
+        eval_strategy="steps",
+        eval_steps=4,
+        logging_steps=4,
+        max_steps=12,
+        learning_rate=0.0,
+    )
+    trainer = Watched(
+        rehearsal=rehearsal,
+        model=model,
+        args=args,
+        train_dataset=dataset(),
+        eval_dataset=dataset(4),
+        callbacks=[reporter],
+    )
+    trainer.train()
+    lines = [each for each in reporter.lines if "loss" in each]
+    assert [each["step"] for each in lines] == [4, 8, 12]
+    # The weights stay as they are, so the mean over all steps is that of the data set, and of the reports.
+    with torch.no_grad():
+        alone = [model(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in dataset()]
+    nats = [
+        nn.functional.cross_entropy(logits[1:-1], torch.tensor(row["input_ids"][2:]), reduction="sum")
+        for logits, row in zip(alone, dataset(), strict=True)
+    ]
+    expected = float(sum(nats)) / (24 * 8)
+    assert sum(each["target_loss"] for each in lines) / 3 == pytest.approx(expected, abs=1e-5)
+    visits = [
+        visit
+        for sample in {each for step in trainer.samples.values() for each in step}
+        for visit in client._json("GET", f"/v1/runs/{run}/samples/{sample}")["visits"]
+    ]
+    reported = sum(each["loss_nats"] * (SEQ_LEN - 1) for each in visits) / (len(visits) * (SEQ_LEN - 1))
+    rehearsed = [each["rehearsed_loss"] for each in lines]
+    counts = [sum(len(trainer.samples[step]) for step in range(first, first + 4)) for first in (0, 4, 8)]
+    weighted = sum(loss * num for loss, num in zip(rehearsed, counts, strict=True)) / sum(counts)
+    assert weighted == pytest.approx(reported, abs=1e-5)
+    stats = client.stats(run)
+    assert stats["num_reported"] == len(visits) == sum(counts)
+    assert lines[-1]["rows_rehearsed"] == stats["rows_rehearsed"]
+    forgetting = {name: lines[-1][f"forgetting_{name}"] for name in ("nats", "low", "high")}
+    assert forgetting["low"] <= forgetting["nats"] <= forgetting["high"]
+    evaluations = [each for each in reporter.lines if "eval_loss" in each]
+    assert len(evaluations) == 3
+    assert not any("forgetting" in name or "rehears" in name for each in evaluations for name in each)
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_accumulation_steps": 2}], ids=["plain", "accumulated"])
+def test_rows_that_would_widen_the_batch_learn_the_same_in_a_pass_of_their_own(
+    client: ReplayClient, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    trained = []
+    for worth in (hf.WORTH, 2.0):
+        monkeypatch.setattr(hf, "WORTH", worth)
+        run = f"apart-{worth}-{len(changes)}"
+        trainer = Widths(
+            rehearsal=a_run(client, run, 0.5, global_batch_size=4 * changes.get("gradient_accumulation_steps", 1)),
+            model=AutoModelForCausalLM.from_pretrained(tiny_model),
+            args=arguments(tmp_path, **changes),
+            train_dataset=dataset(width=4),
+        )
+        trainer.train()
+        trained.append(trainer)
+        assert client.stats(run)["num_reported"] == client.stats(run)["rows_rehearsed"] > 0
+    apart, together = trained
+    assert set(apart.widths) == {4, SEQ_LEN} and SEQ_LEN in together.widths
+    assert len(apart.widths) > len(together.widths)
+    assert losses_of(apart) == pytest.approx(losses_of(together), abs=1e-5)
+    for ours, theirs in zip(apart.model.parameters(), together.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    for name in ("target_loss", "rehearsed_loss", "num_target_tokens", "num_rehearsed_tokens"):
+        figures = [[each[name] for each in trainer.state.log_history if "loss" in each] for trainer in trained]
+        assert figures[0] == pytest.approx(figures[1], abs=1e-5)
+
+
+class Widths(RehearsalTrainer):
+    """Keeps the widths of the batches that its model is called with."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.widths: list[int] = []
+        self.model.register_forward_pre_hook(
+            lambda _, __, inputs: self.widths.append(inputs["input_ids"].shape[1]), with_kwargs=True
+        )
 
 
 def test_a_trainer_does_the_same_with_the_promise_that_the_injection_is_fixed(
@@ -288,70 +364,34 @@ def test_rows_whose_loss_is_not_finite_are_counted_and_reported_as_not_measured(
     assert (stats["num_reported"], stats["num_unmeasured"], stats["num_pending"]) == (0, 16, 0)
 
 
-def test_what_would_count_differently_is_refused(client: ReplayClient, model: nn.Module, tmp_path: Path) -> None:
-    rehearsal = a_run(client, "refused")
-    smoothed = arguments(tmp_path, label_smoothing_factor=0.1)
-    with pytest.raises(InvalidTraining, match="label_smoothing_factor is set"):
-        RehearsalTrainer(rehearsal=rehearsal, model=model, args=smoothed, train_dataset=dataset())
-    with pytest.raises(InvalidTraining, match="compute_loss_func is set"):
-        RehearsalTrainer(
-            rehearsal=rehearsal, model=model, args=arguments(tmp_path), compute_loss_func=lambda *_, **__: None
-        )
-    named = arguments(tmp_path, label_names=["label"])
-    with pytest.raises(InvalidTraining, match="label_names is"):
-        RehearsalTrainer(rehearsal=rehearsal, model=model, args=named, train_dataset=dataset())
-    larger = arguments(tmp_path, gradient_accumulation_steps=3)
-    with pytest.raises(InvalidTraining, match="takes 12 fine-tuning rows"):
-        RehearsalTrainer(rehearsal=rehearsal, model=model, args=larger, train_dataset=dataset()).train()
-
-
-class Loss(TrainingArguments):  # type: ignore[misc]
-    """Arguments with a kind of loss, as those of trl's SFTTrainer."""
-
-    loss_type: str = "nll"
-
-
-@pytest.mark.parametrize(("loss_type", "is_taken"), [("nll", True), ("chunked_nll", True), ("dft", False)])
-def test_a_loss_that_is_not_cross_entropy_is_refused(
-    client: ReplayClient, model: nn.Module, tmp_path: Path, loss_type: str, is_taken: bool
-) -> None:
-    rehearsal, args = a_run(client, "refused"), Loss(str(tmp_path), report_to="none", use_cpu=True)
-    args.loss_type = loss_type
-    if is_taken:
-        RehearsalTrainer(rehearsal=rehearsal, model=model, args=args, train_dataset=dataset())
-    else:
-        with pytest.raises(InvalidTraining, match="loss_type 'dft' is set"):
-            RehearsalTrainer(rehearsal=rehearsal, model=model, args=args, train_dataset=dataset())
-
-
 @pytest.mark.parametrize(
-    ("columns", "is_taken"),
+    ("collate", "message"),
     [
-        (["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps"], False),
-        (["chosen_ids", "rejected_ids", "margin"], False),
-        (["prompt_ids", "completion_ids", "KL_completion_ids", "label"], False),
-        (["prompt", "chosen", "rejected", "image", "images"], False),
-        (["prompt", "image", "images"], False),
-        (["input_ids", "labels", "seq_lengths"], True),
-        (["messages", "prompt", "completion", "image", "images"], True),
+        (lambda rows: (torch.tensor([each["input_ids"] for each in rows]),), "the batch is a tuple, not a mapping"),
+        (lambda rows: {"input_ids": torch.ones(len(rows), 8).long()}, "the batch has no labels"),
+        (lambda rows: {"input_ids": torch.ones(len(rows), 8).long(), "labels": [1]}, "labels are a list, not a tensor"),
     ],
 )
-def test_trainers_of_preferences_and_policies_are_refused_by_the_columns_that_they_train_on(
-    client: ReplayClient, model: nn.Module, tmp_path: Path, columns: list[str], is_taken: bool
+def test_batches_without_labels_are_refused_before_the_first_step(
+    client: ReplayClient, model: nn.Module, tmp_path: Path, collate: Any, message: str
 ) -> None:
-    class OtherTrainer(Trainer):  # type: ignore[misc]
-        def _set_signature_columns_if_needed(self) -> None:
-            self._signature_columns = columns
+    trainer = RehearsalTrainer(
+        rehearsal=a_run(client, "labels-missing"),
+        model=model,
+        args=arguments(tmp_path),
+        train_dataset=dataset(),
+        data_collator=collate,
+    )
+    with pytest.raises(InvalidTraining, match=message):
+        trainer.train()
+    assert client.stats("labels-missing")["num_reported"] == 0
 
-    class RehearsalOtherTrainer(RehearsalMixin, OtherTrainer):  # type: ignore[misc]
-        pass
 
-    options = {"rehearsal": a_run(client, "refused"), "model": model, "args": arguments(tmp_path)}
-    if is_taken:
-        RehearsalOtherTrainer(**options)
-    else:
-        with pytest.raises(InvalidTraining, match=r"RehearsalOtherTrainer trains on .*, not on rows with labels"):
-            RehearsalOtherTrainer(**options)
+def test_a_run_of_another_batch_size_is_refused(client: ReplayClient, model: nn.Module, tmp_path: Path) -> None:
+    larger = arguments(tmp_path, gradient_accumulation_steps=3)
+    trainer = RehearsalTrainer(rehearsal=a_run(client, "refused"), model=model, args=larger, train_dataset=dataset())
+    with pytest.raises(InvalidTraining, match="takes 12 fine-tuning rows"):
+        trainer.train()
 
 
 def test_the_tokenizer_that_the_trainer_holds_must_be_the_corpuss(

@@ -23,9 +23,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one process saw alone, what each rank of several saw in each training, and the runs' statistics."""
+    """What one process saw alone, also on short rows, each rank of several, and the runs' statistics."""
 
     alone: Seen
+    short_alone: Seen
     ranks: dict[str, list[Seen]]
     stats: dict[str, dict[str, Any]]
 
@@ -41,19 +42,23 @@ def found(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     vocab_size = AutoModelForCausalLM.from_pretrained(tiny_model).config.vocab_size
     with replay_service(seq_len=12, vocab_size=vocab_size, serve=True) as service, service.client() as client:
         alone = hf_ranks.train(client, "alone", tiny_model, folder / "alone", 1, resume=False)
+        short = hf_ranks.train(client, "short-alone", tiny_model, folder / "short-alone", 1, resume=False, short=True)
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD_SIZE)]
         module = ["-m", "tests.trainer.hf_ranks", service.url, str(tiny_model), str(folder)]
         subprocess.run([sys.executable, *command, *module], check=True, cwd=ROOT, timeout=110)
-        stats = {run: client.stats(run) for run in ("alone", "together", "flat", "split")}
-    names = ("whole", "resumed", "flat", "split")
+        stats = {run: client.stats(run) for run in ("alone", "together", "flat", "split", "short")}
+    names = ("whole", "resumed", "flat", "split", "short")
     yield Found(
-        alone, {name: [_seen(folder / f"{name}-{rank}.json") for rank in range(WORLD_SIZE)] for name in names}, stats
+        alone,
+        short,
+        {name: [_seen(folder / f"{name}-{rank}.json") for rank in range(WORLD_SIZE)] for name in names},
+        stats,
     )
 
 
 def _seen(path: Path) -> Seen:
     seen = json.loads(path.read_text())
-    return Seen({int(step): samples for step, samples in seen["samples"].items()}, seen["losses"])
+    return Seen({int(step): samples for step, samples in seen["samples"].items()}, seen["losses"], seen["num_apart"])
 
 
 def test_the_processes_of_a_step_share_what_one_would_rehearse(found: Found) -> None:
@@ -68,6 +73,14 @@ def test_the_processes_of_a_step_share_what_one_would_rehearse(found: Found) -> 
 def test_the_loss_of_a_step_is_of_all_processes(found: Found) -> None:
     assert len(found.alone.losses) == NUM_STEPS
     assert found.ranks["whole"][0].losses == pytest.approx(found.alone.losses, rel=1e-4)
+
+
+def test_rehearsed_rows_in_a_pass_of_their_own_are_learned_and_reported_by_all_processes(found: Found) -> None:
+    alone, ranks = found.short_alone, found.ranks["short"]
+    assert [each.num_apart for each in (alone, *ranks)] == [2 * NUM_STEPS] * 3
+    assert not any(each.num_apart for each in (found.alone, *found.ranks["whole"]))
+    assert found.together("short") == {step: sorted(samples) for step, samples in alone.samples.items()}
+    assert ranks[0].losses == pytest.approx(alone.losses, rel=1e-4)
 
 
 def test_every_process_reports_its_rows_once(found: Found) -> None:

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from replay_service.wire.protocol import CHECKSUM_HEADER
-from replay_trainer import http_client
+from replay_trainer import http_client, http_connection
 from replay_trainer.errors import ServiceError
 from replay_trainer.http_client import HttpClient
 from replay_trainer.http_response import HttpResponse
 from replay_trainer.proxies import NamedProxy
+from replay_trainer.routes import Route
 from replay_trainer.transport import trusted_by
 from tests.certificates import certificate_in
 
@@ -85,7 +86,7 @@ def ask(way: HttpClient, path: str = "/v1/runs", body: bytes = b"", limit_s: flo
 
 
 def way_to(url: str, headers: dict[str, str] | None = None) -> closing[HttpClient]:
-    return closing(HttpClient(url, headers or {}, trusted_by(None)))
+    return closing(HttpClient([Route.to(url, headers or {}, trusted_by(None))]))
 
 
 def sized(body: bytes, status: bytes = OK) -> bytes:
@@ -143,7 +144,7 @@ def test_what_is_no_answer_is_an_error_of_the_network(answer: bytes, said: str) 
 
 
 def test_an_answer_without_a_stated_length_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "MOST_ANSWER_BYTES", 10_000)
+    monkeypatch.setattr(http_connection, "MOST_ANSWER_BYTES", 10_000)
     for answer in (WHOLE, CHUNKED, OK + b"\r\n" + BODY):
         with (
             peer([[answer]]) as other,
@@ -205,7 +206,19 @@ def test_a_request_says_where_it_goes_and_for_whom() -> None:
     assert "sec" not in answer.url
 
 
-@pytest.mark.parametrize("url", ["localhost:8400", "ftp://localhost", "http://", "127.0.0.1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8400",
+        "ftp://localhost",
+        "http://",
+        "127.0.0.1",
+        "http://a:84oo",
+        "http://a?b",
+        "http://a b",
+        "http://a:99999",
+    ],
+)
 def test_a_url_that_is_of_no_service_is_refused(url: str) -> None:
     with pytest.raises(ServiceError, match="no URL of a service"):
         way_to(url)
@@ -273,7 +286,7 @@ def test_over_tls_large_bodies_go_and_come_on_one_connection(tmp_path: Path) -> 
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     serving.load_cert_chain(files.certificate, files.key)
     body = np.random.default_rng(1).bytes(1 << 20)
-    with echoing(serving) as url, closing(HttpClient(url, {}, files.trusted)) as way:
+    with echoing(serving) as url, closing(HttpClient([Route.to(url, {}, files.trusted)])) as way:
         answers = [ask(way, body=body[:size]) for size in (1 << 20, 0, 70_000)]
     assert [bytes(each.content) for each in answers] == [body, b"", body[:70_000]]
     assert len({each.headers["retry-after"] for each in answers}) == 1
@@ -363,7 +376,7 @@ def test_a_proxy_is_asked_by_the_whole_url(
     with (
         echoing() as url,
         forward_proxy(trusted=serving if proxy_speaks_tls else None) as proxy,
-        closing(HttpClient(f"{url}/under", {}, trusted, NamedProxy(proxy.url, auth))) as way,
+        closing(HttpClient([Route.to(f"{url}/under", {}, trusted, NamedProxy(proxy.url, auth))])) as way,
     ):
         answers = [ask(way, "/v1/a b", body) for body in (b"one", b"two")]
     assert [bytes(each.content) for each in answers] == [b"one", b"two"]
@@ -381,7 +394,7 @@ def test_a_service_over_https_is_asked_through_a_tunnel_that_the_proxy_cannot_re
     with (
         echoing(serving) as url,
         forward_proxy() as proxy,
-        closing(HttpClient(url, {"X-Token": "hidden"}, trusted, NamedProxy(proxy.url, auth))) as way,
+        closing(HttpClient([Route.to(url, {"X-Token": "hidden"}, trusted, NamedProxy(proxy.url, auth))])) as way,
     ):
         answers = [ask(way, body=body) for body in (b"one", bytes(300_000))]
     assert [len(each.content) for each in answers] == [3, 300_000]
@@ -394,11 +407,11 @@ def test_a_service_over_https_is_asked_through_a_tunnel_that_the_proxy_cannot_re
 def test_a_proxy_that_opens_no_tunnel_is_a_failure_of_the_network(tmp_path: Path) -> None:
     refusal = sized(b"who are you?", b"HTTP/1.1 407 Proxy Authentication Required\r\n")
     with forward_proxy(refusal) as proxy:
-        way = HttpClient("https://replay.example.org", {}, trusted_by(None), NamedProxy(proxy.url))
+        way = HttpClient([Route.to("https://replay.example.org", {}, trusted_by(None), NamedProxy(proxy.url))])
         with closing(way), pytest.raises(httpx2.TransportError, match="the proxy answered HTTP 407"):
             ask(way)
 
 
 def test_tls_within_tls_is_refused_with_a_remedy() -> None:
     with pytest.raises(ServiceError, match="name the proxy by an http:// URL"):
-        HttpClient("https://replay.example.org", {}, trusted_by(None), NamedProxy("https://proxy:3128"))
+        Route.to("https://replay.example.org", {}, trusted_by(None), NamedProxy("https://proxy:3128"))

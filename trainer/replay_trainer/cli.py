@@ -1,5 +1,6 @@
 """The command line `replay-trainer`."""
 
+import os
 import sys
 import threading
 import time
@@ -8,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
-from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -24,6 +24,7 @@ from replay_trainer.config import TrainConfig, read_config
 from replay_trainer.errors import TrainerError
 from replay_trainer.keys import all_keys
 from replay_trainer.scoring_settings import ScoringSettings
+from replay_trainer.service_urls import URL_VARIABLE, service_urls, shown_urls
 from replay_trainer.study.settings import StudySettings
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def _instead(key: str) -> str:
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="TOML file of the job; the reference lists its keys.")],
-    service_url: Annotated[str | None, typer.Option(help=_instead("rehearsal.service_url"))] = None,
+    service_url: Annotated[
+        str | None, typer.Option(help=f"{_instead('rehearsal.service_url')} So does the variable {URL_VARIABLE}.")
+    ] = None,
     run: Annotated[str | None, typer.Option(help=_instead("rehearsal.run"))] = None,
     injection_ratio: Annotated[str | None, typer.Option(help=_instead("rehearsal.injection_ratio"))] = None,
     num_steps: Annotated[int | None, typer.Option(help=_instead("num_steps"))] = None,
@@ -74,7 +77,8 @@ def train(
         "profile": profile or None,
     }
     with _mistakes_as_messages("stopped; run the same command again to go on from the last checkpoint"):
-        job = read_config(config, {name: value for name, value in overrides.items() if value is not None})
+        named = {name: value for name, value in overrides.items() if value is not None}
+        job = read_config(config, named, os.environ)
         from replay_service.ray_session import start_ray
 
         with stop_signals():
@@ -119,6 +123,12 @@ def score(
 @app.command()
 def study(
     config: Annotated[Path, typer.Argument(help="TOML file of a job with a section [study]; see the how-to.")],
+    arm: Annotated[
+        list[str] | None, typer.Option("--arm", help="Train the cells of this arm alone for now; repeat it.")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", help="Train the cells with this seed alone for now; repeat it.")
+    ] = None,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing; report what is finished so far.")
     ] = False,
@@ -136,7 +146,7 @@ def study(
             if not report_only:
                 from replay_service.ray_session import start_ray
 
-                carry_out(settings, console, start_ray)
+                carry_out(settings, console, start_ray, arm or (), seed or ())
             report(settings, console)
 
 
@@ -236,21 +246,21 @@ def watch_scoring(settings: "ScoringSettings", console: Console) -> None:
 
 def watch_training(job: TrainConfig, console: Console, title: str) -> None:
     """Train with a progress line on `console`."""
+    from replay_trainer.job.feed import with_teacher
     from replay_trainer.job.progress import ProgressLine
     from replay_trainer.job.ray_train import run_training
 
+    job = with_teacher(job)
     if job.rehearsal is not None:
-        where = f"{_without_user(job.rehearsal.service_url)}/runs/{job.rehearsal.run}"
+        if job.rehearsal.recipe is not None:
+            console.print(f"{title}  {job.rehearsal.in_words()}", markup=False, highlight=False, soft_wrap=True)
+        first, *_ = service_urls(job.rehearsal.service_url)
+        where = f"{shown_urls([first]).rstrip('/')}/runs/{job.rehearsal.run}"
         console.print(f"{title}  look at {where}", markup=False, highlight=False, soft_wrap=True)
     with ProgressLine(console, title, job.num_steps, time.monotonic) as line:
         watched = _Watched(job, line)
         with _every_second(watched.show_new):
             run_training(job)
-
-
-def _without_user(url: str) -> str:
-    parts = urlsplit(url.rstrip("/"))
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 ESTIMATES: Final = ("forgetting", "rows_due", "rows_rehearsed", "late_steps")

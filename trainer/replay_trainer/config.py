@@ -1,35 +1,20 @@
-"""The trainer's configuration: a TOML file with strict keys."""
+"""The configuration of a job: the keys of its TOML file, and how the file is read."""
 
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from replay_service.corpus.shards.sources import is_url
 from replay_service.language.packing import MIN_LENGTH, Bos
-from replay_service.names import NAME_PATTERN
-from replay_service.sampling.controller import ForgettingBudget, ForgettingLaw
-from replay_service.sampling.injection import Ratio
-from replay_service.sampling.run_config import Feedback, RunConfig
-from replay_service.sampling.schedule import Schedule
-from replay_service.setting_models import fields_of
 from replay_trainer.errors import InvalidTraining
-from replay_trainer.keys import keys_at, unknown_key
+from replay_trainer.keys import Section, problems_of
 from replay_trainer.methods.flow import Form, Normalize
-from replay_trainer.windows import Auto
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-def _as_decimal(value: object) -> object:
-    """A ratio that is written as a number is the decimal that was written."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+from replay_trainer.rehearsal_config import OF_THE_JOB, RehearsalConfig
+from replay_trainer.service_urls import URL_VARIABLE
 
 
 class DataConfig(Section):
@@ -111,106 +96,6 @@ class LoraConfig(Section):
         "all-linear",
         description="Names of the modules that get an adapter. `all-linear`: all linear modules but the head.",
     )
-
-
-TOML_TYPES: Final[dict[Any, Any]] = {Ratio: Annotated[str, BeforeValidator(_as_decimal)]}
-"""How the types of settings are written: a ratio may be a number."""
-
-
-@fields_of(Schedule, types=TOML_TYPES)
-class ScheduleConfig(Section):
-    """How a written injection ratio changes over the steps of the run."""
-
-
-@fields_of(ForgettingLaw, types=TOML_TYPES)
-class LawConfig(Section):
-    """The forgetting law, fitted: A * D_ft ** beta / ((1 + B * p) * N) ** alpha nats per token are forgotten."""
-
-
-@fields_of(ForgettingBudget, types=TOML_TYPES | {ForgettingLaw: LawConfig})
-class BudgetConfig(Section):
-    """How much forgetting an `auto` injection ratio allows."""
-
-
-OF_THE_JOB: Final = frozenset({"global_batch_size", "seed"})
-"""Settings of a run that stand outside the section, since they are the job's too."""
-
-
-@fields_of(
-    RunConfig,
-    types=TOML_TYPES | {Schedule: ScheduleConfig, ForgettingBudget: BudgetConfig},
-    leave_out=OF_THE_JOB | {"feedback"},
-)
-@fields_of(Feedback, types=TOML_TYPES, names={"mode": "feedback", "lag": "feedback_lag"})
-class RehearsalConfig(Section):
-    """The rehearsal: which rows, how many, and from which corpus.
-
-    A token has no place in a job's file, which is kept and shown around; `replay_trainer.client` takes it from the
-    environment.
-    """
-
-    service_url: str = Field("http://127.0.0.1:8400", description="URL of the replay service.")
-    corpus: str = Field(pattern=NAME_PATTERN, description="Corpus to rehearse from.")
-    run: str = Field(pattern=NAME_PATTERN, description="Name of this job's run at the service.")
-    rehearsal_weight: float = Field(1.0, gt=0, description="Weight of a rehearsed row in the loss.")
-    rehearsal_loss: Literal["cross_entropy", "distill", "mixed"] = Field(
-        "cross_entropy",
-        description="`distill`: towards the base model's distribution, see `teacher`. `mixed`: half of each.",
-    )
-    teacher: Literal["stored", "base"] = Field(
-        "stored",
-        description="Whom distilled rehearsal learns from. `stored`: the likeliest tokens, which the corpus must "
-        "store. `base`: the base model itself, run on the rehearsed rows; with [lora] it takes no memory.",
-    )
-    window_steps: Annotated[int, Field(ge=1)] | Auto = Field(
-        "auto",
-        description="Steps in one request; the next request is sent ahead. `auto`: by rows, memory and freshness.",
-    )
-
-    @property
-    def is_distilled(self) -> bool:
-        """Whether rehearsed rows learn from the base model."""
-        return self.rehearsal_loss != "cross_entropy"
-
-    @property
-    def needs_topk(self) -> bool:
-        """Whether they learn from what the corpus stores of it."""
-        return self.is_distilled and self.teacher == "stored"
-
-    @property
-    def needs_base_model(self) -> bool:
-        """Whether they learn from the base model itself."""
-        return self.is_distilled and self.teacher == "base"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _holds_no_token(cls, content: object) -> object:
-        if isinstance(content, dict) and "token" in content:
-            raise ValueError("a token has no place in a job's file; put it into the environment variable REPLAY_TOKEN")
-        return content
-
-    @model_validator(mode="after")
-    def _is_valid_run(self) -> "RehearsalConfig":
-        """The service checks how the values go together, too; here it is found before any worker starts."""
-        RunConfig.from_dict({"global_batch_size": 1, **self.run_settings()})
-        return self
-
-    @model_validator(mode="after")
-    def _fits_fence(self) -> "RehearsalConfig":
-        feedback = Feedback(**self.run_settings()["feedback"])
-        if feedback.mode == "fenced" and self.window_steps != "auto" and self.window_steps > feedback.lag:
-            raise ValueError(
-                f"window_steps {self.window_steps} is more than feedback_lag {feedback.lag}: a window would wait "
-                "for its own reports"
-            )
-        return self
-
-    def run_settings(self) -> dict[str, Any]:
-        """The settings of the run at the service, but for those of the whole job."""
-        values = self.model_dump()
-        feedback = {"mode": values.pop("feedback"), "lag": values.pop("feedback_lag")}
-        names = {each.name for each in fields(RunConfig)}
-        return {**{name: value for name, value in values.items() if name in names}, "feedback": feedback}
 
 
 class TrainConfig(Section):
@@ -296,6 +181,12 @@ class TrainConfig(Section):
             )
         return self
 
+    def with_teacher(self, stores_topk: bool) -> "TrainConfig":
+        """This job with its teacher chosen: `stored` where the corpus has it and chunked_head is off, else `base`."""
+        assert self.rehearsal is not None
+        teacher = "stored" if stores_topk and not self.chunked_head else "base"
+        return self.model_copy(update={"rehearsal": self.rehearsal.model_copy(update={"teacher": teacher})})
+
     def run_settings(self) -> dict[str, Any]:
         """The settings of the run at the service."""
         assert self.rehearsal is not None
@@ -303,15 +194,23 @@ class TrainConfig(Section):
         return {**self.rehearsal.run_settings(), **whole_job}
 
 
-def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
-    """The configuration in a TOML file; `overrides` replace keys, a dotted one reaches into a section.
+def read_config(
+    path: Path, overrides: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+) -> TrainConfig:
+    """The configuration in a TOML file.
 
-    Relative paths in the file count from the file's own folder.
+    Args:
+        path: of the file. Relative paths in it count from its own folder.
+        overrides: values that replace those of the file, by key; a dotted key reaches into a section.
+        environment: may name the service by REPLAY_URL, where the job rehearses; overrides count more.
 
     Raises:
         InvalidTraining: when the file is missing or is no TOML, or a key is unknown, missing or out of range.
     """
     content = read_toml(path)
+    url = (environment or {}).get(URL_VARIABLE)
+    if url and isinstance(content.get("rehearsal"), dict):
+        content["rehearsal"]["service_url"] = url
     for name, value in (overrides or {}).items():
         section, _, key = name.rpartition(".")
         (content.setdefault(section, {}) if section else content)[key] = value
@@ -331,8 +230,8 @@ def job_of(content: Mapping[str, Any], folder: Path, called: str) -> TrainConfig
 
     Args:
         content: as `tomllib` reads it.
-        folder: what relative paths count from.
-        called: what an error calls the file.
+        folder: relative paths in the file are relative to it.
+        called: name of the file in errors.
 
     Raises:
         InvalidTraining: when a key is unknown, missing or out of range.
@@ -341,19 +240,6 @@ def job_of(content: Mapping[str, Any], folder: Path, called: str) -> TrainConfig
         return _absolute(TrainConfig.model_validate(content), folder)
     except ValidationError as error:
         raise InvalidTraining(f"{called}: {problems_of(error, TrainConfig)}") from error
-
-
-def problems_of(error: ValidationError, model: type[BaseModel]) -> str:
-    """What is wrong with the values that a model of this module was to be made from, in one line."""
-    return "; ".join(_problem(each, model) for each in error.errors())
-
-
-def _problem(error: Mapping[str, Any], model: type[BaseModel]) -> str:
-    place = [str(each) for each in error["loc"]]
-    said = error["msg"]
-    if error["type"] == "extra_forbidden":
-        said = unknown_key(place[-1], keys_at(model, error["loc"][:-1]))
-    return f"{'.'.join(place) or 'the whole'}: {said}"
 
 
 def _absolute(config: TrainConfig, folder: Path) -> TrainConfig:

@@ -10,6 +10,7 @@ TrainerError
     └── ServiceRefused         the service said no; `slug` is the stable name of the problem
         ├── AnswerTooLarge     so many steps hold more than one answer may have
         ├── RunGone            the run plans no further step, or is not there, or was rewound under this job
+        ├── RunInUse           another job uses the run
         ├── ServiceUnknown     it does not know the corpus
         ├── TokenRefused       it asks for a token, or the one that was sent is not in force
         └── NotAllowed         the token is not for this
@@ -58,6 +59,10 @@ class ServiceRefused(ServiceError):
 class RunGone(ServiceRefused):
     """The run of this job is over. A step without anything to rehearse is an empty batch, and a plan that
     waits for reports is NotReady; this stays as it is."""
+
+
+class RunInUse(ServiceRefused):
+    """Nothing was changed: the other job goes on."""
 
 
 class AnswerTooLarge(ServiceRefused):

@@ -1,14 +1,33 @@
-"""Keys of a job's file that are not known, and what was probably meant."""
+"""Sections of a job's file: their keys, and errors that name an unknown key and the key that was probably meant."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 _LIKENESS: Final = 0.75
-"""A key that is less like the one that was written was hardly meant."""
+"""Least likeness, of 1, of a known key that is suggested in place of an unknown one."""
+
+
+class Section(BaseModel):
+    """A section of a file: unknown keys are refused, and errors show no values, which may be secret."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def problems_of(error: ValidationError, model: type[BaseModel]) -> str:
+    """The problems that pydantic found with the keys and values of a section, in one line."""
+    return "; ".join(_problem(each, model) for each in error.errors())
+
+
+def _problem(error: Mapping[str, Any], model: type[BaseModel]) -> str:
+    place = [str(each) for each in error["loc"]]
+    said = error["msg"]
+    if error["type"] == "extra_forbidden":
+        said = unknown_key(place[-1], keys_at(model, error["loc"][:-1]))
+    return f"{'.'.join(place) or 'the whole'}: {said}"
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

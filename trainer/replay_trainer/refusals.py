@@ -8,6 +8,7 @@ from replay_trainer.errors import (
     NotAllowed,
     NotReady,
     RunGone,
+    RunInUse,
     ServiceError,
     ServiceRefused,
     ServiceUnavailable,
@@ -17,6 +18,8 @@ from replay_trainer.errors import (
 from replay_trainer.http_response import HttpResponse
 
 RETRIED_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
+_PASSING_STATUSES: Final = frozenset({502, 503, 504})
+AWAITING_REPORTS: Final = "awaiting-reports"
 BODY_DAMAGED: Final = "body-damaged"
 ANSWER_TOO_LARGE: Final = "answer-too-large"
 STEP_OUT_OF_RANGE: Final = "step-out-of-range"
@@ -29,6 +32,8 @@ _KINDS: Final[dict[str, type[ServiceRefused]]] = {
     "unknown-run": RunGone,
     "run-closed": RunGone,
     ATTEMPT_SUPERSEDED: RunGone,
+    "job-superseded": RunGone,
+    "run-in-use": RunInUse,
     "unknown-corpus": ServiceUnknown,
 }
 _KINDS_OF_STATUS: Final[dict[int, type[ServiceRefused]]] = {401: TokenRefused, 403: NotAllowed}
@@ -47,10 +52,20 @@ def may_pass(answer: HttpResponse) -> bool:
     return answer.status in RETRIED_STATUSES or slug_of(answer) == BODY_DAMAGED
 
 
+def is_passing(answer: HttpResponse) -> bool:
+    """Whether the service cannot answer now at this address, and perhaps can at another one."""
+    return answer.status in _PASSING_STATUSES and slug_of(answer) != AWAITING_REPORTS
+
+
+def is_overload(answer: HttpResponse) -> bool:
+    """Whether the service has too much to do at this address."""
+    return slug_of(answer) == "overloaded"
+
+
 def refusal(answer: HttpResponse) -> ServiceError:
     """The error that an answer stands for which is not one of success."""
     slug = slug_of(answer)
-    if slug == "awaiting-reports":
+    if slug == AWAITING_REPORTS:
         return NotReady(_detail(answer))
     if may_pass(answer):
         return ServiceUnavailable(f"the service at {answer.url} kept failing: HTTP {answer.status}")

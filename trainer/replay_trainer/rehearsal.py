@@ -35,6 +35,9 @@ class RehearsalStream:
     rewound or removed. Else every step is asked for: the injection may be changed up to the moment when a step is
     planned, so nobody but its plan can tell.
 
+    With a `stride` it gives every `stride`-th step, each by a request of its own, for the workers of a DataLoader that
+    share the steps of a rank.
+
     Raises, from `next`:
         RunGone: when the run is closed, unknown, or was rewound since this stream began or was loaded: what it has
             prefetched and reported is not of the plans that are in force.
@@ -51,6 +54,7 @@ class RehearsalStream:
     topk: bool = False
     """Whether batches bring the base model's likeliest tokens, which distilled rehearsal learns from."""
     next_step: int = 0
+    stride: int = 1
     _rule: WindowRule | None = field(default=None, init=False, repr=False)
     _fixed: FixedInjection | None = field(default=None, init=False, repr=False)
     _steps_ahead: int = field(default=1, init=False, repr=False)
@@ -70,6 +74,8 @@ class RehearsalStream:
             if self.window_steps < 1:
                 raise InvalidTraining(f"window_steps must be at least 1, not {self.window_steps}")
             self._steps_ahead = self.window_steps
+        if self.stride > 1:
+            self.window_steps = self._steps_ahead = 1
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rehearsal")
 
     @property
@@ -88,13 +94,22 @@ class RehearsalStream:
         if self._latest is None and not self._asked:
             first = self._steps_from(step)
             self._ask(first)
-            self._looked_until = first.stop
+            self._looked_until = self._after(first)
         if self._asked and self._asked[0][0].start == step:
             self._begin(*self._asked[0])
         self._look_ahead()
         batch = self._of_step(step)
-        self.next_step += 1
+        self.next_step += self.stride
         return batch
+
+    def passed(self, batch: Batch) -> None:
+        """Go on behind the step of a batch that another stream of this rank gave.
+
+        Raises:
+            RunGone: when it is of another attempt than the batches before.
+        """
+        self._check_attempt(batch.header.attempt)
+        self.next_step = batch.only_step.step + 1
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint; the world size is not in it, since a plan is sliced anew for any."""
@@ -142,16 +157,20 @@ class RehearsalStream:
 
     def _look_ahead(self) -> None:
         """Ask for what begins within the length of a window from the next step."""
-        while self._looked_until <= self.next_step + self._steps_ahead:
+        while self._looked_until <= self.next_step + max(self._steps_ahead, self.stride):
             steps = self._steps_from(self._looked_until)
             if not steps:
                 return
             wanted = steps if self._fixed is None else self._fixed.window(steps)
             if wanted:
                 self._ask(wanted)
-                self._looked_until = steps.stop
+                self._looked_until = self._after(steps)
             else:
-                self._looked_until += 1
+                self._looked_until += self.stride
+
+    def _after(self, steps: range) -> int:
+        """The first step of the window after this one."""
+        return steps.stop - 1 + self.stride
 
     def _of_step(self, step: int) -> Batch:
         assert self._latest is not None
@@ -181,13 +200,14 @@ class RehearsalStream:
         try:
             return self._patiently(steps)
         except ServiceRefused as error:
-            if self._fixed is None or error.slug != STEP_OUT_OF_RANGE:
+            may_be_behind = self._fixed is not None or self.stride > 1
+            if not may_be_behind or error.slug != STEP_OUT_OF_RANGE:
                 raise
         self._catch_up(steps.start)
         return self._patiently(steps)
 
     def _catch_up(self, step: int) -> None:
-        """Have the steps before this one planned bit by bit, where all ranks skipped more than is planned at once."""
+        """Have the steps before this one planned bit by bit, where nobody asked for more than is planned at once."""
         while (run := self.client.run(self.run))["next_step"] < step:
             if self._attempt is not None:
                 self._check_attempt(run["attempt"])

@@ -10,6 +10,7 @@ import structlog
 
 from replay_service.sampling.trained import TrainedCounts
 from replay_trainer.errors import TrainerError
+from replay_trainer.job_claim import JobClaim
 from replay_trainer.rehearsal import RehearsalStream
 from replay_trainer.reporting import LossReporter, TrainedReporter
 
@@ -25,6 +26,8 @@ class RehearsalSession:
 
     stream: RehearsalStream
     reporter: LossReporter
+    claim: JobClaim | None = field(default=None, kw_only=True)
+    """Of rank 0."""
     trained_reporter: TrainedReporter = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +74,15 @@ class RehearsalSession:
         """Report what is trained on from the stream's next step on, as more than these counts."""
         self.trained_reporter = replace(self.trained_reporter, next_step=self.stream.next_step, counts=counts)
 
+    def check_claim(self) -> None:
+        """Raises RunGone when another job has taken the run over."""
+        if self.claim is not None:
+            self.claim.check()
+
     def close(self) -> None:
-        """End the background threads; the client stays open."""
+        """End the background threads, and let go of the run; the client stays open."""
+        if self.claim is not None:
+            self.claim.close()
+            self.claim = None
         self.stream.close()
         self.reporter.close()

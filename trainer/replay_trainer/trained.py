@@ -6,14 +6,13 @@ rehearsed at another ratio than the service states, so the rows of each step are
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from torch import Tensor
 
 from replay_service.sampling.trained import TrainedCounts
 from replay_trainer.batches.added import IGNORED, Added
-from replay_trainer.batches.padding_free import is_padding_free
 from replay_trainer.errors import InvalidTraining
 
 _NAMES: Final = ("num_target_rows", "num_rehearsed_rows", "num_target_tokens", "num_rehearsed_tokens")
@@ -63,12 +62,14 @@ class StepSize:
         global_batch_size: of the run.
         world_size: ranks that share the rows.
         may_be_short: whether any step may have fewer rows, since the loop has told its batch size and it is the run's.
+        replaces: whether rehearsed rows take the place of fine-tuning rows, so that both count.
     """
 
     run: str
     global_batch_size: int
     world_size: int
     may_be_short: bool = False
+    replaces: bool = False
 
     @property
     def least(self) -> int:
@@ -94,6 +95,8 @@ class StepSize:
 
     def refusal(self, step: int, num_rows: int, num_parts: int) -> InvalidTraining:
         """The error that says that a step has another number of rows."""
+        if self.replaces:
+            return self._refusal_of_room(step, num_rows)
         share = f"{self.least} rows" if self.least == self.most else f"{self.least} or {self.most} rows"
         parts = f" in {num_parts} parts" if num_parts > 1 else ""
         return InvalidTraining(
@@ -102,6 +105,14 @@ class StepSize:
             "would rehearse another share of the rows than its injection_ratio; create a run of another name whose "
             "global_batch_size is the rows of one optimizer step over all ranks, or, where the gradient is "
             "accumulated, pass part= and num_parts= to mix"
+        )
+
+    def _refusal_of_room(self, step: int, num_rows: int) -> InvalidTraining:
+        return InvalidTraining(
+            f"step {step} has {num_rows} rows on this rank, rehearsed ones included, but run {self.run!r} has "
+            f"injection_mode replace and global_batch_size {self.global_batch_size}, which is {self.least} "
+            f"to {self.most} rows on each of {self.world_size} ranks; leave out as many fine-tuning rows as are "
+            "rehearsed, as ReplaceSampler and RehearsalDataset do"
         )
 
 
@@ -128,7 +139,7 @@ class _Part:
     """A micro-batch of the current step."""
 
     counts: _Counts
-    is_padding_free: bool
+    is_flat: bool
     is_reported: bool = False
 
 
@@ -193,20 +204,24 @@ class Tally:
             self._num_parts, self._parts = num_parts, {}
         self._check_not_reported(step, part)
 
-    def add(self, added: Added, inputs: Mapping[str, Any]) -> None:
+    def end_after(self, part: int) -> None:
+        """Note that the step has no part after this one."""
+        self._num_parts = part + 1
+
+    def add(self, added: Added) -> None:
         """Count a part that was mixed.
 
         Raises:
             InvalidTraining: when the rows of the step do not fit the run.
         """
-        parts = {**self._parts, added.part: _part_of(added, inputs)}
-        num_rows = sum(each.counts.target_rows for each in parts.values())
+        parts = {**self._parts, added.part: _part_of(added)}
+        num_rows = self._num_rows(parts)
         if self.size is not None:
-            if num_rows > self.size.most and not any(each.is_padding_free for each in parts.values()):
+            if num_rows > self.size.most and not any(each.is_flat for each in parts.values()):
                 raise self.size.refusal(self._step, num_rows, self._num_parts)
             if len(parts) == self._num_parts and self._is_too_short(num_rows):
                 raise self.size.refusal(self._step, num_rows, self._num_parts)
-            if len(parts) == self._num_parts and not any(each.is_padding_free for each in parts.values()):
+            if len(parts) == self._num_parts and not any(each.is_flat for each in parts.values()):
                 self._check_ranks(self.size, num_rows)
         self._parts = parts
 
@@ -240,7 +255,7 @@ class Tally:
 
     def _end_step(self) -> None:
         if self._parts and self.size is not None:
-            self._check_whole(self.size, sum(each.counts.target_rows for each in self._parts.values()))
+            self._check_whole(self.size, self._num_rows(self._parts))
         self._before = self._counts()
 
     def _check_whole(self, size: StepSize, num_rows: int) -> None:
@@ -266,9 +281,15 @@ class Tally:
         elif total != size.global_batch_size:
             raise size.refusal_of_ranks(self._step, num_rows, total)
 
+    def _num_rows(self, parts: Mapping[int, _Part]) -> int:
+        """The rows of some parts that the batch size of the run counts."""
+        replaces = self.size is not None and self.size.replaces
+        counts = [each.counts for each in parts.values()]
+        return sum(each.target_rows + (each.rehearsed_rows if replaces else 0) for each in counts)
+
     def _is_too_short(self, num_rows: int) -> bool:
         assert self.size is not None
-        is_last_of_epoch = self.has_full_step and not self._was_short
+        is_last_of_epoch = self.has_full_step and not self._was_short and not self.size.replaces
         return num_rows < self.size.least and not self.size.may_be_short and not is_last_of_epoch
 
     def _warn_of_missing_parts(self) -> None:
@@ -287,18 +308,12 @@ def _trained(counts: _Counts) -> Trained:
     return Trained(counts.target_rows, counts.rehearsed_rows, int(counts.target_tokens), counts.rehearsed_tokens)
 
 
-def _part_of(added: Added, inputs: Mapping[str, Any]) -> _Part:
-    flat, labels = is_padding_free(inputs), inputs["labels"]
+def _part_of(added: Added) -> _Part:
+    rehearsed, labels = added.rehearsed, added.target_labels
     counted = labels if labels.ndim == 1 else labels[:, 1:]
-    rehearsed = added.rehearsed
-    is_language = rehearsed.header.kind == "language"
     length = rehearsed.length.astype("int64")
+    is_language = rehearsed.header.kind == "language"
     num_predictions = (length - 1).clip(min=0).sum() if is_language else (length > 0).sum()
-    num_rows = _num_samples(inputs["position_ids"]) if flat else len(labels)
-    counts = _Counts(num_rows, added.num_rehearsed, (counted != IGNORED).sum(), int(num_predictions))
-    return _Part(counts, flat)
-
-
-def _num_samples(position_1T: Tensor) -> int:
-    """How many samples a flat row holds: one begins wherever positions do not go on."""
-    return int((position_1T[0, 1:] != position_1T[0, :-1] + 1).sum()) + 1
+    num_target_tokens = (counted != IGNORED).sum()
+    counts = _Counts(added.num_target_rows, added.num_rehearsed, num_target_tokens, int(num_predictions))
+    return _Part(counts, added.is_flat)

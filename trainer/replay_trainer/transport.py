@@ -3,7 +3,7 @@
 import errno
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -48,17 +48,26 @@ def trusted_by(ca_file: Path | str | None) -> ssl.SSLContext:
 
 
 def is_distrust(error: BaseException) -> bool:
-    """Whether a failed connection was the certificate's fault, which stays as it is."""
-    return any(isinstance(each, ssl.SSLCertVerificationError) for each in _causes(error))
+    """Whether a failed connection was the certificate's fault, at every address, which stays as it is."""
+    return _is_everywhere(error, lambda each: isinstance(each, ssl.SSLCertVerificationError))
 
 
 def is_absence(error: BaseException) -> bool:
-    """Whether nobody listens where a connection was tried, or there is no such place."""
-    return any(
-        isinstance(each, ConnectionRefusedError | socket.gaierror)
-        or (isinstance(each, OSError) and each.errno in _UNREACHABLE)
-        for each in _causes(error)
+    """Whether nobody listens at any address that was tried, or there is no such place."""
+    return _is_everywhere(
+        error,
+        lambda each: (
+            isinstance(each, ConnectionRefusedError | socket.gaierror)
+            or (isinstance(each, OSError) and each.errno in _UNREACHABLE)
+        ),
     )
+
+
+def _is_everywhere(error: BaseException, is_it: Callable[[BaseException], bool]) -> bool:
+    """Whether what led to an error is of a kind; where several addresses failed, at each of them."""
+    if isinstance(error.__cause__, ExceptionGroup):
+        return all(_is_everywhere(each, is_it) for each in error.__cause__.exceptions)
+    return any(is_it(each) for each in _causes(error))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -6,6 +6,7 @@ import os
 import re
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -15,6 +16,7 @@ from urllib.parse import quote
 
 import httpx2
 
+from replay_service.cli.operators.words import visible
 from replay_service.errors import ReplayError
 from replay_service.names import NAME_RULE, is_name
 
@@ -23,6 +25,7 @@ TOKEN_VARIABLE: Final = "REPLAY_TOKEN"
 CA_FILE_VARIABLE: Final = "REPLAY_CA_FILE"
 
 _TIMEOUT_S: Final = 30.0
+_CONNECT_S: Final = 3.0
 _PROBLEM_TYPE: Final = "urn:replay-service:problem:"
 _PAGE: Final = 1000
 _RETRY_S: Final = 1.0
@@ -49,10 +52,10 @@ class ServiceSaysNo(ReplayError):
 
 
 class ServiceClient:
-    """Asks one service.
+    """Asks one service, at whichever of its URLs can be reached.
 
     Args:
-        url: of the service.
+        url: of the service; several have commas between them.
         token: what it asks callers for; None for no token.
         ca_file: PEM file of the authority that vouches for its certificate; None for those that this machine trusts.
 
@@ -62,12 +65,16 @@ class ServiceClient:
     """
 
     def __init__(self, url: str, token: str | None = None, ca_file: Path | None = None) -> None:
-        self.url = url.rstrip("/")
-        self._where = f"the service at {_without_user(self.url)}"
+        urls = [each.strip().rstrip("/") for each in url.split(",")]
+        self._where = f"the service at {_without_user(', '.join(urls))}"
         headers = {"Accept": "application/json"} | ({} if token is None else {"Authorization": f"Bearer {token}"})
-        _check_url(self.url)
+        for each in urls:
+            _check_url(each)
         trusted = True if ca_file is None else _trusting(ca_file)
-        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=_TIMEOUT_S, verify=trusted)
+        timeout = httpx2.Timeout(_TIMEOUT_S, connect=_CONNECT_S)
+        self._clients = deque(
+            httpx2.Client(base_url=each, headers=headers, timeout=timeout, verify=trusted) for each in urls
+        )
 
     def __enter__(self) -> "ServiceClient":
         return self
@@ -75,7 +82,8 @@ class ServiceClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._http.close()
+        for each in self._clients:
+            each.close()
 
     def get(self, path: str, **query: Any) -> dict[str, Any]:
         """The answer to a GET; keys of the query that are None are left out."""
@@ -114,13 +122,14 @@ class ServiceClient:
                 lost_at = lost_at or time.monotonic()
                 if time.monotonic() - lost_at > _LOST_S:
                     raise NoAnswer(self._problem_of(error)) from error
+                self._clients.rotate(-1)
             time.sleep(_RETRY_S)
 
     def _stream(self, path: str, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The server-sent events of one answer, each with its kind."""
         params = {name: value for name, value in query.items() if value is not None}
         headers = {"Accept": "text/event-stream"}
-        with self._http.stream("GET", path, params=params, headers=headers) as answer:
+        with self._clients[0].stream("GET", path, params=params, headers=headers) as answer:
             if not answer.is_success:
                 answer.read()
                 raise self._refusal(answer)
@@ -152,7 +161,7 @@ class ServiceClient:
 
     def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         try:
-            answer = self._http.request(method, path, **more)
+            answer = self._answer(method, path, **more)
         except httpx2.TransportError as error:
             raise NoAnswer(self._problem_of(error)) from error
         if not answer.is_success:
@@ -164,6 +173,15 @@ class ServiceClient:
         if not isinstance(found, dict):
             raise ServiceSaysNo(f"{self._where} sent no JSON object: that is no replay service")
         return found
+
+    def _answer(self, method: str, path: str, **more: Any) -> httpx2.Response:
+        """The answer of the first URL that can be reached, which is asked first from then on."""
+        for _ in range(len(self._clients) - 1):
+            try:
+                return self._clients[0].request(method, path, **more)
+            except (httpx2.ConnectError, httpx2.ConnectTimeout):
+                self._clients.rotate(-1)
+        return self._clients[0].request(method, path, **more)
 
     def _problem_of(self, error: httpx2.TransportError) -> str:
         if isinstance(error, httpx2.TimeoutException):
@@ -187,7 +205,7 @@ class ServiceClient:
                 kind,
             )
         advice = "; see --token-file and REPLAY_TOKEN" if answer.status_code == HTTPStatus.UNAUTHORIZED else ""
-        return ServiceSaysNo(f"{problem['detail']}{advice}", kind)
+        return ServiceSaysNo(visible(f"{problem['detail']}{advice}"), kind)
 
 
 def run_path(run: str, path: str = "") -> str:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from replay_service.cli.operators.client import DEFAULT_URL, ServiceClient, run_path
+from replay_service.cli.operators.client import DEFAULT_URL, ServiceClient
 from replay_service.cli.operators.options import (
     EveryOption,
     JsonOption,
@@ -28,6 +28,10 @@ from replay_service.cli.operators.words import visible
 _PAGE: Final = 1000
 _CHANGES: Final = "created,configured,adopted,adjusted,sealed,closed,finished,rewound"
 _NUM_CHANGES: Final = 5
+_MOST_TEXT: Final = 10_000
+"""Characters of a sample that a terminal shows."""
+_LOOKED_AT_AGE_S: Final = 1.0
+"""Of statistics that a command asks for again and again, and shares with others who do."""
 
 
 def events(
@@ -108,7 +112,7 @@ def _samples_picture(page: dict[str, Any], has_text: bool) -> RenderableType:
     if has_text:
         problem = page["text_problem"]
         texts = [part for each in found for part in (Text(_head(each), style="bold"), _text_of(each))]
-        return Group(*texts) if problem is None else Text(f"no text: {problem}")
+        return Group(*texts) if problem is None else Text(f"no text: {visible(problem)}")
     rows = [
         (
             str(each["sample_id"]),
@@ -133,7 +137,12 @@ def _head(sample: dict[str, Any]) -> str:
 
 
 def _text_of(sample: dict[str, Any]) -> Text:
-    return Text("(no text)" if sample["text"] is None else visible(sample["text"]))
+    text = sample["text"]
+    if text is None:
+        return Text("(no text)")
+    num_more = len(text) - _MOST_TEXT
+    more = f" ... and {num_more:,} more characters: --json has them all" if num_more > 0 else ""
+    return Text(visible(text[:_MOST_TEXT]) + more)
 
 
 def top(
@@ -149,12 +158,11 @@ def top(
         pace = _Pace()
 
         def see() -> dict[str, Any]:
-            look = look_at(service, run)
+            look = look_at(service, run, _LOOKED_AT_AGE_S)
             changes, _ = _past(service, run, _CHANGES, _NUM_CHANGES)
             return {
                 **look.stats,
                 "steps_per_s": pace.of(look.stats["next_step"]),
-                "strata": look.strata,
                 "changes": changes,
             }
 
@@ -174,11 +182,10 @@ class _Pace:
 
 
 def _top_picture(seen: dict[str, Any]) -> RenderableType:
-    picture = run_picture(RunLook(seen, seen["strata"], seen["steps_per_s"]))
+    picture = run_picture(RunLook(seen, seen["steps_per_s"]))
     return Group(picture, Text(), *(event_line(each) for each in seen["changes"]))
 
 
-def look_at(service: ServiceClient, run: str) -> RunLook:
-    """A look at a run."""
-    stats = service.of_run(run, "/stats")
-    return RunLook(stats, service.get(run_path(run, "/strata"))["strata"])
+def look_at(service: ServiceClient, run: str, max_age_s: float = 0.0) -> RunLook:
+    """A look at a run, whose statistics may be that old."""
+    return RunLook(service.of_run(run, "/stats", max_age_s=max_age_s))

@@ -20,7 +20,9 @@ _terminal: Final = Console(markup=False, emoji=False, highlight=False)
 _file: Final = Console(markup=False, emoji=False, highlight=False, width=10_000)
 """For what no terminal shows: a file has no border to keep to."""
 
-UrlOption = Annotated[str, typer.Option("--url", envvar="REPLAY_URL", help="URL of the service.")]
+UrlOption = Annotated[
+    str, typer.Option("--url", envvar="REPLAY_URL", help="URL of the service; several have commas between them.")
+]
 TokenFileOption = Annotated[
     Path | None,
     typer.Option(

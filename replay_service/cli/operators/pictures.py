@@ -1,6 +1,5 @@
 """What commands show of a run: plain text in columns, with colour where it says that something is to be looked at."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -84,12 +83,10 @@ class RunLook:
 
     Attributes:
         stats: as GET .../stats gives them.
-        strata: as GET .../strata gives them.
         steps_per_s: None where it is not known.
     """
 
     stats: dict[str, Any]
-    strata: list[dict[str, Any]]
     steps_per_s: float | None = None
 
 
@@ -151,7 +148,7 @@ def _domains(look: RunLook, most: int) -> list[RenderableType]:
     worst = sorted(known, key=lambda name: -known[name]["low"])[:most]
     if not worst:
         return []
-    drawn, sizes = _shares(look.strata)
+    shares = look.stats["shares_by_domain"]
     longest = max([1e-9, *(known[name]["nats"] for name in worst)])
     rows = [
         (
@@ -159,22 +156,12 @@ def _domains(look: RunLook, most: int) -> list[RenderableType]:
             signed(known[name]["nats"]),
             interval(known[name]["low"], known[name]["high"]),
             "#" * max(0, round(_BAR_WIDTH * known[name]["nats"] / longest)),
-            f"drawn {percent(drawn.get(name))} of {percent(sizes.get(name))}",
+            f"drawn {percent(shares[name]['draw_share'])} of {percent(shares[name]['size_share'])}",
         )
         for name in worst
     ]
     table = table_of(("domain", "nats", "95 %", "", "draws, share of the corpus"), rows, right=("nats",))
     return [table, *([Text(f"and {len(known) - most} more domains")] if len(known) > most else [])]
-
-
-def _shares(strata: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
-    """The share of the draws that falls on each domain now, and its share of the corpus."""
-    drawn, sizes = defaultdict[str, float](float), defaultdict[str, float](float)
-    total = sum(each["num_samples"] for each in strata) or 1
-    for each in strata:
-        drawn[each["domain"]] += each["draw_share"]
-        sizes[each["domain"]] += each["num_samples"] / total
-    return drawn, sizes
 
 
 def event_line(event: dict[str, Any]) -> Text:

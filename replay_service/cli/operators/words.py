@@ -8,11 +8,13 @@ def ago(at: str | None, now: datetime | None = None) -> str:
     if at is None:
         return "never"
     seconds = ((now or datetime.now(UTC)) - datetime.fromisoformat(at)).total_seconds()
-    return f"{span(max(0.0, seconds))} ago"
+    return "now" if seconds < 1.0 else f"{span(seconds)} ago"
 
 
 def span(seconds: float) -> str:
-    """A span of time by its greatest unit, as 12 s, 3 min, 5 h, 2 d."""
+    """A span of time by its greatest unit, as 20 ms, 12 s, 3 min, 5 h, 2 d."""
+    if 0.0 < seconds < 0.5:
+        return f"{max(1.0, 1000.0 * seconds):.0f} ms"
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"

@@ -45,11 +45,17 @@ class DomainSummary:
     """Mean over its samples."""
     base_losses: dict[str, int]
     """A QuantileSketch of them."""
+    num_entropies: int = 0
+    """Samples of which it is known what the base model expected its loss to be."""
+    loss_above_entropy_nats: float = 0.0
+    """Mean over these of the base loss minus that entropy: about 0 on text that the base model was trained on."""
 
     def merged(self, more: "DomainSummary") -> "DomainSummary":
         """The domain with more samples of it."""
         num_samples = self.num_samples + more.num_samples
         total_nats = sum(each.mean_base_loss_nats * each.num_samples for each in (self, more))
+        num_entropies = self.num_entropies + more.num_entropies
+        total_above = sum(each.loss_above_entropy_nats * each.num_entropies for each in (self, more))
         sketches = [QuantileSketch.from_json(each.base_losses) for each in (self, more)]
         return DomainSummary(
             name=self.name,
@@ -57,6 +63,8 @@ class DomainSummary:
             num_tokens=self.num_tokens + more.num_tokens,
             mean_base_loss_nats=total_nats / num_samples,
             base_losses=sketches[0].merged(sketches[1]).to_json(),
+            num_entropies=num_entropies,
+            loss_above_entropy_nats=total_above / max(1, num_entropies),
         )
 
 

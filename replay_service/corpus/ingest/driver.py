@@ -7,45 +7,41 @@
 <corpus>/clusters.npy        the centres of its clusters, if it is partitioned by them
 <corpus>/staging/<digest>/   what is scored and does not stand in segments yet; the digest is of how it was made
 <corpus>/status.json         how the latest ingest is going
+
+A corpus that is published (`corpora_url`) keeps its segments and set-aside rows in object storage alone.
 """
 
 import fcntl
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Final, NamedTuple
-
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from replay_service.corpus.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from replay_service.corpus.format.texts import write_tokenizer
 from replay_service.corpus.ingest.base_model import BaseModel, base_model_of
-from replay_service.corpus.ingest.clusters import Clusters
 from replay_service.corpus.ingest.fitting import check_fits
-from replay_service.corpus.ingest.growth import GroupOf, GrowingCorpus
 from replay_service.corpus.ingest.model_files import check_safetensors
-from replay_service.corpus.ingest.pipeline import PipelineSettings, StagedPart, on_gpu, run_pipeline
+from replay_service.corpus.ingest.node_checks import check_nodes_see
+from replay_service.corpus.ingest.pipeline import actors_of, on_gpu
+from replay_service.corpus.ingest.pipeline_settings import PipelineSettings
 from replay_service.corpus.ingest.settings import IngestSettings, digest
 from replay_service.corpus.ingest.shard_list import ListedShard, Pending, in_order, read_shard_list, write_shard_list
-from replay_service.corpus.ingest.staging import ReadyRows, parts_of, position_of, read_packed
-from replay_service.corpus.ingest.status import MOST_NAMED, IngestProgress, OnProgress, status_of
-from replay_service.corpus.shards.sources import Listing, Shard, check_readable, look_into, printable
-from replay_service.errors import CorpusError, EmptyCorpus, ReplayError
+from replay_service.corpus.ingest.status import OnProgress, WhyWaiting, status_of
+from replay_service.corpus.ingest.work import STAGING, IsStopped, Work
+from replay_service.corpus.publishing import Published
+from replay_service.corpus.shards.sources import Listing, Shard, check_readable, look_into
+from replay_service.errors import CorpusError, ReplayError
 from replay_service.language.model import faster_precision
 from replay_service.language.packing import id_dtype
 from replay_service.language.precision import Precision
 from replay_service.language.scoring import RowScorer
-from replay_service.ray_session import error_within, in_ray
-
-IsStopped = Callable[[], bool]
-
-STAGING: Final = "staging"
+from replay_service.ray_cluster import check_room, why_waiting
+from replay_service.ray_session import in_ray
 
 
 def ingest(
@@ -63,8 +59,9 @@ def ingest(
         ModelMismatch: when the corpus is there, scored by another model.
         CorpusError: when it is there, made with other settings, when a shard in it has changed, when another ingest
             writes it, or when the model cannot be used.
+        RayUnavailable: when too few CPUs or GPUs are free, or a node cannot read the model or a shard.
     """
-    with _writing(settings, on_progress, is_stopped) as tell:
+    with _writing(settings, on_progress, is_stopped, why_waiting) as tell:
         return _ingest(settings, look_into(settings.source, settings.allowed), tell, is_stopped)
 
 
@@ -78,10 +75,21 @@ def follow(
 
     A shard that comes later is taken when two looks in a row find it the same, so that none is read half-written.
     """
-    with _writing(settings, on_progress, is_stopped) as tell:
+    resting = threading.Event()
+
+    def rest() -> bool:
+        resting.set()
+        is_time = wait()
+        resting.clear()
+        return is_time
+
+    def reason() -> str | None:
+        return None if resting.is_set() else why_waiting()
+
+    with _writing(settings, on_progress, is_stopped, reason) as tell:
         found = look_into(settings.source, settings.allowed)
         manifest = _ingest(settings, found, tell, is_stopped)
-        while not is_stopped() and wait():
+        while not is_stopped() and rest():
             seen, found = set(found.shards), look_into(settings.source, settings.allowed)
             settled = [shard for shard in found.shards if shard in seen]
             manifest = _ingest(settings, found._replace(shards=settled), tell, is_stopped)
@@ -89,7 +97,9 @@ def follow(
 
 
 @contextmanager
-def _writing(settings: IngestSettings, on_progress: OnProgress, is_stopped: IsStopped) -> Iterator[OnProgress]:
+def _writing(
+    settings: IngestSettings, on_progress: OnProgress, is_stopped: IsStopped, reason: WhyWaiting
+) -> Iterator[OnProgress]:
     """Nobody else writes the corpus meanwhile, and its status says how it goes.
 
     A corpus that was not there before is not there after an error that came before its first rows.
@@ -98,7 +108,12 @@ def _writing(settings: IngestSettings, on_progress: OnProgress, is_stopped: IsSt
     was_there = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _alone(folder, settings.name), status_of(folder, on_progress, is_stopped) as tell:
+        with (
+            _alone(folder, settings.name),
+            status_of(folder, on_progress, is_stopped, why_waiting=reason) as tell,
+        ):
+            if settings.corpora_url is not None:
+                Published(settings.corpora_url, folder).bring()
             yield tell
     except ReplayError:
         if not was_there and not (folder / "staging").exists():
@@ -119,6 +134,10 @@ def _ingest(settings: IngestSettings, found: Listing, tell: OnProgress, is_stopp
         return plan.standing
     for each in plan.pending:
         check_readable(each.shard, settings.columns)
+    if plan.pending:
+        actors = actors_of(settings.num_scorers, settings.gpus_per_scorer)
+        check_room(actors, "this ingest", "take fewer scorers (--scorers)")
+        check_nodes_see(settings, base.checkpoint, [each.shard for each in plan.pending])
     if base.classes is None:
         _check_runs(settings, base.checkpoint)
     work = _prepared(settings, base, plan, found.passed_over)
@@ -175,7 +194,7 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan, passed_over: list[str]) -> "_Work":
+def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan, passed_over: list[str]) -> Work:
     standing = plan.standing
     recipe = settings.recipe(base.identity) if standing is None else standing.recipe
     staging = settings.corpus_folder / STAGING / digest(recipe, str(base.ends), str(id_dtype(base.num_logits)))
@@ -196,7 +215,6 @@ def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan, passed_ove
         threads_per_scorer=max(1, (os.cpu_count() or 1) // settings.num_scorers),
         topk=settings.topk,
         features=settings.num_clusters > 0,
-        staging=staging,
         classes=base.classes,
     )
     manifest = standing or Manifest.of_nothing(
@@ -216,120 +234,7 @@ def _prepared(settings: IngestSettings, base: BaseModel, plan: _Plan, passed_ove
         checkpoint_fingerprint=base.checkpoint,
         settings=settings.parts(),
     )
-    return _Work(settings, pipeline, manifest, passed_over)
-
-
-@dataclass(slots=True)
-class _Work:
-    """One ingest: what is staged, and what of it stands in segments."""
-
-    settings: IngestSettings
-    pipeline: PipelineSettings
-    manifest: Manifest
-    passed_over: list[str]
-    _ready: dict[str, ReadyRows] = field(default_factory=dict)
-    _unfinished: dict[str, Shard] = field(default_factory=dict)
-    _position: dict[str, int] = field(default_factory=dict)
-    """How many bytes of each shard have been read for the rows that are staged."""
-    _num_rows: int = 0
-    _num_tokens: int = 0
-
-    def run(self, before: list[str], shards: dict[str, Shard], tell: OnProgress, is_stopped: IsStopped) -> Manifest:
-        """Stage what is missing of `shards`, and let the corpus grow meanwhile.
-
-        Args:
-            before: the keys of those that stand in the corpus whole.
-            shards: the others by their keys, in their order.
-        """
-        for key in shards:
-            parts = parts_of(self.pipeline.staging, key)
-            self._ready[key] = ReadyRows()
-            self._ready[key].add(parts)
-            self._position[key] = max((position_of(self.pipeline.staging, each) for each in parts[-1:]), default=0)
-        self._unfinished = dict(shards)
-        self._forget_finished(list(shards))
-        growing = self._growing([*before, *shards])
-        growing.grow(self._num_ready)
-        tell(self._progress(shards, growing))
-        if is_stopped():
-            return growing.manifest
-        try:
-            for piece, num_tokens, position in self._missing():
-                self._ready[piece.shard_key].add([piece])
-                self._position[piece.shard_key] = max(self._position[piece.shard_key], position)
-                self._num_rows += piece.stop - piece.first
-                self._num_tokens += num_tokens
-                self._forget_finished([piece.shard_key])
-                growing.grow(self._num_ready)
-                tell(self._progress(shards, growing))
-                if is_stopped():
-                    return growing.manifest
-        except Exception as error:
-            if (ours := error_within(error, ReplayError)) is None:
-                raise
-            raise ours from error
-        growing.grow(self._num_ready, is_all=True)
-        self._unfinished.clear()
-        tell(self._progress(shards, growing))
-        if not growing.manifest.generation:
-            source, reasons = printable(self.settings.source), growing.manifest.set_aside
-            rows = (
-                "; ".join(f"{num:,} rows set aside: {reason}" for reason, num in reasons.items()) or "they have no rows"
-            )
-            raise EmptyCorpus(f"the {len(shards)} shards of {source} hold nothing to make a corpus of ({rows})")
-        shutil.rmtree(self.settings.corpus_folder / STAGING)
-        return growing.manifest
-
-    def _missing(self) -> Iterator[StagedPart]:
-        left = {key: (shard, self._num_ready(key)) for key, shard in self._unfinished.items()}
-        return run_pipeline(left, self.pipeline) if left else iter(())
-
-    def _growing(self, keys: list[str]) -> GrowingCorpus:
-        return GrowingCorpus(
-            folder=self.settings.corpus_folder,
-            staging=self.pipeline.staging,
-            shards=keys,
-            manifest=self.manifest,
-            rows_per_segment=self.settings.rows_per_segment,
-            group_of=self._group_of(),
-        )
-
-    def _group_of(self) -> GroupOf:
-        if self.settings.num_clusters:
-            return Clusters(self.settings.corpus_folder, self.settings.num_clusters).group_of
-        return _domain if self.settings.columns.group is None else _column
-
-    def _num_ready(self, key: str) -> int:
-        return self._ready[key].stop
-
-    def _forget_finished(self, keys: list[str]) -> None:
-        for key in keys:
-            packed = read_packed(self.pipeline.staging, key)
-            if packed is not None and self._num_ready(key) == packed.num_rows:
-                self._unfinished.pop(key, None)
-
-    def _progress(self, shards: dict[str, Shard], growing: GrowingCorpus) -> IngestProgress:
-        all_bytes = sum(shard.num_bytes for shard in shards.values())
-        bytes_left = sum(max(0, shard.num_bytes - self._position[key]) for key, shard in self._unfinished.items())
-        return IngestProgress(
-            shards_done=len(growing.shards) - len(self._unfinished),
-            num_shards=len(growing.shards),
-            share_done=1 - bytes_left / all_bytes if all_bytes else float(not self._unfinished),
-            num_rows=self._num_rows,
-            num_tokens=self._num_tokens,
-            num_set_aside=sum(growing.manifest.set_aside.values()),
-            generation=growing.manifest.generation,
-            num_passed_over=len(self.passed_over),
-            passed_over=self.passed_over[:MOST_NAMED],
-        )
-
-
-def _domain(staged: pa.Table) -> NDArray[np.str_]:
-    return np.array(staged["domain"].to_pylist())
-
-
-def _column(staged: pa.Table) -> NDArray[np.str_]:
-    return np.array(staged["group"].to_pylist())
+    return Work(settings, pipeline, staging, manifest, passed_over)
 
 
 def _precision(settings: IngestSettings, staging: Path) -> Precision:

@@ -41,6 +41,7 @@ class GrowingCorpus:
         manifest: what it holds so far; generation 0 holds nothing, and is not written.
         rows_per_segment: rows of one segment.
         group_of: tells the group of staged rows.
+        publish: is called with every manifest that was written.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class GrowingCorpus:
     manifest: Manifest
     rows_per_segment: int
     group_of: GroupOf
+    publish: Callable[[Manifest], None] = lambda _: None
 
     def grow(self, ready: Callable[[str], int], is_all: bool = False) -> bool:
         """Write the next segments, if their rows are staged; `ready` tells how many rows of a shard are.
@@ -77,6 +79,7 @@ class GrowingCorpus:
             self._keep_what_was_set_aside(key)
         if manifest != self.manifest and manifest.generation:
             write_manifest(self.folder, manifest)
+            self.publish(manifest)
         self.manifest = manifest
         for key in done:
             drop(self.staging, key)
@@ -189,8 +192,12 @@ def _domains(domains: Sequence[DomainSummary], staged: pa.Table) -> list[DomainS
     known = {each.name: each for each in domains}
     domain = staged["domain"].to_numpy(zero_copy_only=False)
     base_loss, length = staged["base_loss"].to_numpy(), staged["length"].to_numpy()
+    above = np.full(len(staged), np.nan)
+    if "base_entropy" in staged.column_names:
+        above = base_loss.astype(np.float64) - staged["base_entropy"].to_numpy()
     for name in np.unique(domain).tolist():
         here = domain == name
+        known_above = above[here & np.isfinite(above)]
         sketch = QuantileSketch()
         sketch.add(base_loss[here])
         more = DomainSummary(
@@ -199,6 +206,8 @@ def _domains(domains: Sequence[DomainSummary], staged: pa.Table) -> list[DomainS
             num_tokens=int(length[here].sum()),
             mean_base_loss_nats=float(base_loss[here].mean(dtype=np.float64)),
             base_losses=sketch.to_json(),
+            num_entropies=len(known_above),
+            loss_above_entropy_nats=float(known_above.mean()) if len(known_above) else 0.0,
         )
         known[name] = known[name].merged(more) if name in known else more
     return list(known.values())

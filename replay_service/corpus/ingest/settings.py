@@ -17,7 +17,7 @@ from replay_service.names import NAME_RULE, is_name
 from replay_service.sampling.bounds import check_bounds
 from replay_service.wire.samples import Kind
 
-NO_OPTIONS: Final = frozenset({"folder", "name", "columns", "allowed"})
+NO_OPTIONS: Final = frozenset({"folder", "name", "columns", "allowed", "corpora_url"})
 """Fields of the settings that are no options of their own."""
 OPTION_DEFAULTS: Final = {"label": "label"}
 
@@ -124,6 +124,9 @@ class IngestSettings:
             "`auto`: as in the corpus, and in a new one if the tokenizer puts it before a text."
         },
     )
+
+    corpora_url: str | None = field(default=None, repr=False)
+    """Where the corpus is published, generation by generation; None: it stays in `folder`."""
 
     def __post_init__(self) -> None:
         if not is_name(self.name):

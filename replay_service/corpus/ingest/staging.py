@@ -6,18 +6,19 @@ staging/<shard>/<first row>-<rows>.arrow     parts: scored rows of the shard, on
 """
 
 import heapq
+import io
 import json
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import zstandard
 
 from replay_service.corpus.format.manifest import write_json
 
@@ -55,16 +56,13 @@ def read_packed(staging: Path, shard_key: str) -> Packed | None:
         return None
 
 
-@contextmanager
-def written_aside(staging: Path, shard_key: str) -> Iterator[IO[str]]:
-    """A file for the rows of a shard that cannot be used; it is there whole or not at all, and not when it is empty."""
-    folder = staging / shard_key
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{uuid.uuid4().hex}.partial"
-    with temporary.open("w") as file:
-        yield file
+def write_aside(staging: Path, shard_key: str, lines: bytes) -> None:
+    """Keep the rows of a shard that cannot be used, JSON lines in zstandard; no file where there are none."""
+    temporary = staging / shard_key / f"{uuid.uuid4().hex}.partial"
+    with temporary.open("wb") as file:
+        zstandard.ZstdDecompressor().copy_stream(io.BytesIO(lines), file)
     if temporary.stat().st_size:
-        temporary.rename(folder / SET_ASIDE)
+        temporary.rename(staging / shard_key / SET_ASIDE)
     else:
         temporary.unlink()
 

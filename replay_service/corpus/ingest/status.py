@@ -1,8 +1,10 @@
 """How an ingest is going: written beside the corpus, so that a service can tell of an ingest in another process."""
 
+import contextlib
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +16,16 @@ import structlog
 
 from replay_service.corpus.format.manifest import write_json
 from replay_service.errors import ReplayError
-from replay_service.progress import seconds_left
+from replay_service.progress import duration, seconds_left
 
 STATUS_NAME: Final = "status.json"
 MOST_NAMED: Final = 20
+WAITING_AFTER_S: Final = 30.0
+"""Of silence; then the progress says that nothing moves."""
 _SECONDS_BETWEEN: Final = 1.0
+_LOOK_EVERY_S: Final = 5.0
+_ALIVE_EVERY_S: Final = 10.0
+"""Other hosts take an ingest for dead that has not written for a minute."""
 
 IngestState = Literal["running", "finished", "stopped", "failed"]
 
@@ -41,6 +48,7 @@ class IngestProgress:
         num_passed_over: files of the source that are no shards.
         passed_over: the names of the first `MOST_NAMED` of them.
         seconds_left: how long the rest takes if it goes on as it went; None before its first rows, and at the end.
+        waiting: how long nothing has moved, and why; None while it moves.
     """
 
     shards_done: int
@@ -53,9 +61,11 @@ class IngestProgress:
     num_passed_over: int = 0
     passed_over: list[str] = field(default_factory=list)
     seconds_left: float | None = None
+    waiting: str | None = None
 
 
 OnProgress = Callable[[IngestProgress], None]
+WhyWaiting = Callable[[], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,32 +157,92 @@ def write_stopped(folder: Path, pid: int, now: float) -> None:
 
 @contextmanager
 def status_of(
-    folder: Path, on_progress: OnProgress, is_stopped: Callable[[], bool], now: Callable[[], float] = time.time
+    folder: Path,
+    on_progress: OnProgress,
+    is_stopped: Callable[[], bool],
+    now: Callable[[], float] = time.time,
+    why_waiting: WhyWaiting = lambda: None,
+    look_every_s: float = _LOOK_EVERY_S,
 ) -> Iterator[OnProgress]:
-    """Keep the status of an ingest up to date; gives what to tell the progress to."""
-    status, pace = write_begun(folder, os.getpid(), now()), _Pace(now)
+    """Keep the status of an ingest up to date; gives what to tell the progress to.
 
-    def end(state: IngestState, problem: str | None = None) -> None:
-        progress = replace(status.progress, seconds_left=None)
-        ended = replace(status, state=state, updated_at=now(), problem=problem, progress=progress)
-        write_json(folder / STATUS_NAME, asdict(ended))
+    Args:
+        why_waiting: is asked when nothing was told for `WAITING_AFTER_S`; gives None where that is as it should be.
+        look_every_s: seconds between two looks whether anything was told.
+    """
+    status = _Status(folder, on_progress, now)
+    ended = threading.Event()
 
-    def tell(progress: IngestProgress) -> None:
-        nonlocal status
-        is_due = now() - status.updated_at >= _SECONDS_BETWEEN or progress.generation != status.progress.generation
-        progress = replace(progress, seconds_left=pace.seconds_left(progress))
-        status = replace(status, progress=progress, updated_at=now() if is_due else status.updated_at)
-        if is_due:
-            write_json(folder / STATUS_NAME, asdict(status))
-        on_progress(progress)
+    def watch() -> None:
+        while not ended.wait(look_every_s):
+            with contextlib.suppress(OSError):  # the ingest itself meets it too, and says it
+                status.look(why_waiting)
 
+    threading.Thread(target=watch, daemon=True).start()
     try:
-        yield tell
+        yield status.tell
     except BaseException as error:
         problem = error.detail if isinstance(error, ReplayError) else f"{type(error).__name__}: {error}"
-        end("failed" if isinstance(error, Exception) else "stopped", problem)
+        ended.set()
+        status.end("failed" if isinstance(error, Exception) else "stopped", problem)
         raise
-    end("stopped" if is_stopped() else "finished")
+    ended.set()
+    status.end("stopped" if is_stopped() else "finished")
+
+
+class _Status:
+    """The status of an ingest of this process, which is told of by it and looked at by another thread."""
+
+    def __init__(self, folder: Path, on_progress: OnProgress, now: Callable[[], float]) -> None:
+        self._folder = folder
+        self._on_progress = on_progress
+        self._now = now
+        self._pace = _Pace(now)
+        self._told_at = now()
+        self._lock = threading.Lock()
+        self._status = write_begun(folder, os.getpid(), now())
+
+    def tell(self, progress: IngestProgress) -> None:
+        with self._lock:
+            now, before = self._now(), self._status
+            is_due = now - before.updated_at >= _SECONDS_BETWEEN or progress.generation != before.progress.generation
+            progress = replace(progress, seconds_left=self._pace.seconds_left(progress))
+            self._told_at = now
+            self._keep(progress, is_due)
+        self._on_progress(progress)
+
+    def look(self, why_waiting: WhyWaiting) -> None:
+        """Say that nothing moves, where that is so, and that the process is alive in any case."""
+        idle_s = self._now() - self._told_at
+        reason = why_waiting() if idle_s >= WAITING_AFTER_S else None
+        with self._lock:
+            is_moving = self._now() - self._told_at < WAITING_AFTER_S
+            if self._status.state != "running":
+                return
+            if reason is None or is_moving:
+                if self._now() - self._status.updated_at >= _ALIVE_EVERY_S:
+                    self._keep(self._status.progress, is_due=True)
+                return
+            waiting = f"idle {duration(idle_s)}: {reason}"
+            self._keep(replace(self._status.progress, waiting=waiting), is_due=True)
+        self._on_progress(self._status.progress)
+
+    def end(self, state: IngestState, problem: str | None = None) -> None:
+        with self._lock:
+            progress = replace(self._status.progress, seconds_left=None, waiting=None)
+            self._status = replace(
+                self._status, state=state, updated_at=self._now(), problem=problem, progress=progress
+            )
+            self._write()
+
+    def _keep(self, progress: IngestProgress, is_due: bool) -> None:
+        updated_at = self._now() if is_due else self._status.updated_at
+        self._status = replace(self._status, progress=progress, updated_at=updated_at)
+        if is_due:
+            self._write()
+
+    def _write(self) -> None:
+        write_json(self._folder / STATUS_NAME, asdict(self._status))
 
 
 class _Pace:

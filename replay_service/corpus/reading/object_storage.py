@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import stamina
 from pyarrow import fs
 
-from replay_service.corpus.shards.filesystems import failures_named, locate, normal
+from replay_service.corpus.shards.filesystems import failures_named, locate
+from replay_service.corpus.shards.urls import normal
 from replay_service.errors import CorpusError, CorpusUnavailable, UnusableSource
 
 T = TypeVar("T")
@@ -172,5 +173,5 @@ def _may_pass(error: Exception) -> bool:
 
 def _unavailable(path: str, error: Exception) -> CorpusUnavailable:
     return CorpusUnavailable(
-        f"{path} cannot be read from object storage now: {error!r}; see to the storage, the network and the rights"
+        f"{path} cannot be reached in object storage now: {error!r}; see to the storage, the network and the rights"
     )

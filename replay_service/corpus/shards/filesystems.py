@@ -1,4 +1,4 @@
-"""Places: a path or URL as a file or folder of a filesystem. What is secret in a URL stays out of every message."""
+"""Places: a path or URL as a file or folder of a filesystem, here or in an object store."""
 
 import hashlib
 import os
@@ -7,49 +7,32 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
 
 from replay_service.corpus.shards.answers import behind, reason_of, says_missing
+from replay_service.corpus.shards.urls import OBJECT_URL, is_url, printable, secrets_in, without_secrets
 from replay_service.errors import ReplayError, SourceForbidden, UnusableSource
 
 _BUFFER_BYTES = 4 << 20
 """Read ahead of a stream: an object store answers a request in tens of milliseconds, however little is asked for."""
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]*)://")
-_OBJECT_URL = re.compile(
-    r"(?P<scheme>s3|gs|gcs)://(?P<user>[^/@:]*:[^@]*@|[^/@]*@)?(?P<path>.*?)(?P<query>\?[\w.-]+=[^?]*)?", re.DOTALL
-)
-"""A URL for pyarrow's own filesystems. An access key may hold a slash, and a query stands at the very end."""
-
-_USER = re.compile(r"//(?:[^/@:]*:[^@]*@(?:[^/@]*@)*|[^/@]*@)")
-_QUERY = re.compile(r"\?[\w.-]+=.*$", re.DOTALL)
-_HARMLESS = ("region", "scheme", "endpoint_override")
 _IDENTITY = ("blob_id", "etag", "ETag", "md5", "mtime", "LastModified", "last_modified", "updated", "created")
-"""What the filesystems of fsspec call that which changes with a file."""
+"""Names, among the filesystems of fsspec, of the information that changes when a file changes."""
 
 _CONTENT_HASHES = ("blob_id", "etag", "ETag", "md5")
-"""Those of them that follow from the content."""
+"""The names among them whose values are hashes of the content."""
 
 _CHUNK_BYTES = 256 << 10
 
 _FAILURES = (OSError, EOFError, ValueError, pa.ArrowException, tarfile.TarError)
-
+"""Errors of pyarrow and the standard library that reading a file may raise."""
 
 CheckPath = Callable[[str], None]
-
-
-class SplitUrl(NamedTuple):
-    """A URL: its scheme, user and password with their `@`, host or bucket and path, and query with its `?`."""
-
-    scheme: str
-    user: str
-    path: str
-    query: str
 
 
 class Found(NamedTuple):
@@ -109,7 +92,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class LocalPlace(Place):
-    """A path on this machine. Links are followed, but for those that lead round in a circle.
+    """A path on this machine. Links are followed, except those that form a circle.
 
     Attributes:
         check: raises SourceForbidden for a path that may not be read; called with each folder, links resolved.
@@ -157,7 +140,7 @@ class FsspecPlace(Place):
 
     @contextmanager
     def _answer_told(self) -> Iterator[None]:
-        """Let what a server answers be raised in place of the FileNotFoundError that pyarrow makes of it."""
+        """Raise the error that the server gave, which pyarrow turns into a FileNotFoundError."""
         try:
             yield
         except FileNotFoundError:
@@ -178,36 +161,6 @@ class FsspecPlace(Place):
         return self.filesystem.handler.fs
 
 
-def is_url(source: str) -> bool:
-    return _SCHEME.match(source) is not None
-
-
-def normal(source: str | Path) -> str:
-    """The absolute path of what is local, a URL as it is."""
-    text = str(source).removeprefix("file://")
-    return text if is_url(text) else str(Path(os.path.abspath(text)))  # noqa: PTH100 (`resolve` follows links)
-
-
-def resolved(url: str) -> str:
-    """The same for every way to a place: a normal path without links, a URL without secrets."""
-    if not is_url(url):
-        return os.path.realpath(url)
-    server = re.search(r"[?&](endpoint_override=[^&]*)", url)
-    return printable(url) + (f"?{server[1]}" if server else "")
-
-
-def split_url(url: str) -> SplitUrl:
-    """The parts of a URL; `scheme://` + user + path + query is the URL again."""
-    parts = _OBJECT_URL.fullmatch(url)
-    if parts is not None:
-        return SplitUrl(parts["scheme"], parts["user"] or "", parts["path"], parts["query"] or "")
-    scheme, _, rest = url.partition("://")
-    path, mark, query = rest.partition("?") if scheme in ("http", "https") else (rest, "", "")
-    host, slash, below = path.partition("/")
-    user, at, host = host.rpartition("@")
-    return SplitUrl(scheme, user + at, host + slash + below, mark + query)
-
-
 def locate(url: str, check: CheckPath | None = None) -> Place:
     """The place that a normal path or URL names; nothing is asked of it but, for a bucket, its region.
 
@@ -219,32 +172,14 @@ def locate(url: str, check: CheckPath | None = None) -> Place:
     """
     if not is_url(url):
         return LocalPlace(fs.LocalFileSystem(), url, check or _any_path)
-    parts = _OBJECT_URL.fullmatch(url)
+    parts = OBJECT_URL.fullmatch(url)
     return _fsspec_place(url, follows_redirects=check is None) if parts is None else _object_place(url, parts)
-
-
-def child_url(url: str, name: str) -> str:
-    """The path or URL of `name` below the folder `url`."""
-    stem, query = _split_query(url)
-    return f"{stem.rstrip('/')}/{name}{query}"
-
-
-def folder_url(url: str, tail: str) -> str:
-    """The path or URL of the folder that has `tail` below it at `url`."""
-    stem, query = _split_query(url)
-    return stem.rstrip("/").removesuffix(tail) + query
-
-
-def printable(source: str | Path) -> str:
-    """The form of a path or URL that messages and logs may hold: no user, no password, no query."""
-    text = str(source)
-    return _QUERY.sub("", _USER.sub("//", text)) if is_url(text) else text
 
 
 @contextmanager
 def failures_named(url: str, what: str = "") -> Iterator[None]:
-    """Turn what goes wrong with a place into an UnusableSource that names `what` it is, without its secrets."""
-    foreign = is_url(url) and _OBJECT_URL.fullmatch(url) is None
+    """Turn an error of a place into an UnusableSource that names `what` it is and its URL without secrets."""
+    foreign = is_url(url) and OBJECT_URL.fullmatch(url) is None
     try:
         yield
     except ReplayError:
@@ -256,9 +191,9 @@ def failures_named(url: str, what: str = "") -> Iterator[None]:
         if not (foreign or isinstance(error, _FAILURES)):
             raise
         advice = "see to the address, the access to it and its content" if is_url(url) else "mend it or take it out"
-        reason = _without_secrets(reason_of(behind(error)), url)
+        reason = without_secrets(reason_of(behind(error)), url)
         message = f"{what}{printable(url)} cannot be read: {reason}; {advice}"
-        raise UnusableSource(message) from (None if _secrets(url) else error)
+        raise UnusableSource(message) from (None if secrets_in(url) else error)
 
 
 def _object_place(url: str, parts: re.Match[str]) -> Place:
@@ -292,7 +227,7 @@ def _fsspec_place(url: str, follows_redirects: bool = True) -> FsspecPlace:
         is_http = url.startswith(("http://", "https://"))
         filesystem, path = url_to_fs(url, **({} if follows_redirects or not is_http else _NO_REDIRECTS))
     except ImportError as error:
-        reason = _without_secrets(str(error), url)
+        reason = without_secrets(str(error), url)
         raise UnusableSource(f"{printable(url)} needs a package that is missing: {reason}") from None
     return FsspecPlace(fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path)
 
@@ -330,35 +265,9 @@ def _below(folder: str, path: str) -> str:
     return path.removeprefix(folder.rstrip("/")).removeprefix("/")
 
 
-def _split_query(url: str) -> tuple[str, str]:
-    parts = _OBJECT_URL.fullmatch(url)
-    query = (parts["query"] or "") if parts else ""
-    return url.removesuffix(query), query
-
-
 def _version(size: int | None, mtime_ns: int | None) -> str:
     return f"{size}-{mtime_ns}"
 
 
 def _fsspec_version(info: Mapping[str, Any]) -> str:
     return "-".join(str(info[name]) for name in ("size", *_IDENTITY) if info.get(name) is not None)
-
-
-def _secrets(url: str) -> list[str]:
-    """What in the URL is nobody else's business, as written and as decoded, the longest first."""
-    if not is_url(url):
-        return []
-    user, query = _USER.search(url), _QUERY.search(url)
-    words = re.split("[:@]", user[0][2:]) if user else []
-    for pair in query[0][1:].split("&") if query else []:
-        name, _, value = pair.partition("=")
-        words += [] if name in _HARMLESS else [value]
-    forms = {form for word in words for form in (word, unquote(word), quote(word, safe=""), quote(word, safe="%"))}
-    return sorted(forms - {""}, key=len, reverse=True)
-
-
-def _without_secrets(message: str, url: str) -> str:
-    message = message.replace(url, printable(url))
-    for secret in _secrets(url):
-        message = message.replace(secret, "***")
-    return message

@@ -21,19 +21,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from replay_service.corpus.shards.compression import ARCHIVE_SUFFIXES, SUFFIXES
-from replay_service.corpus.shards.filesystems import (
-    Found,
-    Place,
-    child_url,
-    failures_named,
-    folder_url,
-    is_url,
-    normal,
-    printable,
-    resolved,
-    split_url,
-)
+from replay_service.corpus.shards.filesystems import Found, Place, failures_named
 from replay_service.corpus.shards.places import AllowedPlaces, locate_within
+from replay_service.corpus.shards.urls import child_url, folder_url, is_url, normal, printable, resolved, split_url
 from replay_service.errors import UnusableSource
 
 _LINES, _TEXTS, _TARS = (".jsonl", ".ndjson", ".json"), (".txt", ".md"), (".tar",)

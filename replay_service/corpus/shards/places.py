@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
-from replay_service.corpus.shards.filesystems import Place, is_url, locate, normal, printable, split_url
+from replay_service.corpus.shards.filesystems import Place, locate
+from replay_service.corpus.shards.urls import is_url, normal, printable, split_url
 from replay_service.errors import SourceForbidden
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\\]")

@@ -13,10 +13,11 @@ from replay_service.corpus.shards.documents import (
     document_of,
     in_pieces,
 )
-from replay_service.corpus.shards.filesystems import failures_named, is_url, printable
+from replay_service.corpus.shards.filesystems import failures_named
 from replay_service.corpus.shards.listing import Listing, Shard, find_shards, look_into
 from replay_service.corpus.shards.places import locate_within
 from replay_service.corpus.shards.rows import check_head, read_rows
+from replay_service.corpus.shards.urls import is_url, printable
 from replay_service.errors import UnusableSource
 from replay_service.language.pretrained import LFS_POINTER
 

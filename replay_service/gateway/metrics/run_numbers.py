@@ -38,6 +38,7 @@ class RunNumbers:
         corpus: the name of its corpus.
         policy, signal: of its configuration.
         rows_due: rows that the ratios in force ask the planned steps to rehearse.
+        repeat_share: the share of the draws now that are repeats.
         budget_nats: None without an `auto` ratio.
         num_unmeasured: planned samples that were reported as not measured, or never reported.
         domains: by name; None where the corpus cannot be read.
@@ -52,6 +53,7 @@ class RunNumbers:
     rows_rehearsed: int
     injection_ratio: float
     num_unmeasured: int
+    repeat_share: float
     budget_nats: float | None
     forgetting: Forgetting
     domains: Mapping[str, "DomainNumbers"]
@@ -78,13 +80,11 @@ def read_numbers(readers: RunReaders, run: str, domains: Domains) -> RunNumbers:
     """Read a run's numbers; raises what `RunReaders.read` raises."""
     # The estimates are made outside: nobody waits for them.
     record, facts, visits, damage = readers.read(run, _seen)
-    by_domain = visits.of_domains()
+    corpus, *by_domain = visits.of_all()
     rates = [None] * len(by_domain) if damage is None else damage.tolist()
     found = [DomainNumbers(each, rate) for each, rate in zip(by_domain, rates, strict=True)]
     names = domains(record, len(found))
-    return RunNumbers(
-        record.corpus, **facts, forgetting=visits.of_corpus(), domains=dict(zip(names, found, strict=True))
-    )
+    return RunNumbers(record.corpus, **facts, forgetting=corpus, domains=dict(zip(names, found, strict=True)))
 
 
 def _seen(view: RunView) -> tuple[RunRecord, dict[str, Any], FirstVisits, NDArray[np.float64] | None]:
@@ -104,6 +104,7 @@ def _facts(state: RunState) -> dict[str, Any]:
         "rows_rehearsed": rehearsed,
         "injection_ratio": float(config.schedule.at(state.next_step, state.ratio)),
         "num_unmeasured": max(0, rehearsed - int(state.totals.samples.sum()) - pending),
+        "repeat_share": state.repeat_share(),
         "budget_nats": config.budget.nats if config.is_auto else None,
     }
 

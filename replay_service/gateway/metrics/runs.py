@@ -107,6 +107,7 @@ def _add_numbers(exposition: Exposition, run: str, numbers: RunNumbers) -> None:
     exposition.add(table.RUN_FORGETTING_HIGH, forgetting.high, run)
     exposition.add(table.RUN_BUDGET, numbers.budget_nats, run)
     exposition.add(table.RUN_COVERED, forgetting.share_covered, run)
+    exposition.add(table.RUN_REPEATS, numbers.repeat_share, run)
     for name, domain in nlargest(table.MOST_DOMAINS, numbers.domains.items(), key=lambda each: each[1].rank):
         exposition.add(table.DOMAIN_LOW, domain.forgetting.low, run, name)
         exposition.add(table.DOMAIN_HIGH, domain.forgetting.high, run, name)

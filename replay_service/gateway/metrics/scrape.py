@@ -11,9 +11,16 @@ from replay_service.gateway.service import ReplayService
 
 
 class Scraper:
-    """Answers scrapes. It reads runs without owning them, and costs little however many there are."""
+    """Answers scrapes. It reads runs without owning them, and costs little however many there are.
 
-    def __init__(self, service: ReplayService, metrics: ProcessMetrics) -> None:
+    Args:
+        owns_runs: whether this process owns the runs now; of the replicas of a cluster, the owner alone tells of them.
+    """
+
+    def __init__(
+        self, service: ReplayService, metrics: ProcessMetrics, owns_runs: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._owns_runs = owns_runs
         self._service = service
         self._metrics = metrics
         self._runs = RunSeries(service, metrics.runs)
@@ -24,7 +31,8 @@ class Scraper:
         look_at_corpora(self._service.corpora)
         tell_damage(self._service.corpora, self._metrics)
         exposition.add_counted(self._metrics.registry())
-        self._runs.add(exposition, may_see)
+        if self._owns_runs():
+            self._runs.add(exposition, may_see)
         add_corpora(exposition, self._service.corpora, self._service.ingests)
         return exposition.text()
 

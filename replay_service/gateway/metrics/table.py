@@ -127,6 +127,12 @@ RUN_BUDGET: Final = Metric(
 RUN_COVERED: Final = Metric(
     "run_forgetting_covered_ratio", "gauge", ("run",), "Share of the corpus's mass that the estimate tells of."
 )
+RUN_REPEATS: Final = Metric(
+    "run_repeated_draws_ratio",
+    "gauge",
+    ("run",),
+    "Share of the draws now that are samples which the run has had before.",
+)
 DOMAIN_LOW: Final = Metric(
     "run_domain_forgetting_low_nats", "gauge", ("run", "domain"), "Lower end of a domain's interval, nats per token."
 )
@@ -178,6 +184,7 @@ OF_RUNS: Final = (
     RUN_FORGETTING_HIGH,
     RUN_BUDGET,
     RUN_COVERED,
+    RUN_REPEATS,
     DOMAIN_LOW,
     DOMAIN_HIGH,
     DOMAIN_DAMAGE,

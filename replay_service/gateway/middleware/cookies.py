@@ -16,7 +16,11 @@ _SECURE_NAME: Final = f"__Host-{_NAME}"
 
 
 def cookie_name(scope: Scope) -> str:
-    return _SECURE_NAME if _is_secure(scope) else _NAME
+    """It bears the port that the browser asks: cookies are a host's, and each service on it has a token of its own."""
+    host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+    port = host.rpartition(":")[2]
+    name = _SECURE_NAME if _is_secure(scope) else _NAME
+    return f"{name}-{port}" if port.isdecimal() and port.isascii() else name
 
 
 def token_in(scope: Scope) -> str | None:

@@ -1,5 +1,6 @@
 """Protection of a browser's user: allowed host names, refusal of other sites' requests, and safe headers."""
 
+import ipaddress
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
@@ -111,7 +112,18 @@ class HostRule:
 
     def _judge(self, header: str) -> bool:
         host = _name_in(header)
-        return is_loopback(host) if self._only_loopback else not self._allowed or _is_one_of(host, self._allowed)
+        if self._only_loopback:
+            return is_loopback(host)
+        return not self._allowed or _is_address(host) or _is_one_of(host, self._allowed)
+
+
+def _is_address(host: str) -> bool:
+    """Whether no name stands there that could be made to lead elsewhere. Scrapes of Prometheus ask by addresses."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_one_of(host: str, allowed: Sequence[str]) -> bool:

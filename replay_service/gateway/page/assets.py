@@ -1,6 +1,5 @@
 """Files that pages load: scripts, styles and the icon, under names that change with their content."""
 
-import gzip
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,16 +9,18 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from replay_service.gateway.packed import Packed
+
 FOLDERS: Final = tuple(Path(__file__).parent / each for each in ("static", "vendor"))
 MEDIA_TYPES: Final = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 PREFIX: Final = "/assets/"
 
-_FOR_EVER: Final = {"Cache-Control": "public, max-age=31536000, immutable", "Vary": "Accept-Encoding"}
+_FOR_EVER: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
 """A file of another content has another name."""
 
 
 @dataclass(frozen=True)
-class Asset:
+class Asset(Packed):
     """One file.
 
     Attributes:
@@ -27,18 +28,12 @@ class Asset:
     """
 
     name: str
-    media_type: str
-    content: bytes
 
     @classmethod
     def read(cls, path: Path) -> "Asset":
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()[:12]
-        return cls(f"{path.stem}.{digest}{path.suffix}", MEDIA_TYPES[path.suffix], content)
-
-    @cached_property
-    def compressed(self) -> bytes:
-        return gzip.compress(self.content, 9, mtime=0)
+        return cls(MEDIA_TYPES[path.suffix], content, f"{path.stem}.{digest}{path.suffix}")
 
 
 class Assets:
@@ -62,23 +57,4 @@ class Assets:
         asset = self._by_name.get(name)
         if asset is None:
             return None
-        return packed(request, asset.content, asset.media_type, _FOR_EVER, asset.compressed)
-
-
-def packed(
-    request: Request,
-    content: bytes,
-    media_type: str,
-    headers: dict[str, str],
-    compressed: bytes | None = None,
-    status: int = 200,
-) -> Response:
-    """An answer, compressed by gzip where the caller takes that.
-
-    Args:
-        compressed: the content as it was compressed before.
-    """
-    if "gzip" not in request.headers.get("accept-encoding", ""):
-        return Response(content, status, headers, media_type)
-    body = gzip.compress(content, 6, mtime=0) if compressed is None else compressed
-    return Response(body, status, {**headers, "Content-Encoding": "gzip"}, media_type)
+        return asset.answer(request, _FOR_EVER)

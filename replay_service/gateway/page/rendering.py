@@ -8,8 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from replay_service.gateway.middleware.access import Access, access_in
+from replay_service.gateway.packed import Packed
 from replay_service.gateway.page import words
-from replay_service.gateway.page.assets import Assets, packed
+from replay_service.gateway.page.assets import Assets
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; form-action 'self'; "
@@ -39,19 +40,25 @@ def _environment() -> Environment:
 _templates: Final = _environment()
 
 
-def render(
-    request: Request,
-    template: str,
-    status: int = 200,
-    policy: str = POLICY,
-    **context: Any,
-) -> Response:
+def html_of(template: str, **context: Any) -> Packed:
+    """The text that a template makes of `context`; the same for everybody."""
+    return Packed("text/html", _templates.get_template(template).render(**context).encode())
+
+
+def render(request: Request, template: str, status: int = 200, policy: str = POLICY, **context: Any) -> Response:
     """The answer that a template makes of `context`, for whoever asks."""
+    return answer(request, html_for(request, template, **context), status, policy)
+
+
+def html_for(request: Request, template: str, **context: Any) -> Packed:
+    """The text that a template makes of `context`, for whoever asks."""
     access: Access | None = access_in(request.scope)
     caller = None if access is None else access.caller
-    html = _templates.get_template(template).render(caller=caller, has_tokens=_has_tokens(request), **context)
-    headers = {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin", "Vary": "Accept-Encoding"}
-    return packed(request, html.encode(), "text/html", headers, status=status)
+    return html_of(template, caller=caller, has_tokens=_has_tokens(request), **context)
+
+
+def answer(request: Request, html: Packed, status: int = 200, policy: str = POLICY) -> Response:
+    return html.answer(request, {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}, status)
 
 
 def _has_tokens(request: Request) -> bool:

@@ -34,8 +34,8 @@ class RunLog:
 def run_log(service: ReplayService, run: str, as_of: int) -> RunLog:
     """The log of a run whose latest event has the number `as_of`."""
     rare = event_log.read_page(service.journal, run, max(-1, as_of - _SEARCHED), 1000, _RARE)
-    plans = event_log.read_page(service.journal, run, max(-1, as_of - _LOOKED_AT), _LOOKED_AT, ["planned"])
-    times = [each.entry.committed_at for each in plans.events if each.entry.committed_at is not None]
+    latest = service.journal.times.latest(run, as_of + 1, _LOOKED_AT)
+    times = [each.at for each in latest if each.kind == "planned" and each.at is not None]
     return RunLog([info_of(each) for each in rare.events[: -SHOWN - 1 : -1]], speed_of(times))
 
 

@@ -1,8 +1,13 @@
 """Numbers and times as pages write them."""
 
+import math
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
+
+from replay_service.gateway.statistics_models import ForgettingEstimate
+from replay_service.sampling.forgetting import LEAST_COVERED
+from replay_service.sampling.lines import LEAST_REPORTS
 
 UNKNOWN: Final = "-"
 """In the place of a number that is not known."""
@@ -25,6 +30,14 @@ def nats(number: float | None) -> str:
 
 def loss(number: float | None) -> str:
     return UNKNOWN if number is None else f"{number:.3f}"
+
+
+def unknown(found: ForgettingEstimate) -> str:
+    """Why an estimate is not known, in short: of how many reports there are how many."""
+    if found.num_effective < LEAST_REPORTS:
+        # 5.99 of 6 must not be told as 6.
+        return f"too few: {math.floor(10 * found.num_effective) / 10:.1f} of {LEAST_REPORTS:g} reports"
+    return "reports of too few steps" if found.share_covered >= LEAST_COVERED else "not known"
 
 
 def percent(share: float | None) -> str:
@@ -64,5 +77,5 @@ def clock(at: str | None) -> str:
 
 
 FILTERS: Final[dict[str, Callable[..., Any]]] = {
-    each.__name__: each for each in (count, nats, loss, percent, rate, duration, ago, clock)
+    each.__name__: each for each in (count, nats, loss, unknown, percent, rate, duration, ago, clock)
 }

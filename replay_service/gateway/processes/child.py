@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict
 
 from replay_service.gateway.metrics.process import FOLDER_VARIABLE
 from replay_service.gateway.processes.link import Link
+from replay_service.gateway.processes.owner_directory import OwnerPlace
+from replay_service.gateway.processes.replica import reachable_host
 from replay_service.settings import ServiceSettings
 
 Kind = Literal["owner", "gateway"]
@@ -33,11 +35,32 @@ knows in which order processes must stop."""
 _log = structlog.get_logger()
 
 
+OWNER_SOCKET: Final = "owner.sock"
+
+
+class Replica(BaseModel):
+    """What a process must know of its replica of a cluster.
+
+    Attributes:
+        name: no other replica has it.
+        owner_port: where its candidate for the ownership listens.
+        address: where other replicas reach this candidate, host:port.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    owner_port: int
+    address: str
+
+
 class StartMessage(BaseModel):
     """The message to a process when it starts.
 
     Attributes:
         asks_for_tokens: whether callers need a token; decided once for the service, and not by each process.
+        folder: of this service, which only its user can enter.
+        replica: in a cluster.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,18 +68,30 @@ class StartMessage(BaseModel):
     kind: Kind
     settings: ServiceSettings
     asks_for_tokens: bool
-    owner_socket: Path
+    folder: Path
     secret: str
     port: int
+    replica: Replica | None = None
 
     @property
     def metrics_folder(self) -> Path:
         """Where the processes of the service leave their counts."""
-        return self.owner_socket.parent / "metrics"
+        return self.folder / "metrics"
+
+    @property
+    def owner_socket(self) -> Path:
+        """Where the owner listens outside a cluster."""
+        return self.folder / OWNER_SOCKET
 
     @property
     def link(self) -> Link:
-        return Link(self.owner_socket, self.secret)
+        return Link(self.secret)
+
+    def own_place(self) -> OwnerPlace:
+        """Where gateways reach the owner of this service or, in a cluster, the candidate of this replica."""
+        if self.replica is None:
+            return OwnerPlace.on_socket(self.owner_socket)
+        return OwnerPlace.at(f"{reachable_host(self.settings.owner_host)}:{self.replica.owner_port}")
 
 
 @dataclass(slots=True)
@@ -98,7 +133,7 @@ class Child:
 
     def _say(self, line: bytes) -> None:
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended, or was told to hurry
             self.process.stdin.write(line + b"\n")
             self.process.stdin.flush()
 

@@ -24,11 +24,12 @@ from replay_service.gateway.middleware.overload import is_watch
 from replay_service.gateway.middleware.problems import install_problem_handlers, of_error
 from replay_service.gateway.middleware.stack import add_middleware
 from replay_service.gateway.page.login import refusal
-from replay_service.gateway.processes.link import Header, Link, without_link
+from replay_service.gateway.processes.child import StartMessage
+from replay_service.gateway.processes.link import OF_EACH_REPLICA, Header, Link, without_link
 from replay_service.gateway.processes.owner_client import OWNER_LOST, OwnerClient
+from replay_service.gateway.processes.owner_directory import FixedPlace, FollowedOwner
 from replay_service.gateway.routes import batches
 from replay_service.gateway.tracing import trace_if_wanted
-from replay_service.settings import ServiceSettings
 
 DAMAGE_EVERY_S: Final = 5.0
 """How often a gateway tells of the damage that it has found."""
@@ -44,15 +45,18 @@ _OF_THE_LINK: Final = frozenset([b"connection", b"keep-alive", b"transfer-encodi
 _NOTICE_STOP_S: Final = 0.1
 
 
-def create_gateway(settings: ServiceSettings, link: Link, asks_for_tokens: bool) -> FastAPI:
+def create_gateway(message: StartMessage) -> FastAPI:
     """The application of a gateway."""
+    settings, link = message.settings, message.link
     metrics = ProcessMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.tokens = tokens_in_force(settings, asks_for_tokens)
+        app.state.tokens = tokens_in_force(settings, message.asks_for_tokens)
         store = CorpusStore(settings.corpora_place, settings.block_cache_bytes)
-        app.state.owner = OwnerClient(link)
+        app.state.own = OwnerClient(link, FixedPlace(message.own_place()))
+        in_cluster = message.replica is not None
+        app.state.owner = OwnerClient(link, FollowedOwner(link, message.own_place())) if in_cluster else app.state.own
         app.state.batches = batch_source(settings, app.state.owner, store)
         telling = asyncio.create_task(_keep_telling(store, metrics))
         try:
@@ -60,6 +64,7 @@ def create_gateway(settings: ServiceSettings, link: Link, asks_for_tokens: bool)
         finally:
             telling.cancel()
             await app.state.owner.close()
+            await app.state.own.close()
             store.close()
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
@@ -82,7 +87,7 @@ async def _keep_telling(store: CorpusStore, metrics: ProcessMetrics) -> None:
 
 
 async def pass_on(scope: Scope, receive: Receive, send: Send) -> None:
-    """Let the owner answer a request, and give its answer."""
+    """Let the owner answer a request, or this replica's own process what each replica answers; and give the answer."""
     state = scope["app"].state
     if state.is_stopping and scope["path"] == "/readyz":
         error = Stopping("the service finishes what it has begun, and takes nothing new")
@@ -93,7 +98,8 @@ async def pass_on(scope: Scope, receive: Receive, send: Send) -> None:
         await relay(scope, receive, send)
         return
     body = await Request(scope, receive).body()
-    answer = await state.owner.request(scope["method"], _target(scope), _headers(scope), body)
+    asked: OwnerClient = state.own if scope["path"] in OF_EACH_REPLICA else state.owner
+    answer = await asked.request(scope["method"], _target(scope), _headers(scope), body)
     fields = _fields(answer.headers)
     if not any(name == b"content-length" for name, _ in fields):  # it came in parts
         fields.append((b"content-length", b"%d" % len(answer.body)))

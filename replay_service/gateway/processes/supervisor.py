@@ -2,6 +2,9 @@
 
 The owner serves on a Unix socket in a folder that nobody else can enter. Gateways share a port by SO_REUSEPORT. What
 all processes must hold to alike, such as whether callers need a token, is decided here, once.
+
+In a cluster each host runs such a service, called a replica. One replica's owner has the lease of the cluster, and the
+gateways of all replicas ask it over TCP. The others are candidates, which take the lease when it passes.
 """
 
 import contextlib
@@ -14,7 +17,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -22,10 +25,10 @@ import structlog
 
 from replay_service.gateway.listening import AddressInUse, listener
 from replay_service.gateway.metrics.process import forget_gauges
-from replay_service.gateway.processes.child import Child, Kind, StartMessage
+from replay_service.gateway.processes.child import Child, Kind, Replica, StartMessage
+from replay_service.gateway.processes.replica import address_of, read_secret, replica_name
 from replay_service.settings import ServiceSettings
 
-OWNER_SOCKET: Final = "owner.sock"
 _FOLDER_PREFIX: Final = "replay-service-"
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 _SETTLED_S: Final = 60.0
@@ -35,76 +38,112 @@ _GRACE_S: Final = 5.0
 _SHORT_LIFE_S: Final = 1.0
 """A gateway that ends sooner is started again only after as long."""
 
+_NAMES: Final[dict[Kind, str]] = {"owner": "the candidate for the ownership of the runs", "gateway": "a gateway"}
+
 _log = structlog.get_logger()
 
 
 def supervise(settings: ServiceSettings) -> int:
     """Serve until SIGTERM or SIGINT, and give the exit code: 0, or 1 when the owner has ended by itself.
 
+    In a cluster the owner's process is a candidate for the ownership, and is started again.
+
     Raises:
-        AddressInUse: when the port is another program's.
+        AddressInUse: when a port is another program's.
+        UnusableSecret: when the cluster's secret cannot be used.
     """
-    with reserved_port(settings.host, settings.port) as port, _folder_of_sockets() as folder:
+    given = settings.cluster_secret_file if settings.cluster else None
+    secret = secrets.token_hex(32) if given is None else read_secret(given)
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(reserved_port(settings.host, settings.port))
+        replica = None
+        if settings.cluster:
+            owner_port = stack.enter_context(reserved_port(settings.owner_host, settings.owner_port))
+            replica = Replica(name=replica_name(), owner_port=owner_port, address=address_of(settings, owner_port))
+        message = StartMessage(
+            kind="owner",
+            settings=settings,
+            asks_for_tokens=settings.asks_for_tokens,
+            folder=stack.enter_context(_private_folder()),
+            secret=secret,
+            port=port,
+            replica=replica,
+        )
+        message.metrics_folder.mkdir()
         told, wake = socket.socketpair()
         with told, wake, _signals_to(wake):
-            message = StartMessage(
-                kind="owner",
-                settings=settings,
-                asks_for_tokens=settings.asks_for_tokens,
-                owner_socket=folder / OWNER_SOCKET,
-                secret=secrets.token_hex(32),
-                port=port,
-            )
-            message.metrics_folder.mkdir()
             return _Supervisor(message, told).run()
 
 
 @dataclass(slots=True)
 class _Supervisor:
+    """The processes of one service: its owner, or in a cluster its candidate for the ownership, and the gateways."""
+
     message: StartMessage
     told: socket.socket
+    owner: Child = field(init=False)
+    gateways: list[Child] = field(init=False)
 
     def run(self) -> int:
         """Start all at once: until the owner serves, gateways tell callers to come again."""
         settings = self.message.settings
-        owner = self._start("owner")
-        gateways = [self._start("gateway") for _ in range(settings.gateways)]
-        _log.info("starting", host=settings.host, port=self.message.port, gateways=len(gateways))
+        self.owner = self._start("owner")
+        self.gateways = [self._start("gateway") for _ in range(settings.gateways)]
+        said = {"host": settings.host, "port": self.message.port, "gateways": settings.gateways}
+        if self.message.replica is not None:
+            said["owner_address"] = self.message.replica.address
+        _log.info("starting", **said)
         try:
-            is_orphaned = self._look_after(owner, gateways)
+            is_orphaned = self._look_after()
         finally:
-            self._stop_all([*gateways, owner])
+            self._stop_all()
         if is_orphaned:
-            exit_code = owner.process.returncode
+            exit_code = self.owner.process.returncode
             _log.error("the process that owns the runs has ended, and the service with it", exit_code=exit_code)
         return int(is_orphaned)
+
+    @property
+    def _is_in_cluster(self) -> bool:
+        return self.message.replica is not None
 
     def _start(self, kind: Kind) -> Child:
         return Child.start(self.message.model_copy(update={"kind": kind}))
 
-    def _look_after(self, owner: Child, gateways: list[Child]) -> bool:
-        """Start gateways again until somebody says to stop (False), or the owner ends (True)."""
-        while not owner.has_ended:
-            for index, each in enumerate(gateways):
+    def _start_again(self, ended: Child, kind: Kind) -> Child:
+        _log.error(f"{_NAMES[kind]} has ended and is started again", exit_code=ended.process.returncode)
+        forget_gauges(ended.process.pid, self.message.metrics_folder)
+        time.sleep(max(0.0, ended.started_at + _SHORT_LIFE_S - time.monotonic()))
+        return self._start(kind)
+
+    def _look_after(self) -> bool:
+        """Start processes again until somebody says to stop (False), or the owner ends outside a cluster (True)."""
+        while True:
+            if self.owner.has_ended:
+                if not self._is_in_cluster:
+                    return True
+                self.owner = self._start_again(self.owner, "owner")
+            for index, each in enumerate(self.gateways):
                 if each.has_ended:
-                    _log.error("a gateway has ended and is started again", exit_code=each.process.returncode)
-                    forget_gauges(each.process.pid, self.message.metrics_folder)
-                    time.sleep(max(0.0, each.started_at + _SHORT_LIFE_S - time.monotonic()))
-                    gateways[index] = self._start("gateway")
+                    self.gateways[index] = self._start_again(each, "gateway")
             if self._is_told_to_stop():
                 return False
-        return True
 
     def _is_told_to_stop(self) -> bool:
         """Wait for a signal; whether it was one to stop, and not of a child that has ended."""
         signals = self.told.recv(256)
         return any(each in signals for each in (signal.SIGTERM, signal.SIGINT))
 
-    def _stop_all(self, children: Sequence[Child]) -> None:
-        """Gateways first, since they ask the owner; those that are told together finish together."""
-        *gateways, owner = children
-        for each in (gateways, [owner]):
-            self._stop(each)
+    def _stop_all(self) -> None:
+        """Stop the gateways first, since they ask the owner; those that are told together finish together.
+
+        In a cluster they ask the owner of another replica from now on.
+        """
+        if self._is_in_cluster:
+            self.owner.tell_to_stop()
+        self._stop(self.gateways)
+        if self._is_in_cluster:
+            self.owner.tell_to_hurry()
+        self._stop([self.owner])
 
     def _stop(self, children: Sequence[Child]) -> None:
         """Tell processes to stop, at once when somebody says so a second time; kill those that do not."""
@@ -123,7 +162,7 @@ class _Supervisor:
 
 
 @contextlib.contextmanager
-def _folder_of_sockets() -> Iterator[Path]:
+def _private_folder() -> Iterator[Path]:
     """A new folder that only this user can enter; those that killed services have left are removed.
 
     Whoever uses a folder holds a lock on it, which the system lets go however a process ends.

@@ -101,7 +101,7 @@ def _ingest(service: ReplayService, corpus: str) -> IngestInfo | None:
     is_gone = status.state == "running" and not service.ingests.is_alive(corpus)
     seconds = max(status.updated_at - status.started_at, 1e-9)
     return IngestInfo(
-        **asdict(replace(status.progress, seconds_left=None) if is_gone else status.progress),
+        **asdict(replace(status.progress, seconds_left=None, waiting=None) if is_gone else status.progress),
         state="killed" if is_gone else status.state,
         started_at=_time(status.started_at),
         updated_at=_time(status.updated_at),
@@ -144,6 +144,7 @@ def _describe(service: ReplayService, corpus: Corpus) -> CorpusInfo:
                 num_samples=each.num_samples,
                 num_tokens=each.num_tokens,
                 mean_base_loss_nats=each.mean_base_loss_nats,
+                loss_above_entropy_nats=each.loss_above_entropy_nats if each.num_entropies else None,
             )
             for each in manifest.domains
         ],

@@ -7,7 +7,7 @@ from fastapi.sse import EventSourceResponse
 
 from replay_service.errors import InvalidRequest
 from replay_service.gateway.event_models import EventInfo, EventPage, SettingChange
-from replay_service.gateway.following import Follower
+from replay_service.gateway.following import Follower, SharedEvents
 from replay_service.gateway.middleware.access import READ, RunName, check_again
 from replay_service.gateway.middleware.overload import EVENT_STREAM, is_watch
 from replay_service.gateway.middleware.problems import responses
@@ -75,11 +75,11 @@ def _follow(
         raise InvalidRequest(f"run {run!r} has no event {begin} yet; its last one is {point.as_of}")
     state, scope = request.app.state, request.scope
     follower = Follower(
-        journal=service.journal,
+        shared=SharedEvents(service.journal, service.watched.points, service.watched.events, info_of),
         run=run,
+        incarnation=point.incarnation,
         after=point.as_of if begin is None else begin,
         kinds=kinds,
-        info_of=info_of,
         is_stopping=lambda: state.is_stopping,
         check_access=lambda: check_again(scope, run),
     )

@@ -1,6 +1,5 @@
 """Runs: creating and looking at them."""
 
-from dataclasses import asdict
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Response
@@ -171,7 +170,7 @@ def _look(view: RunView, most_steps: int) -> tuple[RunRecord, RunFacts, Point, d
         "corpus": record.corpus,
         "generation": state.generation,
         "created_at": record.created_at,
-        "config": RunSettings(**asdict(state.config)),
+        "config": RunSettings.of(state.config),
         "next_step": state.next_step,
         "closed": state.closed,
         "policy_version": state.policy_version,
@@ -186,7 +185,7 @@ def _summary(overview: RunOverview, lifecycle: Lifecycle) -> RunSummary:
         corpus=overview.record.corpus,
         generation=overview.generation,
         created_at=overview.record.created_at,
-        config=RunSettings(**asdict(overview.config)),
+        config=RunSettings.of(overview.config),
         next_step=overview.next_step,
         closed=overview.closed,
         **moment(overview.point, lifecycle),

@@ -181,6 +181,8 @@ def test_domains_are_summed_up_from_their_samples(made: Made) -> None:
         assert domain.num_samples == members.sum()
         assert domain.num_tokens == rows.length[members].sum()
         assert domain.mean_base_loss_nats == pytest.approx(float(rows.base_loss[members].mean()), rel=1e-5)
+        assert 1 <= domain.num_entropies <= domain.num_samples
+        assert 0.0 < abs(domain.loss_above_entropy_nats) < domain.mean_base_loss_nats
     assert [row[0] for row in domain_rows(made.manifest)] == [domain.name for domain in made.manifest.domains]
     assert len(group_rows(made.manifest)) == len(made.manifest.groups)
 

@@ -15,10 +15,11 @@ from replay_service.classification.model import fingerprint, load_classifier
 from replay_service.classification.scoring import ClassScorer
 from replay_service.corpus.describe import content_of, sample_texts
 from replay_service.corpus.format.manifest import Classes
-from replay_service.corpus.ingest.driver import STAGING, ingest
+from replay_service.corpus.ingest.driver import ingest
 from replay_service.corpus.ingest.growth import NO_LOSS
 from replay_service.corpus.ingest.labelled import NO_CLASS, OTHER_SHAPE
 from replay_service.corpus.ingest.settings import IngestJob, IngestSettings
+from replay_service.corpus.ingest.work import STAGING
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.corpus.shards.documents import NO_GROUP, Columns
 from replay_service.errors import CorpusError, EmptyCorpus, ModelMismatch, UnusableSource

@@ -92,7 +92,7 @@ def test_an_ingest_that_is_killed_at_any_moment_goes_on_where_it_was(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["ScoreAndStage", "_pack_shards"])
+@pytest.mark.parametrize("stage", ["ScoreParts", "_pack_shards"])
 def test_a_worker_that_dies_is_replaced(
     whole: Path, source: Path, tiny_model: Path, tmp_path: Path, stage: str
 ) -> None:

@@ -1,5 +1,6 @@
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from replay_service.corpus.ingest import pack_shard as packing
 from replay_service.corpus.ingest import pipeline
-from replay_service.corpus.ingest.pipeline import PipelineSettings, ScoreAndStage, pack_shard
-from replay_service.corpus.ingest.staging import SET_ASIDE, Packed, read_packed
+from replay_service.corpus.ingest.pack_shard import pack_shard
+from replay_service.corpus.ingest.parts import PackedPart, as_value, of_value
+from replay_service.corpus.ingest.pipeline import ScoreParts
+from replay_service.corpus.ingest.pipeline_settings import PipelineSettings
+from replay_service.corpus.ingest.staging import SET_ASIDE, Packed, parts_of, read_packed, read_rows
 from replay_service.corpus.shards.documents import BLANK, NO_GROUP, NOT_A_STRING, NOT_JSON
 from replay_service.corpus.shards.sources import Columns, Shard, find_shards
 from replay_service.errors import CorpusError, UnusableSource
@@ -40,7 +46,7 @@ def tokenizer(tiny_model: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model)
 
 
-def settings_for(model: Path, staging: Path, columns: Columns | None = None) -> PipelineSettings:
+def settings_for(model: Path, columns: Columns | None = None) -> PipelineSettings:
     tokenizer = load_tokenizer(str(model))
     return PipelineSettings(
         model=str(model),
@@ -55,8 +61,19 @@ def settings_for(model: Path, staging: Path, columns: Columns | None = None) -> 
         threads_per_scorer=1,
         topk=0,
         features=False,
-        staging=staging,
     )
+
+
+def rows_packed(shard: Shard, settings: PipelineSettings, first_row: int = 0) -> Iterator[pa.Table]:
+    """The rows of each part."""
+    return (each.rows for each in pack_shard(shard, settings, first_row) if each.rows is not None)
+
+
+def aside_of(part: PackedPart) -> list[Any]:
+    """The rows that a shard's last part says were set aside."""
+    assert part.end is not None
+    with zstandard.open(io.BytesIO(part.end.aside), "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def only_shard(source: Path) -> Shard:
@@ -91,8 +108,9 @@ def test_documents_of_one_domain_and_group_are_laid_end_to_end_in_their_order(
     folder = tmp_path_factory.mktemp("packed")
     rows_of_shard = [{"at": domain, "by": group, "text": text} for domain, group, text in lines]
     shard = only_shard(write(folder / "a.jsonl", rows_of_shard))
-    wanted = settings_for(tiny_model, folder, Columns(domain="at", group="by"))
-    parts = list(pack_shard("key", shard, wanted))
+    wanted = settings_for(tiny_model, Columns(domain="at", group="by"))
+    packed = list(pack_shard(shard, wanted))
+    parts = [each.rows for each in packed if each.rows is not None]
     rows = rows_of(parts)
     assert numbers_of(parts) == list(range(len(rows)))
     for label in {(domain, group) for domain, group, _ in lines}:
@@ -100,7 +118,8 @@ def test_documents_of_one_domain_and_group_are_laid_end_to_end_in_their_order(
         assert [ids for *of, ids in rows if tuple(of) == label] == list(cut_by_hand(texts, tokenizer, SEQ_LEN))
     num_blank, num_none = (sum(text == each for *_, text in lines) for each in ("", None))
     set_aside = {reason: num for reason, num in ((BLANK, num_blank), (NOT_A_STRING, num_none)) if num}
-    assert read_packed(folder, "key") == Packed(len(rows), len(lines) - num_blank - num_none, set_aside)
+    assert packed[-1].end is not None
+    assert packed[-1].end.packed == Packed(len(rows), len(lines) - num_blank - num_none, set_aside)
 
 
 @given(first_row=st.integers(0, 200))
@@ -110,8 +129,8 @@ def test_packing_from_a_row_on_gives_exactly_the_rest_in_the_same_parts(
 ) -> None:
     folder = tmp_path_factory.mktemp("packed")
     shard = only_shard(write_jsonl(folder / "a.jsonl", sentences("some", 40)))
-    wanted = settings_for(tiny_model, folder)
-    every, rest = (list(pack_shard("key", shard, wanted, first)) for first in (0, first_row))
+    wanted = settings_for(tiny_model)
+    every, rest = (list(rows_packed(shard, wanted, first)) for first in (0, first_row))
     assert 100 < len(rows_of(every)) < 200
     assert rows_of(rest) == rows_of(every)[first_row:]
     assert numbers_of(rest) == numbers_of(every)[first_row:]
@@ -123,19 +142,18 @@ def test_a_part_begins_at_a_multiple_of_its_length_and_only_the_last_is_shorter(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     shard = only_shard(write_jsonl(tmp_path / "a.jsonl", sentences("some", 40)))
-    parts = list(pack_shard("key", shard, settings_for(tiny_model, tmp_path)))
+    parts = list(rows_packed(shard, settings_for(tiny_model)))
     assert [part["row"][0].as_py() for part in parts] == list(range(0, len(rows_of(parts)), ROWS_A_PART))
     assert {len(part) for part in parts[:-1]} == {ROWS_A_PART}
 
 
-def test_what_a_shard_held_is_written_down_with_its_last_part_and_not_before(tiny_model: Path, tmp_path: Path) -> None:
+def test_what_a_shard_held_comes_with_its_last_part_and_not_before(tiny_model: Path, tmp_path: Path) -> None:
     shard = only_shard(write_jsonl(tmp_path / "a.jsonl", [None, *sentences("some", 40)]))
-    parts, known = [], []
-    for part in pack_shard("key", shard, settings_for(tiny_model, tmp_path)):
-        parts.append(part)
-        known.append((read_packed(tmp_path, "key") is not None, (tmp_path / "key" / SET_ASIDE).exists()))
-    assert known == [(False, False)] * (len(parts) - 1) + [(True, True)]
-    assert read_packed(tmp_path, "key") == Packed(len(rows_of(parts)), 40, {NOT_A_STRING: 1})
+    parts = list(pack_shard(shard, settings_for(tiny_model)))
+    assert [each.end is None for each in parts] == [True] * (len(parts) - 1) + [False]
+    last = parts[-1].end
+    assert last is not None
+    assert last.packed == Packed(len(rows_of([each.rows for each in parts])), 40, {NOT_A_STRING: 1})
 
 
 def test_every_row_that_cannot_be_used_is_written_down_with_its_number_reason_and_excerpt(
@@ -145,9 +163,8 @@ def test_every_row_that_cannot_be_used_is_written_down_with_its_number_reason_an
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/a.jsonl").write_text("\n".join([*lines, '{"text": "no group", "by": null}']))
     (shard,) = find_shards(tmp_path)
-    assert list(pack_shard("key", shard, settings_for(tiny_model, tmp_path, Columns(group="by"))))
-    written = [json.loads(line) for line in (tmp_path / "key" / SET_ASIDE).read_text().splitlines()]
-    assert written == [
+    (part,) = pack_shard(shard, settings_for(tiny_model, Columns(group="by")))
+    assert aside_of(part) == [
         {"shard": "sub/a.jsonl", "row": 1, "reason": NOT_A_STRING, "excerpt": "5"},
         {"shard": "sub/a.jsonl", "row": 2, "reason": NOT_JSON, "excerpt": r"no json\n"},
         {"shard": "sub/a.jsonl", "row": 3, "reason": BLANK, "excerpt": "  "},
@@ -155,20 +172,44 @@ def test_every_row_that_cannot_be_used_is_written_down_with_its_number_reason_an
     ]
 
 
-def test_packing_a_shard_again_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
+def test_packing_a_shard_again_gives_the_same(tiny_model: Path, tmp_path: Path) -> None:
     shard = only_shard(write_jsonl(tmp_path / "a.jsonl", [None, *sentences("some", 40)]))
-    wanted = settings_for(tiny_model, tmp_path)
-    unfinished = pack_shard("key", shard, wanted)
-    next(unfinished)
-    once, twice = ([list(pack_shard("key", shard, wanted)), read_packed(tmp_path, "key")] for _ in range(2))
+    wanted = settings_for(tiny_model)
+    next(pack_shard(shard, wanted))
+    once, twice = (list(pack_shard(shard, wanted)) for _ in range(2))
     assert once == twice
-    assert (tmp_path / "key" / SET_ASIDE).read_text().count("\n") == 1
 
 
-def test_a_shard_without_text_gives_no_part_and_says_so(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_shard_without_text_gives_no_rows_and_says_so(tiny_model: Path, tmp_path: Path) -> None:
     shard = only_shard(write_jsonl(tmp_path / "a.jsonl", ["", " "]))
-    assert list(pack_shard("key", shard, settings_for(tiny_model, tmp_path))) == []
-    assert read_packed(tmp_path, "key") == Packed(0, 0, {BLANK: 2})
+    (part,) = pack_shard(shard, settings_for(tiny_model))
+    assert part.rows is None
+    assert part.end is not None and part.end.packed == Packed(0, 0, {BLANK: 2})
+    assert [each["reason"] for each in aside_of(part)] == [BLANK, BLANK]
+
+
+@pytest.mark.parametrize("texts", [[None, *sentences("some", 40)], ["", " "], sentences("good", 20)])
+def test_a_part_that_travels_between_nodes_is_staged_as_it_was(
+    tiny_model: Path, tmp_path: Path, texts: list[str | None]
+) -> None:
+    """The rows that are staged are those packed, in whatever order parts come, and so is what was set aside."""
+    shard = only_shard(write_jsonl(tmp_path / "a.jsonl", texts))
+    parts = list(pack_shard(shard, settings_for(tiny_model)))
+    for part in reversed(parts):
+        key, come = of_value(as_value("key", part))
+        assert (key, come) == ("key", part)
+        pipeline._staged(tmp_path / "staging", key, come)
+    last = parts[-1].end
+    assert last is not None and read_packed(tmp_path / "staging", "key") == last.packed
+    staged = read_rows(tmp_path / "staging", parts_of(tmp_path / "staging", "key")) if parts[0].rows else None
+    packed = pa.concat_tables(each.rows for each in parts) if parts[0].rows else None
+    assert (staged is None) == (packed is None)
+    if staged is not None and packed is not None:
+        assert staged == packed.drop_columns(["row", "position"])
+    aside = tmp_path / "staging/key" / SET_ASIDE
+    assert aside.exists() == bool(last.packed.set_aside)
+    if aside.exists():
+        assert [json.loads(line) for line in aside.read_text().splitlines()] == aside_of(parts[-1])
 
 
 def broken_off(path: Path, texts: list[str]) -> Shard:
@@ -180,19 +221,18 @@ def broken_off(path: Path, texts: list[str]) -> Shard:
 
 def test_the_first_parts_of_a_long_shard_come_before_it_is_read_to_its_end(tiny_model: Path, tmp_path: Path) -> None:
     shard = broken_off(tmp_path / "a.jsonl.gz", [*sentences("some", 400), *[" " * 10_000] * 2000])
-    parts = pack_shard("key", shard, settings_for(tiny_model, tmp_path))
+    parts = rows_packed(shard, settings_for(tiny_model))
     assert numbers_of([next(parts), next(parts)]) == list(range(2 * ROWS_A_PART))
     with pytest.raises(UnusableSource, match=shard.name):
         list(parts)
-    assert read_packed(tmp_path, "key") is None
 
 
 def test_few_long_documents_are_tokenized_at_once(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_CHARACTERS_AT_ONCE", 10_000)
+    monkeypatch.setattr(packing, "_CHARACTERS_AT_ONCE", 10_000)
     shard = broken_off(tmp_path / "a.jsonl.gz", [" ".join(sentences(f"long {i}", 200)) for i in range(200)])
-    parts = pack_shard("key", shard, settings_for(tiny_model, tmp_path))
+    parts = rows_packed(shard, settings_for(tiny_model))
     assert numbers_of([next(parts)]) == list(range(ROWS_A_PART))
 
 
@@ -205,7 +245,7 @@ def test_parts_tell_how_much_of_a_shard_has_been_read_for_their_rows(
         path.write_text(" ".join(texts))
     else:
         write(path, [{"text": each} for each in texts])
-    parts = list(pack_shard("key", only_shard(path), settings_for(tiny_model, tmp_path)))
+    parts = list(rows_packed(only_shard(path), settings_for(tiny_model)))
     positions = [part["position"][-1].as_py() for part in parts]
     assert positions == sorted(set(positions))
     assert positions[-1] == path.stat().st_size
@@ -215,7 +255,7 @@ def test_parts_tell_how_much_of_a_shard_has_been_read_for_their_rows(
 def test_the_rows_of_a_long_document_go_out_before_it_is_tokenized_to_its_end(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_CHARACTERS_AT_ONCE", 10_000)
+    monkeypatch.setattr(packing, "_CHARACTERS_AT_ONCE", 10_000)
     num_tokenized = 0
 
     def counted(tokenizer: Any, contents: list[str], *others: Any) -> Any:
@@ -223,10 +263,10 @@ def test_the_rows_of_a_long_document_go_out_before_it_is_tokenized_to_its_end(
         num_tokenized += sum(map(len, contents))
         return ids_of(tokenizer, contents, *others)
 
-    monkeypatch.setattr(pipeline, "ids_of", counted)
+    monkeypatch.setattr(packing, "ids_of", counted)
     text = " ".join(sentences("long", 15_000))
     shard = only_shard(write_jsonl(tmp_path / "a.jsonl", [text]))
-    parts = pack_shard("key", shard, settings_for(tiny_model, tmp_path))
+    parts = rows_packed(shard, settings_for(tiny_model))
     position = next(parts)["position"][-1].as_py()
     assert num_tokenized <= PIECE_CHARACTERS < len(text) / 2
     assert 0 < position < shard.num_bytes / 2
@@ -244,10 +284,9 @@ def test_a_long_document_is_packed_as_a_whole_one_is(
         (tmp_path / name).write_text(text)
     else:
         write_jsonl(tmp_path / name, texts)
-    parts = list(pack_shard("key", only_shard(tmp_path / name), settings_for(tiny_model, tmp_path)))
-    assert [ids for *_, ids in rows_of(parts)] == list(cut_by_hand(texts, tokenizer, SEQ_LEN))
-    packed = read_packed(tmp_path, "key")
-    assert packed is not None and packed.num_documents == len(texts)
+    parts = list(pack_shard(only_shard(tmp_path / name), settings_for(tiny_model)))
+    assert [ids for *_, ids in rows_of([each.rows for each in parts])] == list(cut_by_hand(texts, tokenizer, SEQ_LEN))
+    assert parts[-1].end is not None and parts[-1].end.packed.num_documents == len(texts)
 
 
 def test_a_bos_token_begins_a_long_document_and_each_of_its_rows_but_not_its_pieces(
@@ -255,10 +294,10 @@ def test_a_bos_token_begins_a_long_document_and_each_of_its_rows_but_not_its_pie
 ) -> None:
     texts = ["before", " ".join(sentences("long", 15_000)), "after"]
     assert len(texts[1]) > 2 * PIECE_CHARACTERS
-    without = settings_for(tiny_model, tmp_path)
+    without = settings_for(tiny_model)
     ends, num_ids = Ends(without.ends.separator_id, without.vocab_size), without.vocab_size + 1
     shard = only_shard(write_jsonl(tmp_path / "a.jsonl", texts))
-    rows = [ids for *_, ids in rows_of(list(pack_shard("key", shard, replace(without, ends=ends, vocab_size=num_ids))))]
+    rows = [ids for *_, ids in rows_of(list(rows_packed(shard, replace(without, ends=ends, vocab_size=num_ids))))]
     assert {row[0] for row in rows} == {ends.bos_id}
     documents = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     whole = pack(documents, SEQ_LEN, ends, id_dtype(num_ids))
@@ -269,7 +308,7 @@ def test_a_bos_token_begins_a_long_document_and_each_of_its_rows_but_not_its_pie
 def test_ready_made_tokens_are_packed_as_they_are(tiny_model: Path, tmp_path: Path, name: str) -> None:
     ids = [np.arange(1, 1 + n).tolist() for n in (5, 40, 1)]
     shard = only_shard(write(tmp_path / name, [{"ids": each} for each in ids]))
-    rows = rows_of(list(pack_shard("key", shard, settings_for(tiny_model, tmp_path, Columns(tokens="ids")))))
+    rows = rows_of(list(rows_packed(shard, settings_for(tiny_model, Columns(tokens="ids")))))
     line = [token for each in ids for token in [*each, 0]]
     assert len(line) == 3 * SEQ_LEN + 1
     assert [ids for *_, ids in rows] == [tuple(line[first : first + SEQ_LEN]) for first in (0, 16, 32)]
@@ -277,14 +316,14 @@ def test_ready_made_tokens_are_packed_as_they_are(tiny_model: Path, tmp_path: Pa
 
 def test_an_actor_that_cannot_load_its_model_says_so_when_it_is_called(tmp_path: Path, tiny_model: Path) -> None:
     wrapped = with_prefix(tiny_model, tmp_path / "wrapped", "module.")
-    actor = ScoreAndStage(replace(settings_for(tiny_model, tmp_path), model=str(wrapped)))
+    actor = ScoreParts(replace(settings_for(tiny_model), model=str(wrapped)))
     shard = only_shard(write(tmp_path / "a.jsonl", [{"text": "the cat sat on the mat"}]))
-    (part,) = pack_shard("key", shard, settings_for(tiny_model, tmp_path))
+    (part,) = pack_shard(shard, settings_for(tiny_model))
     with pytest.raises(CorpusError, match="would stay random"):
-        actor(pa.table({"shard_key": ["key"], "part": pipeline._as_value(part)}))
+        actor(as_value("key", part))
 
 
 def test_ready_made_tokens_of_another_tokenizer_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     shard = only_shard(write(tmp_path / "a.jsonl", [{"ids": [1, 2, 9999]}]))
     with pytest.raises(CorpusError, match="9999"):
-        list(pack_shard("key", shard, settings_for(tiny_model, tmp_path, Columns(tokens="ids"))))
+        list(rows_packed(shard, settings_for(tiny_model, Columns(tokens="ids"))))

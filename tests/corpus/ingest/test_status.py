@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -250,3 +251,40 @@ def test_a_reader_sees_a_whole_status_at_any_time(tmp_path: Path) -> None:
         tell(replace(NOTHING, generation=1))
         assert [path.name for path in tmp_path.iterdir()] == [STATUS_NAME]
         assert json.loads((tmp_path / STATUS_NAME).read_text())["state"] == "running"
+
+
+def comes_about(is_so: Callable[[], bool]) -> bool:
+    """Whether something comes about while the clock stands still; a thread looks at the status."""
+    for _ in range(1200):
+        if is_so():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_when_nothing_moves_it_is_said_how_long_and_why_until_it_moves(tmp_path: Path) -> None:
+    clock, told = Clock(), list[IngestProgress]()
+    with status_of(tmp_path, told.append, lambda: False, clock, lambda: "0 of 4 CPUs free", 0.01) as tell:
+        tell(replace(NOTHING, num_rows=7))
+        clock.now += 29.0
+        time.sleep(0.05)  # some looks; however many, they say nothing
+        assert [each.waiting for each in told] == [None]
+        clock.now += 16.0
+        assert comes_about(lambda: told[-1].waiting == "idle 45 s: 0 of 4 CPUs free")
+        assert told[-1].num_rows == 7
+        assert comes_about(lambda: written(tmp_path).progress.waiting is not None)
+        tell(replace(NOTHING, num_rows=8))
+        assert told[-1].waiting is None
+        clock.now += 31.0
+        assert comes_about(lambda: told[-1].waiting is not None)
+    assert written(tmp_path).progress.waiting is None
+
+
+def test_an_ingest_that_rests_on_purpose_is_alive_and_not_idle(tmp_path: Path) -> None:
+    """Other hosts see that it is alive by the time of its status alone."""
+    clock, told = Clock(), list[IngestProgress]()
+    with status_of(tmp_path, told.append, lambda: False, clock, lambda: None, 0.01) as tell:
+        tell(NOTHING)
+        clock.now += 300.0
+        assert comes_about(lambda: written(tmp_path).updated_at == 1300.0)
+    assert told == [NOTHING]

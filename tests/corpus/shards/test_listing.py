@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from replay_service.corpus.shards.filesystems import resolved
 from replay_service.corpus.shards.listing import look_into, some_of
+from replay_service.corpus.shards.urls import resolved
 from replay_service.errors import UnusableSource
 from tests.corpus.shard_files import texts, write
 

@@ -48,6 +48,8 @@ def body_of(path: str, method: str) -> dict[str, Any] | None:
         "/v1/runs/{run}/adopt": {},
         "/v1/runs/{run}/close": {},
         "/v1/runs/{run}/finish": {"num_steps": 5},
+        "/v1/runs/{run}/claim": {"job": "a-job"},
+        "/v1/runs/{run}/release": {"job": "a-job"},
     }
     return None if method in ("GET", "DELETE") else bodies.get(path)
 

@@ -56,11 +56,15 @@ def test_a_service_beyond_loopback_answers_to_every_name_unless_told_otherwise(r
         ("a.b.internal", True),
         ("internal", False),
         ("notinternal", False),
-        ("127.0.0.1", False),
+        ("127.0.0.1", True),
+        ("10.0.0.7:8400", True),
+        ("[fd00::7]:8400", True),
+        ("10.0.0.7.example.org", False),
         ("example.org", False),
+        ("", False),
     ],
 )
-def test_names_that_are_set_are_answered_and_no_others(root: Path, host: str, is_answered: bool) -> None:
+def test_names_that_are_set_are_answered_and_addresses_and_no_others(root: Path, host: str, is_answered: bool) -> None:
     for listens_on in ("127.0.0.1", "0.0.0.0"):
         with client_on(root, host=listens_on, allowed_hosts=("Replay.example.org", "*.internal")) as client:
             assert (client.get("/v1/runs", headers={"host": host}).status_code == 200) == is_answered
@@ -132,6 +136,8 @@ CHANGES: list[tuple[str, str, dict[str, object]]] = [
     ("POST", "/v1/runs/tune/adopt", {}),
     ("POST", "/v1/runs/tune/close", {}),
     ("POST", "/v1/runs/tune/finish", {"num_steps": 5}),
+    ("POST", "/v1/runs/tune/claim", {"job": "a-job"}),
+    ("POST", "/v1/runs/tune/release", {"job": "a-job"}),
     ("PATCH", "/v1/runs/tune", {"floor": 0.2}),
     ("POST", "/v1/corpora", {"corpus": "mine", "source": "/data", "model": "m"}),
 ]

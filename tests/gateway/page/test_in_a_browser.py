@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from replay_service.testing import ServiceUnderTest, replay_service
 from tests.gateway.page.test_pages import HOSTILE
-from tests.gateway.page.worlds import Job
+from tests.gateway.page.worlds import HOSTILE_TEXTS, Job, write_hostile_texts
 from tests.gateway.worlds import make_token
 
 
@@ -137,6 +137,38 @@ def test_hostile_names_neither_run_nor_break_the_layout(page: Page) -> None:
             page.goto(url)
             assert_no_sideways_scrolling(page)
             assert page.title() != "run"
+
+
+def test_hostile_texts_of_samples_neither_run_nor_break_the_layout(page: Page) -> None:
+    with replay_service(serve=True, rows_per_domain=60) as service, service.client() as client:
+        write_hostile_texts(service.root / "corpora" / service.corpus)
+        Job(client, "steady", num_quantiles=2).begin(service.corpus).train(20)
+        samples = texts_of(service)
+        page.set_viewport_size({"width": 500, "height": 800})
+        page.goto(f"{service.url}/runs/steady")
+        expect(page.locator(".excerpt").first).to_be_visible()
+        assert_nothing_of_a_text_runs(page)
+        for sample_id, text in samples.items():
+            page.goto(f"{service.url}/runs/steady/samples/{sample_id}")
+            # A browser takes CR LF for LF, and leaves NUL out.
+            shown = page.locator(".text").evaluate("each => each.textContent")
+            assert shown == text.replace("\r\n", "\n").replace("\0", "")
+            assert_nothing_of_a_text_runs(page)
+        said = "".join(samples.values())
+        assert all(each in said for each in HOSTILE_TEXTS)
+
+
+def texts_of(service: ServiceUnderTest) -> dict[int, str]:
+    """The texts of some samples by their ids."""
+    found = httpx2.get(f"{service.url}/v1/runs/steady/samples?limit=8&text=1", timeout=60).json()["samples"]
+    return {each["sample_id"]: each["text"] for each in found}
+
+
+def assert_nothing_of_a_text_runs(page: Page) -> None:
+    assert_no_sideways_scrolling(page)
+    assert "steady" in page.title()
+    assert page.locator("h1").count() == 1
+    assert page.locator("main script, main img, [onerror], [onload]").count() == 0
 
 
 CHECKED = """() => {
@@ -282,6 +314,21 @@ def test_the_service_is_away(browser: Browser) -> None:
     expect(page.locator("#offline")).to_contain_text("does not answer")
     expect(page.locator("#live .tiles")).to_contain_text("step 2")
     page.close()
+
+
+def test_an_error_is_said_with_its_reason_until_there_is_an_answer(page: Page, service: ServiceUnderTest) -> None:
+    page.goto(f"{service.url}/runs/steady")
+    error = "<main><h1>Journal unavailable</h1><p>the journal cannot be read now</p></main>"
+    page.route("**/live", lambda route: route.fulfill(status=503, body=error, content_type="text/html"))
+    with page.expect_response(lambda each: each.status == 503):
+        pass
+    page.wait_for_timeout(200)
+    expect(page.locator("#offline")).to_have_text(
+        "The service does not answer (503): the journal cannot be read now. What you see may be old."
+    )
+    expect(page.locator("#live .tiles")).to_contain_text("step 80")
+    page.unroute("**/live")
+    expect(page.locator("#offline")).to_be_hidden()
 
 
 def test_the_api_is_read_and_tried_offline(page: Page, service: ServiceUnderTest) -> None:

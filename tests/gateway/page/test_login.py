@@ -65,6 +65,18 @@ def test_over_https_the_cookie_never_goes_out_in_the_clear(root: Path, token: st
         assert client.get("http://127.0.0.1/", headers=HTML).status_code == 401
 
 
+def test_services_on_two_ports_of_a_host_have_a_cookie_each(root: Path, token: str) -> None:
+    with client_on(root) as client:
+        for port in (8400, 8500):
+            client.base_url = f"http://127.0.0.1:{port}"
+            own = {"origin": f"http://127.0.0.1:{port}"}
+            answer = client.post("/login", data={"token": token}, headers=own, follow_redirects=False)
+            assert answer.headers["set-cookie"].startswith(f"{COOKIE}-{port}=")
+        assert client.post("/logout", headers=own, follow_redirects=False).status_code == 303
+        assert client.get("/", headers=HTML).status_code == 401
+        assert client.get("http://127.0.0.1:8400/", headers=HTML).status_code == 200
+
+
 def test_a_wrong_token_is_refused_and_sets_no_cookie(guarded: TestClient) -> None:
     for wrong in ("", "rpl_unknown", "<script>alert(1)</script>", "x\r\nSet-Cookie: a=b", "é" * 5000):
         answer = log_in(guarded, wrong)

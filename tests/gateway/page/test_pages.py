@@ -16,9 +16,12 @@ from replay_service.gateway.app import create_app
 from replay_service.gateway.page import words
 from replay_service.gateway.page.rendering import POLICY
 from replay_service.gateway.page.run_log import speed_of
+from replay_service.gateway.recent_answers import Allowance, RecentAnswers
+from replay_service.gateway.service import ReplayService
+from replay_service.gateway.statistics_models import ForgettingEstimate
 from replay_service.settings import load_settings
 from replay_service.testing.corpus import MadeUpCorpus
-from tests.gateway.worlds import RUN, batch_of, bearer, client_on, create_run, losses_of, make_token, report
+from tests.gateway.worlds import RUN, ask, batch_of, bearer, client_on, create_run, losses_of, make_token, report
 from tests.support import make_corpus
 
 HTML = {"accept": "text/html"}
@@ -141,7 +144,7 @@ def test_the_list_filters_by_state_and_goes_on_page_by_page(
     assert runs_in(running.get("/?state=running").text) == ["tune"]
     assert runs_in(running.get("/?state=waiting").text) == ["more-0", "more-1", "more-2"]
     assert "no further runs in the state closed" in text_of(running.get("/?state=closed").text)
-    monkeypatch.setattr("replay_service.gateway.page.run_pages.RUNS_SHOWN", 2)
+    monkeypatch.setattr("replay_service.gateway.page.run_list.RUNS_SHOWN", 2)
     first = running.get("/").text
     assert runs_in(first) == ["more-0", "more-1"]
     (following,) = re.findall(r'rel="next" href="([^"]+)"', first)
@@ -213,6 +216,14 @@ class TestStates:
             page = text_of(client.get("/runs/tune").text)
         assert "stale" in page and "LOOK nothing was heard of the job" in page
 
+    def test_with_too_few_reports(self, running: TestClient) -> None:
+        train(running, 2)
+        page = text_of(running.get("/runs/tune").text)
+        assert re.search(r"too few: \d\.\d of 6 reports the first visits reported in the last 2 steps are worth", page)
+
+    def test_domains_tell_how_much_they_are_drawn(self, trained: TestClient) -> None:
+        assert re.search(r"Drawn / size .* \d+ % / 50 %", text_of(trained.get("/runs/tune").text))
+
     def test_seen_once(self, running: TestClient) -> None:
         train(running, 60)
         assert "of the draws are repeats" in text_of(running.get("/runs/tune").text)
@@ -255,12 +266,71 @@ class TestStates:
             assert "tune" in other.get("/").text
         train(trained, 1, 6)
 
+    def test_of_a_service_from_which_another_takes_the_run(self, root: Path, trained: TestClient) -> None:
+        with client_on(root) as other:
+            train(other, 1, 6)
+            page = text_of(trained.get("/runs/tune").text)
+            assert "LOOK another service on the same journal has taken the run" in page
+            assert "another service" not in text_of(other.get("/runs/tune").text)
+            for step in range(7, 13):
+                owner = (trained, other)[step % 2 == 0]
+                ask(owner, step=step)  # it learns here that it has lost the run
+                train(owner, 1, step)
+            page = text_of(trained.get("/runs/tune").text)
+        assert "LOOK two services take the run from each other, this one 3 times in ten minutes" in page
+
     def test_without_its_corpus(self, root: Path, trained: TestClient) -> None:
         (root / "corpora" / "wiki").rename(root / "away")
         with client_on(root) as other:
             page = text_of(other.get("/runs/tune").text)
             assert "damaged" in text_of(other.get("/").text)
         assert "damaged" in page and "LOOK there is no corpus 'wiki'" in page
+
+
+class TestSharing:
+    """Those who look again and again share what they are given; who opens a page gets it new."""
+
+    def test_a_part_is_the_same_for_all_until_somebody_opens_the_page(self, trained: TestClient) -> None:
+        def part() -> str:
+            return text_of(trained.get("/runs/tune/live").text)
+
+        service: ReplayService = trained.app.state.service  # type: ignore[attr-defined]
+        service.watched.fragments = RecentAnswers(Allowance(share=0.0, burst_s=0.0))
+        before = part()
+        assert "step 6" in before and "As of 20" in before
+        train(trained, 1, 6)
+        assert part() == before
+        assert "step 7" in text_of(trained.get("/runs/tune").text)
+        assert "step 7" in part()
+
+    def test_a_rewind_and_another_run_of_the_name_have_parts_of_their_own(self, trained: TestClient) -> None:
+        assert "step 6" in text_of(trained.get("/runs/tune/live").text)
+        trained.post("/v1/runs/tune/rewind", json={"step": 2}).raise_for_status()
+        assert "step 3, attempt 2" in text_of(trained.get("/runs/tune/live").text)
+        trained.post("/v1/runs/tune/close", json={}).raise_for_status()
+        trained.delete("/v1/runs/tune").raise_for_status()
+        assert trained.get("/runs/tune/live").status_code == 404
+        create_run(trained)
+        assert "waiting" in text_of(trained.get("/runs/tune/live").text)
+
+    def test_the_list_is_shared_by_those_who_look_on(self, trained: TestClient) -> None:
+        def names(headers: dict[str, str]) -> list[str]:
+            return runs_in(trained.get("/", headers=headers).text)
+
+        service: ReplayService = trained.app.state.service  # type: ignore[attr-defined]
+        service.watched.fragments = RecentAnswers(Allowance(share=0.0, burst_s=0.0))
+        again = {"hx-request": "true"}
+        assert names(again) == ["tune"]
+        create_run(trained, run="born-later")
+        assert names(again) == ["tune"]
+        assert names({}) == names(again) == ["born-later", "tune"]
+
+    def test_of_runs_that_cost_too_much_the_list_has_the_rest_later(self, trained: TestClient) -> None:
+        service: ReplayService = trained.app.state.service  # type: ignore[attr-defined]
+        service.watched.statistics = RecentAnswers(Allowance(share=0.0, burst_s=0.0))
+        assert "open the run to see" in text_of(trained.get("/").text)
+        trained.get("/runs/tune/live")
+        assert "open the run to see" not in text_of(trained.get("/").text)
 
 
 class TestChanges:
@@ -422,6 +492,30 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 )
 def test_words(found: str, wanted: str) -> None:
     assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("num_effective", "share_covered", "wanted"),
+    [
+        (5.99, 1.0, "too few: 5.9 of 6 reports"),
+        (0.0, 0.0, "too few: 0.0 of 6 reports"),
+        (20.0, 1.0, "reports of too few steps"),
+        (20.0, 0.5, "not known"),
+    ],
+)
+def test_why_an_estimate_is_not_known(num_effective: float, share_covered: float, wanted: str) -> None:
+    found = ForgettingEstimate(
+        nats=None,
+        low=None,
+        high=None,
+        level=0.95,
+        num_effective=num_effective,
+        share_covered=share_covered,
+        step=3,
+        window_steps=4,
+        reason="",
+    )
+    assert words.unknown(found) == wanted
 
 
 def test_the_speed_is_of_the_last_two_minutes() -> None:

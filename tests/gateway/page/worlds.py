@@ -1,7 +1,9 @@
-"""Runs for pages: what a job would plan and report, without a model."""
+"""Runs and texts for pages: what a job would plan and report, without a model, and what nobody would write."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -16,12 +18,36 @@ NUM_TOKENS: Final = 100
 RUN: Final = {"global_batch_size": 64, "injection_ratio": "0.2", "half_life_steps": 100.0, "report_window_steps": 256}
 
 
+HOSTILE_TEXTS: Final = (
+    "<script>document.title='run'</script>",
+    '"><img src=x onerror=alert(1)>',
+    "<svg onload=alert(2)></svg>",
+    "</div></main></body><h1>another page</h1>",
+    "{{ 7 * 7 }}{% raw %}",
+    "\u202eright to left\u2066",
+    "\x00\x07\x08\x9b31m",
+    "\x1b[31mred\x1b[2J\x1b]0;title\x07\x1b]8;;http://127.0.0.1/\x07link",
+    "\r\n\n  [bold]markup[/bold]",
+    "x" * (1 << 20),
+)
+"""What a sample may say; the last one is a word of 1 MiB."""
+
+
+def write_hostile_texts(corpus: Path, vocab_size: int = 300) -> None:
+    """Give a corpus a tokenizer by whose words samples say hostile things."""
+    words = [f"{HOSTILE_TEXTS[i % len(HOSTILE_TEXTS)]} {i}" for i in range(vocab_size)]
+    model = {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": words[0]}
+    parts = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"), None)
+    (corpus / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model} | parts))
+
+
 @dataclass
 class Job:
     """A training job: it asks for each step's samples, and reports losses that rise with the steps.
 
     Attributes:
         rises: by how many nats each domain is forgotten in 100 steps.
+        reports: whether it reports its losses.
     """
 
     client: ReplayClient
@@ -29,6 +55,7 @@ class Job:
     rises: Sequence[float] = (0.02, 0.03, 0.02, 0.3, 0.02, 0.03, 0.02, 0.02)
     num_quantiles: int = NUM_QUANTILES
     next_step: int = 0
+    reports: bool = True
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def begin(self, corpus: str, **settings: Any) -> "Job":
@@ -41,7 +68,7 @@ class Job:
         while self.next_step < ends_at:
             window = min(window, ends_at - self.next_step)
             batch = self.client.batch(self.run, self.next_step, num_steps=window)
-            if len(batch):
+            if len(batch) and self.reports:
                 self.client.report(self.run, self._losses(batch))
             self.next_step += window
         return self

@@ -16,7 +16,7 @@ from replay_service.testing import ServiceUnderTest, replay_service
 from replay_trainer.batches.added import IGNORED
 from replay_trainer.batches.mixing import loss_rows
 from replay_trainer.batches.padding_free import check_isolation
-from replay_trainer.batches.rows import MixedInputs, add_rows
+from replay_trainer.batches.rows import MixedInputs, add_rows, rows_for_report
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import InvalidTraining
 from replay_trainer.plain import Rehearsal
@@ -80,7 +80,9 @@ def test_a_flat_batch_has_the_loss_the_gradients_and_the_reports_of_a_padded_one
         loss = batch.weigh(output.loss, losses)
         loss.backward()
         gradients = [each.grad for each in model.parameters()]
-        found.append((batch.num_predictions, loss, losses, loss_rows(batch.for_report(), losses, 0, 0), gradients))
+        found.append(
+            (batch.num_predictions, loss, losses, loss_rows(rows_for_report(rehearsed), losses, 0, 0), gradients)
+        )
     (number, loss, losses, report, gradients), (other_number, other_loss, other_losses, other_report, others) = found
     assert number == other_number
     torch.testing.assert_close(other_loss, loss)

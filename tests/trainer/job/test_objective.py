@@ -28,6 +28,7 @@ from replay_trainer.scoring import ScoringSettings, score_rows
 from tests.trainer.worlds import SEQ_LEN, AloneWorker, a_job
 
 A_RUN = {"corpus": "wiki", "run": "a-run", "injection_ratio": "0.1"}
+STORED = {"rehearsal_loss": "distill", "teacher": "stored"}
 CPU = torch.device("cpu")
 
 
@@ -235,7 +236,7 @@ def test_a_resumed_job_has_the_same_teacher(
 def test_likeliest_tokens_that_the_model_does_not_predict_are_refused(
     tmp_path: Path, tiny_model: Path, service_url: str
 ) -> None:
-    distilled = {"rehearsal_loss": "distill"}
+    distilled = {"rehearsal_loss": "distill", "teacher": "stored"}
     job = a_job(tmp_path, tiny_model, service_url, run="wider", corpus="with-topk", rehearsal=distilled)
     preflight(job)
     model = load_model(job.model)
@@ -252,7 +253,8 @@ def test_likeliest_tokens_that_the_model_does_not_predict_are_refused(
 def test_a_corpus_without_likeliest_tokens_is_refused_before_training(
     tmp_path: Path, tiny_model: Path, service_url: str
 ) -> None:
-    job = a_job(tmp_path, tiny_model, service_url, run="no-topk", rehearsal={"rehearsal_loss": "distill"})
+    distilled = {"rehearsal_loss": "distill", "teacher": "stored"}
+    job = a_job(tmp_path, tiny_model, service_url, run="no-topk", rehearsal=distilled)
     with pytest.raises(CorpusMismatch, match="--store-topk"):
         preflight(job)
 
@@ -324,7 +326,7 @@ def test_metrics_go_to_trackers_too(tmp_path: Path, tiny_model: Path) -> None:
         ({"rehearsal": A_RUN | {"schedule": {"curv": "linear"}}}, "curv"),
         ({"rehearsal": A_RUN | {"schedule": {"curve": "linear"}}}, "num_steps"),
         ({"rehearsal": A_RUN | {"injection_ratio": "auto", "budget": {"nats": 0}}}, "budget.nats"),
-        ({"rehearsal": A_RUN | {"rehearsal_loss": "distill"}, "chunked_head": True}, "chunked_head"),
+        ({"rehearsal": A_RUN | STORED, "chunked_head": True}, "chunked_head"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(

@@ -116,13 +116,15 @@ def test_a_job_goes_on_with_more_workers_than_made_its_checkpoint(
 
 
 def kill_a_worker_after(output: Path, num_steps: int) -> None:
-    """SIGKILL the training process once it has made some steps."""
+    """SIGKILL the training process once it has made some steps; those of another test's Ray are left alone."""
     while len(steps_of(output)) < num_steps:
         threading.Event().wait(0.02)
-    victims = [p.pid for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+    victims = [
+        each for each in psutil.Process().children(recursive=True) if "RayTrainWorker" in "".join(each.cmdline())
+    ]
     assert victims
-    for pid in victims:
-        os.kill(pid, signal.SIGKILL)
+    for each in victims:
+        each.kill()
 
 
 def test_an_error_of_the_service_comes_up_as_itself(tmp_path: Path, tiny_model: Path, service_url: str) -> None:

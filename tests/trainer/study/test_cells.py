@@ -37,6 +37,21 @@ def test_a_cell_is_the_job_with_the_keys_of_its_arm_and_target(tmp_path: Path, t
     assert set(study.arms) == {"none", "uniform 25 %", "KL, weight 3", "half of the way"}
 
 
+def test_the_recipe_of_an_arm_wins_over_the_keys_of_all_arms(tmp_path: Path, tiny_model: Path) -> None:
+    lines = STUDY + '\n[[study.arms]]\nname = "recipe"\nrehearsal.recipe = "recommended"\nrehearsal.sharpness = 3\n'
+    lines += '\n[[study.arms]]\nname = "worst"\nrehearsal.recipe = "recommended"\nrehearsal.objective = "worst"\n'
+    cells = study_of(write_study(tmp_path, tiny_model, NOWHERE, lines)).cells
+    found = {cell.arm: cell.job.rehearsal for cell in cells}
+    plain, recipe, worst = (found[name] for name in ("uniform 25 %", "recipe", "worst"))
+    assert plain is not None and recipe is not None and worst is not None
+    assert (plain.policy, plain.injection_ratio) == ("uniform", "0.25")
+    assert (recipe.policy, recipe.injection_ratio, recipe.rehearsal_loss) == ("mix_cd", "0.05", "distill")
+    assert (recipe.sharpness, worst.sharpness, recipe.corpus) == (3.0, 2.0, plain.corpus)
+    refused = lines.replace('"recommended"\nrehearsal.objective', '"papers"\nrehearsal.objective')
+    with pytest.raises(InvalidTraining, match="arm 'worst': rehearsal: Value error, an objective goes with recipe"):
+        study_of(write_study(tmp_path, tiny_model, NOWHERE, refused))
+
+
 def test_each_arm_is_trained_at_each_learning_rate_unless_it_names_one(tmp_path: Path, tiny_model: Path) -> None:
     lines = STUDY.replace("seeds = [0, 1]", "seeds = [0]\nlearning_rates = [1e-3, 3e-4]")
     lines += '\n[[study.arms]]\nname = "low"\nrehearsal = false\nlearning_rate = 1e-5\n'
@@ -45,6 +60,17 @@ def test_each_arm_is_trained_at_each_learning_rate_unless_it_names_one(tmp_path:
     assert rates["none @ 0.001"] == 1e-3 and rates["none @ 0.0003"] == 3e-4 and rates["low"] == 1e-5
     assert len(rates) == 7
     assert "half of the way @ 0.0003" in study.arms
+
+
+def test_a_part_of_the_cells_is_chosen_by_arm_and_seed(tmp_path: Path, tiny_model: Path) -> None:
+    study = study_of(write_study(tmp_path, tiny_model, NOWHERE))
+    assert study.chosen() == study.cells
+    part = study.chosen(["KL, weight 3", "none"], [1])
+    assert [(cell.seed, cell.arm) for cell in part] == [(1, "none"), (1, "KL, weight 3")]
+    with pytest.raises(InvalidTraining, match="no arm 'KL'; it trains 'none', 'uniform 25 %', 'KL, weight 3'"):
+        study.chosen(["KL"])
+    with pytest.raises(InvalidTraining, match="no seed 7; it trains 0, 1"):
+        study.chosen([], [7])
 
 
 def test_the_fingerprint_depends_on_what_the_results_depend_on(tmp_path: Path, tiny_model: Path) -> None:
@@ -128,7 +154,9 @@ def test_text_that_is_missing_or_lacks_a_column_is_named(tmp_path: Path, tiny_mo
 
 def test_an_arm_that_the_corpus_cannot_serve_is_named(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
     path = write_study(tmp_path, tiny_model, service_url)
-    path.write_text(path.read_text().replace('corpus = "with-topk"', 'corpus = "wiki"'))
+    loss = 'rehearsal.rehearsal_loss = "distill"'
+    text = path.read_text().replace('corpus = "with-topk"', 'corpus = "wiki"')
+    path.write_text(text.replace(loss, f'{loss}\nrehearsal.teacher = "stored"'))
     with pytest.raises(CorpusMismatch, match="arm 'KL, weight 3': corpus 'wiki' does not store the base model's"):
         check_study(study_of(path))
 

@@ -32,7 +32,7 @@ def test_a_study_that_is_interrupted_goes_on_and_repeats_no_finished_cell(
 ) -> None:
     settings = StudySettings.read(write_study(tmp_path, tiny_model, service_url))
     study = Study.of(settings)
-    engine = Engine(study, check_study(study))
+    engine = Engine(study, check_study(study), study.cells)
     seen: list[Task] = []
 
     def stop_after_two(task: Task) -> None:

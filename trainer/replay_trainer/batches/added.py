@@ -12,6 +12,7 @@ from replay_service.classification.losses import ClassLosses
 from replay_service.language.losses import TokenLosses
 from replay_service.wire.batches import Batch
 from replay_trainer.batches.distilled import Distillation
+from replay_trainer.batches.padding_free import is_padding_free
 from replay_trainer.errors import InvalidTraining
 
 Losses = TokenLosses | ClassLosses
@@ -39,6 +40,21 @@ class Added(ABC):
     @property
     def num_rehearsed(self) -> int:
         return len(self.rehearsed)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the loader's batch is one row of samples end to end."""
+        return is_padding_free(self.inputs)
+
+    @property
+    @abstractmethod
+    def target_labels(self) -> Tensor:
+        """The labels of the loader's rows alone: [rows], [rows, tokens], or of a flat batch [1, tokens]."""
+
+    @property
+    @abstractmethod
+    def num_target_rows(self) -> int:
+        """The loader's rows; of a flat batch, its samples."""
 
     @property
     @abstractmethod

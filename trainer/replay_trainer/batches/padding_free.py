@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from replay_service.classification.losses import IGNORED
 from replay_service.language.losses import TokenLosses, predicted, token_losses
 from replay_service.wire.batches import Batch
-from replay_trainer.batches.added import IGNORED
 from replay_trainer.errors import InvalidTraining
 
 _ROWS: Final = ("input_ids", "labels", "position_ids", "seq_idx")
@@ -35,6 +35,11 @@ _LEAK: Final = 0.1
 def is_padding_free(inputs: Mapping[str, Any]) -> bool:
     """Whether a loader's batch is flat."""
     return "position_ids" in inputs
+
+
+def num_samples(position_1T: Tensor) -> int:
+    """How many samples a flat row holds: one begins wherever positions do not go on."""
+    return int((position_1T[0, 1:] != position_1T[0, :-1] + 1).sum()) + 1
 
 
 def add_flat_rows(inputs: Mapping[str, Any], rehearsed: Batch) -> dict[str, Any]:

@@ -17,7 +17,13 @@ from replay_service.wire.batches import Batch
 from replay_trainer.batches.added import IGNORED, Added, Losses
 from replay_trainer.batches.distilled import Distillation
 from replay_trainer.batches.mixing import MixedBatch, loss_rows
-from replay_trainer.batches.padding_free import add_flat_rows, flat_logits, flat_losses, is_padding_free
+from replay_trainer.batches.padding_free import (
+    add_flat_rows,
+    flat_logits,
+    flat_losses,
+    is_padding_free,
+    num_samples,
+)
 from replay_trainer.errors import InvalidTraining
 
 _FILLING: Final = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
@@ -31,6 +37,19 @@ class MixedInputs(Added):
     Its inputs are `input_ids`, `attention_mask` and `labels`, each int64 [B, T]. T is the wider of the two kinds of
     rows. Of a flat batch they are what `replay_trainer.batches.padding_free` makes, one row of all samples.
     """
+
+    @property
+    def target_labels(self) -> Tensor:
+        """int64 [B - R, T], or of a flat batch [1, tokens]."""
+        labels: Tensor = self.inputs["labels"]
+        if self.is_flat:
+            return labels[:, : labels.shape[1] - int(self.rehearsed.length.sum())]
+        return labels[: len(labels) - self.num_rehearsed]
+
+    @property
+    def num_target_rows(self) -> int:
+        labels = self.target_labels
+        return num_samples(self.inputs["position_ids"][:, : labels.shape[1]]) if self.is_flat else len(labels)
 
     @property
     def num_predictions(self) -> Tensor:
@@ -50,33 +69,43 @@ class MixedInputs(Added):
                 f"the logits are of shape {tuple(logits_BTV.shape)}, the batch of {tuple(ids_BT.shape)}; give those of "
                 "every token of the mixed batch"
             )
-        if is_padding_free(self.inputs):
+        if self.is_flat:
             losses = flat_losses(logits_BTV, self.rehearsed)
             if self.distillation is None or not self.num_rehearsed:
                 return losses
-            return self._distilled(losses, flat_logits(logits_BTV, self.rehearsed))
-        alone = self.for_report().to(logits_BTV.device)
+            return distilled_losses(losses, flat_logits(logits_BTV, self.rehearsed), self.rehearsed, self.distillation)
+        alone = rows_for_report(self.rehearsed).to(logits_BTV.device)
         logits_RTV = logits_BTV[len(ids_BT) - self.num_rehearsed :, : self.rehearsed.input_ids.shape[1]]
-        return self._distilled(token_losses(logits_RTV, alone.input_ids_BT, alone.length_B), logits_RTV)
-
-    def _distilled(self, losses: TokenLosses, logits_RTV: Tensor) -> TokenLosses:
-        """Losses of rehearsed rows, with what they learn from the base model."""
-        if self.distillation is None or not self.num_rehearsed:
-            return losses
-        alone = {name: each.to(logits_RTV.device) for name, each in _inputs_of(self.rehearsed).items()}
-        del alone["labels"]
-        return self.distillation.measured(losses, self.rehearsed, logits_RTV, alone)
+        losses = token_losses(logits_RTV, alone.input_ids_BT, alone.length_B)
+        return distilled_losses(losses, logits_RTV, self.rehearsed, self.distillation)
 
     def loss_rows(self, losses: Losses, rank: int) -> np.ndarray:
         """The report of the rehearsed rows; see `replay_trainer.batches.mixing`."""
-        if not isinstance(losses, TokenLosses):
-            raise InvalidTraining("these are losses of labels; give those that this batch's `losses` gives")
-        return loss_rows(self.for_report(), losses, self.rehearsed.only_step.step, rank)
+        return reported(self.rehearsed, losses, rank)
 
-    def for_report(self) -> MixedBatch:
-        """The rehearsed rows alone."""
-        ids_RT = torch.from_numpy(self.rehearsed.input_ids.astype("int64"))
-        return MixedBatch(ids_RT, torch.from_numpy(self.rehearsed.length.astype("int64")), self.rehearsed)
+
+def distilled_losses(
+    losses: TokenLosses, logits_RTV: Tensor, rehearsed: Batch, distillation: Distillation | None
+) -> TokenLosses:
+    """Losses of rehearsed rows, with what they learn from the base model."""
+    if distillation is None or not len(rehearsed):
+        return losses
+    alone = {name: each.to(logits_RTV.device) for name, each in inputs_of(rehearsed).items()}
+    del alone["labels"]
+    return distillation.measured(losses, rehearsed, logits_RTV, alone)
+
+
+def reported(rehearsed: Batch, losses: Losses, rank: int) -> np.ndarray:
+    """The report of rehearsed rows, LOSS_ROW [R]; raises InvalidTraining when the losses are of labels."""
+    if not isinstance(losses, TokenLosses):
+        raise InvalidTraining("these are losses of labels; give those that this batch's `losses` gives")
+    return loss_rows(rows_for_report(rehearsed), losses, rehearsed.only_step.step, rank)
+
+
+def rows_for_report(rehearsed: Batch) -> MixedBatch:
+    """The rehearsed rows alone."""
+    ids_RT = torch.from_numpy(rehearsed.input_ids.astype("int64"))
+    return MixedBatch(ids_RT, torch.from_numpy(rehearsed.length.astype("int64")), rehearsed)
 
 
 def add_rows(
@@ -97,7 +126,7 @@ def add_rows(
     Raises:
         InvalidTraining: when the batch holds something else, of which rehearsed rows know nothing.
     """
-    _check_learned(inputs, rehearsed)
+    check_learned(inputs, rehearsed)
     if is_padding_free(inputs):
         return MixedInputs(add_flat_rows(inputs, rehearsed), rehearsed, rehearsal_weight, distillation)
     _check_padded(inputs)
@@ -106,7 +135,7 @@ def add_rows(
     ids_BT = inputs["input_ids"]
     ours = {"attention_mask": torch.ones_like(ids_BT), **inputs}
     width = max(ids_BT.shape[1], rehearsed.input_ids.shape[1])
-    theirs = _inputs_of(rehearsed)
+    theirs = inputs_of(rehearsed)
     mixed = {
         name: torch.cat([_widened(ours[name], width, filling), _widened(theirs[name].to(ours[name]), width, filling)])
         for name, filling in _FILLING.items()
@@ -114,7 +143,8 @@ def add_rows(
     return MixedInputs(mixed, rehearsed, rehearsal_weight, distillation)
 
 
-def _check_learned(inputs: Mapping[str, Any], rehearsed: Batch) -> None:
+def check_learned(inputs: Mapping[str, Any], rehearsed: Batch) -> None:
+    """Raises InvalidTraining when a batch has no labels of tokens."""
     if "labels" in inputs and inputs["labels"].ndim == 1:
         raise InvalidTraining(
             f"the batch has one label a row, but corpus {rehearsed.header.corpus!r} is of language; rehearse from a "
@@ -140,7 +170,8 @@ def _check_padded(inputs: Mapping[str, Tensor]) -> None:
         raise InvalidTraining(f"what a batch holds must be of one shape, rows and tokens, not {shapes}")
 
 
-def _inputs_of(rehearsed: Batch) -> dict[str, Tensor]:
+def inputs_of(rehearsed: Batch) -> dict[str, Tensor]:
+    """What a model is called with for rehearsed rows, and their labels: int64 [R, T]."""
     ids_RT = torch.from_numpy(rehearsed.input_ids.astype("int64"))
     length_R1 = torch.from_numpy(rehearsed.length.astype("int64"))[:, None]
     position_T = torch.arange(ids_RT.shape[1])

@@ -33,6 +33,16 @@ class MixedSamples(Added):
     """
 
     @property
+    def target_labels(self) -> Tensor:
+        """int64 [B - R]."""
+        labels: Tensor = self.inputs["labels"]
+        return labels[: self.num_target_rows]
+
+    @property
+    def num_target_rows(self) -> int:
+        return len(self.inputs["labels"]) - self.num_rehearsed
+
+    @property
     def num_predictions(self) -> Tensor:
         """int64 scalar: labels that count, of all samples."""
         counted: Tensor = (self.inputs["labels"] != IGNORED).sum()

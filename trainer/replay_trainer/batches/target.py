@@ -26,6 +26,7 @@ from replay_service.errors import ReplayError
 from replay_service.language.packing import Ends, PackedRows, id_dtype, laid_out, pack
 from replay_service.language.tokenizer import ends_of, ids_of, vocab_size
 from replay_trainer.batches.examples import Example, check_scored_with, check_text_columns, examples_of
+from replay_trainer.batches.shuffled import ShuffledRows
 from replay_trainer.batches.tables import Tables, find_tables
 from replay_trainer.config import DataConfig, FlowConfig
 from replay_trainer.errors import InvalidTraining
@@ -226,21 +227,15 @@ def concatenated(parts: list[PackedRows]) -> PackedRows:
 
 @dataclass(slots=True)
 class TargetRows:
-    """An endless stream of fine-tuning rows, shuffled anew in every epoch.
-
-    Place i of the stream is row `permutation(seed, i // n)[i % n]`, so that a resumed job goes on without any state.
-    """
+    """An endless stream of fine-tuning rows, shuffled anew in every epoch (`ShuffledRows`)."""
 
     rows: TrainingRows
     seed: int
-    _order: dict[int, NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False)
+    _order: ShuffledRows = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._order = ShuffledRows(len(self.rows), self.seed)
 
     def take(self, places: range) -> TrainingRows:
         """The rows at the given places of the stream."""
-        return self.rows.take(np.array([self._row_at(place) for place in places], dtype=np.int64))
-
-    def _row_at(self, place: int) -> int:
-        epoch, within = divmod(place, len(self.rows))
-        if epoch not in self._order:
-            self._order = {epoch: np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))}
-        return int(self._order[epoch][within])
+        return self.rows.take(np.array(self._order.rows_at(places), dtype=np.int64))

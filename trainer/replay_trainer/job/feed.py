@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,13 +18,14 @@ from replay_trainer.batches.mixing import MixedBatch, mix
 from replay_trainer.batches.target import TargetRows, TrainingRows, load_target, packed_by_domain
 from replay_trainer.client import ReplayClient, RetryPolicy
 from replay_trainer.config import DataConfig, TrainConfig
-from replay_trainer.errors import InvalidTraining, TrainerError
+from replay_trainer.errors import InvalidTraining
+from replay_trainer.estimates import Estimates
 from replay_trainer.job.evaluation import TARGET, HeldOut
+from replay_trainer.job_claim import JobClaim
 from replay_trainer.rehearsal import RehearsalStream
 from replay_trainer.reporting import LossReporter
 from replay_trainer.session import RehearsalSession
 
-_HASTY: Final = RetryPolicy(give_up_after_s=1.0, first_contact_s=1.0)
 _PATIENT: Final = RetryPolicy(first_contact_s=math.inf)
 """The job has reached the service before its workers began, so one that is not there now comes back."""
 
@@ -37,7 +38,7 @@ class Feed:
         session: None where the job rehearses nothing.
         adds_rows: whether rehearsed rows come on top of the global batch, instead of taking the place of fine-tuning
             rows.
-        watching: asks for statistics, which nobody waits for long.
+        estimates: of the service; None where the job rehearses nothing.
     """
 
     target: TargetRows
@@ -47,12 +48,14 @@ class Feed:
     session: RehearsalSession | None = None
     rehearsal_weight: float = 1.0
     adds_rows: bool = False
-    watching: ReplayClient | None = None
+    estimates: Estimates | None = None
     _counts: TrainedCounts = field(default_factory=TrainedCounts, init=False, repr=False)
     _next_step: int = field(default=0, init=False, repr=False)
 
     def next(self, step: int) -> MixedBatch:
         """The batch of `step`; steps come in order, from the first one or from the one a state was loaded for."""
+        if self.session is not None:
+            self.session.check_claim()
         rehearsed = None if self.session is None else next(self.session.stream)
         planned, before = (0, 0) if rehearsed is None or self.adds_rows else _counts(rehearsed)
         places = target_rows(step, planned, before, self.rank, self.world_size, self.global_batch_size)
@@ -77,14 +80,6 @@ class Feed:
         """How many rows this rank reported in vain so far, by name, where there are any."""
         counts = {} if self.session is None else self.session.without_effect()
         return {name: count for name, count in counts.items() if count}
-
-    def statistics(self) -> dict[str, Any] | None:
-        """What the service says of the run, as GET /v1/runs/{run}/stats gives it; None without an answer."""
-        if self.watching is None or self.session is None:
-            return None
-        with suppress(TrainerError):
-            return self.watching.stats(self.session.stream.run)
-        return None
 
     def flush(self) -> None:
         """Wait until all reports are durable."""
@@ -126,10 +121,7 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
     if rehearsal is None:
         yield Feed(target, config.global_batch_size, rank, world_size)
         return
-    with (
-        ReplayClient(rehearsal.service_url, retry=_PATIENT) as client,
-        ReplayClient(rehearsal.service_url, retry=_HASTY) as watching,
-    ):
+    with ReplayClient(rehearsal.service_url, retry=_PATIENT) as client:
         stream = RehearsalStream(
             client,
             rehearsal.run,
@@ -139,7 +131,9 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
             rehearsal.window_steps,
             topk=rehearsal.needs_topk,
         )
-        session = RehearsalSession(stream, LossReporter(client, rehearsal.run))
+        # Workers that begin anew, and a job that goes on in its folder, are the same job.
+        claim = JobClaim.of(client, rehearsal.run, str(config.output)) if rank == 0 else None
+        session = RehearsalSession(stream, LossReporter(client, rehearsal.run), claim=claim)
         adds_rows = rehearsal.run_settings()["injection_mode"] == "add"
         try:
             yield Feed(
@@ -150,10 +144,23 @@ def open_feed(config: TrainConfig, tokenizer: Any, rank: int, world_size: int) -
                 session,
                 rehearsal.rehearsal_weight,
                 adds_rows,
-                watching,
+                Estimates(client, rehearsal.run, config.num_steps),
             )
         finally:
             session.close()
+
+
+def with_teacher(config: TrainConfig) -> TrainConfig:
+    """The job with its `auto` teacher chosen, by what its corpus stores.
+
+    Raises:
+        ServiceError: when the service cannot be asked.
+    """
+    rehearsal = config.rehearsal
+    if rehearsal is None or not rehearsal.is_distilled or rehearsal.teacher != "auto":
+        return config
+    with ReplayClient(rehearsal.service_url, retry=_PATIENT) as client:
+        return config.with_teacher(stores_topk=bool(client.corpus(rehearsal.corpus).topk))
 
 
 def document_ends(config: TrainConfig, tokenizer: Any) -> Ends:

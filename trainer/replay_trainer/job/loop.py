@@ -23,9 +23,10 @@ from replay_service.language.trial import check_model
 from replay_trainer.batches.mixing import loss_rows
 from replay_trainer.config import LdifsConfig, TrainConfig
 from replay_trainer.errors import InvalidTraining, NotFinite
+from replay_trainer.estimates import figures
 from replay_trainer.job.adapters import Adapters
 from replay_trainer.job.evaluation import HeldOut
-from replay_trainer.job.feed import Feed, document_ends, load_heldout, open_feed
+from replay_trainer.job.feed import Feed, document_ends, load_heldout, open_feed, with_teacher
 from replay_trainer.job.metrics import MetricsFile
 from replay_trainer.job.objective import BaseModel, Counts, Objective
 from replay_trainer.job.stopwatch import Stopwatch
@@ -69,10 +70,6 @@ class Worker(Protocol):
     def save(self, state: dict[str, Any], step: int) -> None:
         """Keep rank 0's `state` as a checkpoint; every rank calls this."""
         ...
-
-
-_ESTIMATES: Final = 100
-"""How often the metrics of a job tell of forgetting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +170,7 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> Tuni
     Raises:
         InvalidTraining: when the checkpoint is of a later step than the last, or of other weights.
     """
+    config = with_teacher(config)
     tokenizer = load_tokenizer(config.model)
     state = worker.restore()
     first_step = 0 if state is None else state["step"]
@@ -204,9 +202,9 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> Tuni
             _evaluate_if_due(config, precision, worker, tuning, heldout, metrics, step)
             values = {**_train_step(job, tuning, feed, step), **feed.without_effect()}
             if worker.rank == 0:
-                values |= _estimates_if_due(feed, step, config.num_steps)
+                values |= {} if feed.estimates is None else feed.estimates.after(step)
                 metrics.append("step", step, **values)
-                trackers.log(step, _figures(values))
+                trackers.log(step, figures(values))
             if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
                 worker.save({**tuning.state_dict(step + 1), "feed": feed.state_dict()}, step + 1)
         feed.finish()
@@ -215,27 +213,6 @@ def fine_tune(config: TrainConfig, precision: Precision, worker: Worker) -> Tuni
         tuning.save(config.output / "model")
         tokenizer.save_pretrained(config.output / "model")
     return tuning
-
-
-def _estimates_if_due(feed: Feed, step: int, num_steps: int) -> dict[str, Any]:
-    """The service's estimates; nothing where it gives none.
-
-    Forgetting a hundred times in a job and after its last step, and after that the predicted gain too.
-    """
-    is_last = step == num_steps - 1
-    if step % max(1, num_steps // _ESTIMATES) and not is_last:
-        return {}
-    found = feed.statistics() or {}
-    names = ("forgetting", "rows_due", "rows_rehearsed", *(("predicted_gain",) if is_last else ()))
-    late = {"late_steps": found["report_delay"]["late_steps"]} if "report_delay" in found else {}
-    return {name: found[name] for name in names if name in found} | late
-
-
-def _figures(values: dict[str, Any]) -> dict[str, float]:
-    """What a tracker draws: all that are numbers, and the estimate of forgetting with its interval."""
-    found = values.get("forgetting", {})
-    flat = {**values, **{f"forgetting_{name}": found.get(name) for name in ("nats", "low", "high")}}
-    return {name: each for name, each in flat.items() if isinstance(each, float | int)}
 
 
 def _start(config: TrainConfig, precision: Precision, worker: Worker) -> tuple[_Job, Tuning]:

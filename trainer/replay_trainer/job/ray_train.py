@@ -20,13 +20,17 @@ from replay_service.errors import ReplayError
 from replay_service.language.model import faster_precision, outline_of
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import bos_id, ends_of, is_known_as
+from replay_service.ray_cluster import check_room, check_shared
 from replay_service.ray_session import error_within
 from replay_trainer.beginning import warn_if_undecided
-from replay_trainer.client import TOKEN_VARIABLE, CorpusInfo, ReplayClient
+from replay_trainer.client import TOKEN_VARIABLE, ReplayClient
 from replay_trainer.config import TrainConfig
+from replay_trainer.corpus_info import CorpusInfo
 from replay_trainer.errors import CorpusMismatch, InvalidTraining, TrainerError
 from replay_trainer.job.adapters import check_peft
+from replay_trainer.job.feed import with_teacher
 from replay_trainer.job.loop import fine_tune
+from replay_trainer.proxy_text import warn_if_proxy
 from replay_trainer.transport import CA_FILE_VARIABLE
 
 Argument = TypeVar("Argument")
@@ -88,9 +92,12 @@ def run_training(config: TrainConfig) -> None:
         CorpusMismatch: when the model's tokenizer or seq_len is not the corpus's.
         InvalidTraining: when the model, the text or the configuration cannot be used.
         ServiceError: when the service cannot be reached or refuses the run.
+        RayUnavailable: when too few CPUs or GPUs are free, or a node does not share the output folder.
         KeyboardInterrupt: after SIGINT.
     """
+    _check_cluster(config)
     precision = preflight(config)
+    config = with_teacher(config)
     config.output.mkdir(parents=True, exist_ok=True)
     (config.output / "config.json").write_text(config.model_dump_json(indent=2))
     trainer = TorchTrainer(
@@ -112,6 +119,13 @@ def run_training(config: TrainConfig) -> None:
         if ended.code not in _CODES_OF_SIGINT:
             raise
         raise KeyboardInterrupt from None
+
+
+def _check_cluster(config: TrainConfig) -> None:
+    """Raises RayUnavailable when too few workers find room, or a node does not share the output folder."""
+    worker = {"GPU": 1.0} if config.use_gpu else {"CPU": 1.0}
+    check_room([worker] * (config.min_workers or config.num_workers), "this job", "take fewer workers (num_workers)")
+    check_shared(config.output)
 
 
 def _scaling(config: TrainConfig) -> ScalingConfig:
@@ -141,6 +155,7 @@ def preflight(config: TrainConfig) -> Precision:
             check_corpus(config, tokenizer, corpus)
             run = client.ensure_run(rehearsal.run, rehearsal.corpus, config.run_settings())
         warn_if_undecided(run, config.num_steps)
+        warn_if_proxy(tokenizer, rehearsal.rehearsal_loss, corpus)
         if precision == "corpus":
             precision = "bf16" if corpus.precision == "bf16" else "float32"
     return faster_precision() if precision == "corpus" else precision
@@ -173,7 +188,7 @@ def check_corpus(config: TrainConfig, tokenizer: Any, info: CorpusInfo) -> None:
     if config.rehearsal.needs_topk and not info.topk:
         raise CorpusMismatch(
             f"corpus {corpus!r} does not store the base model's likeliest tokens, which rehearsal_loss {loss} learns "
-            'from; set teacher = "base", ingest it with --store-topk 8, or take cross_entropy'
+            "from; leave teacher out to ask the base model, ingest it with --store-topk 8, or take cross_entropy"
         )
 
 

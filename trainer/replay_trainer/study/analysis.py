@@ -124,7 +124,7 @@ def analyzed(paired: Paired, num_resamples: int = NUM_RESAMPLES) -> Analysis:
     frontiers = _frontiers(means, rows, paired.is_frontier)
     is_reference = paired.is_frontier if frontiers else np.arange(len(paired.arms)) == 0
     summaries = [
-        _Arm(means, frontiers, index, rows[index], _worst(mean(paired.forgetting[index][None])[:, :, 0]), known)
+        _Arm(means, frontiers, index, rows[index], worst_domain(mean(paired.forgetting[index][None])[:, :, 0]), known)
         for index in range(len(paired.arms))
     ]
     p_values = np.array(
@@ -245,7 +245,7 @@ def _kept(forgetting: Float64Array, reference: Float64Array) -> Float64Array:
     return 1.0 - kept
 
 
-def _worst(halves: Float64Array) -> Float64Array:
+def worst_domain(halves: Float64Array) -> Float64Array:
     """Of [B, T, D, 2]: chosen on one half and read off the other, both ways, averaged, [B, T]."""
     values = []
     for chosen_on, read_on in ((0, 1), (1, 0)):

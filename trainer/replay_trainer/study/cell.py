@@ -16,6 +16,7 @@ from replay_trainer.client import ReplayClient
 from replay_trainer.config import TrainConfig
 from replay_trainer.errors import NotFinite
 from replay_trainer.job.evaluation import TARGET, HeldOut
+from replay_trainer.job.feed import with_teacher
 from replay_trainer.job.loop import Tuning, fine_tune
 from replay_trainer.job.metrics import MetricsFile
 from replay_trainer.study.cells import Cell, short_name
@@ -98,7 +99,7 @@ def run_cell(task: Task) -> None:
     """
     if task.result.exists():
         return
-    device, job = _prepared(task), task.cell.job
+    device, job = _prepared(task), with_teacher(task.cell.job)
     job.output.mkdir(parents=True, exist_ok=True)
     if job.rehearsal is not None:
         with ReplayClient(job.rehearsal.service_url) as client:

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from replay_trainer.config import DataConfig, TrainConfig, job_of
 from replay_trainer.errors import InvalidTraining
+from replay_trainer.recipe import recipe_keys
 from replay_trainer.study.settings import ArmConfig, StudyConfig, StudySettings, TargetConfig
 
 _NOT_IN_NAMES: Final = re.compile(r"[^a-z0-9]+")
@@ -82,6 +83,25 @@ class Study:
     def targets(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(cell.target for cell in self.cells))
 
+    def chosen(self, arms: Collection[str] = (), seeds: Collection[int] = ()) -> tuple[Cell, ...]:
+        """The cells of these arms with these seeds, in their order; of all, where none are named.
+
+        Raises:
+            InvalidTraining: when the study has no such arm or seed.
+        """
+        _check_known("arm", arms, [cell.arm for cell in self.cells])
+        _check_known("seed", seeds, [cell.seed for cell in self.cells])
+        return tuple(
+            cell for cell in self.cells if (not arms or cell.arm in arms) and (not seeds or cell.seed in seeds)
+        )
+
+
+def _check_known(kind: str, wanted: Collection[object], known: Iterable[object]) -> None:
+    there = list(dict.fromkeys(known))
+    for each in wanted:
+        if each not in there:
+            raise InvalidTraining(f"the study trains no {kind} {each!r}; it trains {', '.join(map(repr, there))}")
+
 
 def short_name(text: str) -> str:
     """A text as a part of the names of files and runs."""
@@ -106,7 +126,7 @@ def _learning_rates(arm: ArmConfig, study: StudyConfig) -> tuple[float | None, .
 def _cell(settings: StudySettings, arm: ArmConfig, target: TargetConfig, seed: int, rate: float | None) -> Cell:
     study = settings.study
     content = _merged(settings.job, {"data": target.overrides})
-    content = _merged(content, arm.overrides) | {"seed": seed, "save_model": False, "trackers": []}
+    content = _merged(content, _with_recipe(arm.overrides)) | {"seed": seed, "save_model": False, "trackers": []}
     if rate is not None:
         content["learning_rate"] = rate
     called = f"configuration {settings.path}: arm {arm.name!r}"
@@ -118,6 +138,14 @@ def _cell(settings: StudySettings, arm: ArmConfig, target: TargetConfig, seed: i
         if each.interpolates == arm.name and each.tuned_share is not None
     )
     return Cell(f"{arm.name}{suffix}", target.name, seed, job, job.data, interpolated)
+
+
+def _with_recipe(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of an arm with those of the recipe that it names, so that these win over the keys of all arms."""
+    rehearsal = overrides.get("rehearsal")
+    if not isinstance(rehearsal, Mapping):
+        return dict(overrides)
+    return {**overrides, "rehearsal": {**recipe_keys(rehearsal), **rehearsal}}
 
 
 def _merged(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

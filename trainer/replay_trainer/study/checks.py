@@ -7,8 +7,9 @@ from replay_service.errors import ReplayError
 from replay_service.language.model import faster_precision, outline_of
 from replay_service.language.precision import Precision
 from replay_service.language.tokenizer import ends_of
-from replay_trainer.client import CorpusInfo, ReplayClient, RetryPolicy
+from replay_trainer.client import ReplayClient, RetryPolicy
 from replay_trainer.config import DataConfig, TrainConfig
+from replay_trainer.corpus_info import CorpusInfo
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
 from replay_trainer.job.adapters import check_peft
 from replay_trainer.job.ray_train import check_corpus
@@ -40,7 +41,7 @@ def check_study(study: Study, retry: RetryPolicy | None = None) -> Precision:
         _check_text(study)
     except ReplayError as error:
         raise InvalidTraining(error.detail) from error
-    known: dict[tuple[str, str], CorpusInfo] = {}
+    known: dict[tuple[str | tuple[str, ...], str], CorpusInfo] = {}
     for arm, job in {cell.arm: cell.job for cell in study.cells}.items():
         if job.lora is not None:
             check_peft()

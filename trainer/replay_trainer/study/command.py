@@ -1,7 +1,7 @@
 """The commands `replay-trainer study` and `replay-trainer interpolate`, as a person watches them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,29 @@ from replay_trainer.study.report import as_table, write_report
 from replay_trainer.study.settings import StudySettings
 
 
-def carry_out(settings: StudySettings, console: Console, start_ray: Callable[[], None]) -> None:
+def carry_out(
+    settings: StudySettings,
+    console: Console,
+    start_ray: Callable[[], None],
+    arms: Collection[str] = (),
+    seeds: Collection[int] = (),
+) -> None:
     """Check a study, and train the cells that are not finished, with a line of progress.
+
+    Args:
+        arms: names of those to train now; all, where there are none.
+        seeds: those to train now; likewise.
 
     Raises:
         TrainerError: what `check_study` finds, before Ray starts; or what a cell raised.
     """
     study = Study.of(settings)
+    cells = study.chosen(arms, seeds)
     precision = check_study(study)
     start_ray()
     from replay_trainer.study.engine import Engine
 
-    engine = Engine(study, precision)
+    engine = Engine(study, precision, cells)
     with StudyProgress(console, engine.tasks(), time.monotonic) as progress:
         engine.run(progress.show)
 

@@ -9,11 +9,12 @@ from ray.exceptions import RayError
 
 from replay_service.errors import ReplayError
 from replay_service.language.precision import Precision
+from replay_service.ray_cluster import check_room, check_shared
 from replay_service.ray_session import error_within
 from replay_trainer.errors import InvalidTraining, TrainerError
 from replay_trainer.job.ray_train import with_access
 from replay_trainer.study.cell import Task, run_cell, score_base
-from replay_trainer.study.cells import Study
+from replay_trainer.study.cells import Cell, Study
 from replay_trainer.study.checks import write_folder
 from replay_trainer.study.outcomes import Outcome, read_outcomes
 
@@ -29,27 +30,30 @@ class Engine:
     Attributes:
         study: checked before.
         precision: of all cells.
+        cells: those to train.
     """
 
     study: Study
     precision: Precision
+    cells: tuple[Cell, ...]
 
     def tasks(self) -> list[Task]:
         """One for each cell, in the order in which they are trained."""
         settings = self.study.settings
         threads = max(1, int(settings.num_cpus))
-        return [
-            Task(cell, self.study.folder, self.precision, settings.heldout_rows, threads) for cell in self.study.cells
-        ]
+        return [Task(cell, self.study.folder, self.precision, settings.heldout_rows, threads) for cell in self.cells]
 
     def run(self, on_cell: OnCell) -> None:
         """Train the cells that are not finished, and tell of each that is now.
 
         Raises:
+            RayUnavailable: when no cell finds room, or a node does not share the study's folder.
             TrainerError: what a cell raised; the others are stopped, and those that are finished stay.
             BaseException: what interrupts it or `on_cell` raises, likewise.
         """
         write_folder(self.study)
+        check_room([self._cell_needs], "a cell of this study", "lower num_cpus")
+        check_shared(self.study.folder)
         left = [each for each in self.tasks() if not each.result.exists()]
         first_of_target = {each.base_scores: each for each in reversed(left) if not each.base_scores.exists()}
         for task in self._finished(score_base, list(first_of_target.values())):
@@ -76,6 +80,11 @@ class Engine:
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
+
+    @property
+    def _cell_needs(self) -> dict[str, float]:
+        needs = {"CPU": float(self.study.settings.num_cpus), "GPU": self._num_gpus}
+        return {name: amount for name, amount in needs.items() if amount}
 
     @property
     def _num_gpus(self) -> float:

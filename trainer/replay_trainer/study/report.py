@@ -114,22 +114,23 @@ def _cells(arm: ArmSummary, outcomes: Sequence[Outcome]) -> list[str]:
     return [
         arm.arm,
         f"{arm.rows:,.0f}",
-        _nats(arm.target_loss),
-        _nats(arm.forgetting),
-        _nats(arm.worst),
+        nats(arm.target_loss),
+        nats(arm.forgetting),
+        nats(arm.worst),
         f"{np.mean([each.share_of_flips() for each in outcomes]):.1%}",
         f"{np.mean([each.share_of_gains() for each in outcomes]):.1%}",
         "reference" if arm.is_reference else percent(arm.kept),
-        "reference" if arm.is_reference else _nats(arm.extra_loss, signed=True),
+        "reference" if arm.is_reference else nats(arm.extra_loss, signed=True),
         "-" if np.isnan(arm.p_adjusted) else f"{arm.p_adjusted:.2g}",
         "reference" if arm.is_reference else equal_loss,
-        "reference" if arm.is_reference else _equal_rows(arm),
+        "reference" if arm.is_reference else equal_rows(arm),
         f"{np.mean([each.flops for each in costs]) / 1e15:.3g}",
         f"{np.mean([each.training_s for each in costs]):.0f}",
     ]
 
 
-def _equal_rows(arm: ArmSummary) -> str:
+def equal_rows(arm: ArmSummary) -> str:
+    """How many times as many rows the reference needs for as little forgetting; rows, where the arm has none."""
     found = arm.equivalence
     if found is None:
         return "-"
@@ -141,7 +142,8 @@ def _equal_rows(arm: ArmSummary) -> str:
     return form.format(number.value) + _ends(number, "{:.2f}" if found.ratio is not None else "{:,.0f}", found.is_open)
 
 
-def _nats(found: Interval, *, signed: bool = False) -> str:
+def nats(found: Interval, *, signed: bool = False) -> str:
+    """A number with its interval, `0.145 (0.140 to 0.151)`."""
     form = "{:+.3f}" if signed else "{:.3f}"
     return form.format(found.value) + _ends(found, form, False)
 

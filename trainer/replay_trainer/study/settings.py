@@ -8,9 +8,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from replay_trainer.config import Section, problems_of, read_toml
+from replay_trainer.config import read_toml
 from replay_trainer.errors import InvalidTraining
-from replay_trainer.keys import unknown_key
+from replay_trainer.keys import Section, problems_of, unknown_key
 
 SET_BY_STUDY: Final = frozenset(
     {

@@ -45,16 +45,24 @@
 
   // What somebody is reading stays in place: an unanswered request is said, and nothing is replaced by an error.
   function failed(event) {
-    const status = event.detail.ctx?.response?.status;
+    const ctx = event.detail.ctx;
+    const status = ctx?.response?.status;
+    const reason = status && new DOMParser().parseFromString(ctx.text ?? "", "text/html").querySelector("main p");
     offline.textContent = status === 401
       ? "You are logged out. Load the page again to log in."
-      : `The service does not answer${status ? ` (${status})` : ""}. What you see may be old.`;
+      : `The service does not answer${status ? ` (${status})` : ""}${reason ? `: ${reason.textContent}` : ""}. `
+        + "What you see may be old.";
     offline.hidden = false;
+  }
+
+  // An error is followed by a swap of nothing.
+  function swapped(event) {
+    if (!(event.detail.ctx?.response?.status >= 400)) offline.hidden = true;
   }
 
   document.addEventListener("htmx:error", failed);
   document.addEventListener("htmx:response:error", failed);
-  document.addEventListener("htmx:after:swap", () => { offline.hidden = true; });
+  document.addEventListener("htmx:after:swap", swapped);
   document.addEventListener("visibilitychange", follow);
   follow();
   setInterval(tick, 500);
