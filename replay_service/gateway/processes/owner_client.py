@@ -66,7 +66,7 @@ class OwnerClient:
             MalformedRequest: when it cannot be put into HTTP/1.1.
         """
         framed = [*headers, (b"content-length", b"%d" % len(body))] if body or method in ("POST", "PATCH") else headers
-        place = self._directory.place()
+        place = await self._directory.place()
         try:
             return await self._ask(place, method, target, framed, body)
         except _NotTaken as first:
@@ -106,7 +106,7 @@ class OwnerClient:
     @asynccontextmanager
     async def stream(self, target: bytes, headers: Sequence[Header]) -> AsyncIterator[httpcore2.Response]:
         """Ask the owner for something that comes bit by bit, and does not end by itself."""
-        place = self._directory.place()
+        place = await self._directory.place()
         try:
             async with place.pool.stream(
                 "GET",

@@ -91,7 +91,7 @@ class OwnerDirectory(ABC):
     """Knows where the owner is."""
 
     @abstractmethod
-    def place(self) -> OwnerPlace:
+    async def place(self) -> OwnerPlace:
         """Where it is; raises NotOwner while nobody is."""
 
     @abstractmethod
@@ -117,7 +117,7 @@ class FixedPlace(OwnerDirectory):
     def __init__(self, place: OwnerPlace) -> None:
         self._place = place
 
-    def place(self) -> OwnerPlace:
+    async def place(self) -> OwnerPlace:
         return self._place
 
     async def place_after(self, tried: OwnerPlace) -> OwnerPlace:
@@ -145,18 +145,24 @@ class FollowedOwner(OwnerDirectory):
         self._place: OwnerPlace | None = None
         self._missed: int | None = None
         self._looking = asyncio.Lock()
+        self._num_looks = 0
         self._leaving: set[asyncio.Task[None]] = set()
         self._task = asyncio.create_task(self._follow())
 
-    def place(self) -> OwnerPlace:
+    async def place(self) -> OwnerPlace:
         if self._place is None:
-            raise NotOwner("no replica owns the runs at this moment; ask again")
-        return self._place
+            await self._look()
+        return self._known_place()
 
     async def place_after(self, tried: OwnerPlace) -> OwnerPlace:
         if self._place is tried:
             await self._look()
-        return self.place()
+        return self._known_place()
+
+    def _known_place(self) -> OwnerPlace:
+        if self._place is None:
+            raise NotOwner("no replica owns the runs at this moment; ask again")
+        return self._place
 
     def missed(self, place: OwnerPlace) -> None:
         self._missed = place.epoch
@@ -174,8 +180,12 @@ class FollowedOwner(OwnerDirectory):
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _look(self) -> None:
-        """Ask the candidate, and say to it when callers miss the owner."""
+        """Ask the candidate, and say to it when callers miss the owner; all who wait share one question."""
+        begun = self._num_looks
         async with self._looking:
+            if self._num_looks > begun:
+                return  # this question was asked while the caller waited
+            self._num_looks += 1
             missed, self._missed = self._missed, None
             body = json.dumps({"epoch": missed}).encode()
             try:
