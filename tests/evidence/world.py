@@ -79,7 +79,7 @@ def heldout_losses(folder: Path, name: SizeName) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=lambda given: Path(given).absolute())
     parser.add_argument("--size", choices=list(SIZES), default="medium")
     args = parser.parse_args()
     console = Console()
