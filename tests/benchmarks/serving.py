@@ -152,15 +152,21 @@ def bare_server(num_bytes: int, num_rows: int, segment: Path) -> Iterator[Server
     command = [sys.executable, "-m", "tests.benchmarks.serving_floor", *map(str, told)]
     with subprocess.Popen(command) as process:
         try:
-            for _ in range(200):
-                try:
-                    httpx2.get(f"http://127.0.0.1:{port}/healthz")
-                    break
-                except httpx2.TransportError:
-                    time.sleep(0.05)
+            while not _answers(port):
+                if process.poll() is not None:
+                    raise RuntimeError(f"the bare server ended with exit status {process.returncode}")
+                time.sleep(0.05)
             yield Server(port, process.pid)
         finally:
             process.terminate()
+
+
+def _answers(port: int) -> bool:
+    try:
+        httpx2.get(f"http://127.0.0.1:{port}/healthz")
+    except httpx2.TransportError:
+        return False
+    return True
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from starlette.types import Receive, Scope, Send
 
+from replay_service.gateway.metrics.process import ProcessMetrics
 from replay_service.gateway.server import make_server, run
 from replay_service.settings import load_settings
 from replay_service.wire.protocol import ARROW_STREAM
@@ -40,7 +41,7 @@ def main() -> None:
             rest = body[len(rows) :]
         await send({"type": "http.response.body", "body": rest})
 
-    state = SimpleNamespace(is_stopping=False)
+    state = SimpleNamespace(is_stopping=False, metrics=ProcessMetrics())
     run(make_server(answer, state, load_settings(log_level="warning"), delay_s=0.0, port=port))
 
 

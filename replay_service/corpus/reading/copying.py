@@ -1,13 +1,16 @@
 """Copies of mapped memory that end with an error, and not the process, where a file was cut short.
 
 Reading a mapped file beyond its end raises SIGBUS in the process that reads. The kernel reports the same as an error of
-`process_vm_readv`, which copies between address spaces; here both are of this process.
+`process_vm_writev`, which copies between address spaces; here both are of this process. It prepares the target once
+for many pieces of the source, where `process_vm_readv` prepares each piece.
 """
 
 import ctypes
 import functools
+import itertools
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -23,68 +26,75 @@ _MOST_BYTES: Final = 1 << 30
 _log = structlog.get_logger()
 
 
-def copy_rows(addresses: NDArray[np.uint64], widths: Sequence[int]) -> tuple[list[NDArray[np.void]], int]:
+def copy_rows(addresses: NDArray[np.uint64], widths: Sequence[int]) -> tuple[list[NDArray[np.void]], int | None]:
     """Copy rows, and the parts of all rows beside one another.
-
-    The kernel takes longer to find a row than to copy it, so each row is one piece of memory to it.
 
     Args:
         addresses: uint64 [n], of mapped memory of this process: where each row begins.
         widths: bytes of each part; the parts of a row follow one another.
 
     Returns:
-        The copies of each part, void [n], and how many rows, counted from the first, are whole. The others hold
-        anything.
+        The copies of each part, void [n], and a row that could not be copied, None if there is none. Where there is
+        one, the copies hold anything.
     """
-    row_bytes = sum(widths)
-    copies = [np.empty(len(addresses), f"V{width}") for width in widths]
-    rows = np.empty(len(addresses), _IOVEC)
-    rows["base"], rows["length"] = addresses, row_bytes
-    targets = np.empty((len(addresses), len(widths)), _IOVEC)
-    targets["length"] = widths
-    for part, copy in enumerate(copies):
-        targets["base"][:, part] = np.arange(len(copy), dtype=np.uintp) * copy.itemsize + np.uintp(copy.ctypes.data)
-    at_once = max(1, min(_MOST_PIECES // len(widths), _MOST_BYTES // row_bytes))
-    for first in range(0, len(rows), at_once):
-        some = rows[first : first + at_once]
-        num_whole = _copy(some, targets[first : first + at_once]) // row_bytes
-        if num_whole < len(some):
-            return copies, first + num_whole
-    return copies, len(rows)
+    num_rows, begins = len(addresses), [0, *itertools.accumulate(widths)]
+    pieces = np.empty((len(widths), num_rows), _IOVEC)
+    pieces["base"] = np.array(begins[:-1], np.uint64)[:, None] + addresses
+    pieces["length"] = np.array(widths, np.uint64)[:, None]
+    memory = np.empty(num_rows * begins[-1], np.uint8)
+    failed = _copy_pieces(pieces.reshape(-1), memory)
+    copies = [memory[num_rows * begin : num_rows * end].view(f"V{end - begin}") for begin, end in pairwise(begins)]
+    return copies, None if failed is None else failed % num_rows
 
 
 @functools.cache
 def can_copy() -> bool:
     """Whether the system lets this process copy so; where it does not, the log warns of it once."""
-    number = np.arange(1, dtype=np.uint64) + 7
+    number, target = np.full(1, 7, np.uint64), np.zeros(1, np.uint64)
     try:
-        is_possible = _copy(_piece_of(number), _piece_of(target := np.zeros_like(number))) == number.nbytes
+        is_possible = _copy(np.array([(_address(number), number.nbytes)], _IOVEC), target) == number.nbytes
     except AttributeError:
         is_possible = False
     if not is_possible or target[0] != number[0]:
         _log.warning(
             "unsafe reading of corpora",
-            problem="this system does not permit process_vm_readv",
+            problem="this system does not permit process_vm_writev",
             advice="never cut a segment file short while it is served, which ends this process: replace it by a rename",
         )
         return False
     return True
 
 
-def _piece_of(array: NDArray[Any]) -> NDArray[np.void]:
-    return np.array([(array.ctypes.data, array.nbytes)], _IOVEC)
+def _copy_pieces(pieces: NDArray[np.void], target: NDArray[np.uint8]) -> int | None:
+    """Copy pieces of this process's memory (_IOVEC), end to end; gives the number of the first that it could not."""
+    at_once = max(1, min(_MOST_PIECES, _MOST_BYTES // int(pieces["length"].max(initial=1))))
+    ends = np.cumsum(pieces["length"])
+    num_bytes = 0
+    for first in range(0, len(pieces), at_once):
+        some = pieces[first : first + at_once]
+        end = int(ends[first + len(some) - 1])
+        num_copied = _copy(some, target[num_bytes:end])
+        if num_copied < end - num_bytes:
+            return int(np.searchsorted(ends, num_bytes + num_copied, side="right"))
+        num_bytes = end
+    return None
 
 
-def _copy(pieces: NDArray[np.void], targets: NDArray[np.void]) -> int:
-    """Copy pieces of this process's memory, end to end, into others (_IOVEC); gives how many bytes it could."""
-    into, from_ = (targets.ctypes.data, targets.size), (pieces.ctypes.data, pieces.size)
-    num_bytes: int = _process_vm_readv()(os.getpid(), *into, *from_, 0)
+def _copy(pieces: NDArray[np.void], target: NDArray[Any]) -> int:
+    """Copy pieces of this process's memory, end to end, into an array; gives how many bytes it could."""
+    into = np.array([(_address(target), target.nbytes)], _IOVEC)
+    num_bytes: int = _process_vm_writev()(os.getpid(), _address(pieces), len(pieces), _address(into), 1, 0)
     return max(num_bytes, 0)
 
 
+def _address(array: NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
 @functools.cache
-def _process_vm_readv() -> Any:
-    function = ctypes.CDLL(None).process_vm_readv
+def _process_vm_writev() -> Any:
+    function = ctypes.CDLL(None).process_vm_writev
     function.restype = ctypes.c_ssize_t
     number, address = ctypes.c_ulong, ctypes.c_void_p
     function.argtypes = (ctypes.c_int, address, number, address, number, number)

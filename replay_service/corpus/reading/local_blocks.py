@@ -128,8 +128,8 @@ class LocalBlocks:
 
     def take(self, positions: Int64Array, widths: Sequence[int], epoch: int) -> list[NDArray[np.void]]:
         """As `HeldBlocks.take`, of blocks that were intact in an epoch."""
-        copies, num_whole = self._files.gather(positions, widths)
-        changed = self._segments_of(positions[num_whole : num_whole + 1] // BLOCK_BYTES)
+        copies, failed = self._files.gather(positions, widths)
+        changed = set() if failed is None else self._segments_of(positions[failed : failed + 1] // BLOCK_BYTES)
         touched = self._segments_of(positions // BLOCK_BYTES)
         changed |= {number for number in touched if not self._is_as_checked(number)}
         # Last, since a segment that is mapped again counts as checked only in a later epoch.
@@ -189,12 +189,12 @@ class LocalBlocks:
         within = blocks - self._layout.first_block[numbers]
         for block, number, index in zip(blocks.tolist(), numbers.tolist(), within.tolist(), strict=True):
             end = min((index + 1) * BLOCK_BYTES, self._layout.segments[number].num_bytes)
-            (content,), is_whole = self._files.gather(np.array([block * BLOCK_BYTES]), [end - index * BLOCK_BYTES])
-            if is_whole and crc32(content.view(np.uint8)) == self._checksums[number][index]:
+            (content,), failed = self._files.gather(np.array([block * BLOCK_BYTES]), [end - index * BLOCK_BYTES])
+            if failed is None and crc32(content.view(np.uint8)) == self._checksums[number][index]:
                 self._states.state[block] = INTACT
                 self._num_left -= 1
             else:
-                self._states.damaged(number, block, block + 1, FAILS_CHECKSUM if is_whole else UNREADABLE)
+                self._states.damaged(number, block, block + 1, FAILS_CHECKSUM if failed is None else UNREADABLE)
 
     def _open_segments_of(self, blocks: Int64Array) -> None:
         for number in sorted(self._segments_of(blocks)):

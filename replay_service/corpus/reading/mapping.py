@@ -55,7 +55,7 @@ class SideBySide:
         if num_bytes:
             self._map(file, start, num_bytes)
 
-    def gather(self, positions: NDArray[np.int64], widths: Sequence[int]) -> tuple[list[NDArray[np.void]], int]:
+    def gather(self, positions: NDArray[np.int64], widths: Sequence[int]) -> tuple[list[NDArray[np.void]], int | None]:
         """Copies of rows, in parts.
 
         Args:
@@ -63,14 +63,14 @@ class SideBySide:
             widths: bytes of each part; the parts of a row follow one another.
 
         Returns:
-            The copies of each part, void [n], and how many rows, counted from the first, are whole. The others hold
-            anything.
+            The copies of each part, void [n], and a row that could not be copied, None if there is none. Where there
+            is one, the copies hold anything.
         """
         if self._can_copy:
             return copy_rows(positions.astype(np.uint64) + self._address, widths)
         begins = itertools.accumulate(widths[:-1], initial=0)
         copies = [self._bytes_from_anywhere(width)[positions + b] for b, width in zip(begins, widths, strict=True)]
-        return copies, len(positions)
+        return copies, None
 
     def _bytes_from_anywhere(self, num_bytes: int) -> NDArray[np.void]:
         """At each place, the `num_bytes` bytes from there on: overlapping views, which one index gathers from."""

@@ -10,14 +10,14 @@ import pytest
 from replay_service.corpus.reading.copying import can_copy
 from tests.corpus.worlds import random_rows, write_corpus
 
-SYSTEM_CALLS = {"x86_64": 310, "aarch64": 270}
+SYSTEM_CALLS = {"x86_64": 311, "aarch64": 271}
 
 FORBIDDEN = """
 import ctypes, struct, sys
 from pathlib import Path
 import numpy as np
 libc = ctypes.CDLL(None, use_errno=True)
-# A filter of system calls: load the number; if it is that of process_vm_readv, EPERM; else allow it.
+# A filter of system calls: load the number; if it is that of process_vm_writev, EPERM; else allow it.
 filter_ = b"".join(struct.pack("HBBI", *each) for each in (
     (0x20, 0, 0, 0), (0x15, 0, 1, int(sys.argv[2])), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)))
 code = ctypes.create_string_buffer(filter_)
@@ -42,4 +42,4 @@ def test_where_copies_are_forbidden_a_corpus_is_read_and_the_log_warns_once(tmp_
     told = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = told.stdout.splitlines()
     assert [line for line in lines if line.isdigit()] == [str(rows.input_ids.sum())] * 2
-    assert sum("process_vm_readv" in line for line in [*lines, *told.stderr.splitlines()]) == 1
+    assert sum("process_vm_writev" in line for line in [*lines, *told.stderr.splitlines()]) == 1
