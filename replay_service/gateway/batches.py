@@ -134,7 +134,7 @@ async def _read(corpus: Corpus, mine: RankRows) -> SampleColumns:
     sample_ids = mine.rows["sample_id"]
     is_small = len(sample_ids) * corpus.record_bytes <= MOST_BYTES_AT_ONCE
     at_hand = corpus.columns_at_hand(sample_ids) if is_small else None
-    return await run_in_threadpool(corpus.rows, sample_ids) if at_hand is None else at_hand
+    return await run_in_threadpool(corpus.columns, sample_ids) if at_hand is None else at_hand
 
 
 def _check(asked: BatchRequest, most_steps: int) -> None:

@@ -77,7 +77,7 @@ class Connection:
 
     port: int
     _socket: socket.socket = field(init=False)
-    _buffer: bytearray = field(init=False, default_factory=lambda: bytearray(1 << 22))
+    _buffer: bytearray = field(init=False, default_factory=lambda: bytearray(1 << 23))
 
     def __post_init__(self) -> None:
         self._socket = socket.create_connection(("127.0.0.1", self.port), timeout=60)

@@ -17,7 +17,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-_IOVEC: Final = np.dtype([("base", np.uintp), ("length", np.uintp)])
+UInt64Array = NDArray[np.uint64]
+
 _MOST_PIECES: Final = 1024
 """IOV_MAX of Linux."""
 _MOST_BYTES: Final = 1 << 30
@@ -26,7 +27,7 @@ _MOST_BYTES: Final = 1 << 30
 _log = structlog.get_logger()
 
 
-def copy_rows(addresses: NDArray[np.uint64], widths: Sequence[int]) -> tuple[list[NDArray[np.void]], int | None]:
+def copy_rows(addresses: UInt64Array, widths: Sequence[int]) -> tuple[list[NDArray[np.void]], int | None]:
     """Copy rows, and the parts of all rows beside one another.
 
     Args:
@@ -38,11 +39,11 @@ def copy_rows(addresses: NDArray[np.uint64], widths: Sequence[int]) -> tuple[lis
         one, the copies hold anything.
     """
     num_rows, begins = len(addresses), [0, *itertools.accumulate(widths)]
-    pieces = np.empty((len(widths), num_rows), _IOVEC)
-    pieces["base"] = np.array(begins[:-1], np.uint64)[:, None] + addresses
-    pieces["length"] = np.array(widths, np.uint64)[:, None]
+    pieces = np.empty((len(widths), num_rows, 2), np.uint64)
+    pieces[:, :, 0] = np.array(begins[:-1], np.uint64)[:, None] + addresses
+    pieces[:, :, 1] = np.array(widths, np.uint64)[:, None]
     memory = np.empty(num_rows * begins[-1], np.uint8)
-    failed = _copy_pieces(pieces.reshape(-1), memory)
+    failed = _copy_pieces(pieces.reshape(-1, 2), memory)
     copies = [memory[num_rows * begin : num_rows * end].view(f"V{end - begin}") for begin, end in pairwise(begins)]
     return copies, None if failed is None else failed % num_rows
 
@@ -52,7 +53,7 @@ def can_copy() -> bool:
     """Whether the system lets this process copy so; where it does not, the log warns of it once."""
     number, target = np.full(1, 7, np.uint64), np.zeros(1, np.uint64)
     try:
-        is_possible = _copy(np.array([(_address(number), number.nbytes)], _IOVEC), target) == number.nbytes
+        is_possible = _copy(np.array([[number.ctypes.data, number.nbytes]], np.uint64), target) == number.nbytes
     except AttributeError:
         is_possible = False
     if not is_possible or target[0] != number[0]:
@@ -65,10 +66,17 @@ def can_copy() -> bool:
     return True
 
 
-def _copy_pieces(pieces: NDArray[np.void], target: NDArray[np.uint8]) -> int | None:
-    """Copy pieces of this process's memory (_IOVEC), end to end; gives the number of the first that it could not."""
-    at_once = max(1, min(_MOST_PIECES, _MOST_BYTES // int(pieces["length"].max(initial=1))))
-    ends = np.cumsum(pieces["length"])
+def _copy_pieces(pieces: UInt64Array, target: NDArray[np.uint8]) -> int | None:
+    """Copy pieces of this process's memory, end to end.
+
+    Args:
+        pieces: uint64 [n, 2], the address of each and its length in bytes: the kernel's `struct iovec`.
+
+    Returns:
+        The number of the first that could not be copied, None if there is none.
+    """
+    ends = np.cumsum(pieces[:, 1])
+    at_once = max(1, min(_MOST_PIECES, _MOST_BYTES // int(pieces[:, 1].max(initial=1))))
     num_bytes = 0
     for first in range(0, len(pieces), at_once):
         some = pieces[first : first + at_once]
@@ -80,16 +88,11 @@ def _copy_pieces(pieces: NDArray[np.void], target: NDArray[np.uint8]) -> int | N
     return None
 
 
-def _copy(pieces: NDArray[np.void], target: NDArray[Any]) -> int:
-    """Copy pieces of this process's memory, end to end, into an array; gives how many bytes it could."""
-    into = np.array([(_address(target), target.nbytes)], _IOVEC)
-    num_bytes: int = _process_vm_writev()(os.getpid(), _address(pieces), len(pieces), _address(into), 1, 0)
+def _copy(pieces: UInt64Array, target: NDArray[Any]) -> int:
+    """Copy as many pieces as a call may have; gives how many bytes it could."""
+    into = np.array([target.ctypes.data, target.nbytes], np.uint64)
+    num_bytes: int = _process_vm_writev()(os.getpid(), pieces.ctypes.data, len(pieces), into.ctypes.data, 1, 0)
     return max(num_bytes, 0)
-
-
-def _address(array: NDArray[Any]) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 @functools.cache

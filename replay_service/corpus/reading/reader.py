@@ -104,6 +104,11 @@ class Corpus:
         records, _ = self._read(self._layout.positions(sample_ids), self._layout.record)
         return SampleRows.of_records(records)
 
+    def columns(self, sample_ids: Int64Array) -> SampleColumns:
+        """As `rows`, without records: an array a field."""
+        at_hand = self.columns_at_hand(sample_ids)
+        return self.rows(sample_ids) if at_hand is None else at_hand
+
     def columns_at_hand(self, sample_ids: Int64Array) -> SampleColumns | None:
         """The result of `rows`, if its blocks were found intact before and nothing must be fetched; else None."""
         positions = self._layout.positions(sample_ids)
