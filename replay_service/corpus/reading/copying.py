@@ -75,16 +75,16 @@ def _copy_pieces(pieces: UInt64Array, target: NDArray[np.uint8]) -> int | None:
     Returns:
         The number of the first that could not be copied, None if there is none.
     """
-    ends = np.cumsum(pieces[:, 1])
-    at_once = max(1, min(_MOST_PIECES, _MOST_BYTES // int(pieces[:, 1].max(initial=1))))
-    num_bytes = 0
+    lengths = pieces[:, 1]
+    at_once = max(1, min(_MOST_PIECES, _MOST_BYTES // int(lengths.max(initial=1))))
+    begin = 0
     for first in range(0, len(pieces), at_once):
-        some = pieces[first : first + at_once]
-        end = int(ends[first + len(some) - 1])
-        num_copied = _copy(some, target[num_bytes:end])
-        if num_copied < end - num_bytes:
-            return int(np.searchsorted(ends, num_bytes + num_copied, side="right"))
-        num_bytes = end
+        some = slice(first, first + at_once)
+        end = begin + int(lengths[some].sum())
+        num_copied = _copy(pieces[some], target[begin:end])
+        if num_copied < end - begin:
+            return int(np.searchsorted(np.cumsum(lengths), begin + num_copied, side="right"))
+        begin = end
     return None
 
 
