@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+import numpy as np
+
 from replay_service.ledger.intake import ReportOutcome
 from replay_service.ledger.meter import Meter, Phase
 from replay_service.sampling.events import Event, Planned, Reported
@@ -51,8 +53,7 @@ class RunWork:
             self._planned_at.pop(next(iter(self._planned_at)))
 
     def _count_reported(self, event: Reported, now: float) -> None:
-        num_unmeasured = int((event.rows["num_tokens"] == 0).sum())
-        self._meter.counted(self._run, "reported", len(event.rows) - num_unmeasured)
+        self._meter.counted(self._run, "reported", int(np.count_nonzero(event.rows["num_tokens"])))
         planned_at = self._planned_at.get(event.step)
         if planned_at is not None:
             self._meter.reported_after(self._run, now - planned_at)

@@ -79,16 +79,17 @@ class Awaited:
             own = self._of_step.get(step, _NOTHING).sample_id[:-1]
             self._place[begin:end] = own.searchsorted(sample_id[begin:end]) + self._begin.get(step, last)
         self._awaited = np.concatenate([each.awaited for each in parts])
-        is_found = np.concatenate([each.sample_id for each in parts])[self._place] == sample_id
-        is_found &= self._awaited[self._place]
-        self._place[~is_found] = -1
+        is_found = np.concatenate([each.sample_id for each in parts]).take(self._place) == sample_id
+        is_found &= self._awaited.take(self._place)
+        if np.count_nonzero(is_found) < len(is_found):
+            self._place[~is_found] = -1
 
     def are_first(self) -> BoolArray:
         """Which samples await a report, bool [n]; of equal ones of a step the first."""
         order, first = np.arange(len(self._place)), np.empty(len(self._awaited), dtype=np.int64)
         # Of values for one slot the last one stays.
         first[self._place[::-1]] = order[::-1]
-        is_first: BoolArray = (self._place >= 0) & (first[self._place] == order)
+        is_first: BoolArray = (first.take(self._place) == order) & (self._place >= 0)
         return is_first
 
     def take(self) -> np.ndarray:
@@ -101,5 +102,5 @@ class Awaited:
             each.num_awaited = int(np.count_nonzero(each.awaited))
             if not each.num_awaited:
                 del self._pending[step]
-        planned = np.concatenate([*(each.planned for each in self._of_step.values()), _NOTHING.planned])
+        planned = stacked([each.planned for each in self._of_step.values()])
         return planned.take(self._place).view(PLANNED_ROW)

@@ -40,10 +40,11 @@ def copy_rows(addresses: UInt64Array, widths: Sequence[int]) -> tuple[list[NDArr
     """
     num_rows, begins = len(addresses), [0, *itertools.accumulate(widths)]
     pieces = np.empty((len(widths), num_rows, 2), np.uint64)
-    pieces[:, :, 0] = np.array(begins[:-1], np.uint64)[:, None] + addresses
-    pieces[:, :, 1] = np.array(widths, np.uint64)[:, None]
+    for part, (begin, width) in enumerate(zip(begins[:-1], widths, strict=True)):
+        np.add(addresses, np.uint64(begin), out=pieces[part, :, 0])
+        pieces[part, :, 1] = width
     memory = np.empty(num_rows * begins[-1], np.uint8)
-    failed = _copy_pieces(pieces.reshape(-1, 2), memory)
+    failed = _copy_pieces(pieces.reshape(-1, 2), memory, max(widths))
     copies = [memory[num_rows * begin : num_rows * end].view(f"V{end - begin}") for begin, end in pairwise(begins)]
     return copies, None if failed is None else failed % num_rows
 
@@ -66,32 +67,33 @@ def can_copy() -> bool:
     return True
 
 
-def _copy_pieces(pieces: UInt64Array, target: NDArray[np.uint8]) -> int | None:
+def _copy_pieces(pieces: UInt64Array, target: NDArray[np.uint8], widest: int) -> int | None:
     """Copy pieces of this process's memory, end to end.
 
     Args:
         pieces: uint64 [n, 2], the address of each and its length in bytes: the kernel's `struct iovec`.
+        target: uint8, as long as all of them together.
+        widest: the greatest length.
 
     Returns:
         The number of the first that could not be copied, None if there is none.
     """
-    lengths = pieces[:, 1]
-    at_once = max(1, min(_MOST_PIECES, _MOST_BYTES // int(lengths.max(initial=1))))
+    at_once = max(1, min(_MOST_PIECES, _MOST_BYTES // widest))
     begin = 0
     for first in range(0, len(pieces), at_once):
-        some = slice(first, first + at_once)
-        end = begin + int(lengths[some].sum())
-        num_copied = _copy(pieces[some], target[begin:end])
+        some = pieces[first : first + at_once]
+        end = len(target) if len(some) == len(pieces) - first else begin + int(some[:, 1].sum())
+        num_copied = _copy(some, target[begin:end])
         if num_copied < end - begin:
-            return int(np.searchsorted(np.cumsum(lengths), begin + num_copied, side="right"))
+            return int(np.searchsorted(np.cumsum(pieces[:, 1]), begin + num_copied, side="right"))
         begin = end
     return None
 
 
 def _copy(pieces: UInt64Array, target: NDArray[Any]) -> int:
     """Copy as many pieces as a call may have; gives how many bytes it could."""
-    into = np.array([target.ctypes.data, target.nbytes], np.uint64)
-    num_bytes: int = _process_vm_writev()(os.getpid(), pieces.ctypes.data, len(pieces), into.ctypes.data, 1, 0)
+    into = (ctypes.c_size_t * 2)(target.ctypes.data, target.nbytes)
+    num_bytes: int = _process_vm_writev()(os.getpid(), pieces.ctypes.data, len(pieces), into, 1, 0)
     return max(num_bytes, 0)
 
 

@@ -138,8 +138,8 @@ class Corpus:
         if "label" in (self._layout.record.names or ()):
             num_right, num_predictions = found["base_correct"][:, 0] & 1, np.ones(len(found), dtype=np.int64)
         else:
-            num_right = np.bitwise_count(found["base_correct"]).sum(axis=1, dtype=np.int64)
-            num_predictions = np.maximum(found["length"].astype(np.int64) - 1, 0)
+            num_right = np.add.reduce(np.bitwise_count(found["base_correct"]), axis=1, dtype=np.int64)
+            num_predictions = np.maximum(found["length"], 1) - 1
         return BaseResults(losses, num_predictions - num_right)
 
     def read_ahead(self, sample_ids: Int64Array) -> None:
