@@ -117,7 +117,7 @@ class InProcess:
     _plan: Planned | None = field(default=None)
 
     def take(self) -> int:
-        (self._plan,) = self.owner.plan(self._next_step, 1, 1 << 20)
+        (self._plan,) = self.owner.window(self._next_step, 1, 1 << 20).plans
         self._next_step += 1
         return len(self.corpus.rows(self._plan.rows["sample_id"]).input_ids)
 
