@@ -31,8 +31,9 @@ from replay_service.wire.columns import wide_list
 from replay_trainer.client import ReplayClient, RetryPolicy
 from replay_trainer.methods.flow import FlowWeights
 from replay_trainer.methods.ldifs import VISION, FeatureDrift
-from replay_trainer.methods.teacher import frozen_copy
+from replay_trainer.methods.teacher import Teacher, frozen_copy
 from replay_trainer.plain import Rehearsal, RehearsalLoop
+from replay_trainer.recipe import OBJECTIVES, RECIPES
 from tests.benchmarks.ratios import as_table
 from tests.support import running_service
 
@@ -41,6 +42,7 @@ NUM_OLD: Final = 4000
 NUM_NEW: Final = 600
 BATCH: Final = 16
 PRETRAINING_STEPS: Final = 1200
+DISTILLED: Final = {name: RECIPES["recommended"][name] for name in ("rehearsal_loss", "rehearsal_weight")}
 IMPATIENT: Final = RetryPolicy(first_wait_s=0.02, longest_wait_s=0.1)
 """A step takes some milliseconds, and its plan waits for the reports of earlier ones."""
 
@@ -77,6 +79,8 @@ class Method:
         ratio: share of the rows that is rehearsal; 0 for none.
         policy: how strata are drawn.
         weight: of LDIFS; 0 for none.
+        rehearsal: what rehearsed images teach and weigh, attributes of `Rehearsal`; by default their labels.
+        signal: of the damage by which they are drawn, settings of a run.
     """
 
     name: str
@@ -84,6 +88,8 @@ class Method:
     policy: str = "uniform"
     flow: bool = False
     weight: float = 0.0
+    rehearsal: Mapping[str, Any] = field(default_factory=dict)
+    signal: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -130,6 +136,9 @@ def methods(ratios: Sequence[str]) -> list[Method]:
             Method(f"uniform, {ratio}", ratio),
             Method(f"mix_cd, {ratio}", ratio, "mix_cd"),
             Method(f"mix_cd, {ratio}, and LDIFS", ratio, "mix_cd", weight=VISION.weight),
+            Method(f"uniform, {ratio}, distilled", ratio, rehearsal=DISTILLED),
+            Method(f"recipe, {ratio}", ratio, "mix_cd", rehearsal=DISTILLED, signal=OBJECTIVES["mean"]),
+            Method(f"recipe, {ratio}, worst", ratio, "mix_cd", rehearsal=DISTILLED, signal=OBJECTIVES["worst"]),
         )
     ]
     return [Method("plain"), Method("FLOW", flow=True), Method("LDIFS", weight=VISION.weight), *rehearsing]
@@ -225,9 +234,12 @@ def tune(method: Method, base: Path, images: Images, client: ReplayClient, seed:
     run = f"{method.name}-{seed}".lower().replace(", ", "-").replace(" ", "-")
     settings = {"global_batch_size": BATCH, "injection_mode": "add", "injection_ratio": method.ratio}
     feedback = {"mode": "fenced", "lag": 8}
-    client.ensure_run(run, "mnist", {**settings, "policy": method.policy, "seed": seed, "feedback": feedback})
+    how = {"policy": method.policy, "feedback": feedback, **method.signal}
+    client.ensure_run(run, "mnist", {**settings, **how, "seed": seed})
+    teacher = Teacher.of(model) if method.rehearsal else None
     model.train()
-    with Rehearsal(client, run, base_model=model).open(num_steps=options.steps) as loop:
+    rehearsal = Rehearsal(client, run, base_model=model, teacher=teacher, **method.rehearsal)
+    with rehearsal.open(num_steps=options.steps) as loop:
         step = _Step(model, images, torch.from_numpy(weight).float(), loop, drift, torch.Generator().manual_seed(seed))
         descend(model, step.loss, options.steps, options.learning_rate)
     return model
@@ -254,9 +266,11 @@ class _Step:
                 logits = self.model(pixel_values=batch.inputs["pixel_values"]).logits
             moved = self.drift.of(None, lambda base: base(pixel_values=pixels), rows=slice(BATCH))
             penalty = self.drift.penalty(moved)
-        self.loop.report(batch, batch.losses(logits))
+        losses = batch.losses(logits)
+        self.loop.report(batch, losses)
         weight = torch.cat([self.weight[index], torch.ones(batch.num_rehearsed)])
-        return (weight * class_losses(logits, batch.inputs["labels"]).nll_B).mean() + penalty
+        loss = (weight * class_losses(logits, batch.inputs["labels"]).nll_B).mean()
+        return batch.weigh(loss, losses) + penalty
 
 
 def descend(model: Any, loss_of: Callable[[int], Tensor], num_steps: int, learning_rate: float) -> None:

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replay_service.classification.losses import IGNORED, class_losses
+from replay_service.classification.losses import IGNORED, class_divergences, class_losses
 
 
 @given(st.integers(1, 9), st.integers(2, 5), st.integers(0, 99), st.sampled_from([torch.float32, torch.bfloat16]))
@@ -41,3 +43,14 @@ def test_a_logit_that_is_no_number_is_no_hit() -> None:
 def test_a_label_beyond_the_classes_is_an_error() -> None:
     with pytest.raises((IndexError, RuntimeError)):
         class_losses(torch.zeros(1, 3), torch.tensor([3]))
+
+
+def test_the_divergence_is_zero_at_the_base_model_and_counts_what_new_classes_take_away() -> None:
+    base = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert class_divergences(base, base).abs().max() < 1e-6
+    with_new = torch.cat([base, torch.full((5, 1), 1.5)], dim=1)
+    taken = with_new.softmax(dim=1)[:, 3]
+    torch.testing.assert_close(class_divergences(with_new, base), -(1 - taken).log().float())
+    assert class_divergences(torch.full((1, 3), 0.0), torch.tensor([[0.0, -1e30, 0.0]])).item() == pytest.approx(
+        math.log(1.5)
+    )

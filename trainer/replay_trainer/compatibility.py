@@ -37,10 +37,10 @@ def check_run(run: Mapping[str, Any], injection_mode: InjectionMode, global_batc
 
 def check_distilled(corpus: CorpusInfo, teacher: Teacher | Literal["stored"] | None) -> None:
     """Raises CorpusMismatch when rehearsed rows of a corpus cannot learn from this teacher."""
-    if corpus.kind != "language":
+    if corpus.kind != "language" and teacher == "stored":
         raise CorpusMismatch(
-            f"corpus {corpus.corpus!r} holds samples to classify, and distilled rehearsal is for language; set "
-            "rehearsal_loss to cross_entropy"
+            f"corpus {corpus.corpus!r} holds samples to classify, of which nothing is stored to learn from; give "
+            "teacher=Teacher.of(model)"
         )
     if teacher == "stored" and not corpus.topk:
         raise CorpusMismatch(

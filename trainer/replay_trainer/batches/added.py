@@ -94,8 +94,6 @@ class Added(ABC):
                 "gradient; take logits of the training forward pass, or leave rehearsal_weight at 1 and rehearsal_loss "
                 "at cross_entropy"
             )
-        learned = nll
-        if self.distillation is not None and isinstance(losses, TokenLosses):
-            learned = self.distillation.learned(losses)
+        learned = nll if self.distillation is None else self.distillation.learned(losses)
         share = 1.0 / self.num_predictions.clamp(min=1) if per_prediction is None else per_prediction
         return loss + (self.rehearsal_weight * learned - nll).sum() * share

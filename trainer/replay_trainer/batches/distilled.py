@@ -1,18 +1,21 @@
 """What rehearsed rows learn of the base model: from what their corpus stores of it, or from the base model itself.
 
-Shapes: R rehearsed rows, T tokens, S = T - 1 predictions, k stored tokens, V vocabulary.
+Shapes: R rehearsed rows, T tokens, S = T - 1 predictions, k stored tokens, V vocabulary, C classes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 
+from replay_service.classification.losses import ClassLosses, class_divergences
+from replay_service.classification.model import logits_of
 from replay_service.language.losses import TokenLosses
 from replay_service.language.model_parts import BaseStates, with_divergence
 from replay_service.wire.batches import Batch
-from replay_trainer.errors import CorpusMismatch
+from replay_trainer.errors import CorpusMismatch, InvalidTraining
 from replay_trainer.methods.distill import distilled_nats
 from replay_trainer.methods.teacher import Teacher
 
@@ -52,11 +55,35 @@ class Distillation:
             base_RTV = base(**inputs).logits
         return with_divergence(losses, logits_RTV, BaseStates(base_RTV))
 
-    def learned(self, losses: TokenLosses) -> Tensor:
-        """What each rehearsed prediction costs, float32 [R, S], nats."""
-        if losses.divergence_RS is None:
-            return losses.nll_BS
-        return (1.0 - self.share) * losses.nll_BS + self.share * losses.divergence_RS
+    def measured_samples(self, losses: ClassLosses, logits_RC: Tensor, inputs: Mapping[str, Tensor]) -> ClassLosses:
+        """The losses of rehearsed samples to classify with their divergence from the base model.
+
+        Args:
+            logits_RC: of the rehearsed samples alone.
+            inputs: what the base model is called with, see `logits_of`.
+
+        Raises:
+            InvalidTraining: when the model has fewer classes than the base model.
+        """
+        assert self.teacher is not None, "a corpus of samples to classify stores nothing to learn from"
+        with self.teacher.speaking() as base:
+            base_RD = logits_of(base, inputs)
+        if base_RD.shape[1] > logits_RC.shape[1]:
+            raise InvalidTraining(
+                f"the model has {logits_RC.shape[1]} classes, and its teacher has {base_RD.shape[1]}; keep the classes "
+                "of the base model, and put new ones after them"
+            )
+        nats_R = class_divergences(logits_RC, base_RD)
+        return losses._replace(divergence_B=nats_R.masked_fill(~losses.mask_B, 0.0))
+
+    def learned(self, losses: TokenLosses | ClassLosses) -> Tensor:
+        """What each rehearsed prediction costs, float32 [R, S] of tokens and [R] of samples, nats."""
+        nll, divergence = (
+            (losses.nll_BS, losses.divergence_RS)
+            if isinstance(losses, TokenLosses)
+            else (losses.nll_B, losses.divergence_B)
+        )
+        return nll if divergence is None else (1.0 - self.share) * nll + self.share * divergence
 
 
 def stored_divergence(rehearsed: Batch, logits_RTV: Tensor, mask_RS: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def add(
         InvalidTraining: as they do.
     """
     if rehearsed.header.kind == "classification":
-        return add_samples(inputs, rehearsed, rehearsal_weight, prepare)
+        return add_samples(inputs, rehearsed, rehearsal_weight, prepare, distillation)
     return add_rows(inputs, rehearsed, rehearsal_weight, distillation)
 
 

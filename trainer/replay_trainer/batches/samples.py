@@ -18,6 +18,7 @@ from replay_service.classification.scoring import model_inputs
 from replay_service.wire.batches import Batch
 from replay_service.wire.losses import LOSS_ROW
 from replay_trainer.batches.added import IGNORED, Added, Losses
+from replay_trainer.batches.distilled import Distillation
 from replay_trainer.batches.mixing import unmeasured_where_beyond
 from replay_trainer.errors import InvalidTraining
 
@@ -52,7 +53,8 @@ class MixedSamples(Added):
         """Losses of the rehearsed samples alone, [R]; differentiable.
 
         Raises:
-            InvalidTraining: when these are not the logits of this batch, or lack a class that is rehearsed.
+            InvalidTraining: when these are not the logits of this batch, or lack a class that is rehearsed or that
+                the base model knows.
         """
         label_B = self.inputs["labels"]
         if logits_BC.ndim != 2 or len(logits_BC) != len(label_B):
@@ -67,7 +69,11 @@ class MixedSamples(Added):
                 "keep the classes of the base model, and put new ones after them"
             )
         first = len(label_B) - self.num_rehearsed
-        return class_losses(logits_BC[first:], label_B[first:].to(logits_BC.device))
+        losses = class_losses(logits_BC[first:], label_B[first:].to(logits_BC.device))
+        if self.distillation is None or not self.num_rehearsed:
+            return losses
+        alone = {name: each[first:].to(logits_BC.device) for name, each in self.inputs.items() if name != "labels"}
+        return self.distillation.measured_samples(losses, logits_BC[first:], alone)
 
     def share_in(self, loss: Tensor, logits_BC: Tensor) -> Tensor:
         """Factor of a sample's nats in a loss that weighs all alike: whether a model takes the mean of
@@ -99,7 +105,11 @@ class MixedSamples(Added):
 
 
 def add_samples(
-    inputs: Mapping[str, Tensor], rehearsed: Batch, rehearsal_weight: float = 1.0, prepare: Prepare | None = None
+    inputs: Mapping[str, Tensor],
+    rehearsed: Batch,
+    rehearsal_weight: float = 1.0,
+    prepare: Prepare | None = None,
+    distillation: Distillation | None = None,
 ) -> MixedSamples:
     """A loader's batch with rehearsed samples at its end.
 
@@ -109,6 +119,7 @@ def add_samples(
         rehearsed: samples of one step.
         rehearsal_weight: see `Added`.
         prepare: for tensors; by default the corpus stores what the loader gives.
+        distillation: see `Added`; its teacher must be a model.
 
     Raises:
         InvalidTraining: when the batch holds something else, or what is rehearsed is of another type or shape.
@@ -116,10 +127,10 @@ def add_samples(
     is_text = rehearsed.inputs is None
     name = _input_name(inputs, rehearsed, is_text)
     if not len(rehearsed):
-        return MixedSamples(dict(inputs), rehearsed, rehearsal_weight)
+        return MixedSamples(dict(inputs), rehearsed, rehearsal_weight, distillation)
     labels = torch.cat([inputs["labels"], _labels(rehearsed).to(inputs["labels"])])
     mixed = _with_texts(inputs, rehearsed) if is_text else {name: _with_tensors(inputs[name], rehearsed, prepare)}
-    return MixedSamples({**mixed, "labels": labels}, rehearsed, rehearsal_weight)
+    return MixedSamples({**mixed, "labels": labels}, rehearsed, rehearsal_weight, distillation)
 
 
 def _labels(rehearsed: Batch) -> Tensor:
