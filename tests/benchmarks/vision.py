@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 from transformers import ViTConfig, ViTForImageClassification
 
-from replay_service.classification.losses import class_losses
+from replay_service.classification.losses import ClassLosses, class_losses
 from replay_service.classification.model import load_classifier
 from replay_service.classification.scoring import ClassScorer
 from replay_service.corpus.ingest.driver import ingest
@@ -94,9 +95,16 @@ class Method:
 
 @dataclass(slots=True)
 class Kept:
-    """What a tuned model knows, one number a seed: shares of images but for the loss."""
+    """What a tuned model knows, one number a seed: shares of images but for the loss.
+
+    Attributes:
+        probed: of the old task, what a linear probe of the model's features gets right.
+        hardest: of the tenth of the new images on which the base model's loss is greatest, what the model gets right.
+    """
 
     old: list[float] = field(default_factory=list)
+    probed: list[float] = field(default_factory=list)
+    hardest: list[float] = field(default_factory=list)
     turned_wrong: list[float] = field(default_factory=list)
     turned_right: list[float] = field(default_factory=list)
     old_nats: list[float] = field(default_factory=list)
@@ -104,7 +112,7 @@ class Kept:
     worst: list[float] = field(default_factory=list)
 
     def row(self) -> list[str]:
-        shares = (self.old, self.worst, self.turned_wrong, self.turned_right, self.new)
+        shares = (self.old, self.worst, self.turned_wrong, self.turned_right, self.probed, self.new, self.hardest)
         return [*(_spread(each, 100) for each in shares), _spread(self.old_nats, 1)]
 
 
@@ -124,7 +132,8 @@ def main() -> None:
     print(
         f"\n{options.seeds} seeds, {options.steps} steps of {BATCH} images, learning rate {options.learning_rate:g}\n"
     )
-    head = ["method", "old task, %", "worst digit, %", "turned wrong, %", "turned right, %", "new task, %", "old, nats"]
+    shares = ["old task", "worst digit", "turned wrong", "turned right", "old by a probe", "new task", "hardest tenth"]
+    head = ["method", *(f"{each}, %" for each in shares), "old, nats"]
     print(as_table(head, [[name, *each.row()] for name, each in kept.items()]))
 
 
@@ -149,11 +158,12 @@ def _run_seed(seed: int, root: Path, options: Any, kept: Mapping[str, Kept]) -> 
     pretrained(old.train, seed).save_pretrained(root / "base")
     make_corpus(old.train, root)
     base = load_classifier(str(root / "base"), is_text=False)
-    was_right = _measure(kept["base model"], base, old, new, None)
+    judge = Judge.of(base, old, new)
+    judge.note(kept["base model"], base)
     with running_service(root) as (url, _), ReplayClient(url, retry=IMPATIENT) as client:
         for method in methods(options.ratios):
             tuned = tune(method, root / "base", new.train, client, seed, options)
-            _measure(kept[method.name], tuned, old, new, was_right)
+            judge.note(kept[method.name], tuned)
             print(
                 f"seed {seed}: {method.name}: {kept[method.name].old[-1]:.3f} old, {kept[method.name].new[-1]:.3f} new"
             )
@@ -286,20 +296,63 @@ def descend(model: Any, loss_of: Callable[[int], Tensor], num_steps: int, learni
         shape.step()
 
 
-def _measure(kept: Kept, model: Any, old: Task, new: Task, was_right: Tensor | None) -> Tensor:
-    """Note what a model knows; returns which images of the old task it is right about."""
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Notes what models know of two tasks, beside what the base model knew.
+
+    Attributes:
+        was_right: bool, the old images that the base model is right about.
+        is_hardest: bool, the tenth of the new images on which its loss is greatest.
+    """
+
+    old: Task
+    new: Task
+    was_right: Tensor
+    is_hardest: Tensor
+
+    @classmethod
+    def of(cls, base: Any, old: Task, new: Task) -> "Judge":
+        nll = _losses(base, new.test).nll_B
+        return cls(old, new, _losses(base, old.test).correct_B, nll >= nll.quantile(0.9))
+
+    def note(self, kept: Kept, model: Any) -> None:
+        losses, of_new = _losses(model, self.old.test), _losses(model, self.new.test).correct_B
+        is_right, digit = losses.correct_B, self.old.test.digit
+        kept.old.append(_share(is_right))
+        kept.worst.append(min(_share(is_right[digit == each]) for each in range(10)))
+        kept.turned_wrong.append(_share(self.was_right & ~is_right))
+        kept.turned_right.append(_share(~self.was_right & is_right))
+        kept.old_nats.append(losses.nll_B.mean().item())
+        kept.probed.append(self._probed(model))
+        kept.new.append(_share(of_new))
+        kept.hardest.append(_share(of_new[self.is_hardest]))
+
+    def _probed(self, model: Any) -> float:
+        """What a linear probe makes of the model's features: logistic regression, fitted to the old task's training
+        images."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        probe.fit(_features(model, self.old.train), self.old.train.digit.numpy())
+        return float(probe.score(_features(model, self.old.test), self.old.test.digit.numpy()))
+
+
+def _losses(model: Any, images: Images) -> ClassLosses:
     with evaluating(model), torch.inference_mode():
-        losses = class_losses(model(pixel_values=old.test.pixels).logits, old.test.digit)
-        of_new = class_losses(model(pixel_values=new.test.pixels).logits, new.test.digit)
-    is_right = losses.correct_B
-    was_right = is_right if was_right is None else was_right
-    kept.old.append(is_right.float().mean().item())
-    kept.worst.append(min(is_right[old.test.digit == digit].float().mean().item() for digit in range(10)))
-    kept.turned_wrong.append((was_right & ~is_right).float().mean().item())
-    kept.turned_right.append((~was_right & is_right).float().mean().item())
-    kept.old_nats.append(losses.nll_B.mean().item())
-    kept.new.append(of_new.correct_B.float().mean().item())
-    return is_right
+        return class_losses(model(pixel_values=images.pixels).logits, images.digit)
+
+
+def _features(model: Any, images: Images) -> NDArray[np.float32]:
+    """What the head of the model classifies, [n, 64]."""
+    with evaluating(model), torch.inference_mode():
+        features: NDArray[np.float32] = model.base_model(pixel_values=images.pixels).last_hidden_state[:, 0].numpy()
+    return features
+
+
+def _share(of: Tensor) -> float:
+    return of.float().mean().item()
 
 
 def _spread(values: Sequence[float], scale: float) -> str:
