@@ -107,6 +107,16 @@ def test_a_window_that_would_wait_for_itself_is_refused(journal: Journal, corpus
     assert refusal.value.extensions["next_step"] == 0
 
 
+def test_where_a_controller_may_raise_the_ratio_no_step_counts_as_empty(journal: Journal, corpus: Corpus) -> None:
+    """Of the first 62 steps none holds a row by the ratio to begin with."""
+    auto = {"injection_ratio": "auto", "budget": {"first_ratio": "0.001"}, "feedback": {"mode": "fenced", "lag": LAG}}
+    journal.create_run(record_of("auto", **auto))
+    owner = RunOwner(journal, "auto", lambda _: corpus)
+    with pytest.raises(StepOutOfRange, match="at most 3 steps at once"):
+        owner.window(0, LAG + 1, 100)
+    assert [len(plan.rows) for plan in owner.window(0, LAG, 100).plans] == [0] * LAG
+
+
 def test_steps_that_rehearse_nothing_are_planned_at_once_however_many_they_are(
     journal: Journal, corpus: Corpus, clock: Clock
 ) -> None:
