@@ -151,6 +151,22 @@ def test_a_report_that_never_comes_is_sealed_after_a_while(journal: Journal, cor
     assert audit.verify(journal, owner.record).holds
 
 
+def test_what_was_reported_before_is_a_duplicate_unless_its_step_was_sealed(
+    journal: Journal, corpus: Corpus, clock: Clock
+) -> None:
+    owner = fenced(journal, corpus, clock)
+    ids = [ids_of(plan) for plan in owner.window(0, LAG, 100).plans]
+    owner.report(losses_of(0, ids[0][1:]))
+    owner.report(losses_of(1, ids[1]))
+    with pytest.raises(AwaitingReports):
+        owner.window(LAG, 1, 100)
+    clock.now = 60.0
+    owner.window(LAG, 1, 100)
+    sealed, whole = owner.report(losses_of(0, ids[0])), owner.report(losses_of(1, ids[1]))
+    assert (sealed.accepted, sealed.duplicate, sealed.rejected) == (0, 0, len(ids[0]))
+    assert (whole.accepted, whole.duplicate, whole.rejected) == (0, len(ids[1]), 0)
+
+
 def test_a_fenced_run_restores_and_rewinds_to_the_byte(journal: Journal, corpus: Corpus, clock: Clock) -> None:
     owner = fenced(journal, corpus, clock)
     a_life(owner, 0)

@@ -118,7 +118,7 @@ def test_a_sample_has_its_history(owner: RunOwner, journal: Journal, corpus: Cor
     history = reported(owner, 9)
     sample, visits = max(history.items(), key=lambda each: len(each[1]))
     found = journal.sample("tuning", sample, corpus.partition)
-    assert found is not None
+    assert found is not None and found.as_of == journal.point("tuning").as_of
     told = sorted((each.step, each.rows["loss_nats"][0], each.rows["num_flips"][0]) for each in found.reports)
     assert told == visits
     assert journal.sample("tuning", 10**15, corpus.partition) is None
