@@ -9,7 +9,7 @@ import pytest
 
 from replay_service.wire.batches import decode_batch, encode_batch
 from replay_service.wire.columns import columns_of
-from replay_service.wire.losses import GAINS_NOT_TOLD, decode_losses
+from replay_service.wire.losses import decode_losses
 from replay_service.wire.samples import SampleColumns
 from tests.wire.test_batches import losses_body, make_batch, make_losses, records_of, stream
 
@@ -55,5 +55,5 @@ def test_samples_to_classify_travel_without_token_ids() -> None:
 def test_a_report_that_does_not_tell_of_gains_is_taken() -> None:
     records = records_of(losses_body()).drop_columns(["num_gains"])
     rows = make_losses(5)
-    rows["num_gains"] = GAINS_NOT_TOLD
+    rows["num_gains"] = -1
     assert np.array_equal(decode_losses(stream(records)), rows)
