@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 import replay_service.ledger.database as database
 from replay_service.corpus.reading.reader import Corpus
+from replay_service.errors import UnknownRun
 from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
@@ -63,6 +64,14 @@ def test_the_columns_tell_what_the_state_tells(journal_of_a_run: Journal, corpus
 def test_the_columns_tell_of_an_adopted_generation(journal_of_a_run: Journal) -> None:
     write(journal_of_a_run, "tuning", 1, [Adopted(-1, 2, (20, 25, 20, 20))])
     assert journal_of_a_run.overview("tuning").generation == 2
+
+
+def test_of_a_run_that_nobody_created_there_is_neither_overview_nor_point(journal_of_a_run: Journal) -> None:
+    assert record_of().created.step == -1, "before the first"
+    for look in (journal_of_a_run.overview, journal_of_a_run.point, journal_of_a_run.run):
+        with pytest.raises(UnknownRun, match="'nobody'"):
+            look("nobody")
+    assert journal_of_a_run.overviews(["nobody"]) == []
 
 
 def test_a_point_is_that_of_the_latest_event(journal_of_a_run: Journal, corpus: Corpus) -> None:
