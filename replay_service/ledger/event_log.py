@@ -62,7 +62,7 @@ class _Settings:
     injection_ratio: str
     """The one in force before a schedule bends it: the written one, or the controller's."""
 
-    def after(self, event: JournalEvent) -> "_Settings":
+    def after(self, event: Configured | Adopted | Adjusted) -> "_Settings":
         match event:
             case Configured(step, config):
                 is_same = _start(config) == _start(self.config)
@@ -72,7 +72,6 @@ class _Settings:
                 return replace(self, step=step, generation=generation)
             case Adjusted(step, ratio):
                 return replace(self, step=step, injection_ratio=as_decimal(exact_ratio(ratio)))
-        return self
 
     def changes_to(self, after: "_Settings") -> dict[str, Change]:
         """The settings that differ, by name."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay_service.sampling.held_back import HeldBack
-from replay_service.sampling.permutation import keys, permute
+from replay_service.sampling.permutation import keys, permute, uniforms
 
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]
@@ -214,8 +214,8 @@ class Cursors:
         left = self.block_size[k] - self.block_drawn[k]
         total = left.sum(axis=1)
         drawn = self.block_drawn[k].sum(axis=1)
-        chance = (keys(seed, _PICK_BLOCK, k, self.epoch[k], drawn) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        chosen = np.minimum((chance * total).astype(np.int64), total - 1)
+        # Below `total`, however it is rounded: the numbers are at most 1 - 2**-53.
+        chosen = (uniforms(keys(seed, _PICK_BLOCK, k, self.epoch[k], drawn)) * total).astype(np.int64)
         block = (np.cumsum(left, axis=1) <= chosen[:, None]).sum(axis=1)
         first_row = np.cumsum(self.block_size[k], axis=1)[np.arange(len(k)), block] - self.block_size[k, block]
         # The first block alone may hold rows that were drawn before; the others came in this epoch.

@@ -5,10 +5,17 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 
-from replay_service.ledger.database import Durability, UnusableDatabase, check_clock, open_database, prepare_database
-from replay_service.ledger.schema import metadata
+from replay_service.ledger.database import (
+    Durability,
+    QuickLook,
+    UnusableDatabase,
+    check_clock,
+    open_database,
+    prepare_database,
+)
+from replay_service.ledger.schema import metadata, runs
 from tests.support import free_port
 
 
@@ -57,13 +64,34 @@ def test_durability_is_a_setting(tmp_path: Path, durability: Durability, value: 
     engine.dispose()
 
 
+def test_the_connection_of_quick_looks_is_given_to_nobody_else(database_url: str) -> None:
+    engine = open_database(database_url)
+    look = QuickLook(select(func.count()).select_from(runs), engine)
+    with engine.connect() as other:
+        assert look.scalar({}) == look.scalar({}) == 0
+        held = look._connection
+        with engine.connect() as another:
+            others = {id(each.connection.driver_connection) for each in (other, another)}
+    assert held is look._connection and id(held) not in others
+    look.close()
+    engine.dispose()
+
+
 def test_a_database_that_is_not_there_is_named_without_its_password() -> None:
     with pytest.raises(UnusableDatabase, match="see the setting database_url") as refused:
         prepare_database(f"postgresql+psycopg://replay:hidden@127.0.0.1:{free_port()}/replay", timeout_s=1.0)
     assert "refused" in refused.value.detail and "hidden" not in refused.value.detail
 
 
-def test_a_database_whose_folder_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_database_of_a_kind_that_nobody_knows_is_refused_with_what_is_wrong() -> None:
+    with pytest.raises(UnusableDatabase, match=r"Can't load plugin: .*nosuch; see the setting database_url"):
+        prepare_database("nosuch://replay@127.0.0.1/replay")
+
+
+def test_a_database_whose_folder_is_not_there_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits for a folder"))
     with pytest.raises(UnusableDatabase, match="unable to open database file; see the setting database_url"):
         prepare_database(f"sqlite:///{tmp_path / 'nowhere' / 'journal.sqlite'}")
 

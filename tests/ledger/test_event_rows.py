@@ -17,9 +17,13 @@ def test_reports_are_read_back_and_those_of_earlier_releases_tell_of_no_gains(nu
     payload = columns_of(Reported(3, 1, rows))["payload"]
     assert isinstance(payload, bytes)
     assert reported_rows(payload).tobytes() == rows.tobytes()
-    earlier = np.frombuffer(random.bytes(num * EARLIER.itemsize), dtype=EARLIER)
-    read = reported_rows(earlier.tobytes())
-    assert len(read) == num
+    for first_byte in (payload[:1], b"\0", b"\xff"):
+        check_earlier((first_byte + random.bytes(num * EARLIER.itemsize))[: num * EARLIER.itemsize])
+
+
+def check_earlier(payload: bytes) -> None:
+    earlier, read = np.frombuffer(payload, dtype=EARLIER), reported_rows(payload)
+    assert len(read) == len(earlier)
     assert (read["num_gains"] == GAINS_NOT_TOLD).all()
     for name in EARLIER.names or ():
         assert read[name].tobytes() == earlier[name].tobytes()

@@ -107,6 +107,16 @@ def test_a_window_that_would_wait_for_itself_is_refused(journal: Journal, corpus
     assert refusal.value.extensions["next_step"] == 0
 
 
+def test_where_a_controller_may_raise_the_ratio_no_step_counts_as_empty(journal: Journal, corpus: Corpus) -> None:
+    """Of the first 62 steps none holds a row by the ratio to begin with."""
+    auto = {"injection_ratio": "auto", "budget": {"first_ratio": "0.001"}, "feedback": {"mode": "fenced", "lag": LAG}}
+    journal.create_run(record_of("auto", **auto))
+    owner = RunOwner(journal, "auto", lambda _: corpus)
+    with pytest.raises(StepOutOfRange, match="at most 3 steps at once"):
+        owner.window(0, LAG + 1, 100)
+    assert [len(plan.rows) for plan in owner.window(0, LAG, 100).plans] == [0] * LAG
+
+
 def test_steps_that_rehearse_nothing_are_planned_at_once_however_many_they_are(
     journal: Journal, corpus: Corpus, clock: Clock
 ) -> None:
@@ -139,6 +149,22 @@ def test_a_report_that_never_comes_is_sealed_after_a_while(journal: Journal, cor
     assert (late.accepted, late.rejected) == (0, len(ids_of(first)))
     assert bytes_of(fenced(journal, corpus, clock)) == bytes_of(owner)
     assert audit.verify(journal, owner.record).holds
+
+
+def test_what_was_reported_before_is_a_duplicate_unless_its_step_was_sealed(
+    journal: Journal, corpus: Corpus, clock: Clock
+) -> None:
+    owner = fenced(journal, corpus, clock)
+    ids = [ids_of(plan) for plan in owner.window(0, LAG, 100).plans]
+    owner.report(losses_of(0, ids[0][1:]))
+    owner.report(losses_of(1, ids[1]))
+    with pytest.raises(AwaitingReports):
+        owner.window(LAG, 1, 100)
+    clock.now = 60.0
+    owner.window(LAG, 1, 100)
+    sealed, whole = owner.report(losses_of(0, ids[0])), owner.report(losses_of(1, ids[1]))
+    assert (sealed.accepted, sealed.duplicate, sealed.rejected) == (0, 0, len(ids[0]))
+    assert (whole.accepted, whole.duplicate, whole.rejected) == (0, len(ids[1]), 0)
 
 
 def test_a_fenced_run_restores_and_rewinds_to_the_byte(journal: Journal, corpus: Corpus, clock: Clock) -> None:

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.errors import UnknownRun
 from replay_service.ledger import forgetting_curves, restoring
-from replay_service.ledger.curve_points import CORPUS, CurvePoint
+from replay_service.ledger.curve_points import CORPUS, CurvePoint, Rewind
 from replay_service.ledger.forgetting_curves import CurveReader
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import OwnerLimits, RunOwner
+from replay_service.ledger.schema import forgetting_points
+from replay_service.sampling.events import Reported
 from tests.ledger.worlds import ids_of, losses_of, open_journal, record_of
 
 SETTINGS = {"global_batch_size": 32, "injection_ratio": "0.25", "half_life_steps": 20.0}
@@ -78,6 +81,12 @@ def test_points_are_the_estimates_of_the_fold(owner: RunOwner, journal: Journal)
     groups = [each.estimates["group"].tolist() for each in found.points]
     assert groups[0] == groups[-1] == [CORPUS, 0, 1] and groups[1] == [CORPUS]
     assert any(not np.isnan(each.estimates["nats"][0]) for each in found.points)
+    # Each but the last, which is of the latest event, is of all reports of a step: the next event begins another one.
+    events = [entry.event for entry in journal.entries("tuning")]
+    following = [events[each.seq] for each in found.points[:-1]]
+    assert [(event.step, event.rank) for event in following if isinstance(event, Reported)] == [
+        (each.step + 1, 0) for each in found.points[:-1]
+    ]
 
 
 def test_whoever_looks_however_often_sees_the_same(owner: RunOwner, journal: Journal) -> None:
@@ -86,6 +95,23 @@ def test_whoever_looks_however_often_sees_the_same(owner: RunOwner, journal: Jou
         train(owner, begin, 5)
         look(journal, often)
     assert look(journal, often) == look(journal)
+
+
+@pytest.mark.parametrize("feedback", [{"mode": "latest"}, {"mode": "fenced", "lag": 4}])
+def test_processes_that_look_one_after_the_other_see_what_one_sees_in_the_end(
+    journal: Journal, corpus: Corpus, feedback: dict[str, object]
+) -> None:
+    seen = []
+    for run, often in (("often", True), ("once", False)):
+        journal.create_run(record_of(run, **SETTINGS, feedback=feedback))
+        owner = RunOwner(journal, run, lambda _: corpus, OwnerLimits(snapshot_every=40))
+        for step in range(24):
+            train(owner, step, 1)
+            if often:
+                CurveReader(journal).read(run, work_s=60.0)
+        seen.append(images(CurveReader(journal).read(run, work_s=60.0).points))
+    assert seen[0] == seen[1]
+    assert len(seen[0]) > 5
 
 
 def test_a_look_reads_only_what_is_new(owner: RunOwner, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +168,27 @@ def test_a_rewind_takes_back_what_it_forgets_and_no_more(
         "no gap is longer than a quarter of the longest window"
     )
     assert_true(journal, CurveReader(journal).read("tuning", work_s=60.0).points)
+
+
+def test_points_that_no_longer_stand_are_removed(owner: RunOwner, journal: Journal) -> None:
+    train(owner, 0, 60)
+    look(journal)
+    owner.rewind(30)
+    standing = look(journal)
+    with journal.engine.connect() as connection:
+        kept = connection.execute(select(forgetting_points.c.seq).order_by(forgetting_points.c.seq)).scalars().all()
+    # The last point of a look is made anew by each.
+    assert kept == [each[0] for each in standing[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("rewind", "stands"), [((10, 4), True), ((10, 3), False), ((11, 5), True), ((11, 3), False), ((9, -1), True)]
+)
+def test_a_point_stands_unless_a_later_rewind_forgot_a_step_that_had_a_plan(rewind: Rewind, stands: bool) -> None:
+    """Step 4 is the last that the first 10 events, 0 to 9, have planned."""
+    point = CurvePoint(10, 2, 5, 0.25, None, np.empty(0))
+    assert point.stands([rewind]) == stands
+    assert point.stands([(12, 9), rewind, (15, 7)]) == stands
 
 
 def test_a_long_run_is_looked_at_bit_by_bit(owner: RunOwner, journal: Journal) -> None:

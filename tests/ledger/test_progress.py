@@ -1,5 +1,6 @@
 """How far runs are, in columns: also of runs that an earlier schema held."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,16 +11,18 @@ from sqlalchemy import Engine
 
 import replay_service.ledger.database as database
 from replay_service.corpus.reading.reader import Corpus
+from replay_service.errors import UnknownRun
 from replay_service.ledger.database import open_database
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
 from replay_service.ledger.records import RunOverview
 from replay_service.ledger.samples import SampleQuery, SampleStatistics
-from replay_service.sampling.events import Adopted
+from replay_service.sampling.events import Adopted, Trained
 from replay_service.sampling.state_bytes import to_bytes
+from replay_service.sampling.trained import TrainedCounts
 from tests.ledger.test_audit import a_long_run
 from tests.ledger.test_readers import counted, train
-from tests.ledger.worlds import open_journal, owner_of, read_state, record_of, write
+from tests.ledger.worlds import ids_of, losses_of, open_journal, owner_of, read_state, record_of, write
 
 
 def told(overview: RunOverview) -> tuple[object, ...]:
@@ -63,11 +66,46 @@ def test_the_columns_tell_of_an_adopted_generation(journal_of_a_run: Journal) ->
     assert journal_of_a_run.overview("tuning").generation == 2
 
 
+def test_of_a_run_that_nobody_created_there_is_neither_overview_nor_point(journal_of_a_run: Journal) -> None:
+    assert record_of().created.step == -1, "before the first"
+    for look in (journal_of_a_run.overview, journal_of_a_run.point, journal_of_a_run.run):
+        with pytest.raises(UnknownRun, match="'nobody'"):
+            look("nobody")
+    assert journal_of_a_run.overviews(["nobody"]) == []
+
+
 def test_a_point_is_that_of_the_latest_event(journal_of_a_run: Journal, corpus: Corpus) -> None:
     owner = owner_of(journal_of_a_run, corpus)
     for change in CHANGES:
         change(owner)
         assert journal_of_a_run.point("tuning") == journal_of_a_run.overview("tuning").point
+
+
+def test_the_times_of_the_latest_plan_report_and_training_are_those_of_their_commits(
+    tmp_path: Path, corpus: Corpus
+) -> None:
+    ticks = itertools.count(1000)
+    journal = Journal(open_database(f"sqlite:///{tmp_path / 'ledger.db'}"), lambda: next(ticks))
+    journal.create_run(record_of())
+    owner, told_times = owner_of(journal, corpus), []
+    for change in (
+        lambda: owner.configure({"floor": 0.4}),
+        lambda: owner.window(0, 1, 8),
+        lambda: owner.report(losses_of(0, ids_of(owner.window(0, 1, 8).plans[0]))),
+        lambda: owner.count_trained(Trained(0, 0, 0, TrainedCounts(16, 4, 160, 40))),
+        lambda: owner.window(1, 1, 8),
+    ):
+        change()
+        point = journal.point("tuning")
+        told_times.append((point.planned_at, point.reported_at, point.trained_at))
+    journal.close()
+    assert told_times == [
+        (None, None, None),
+        (1002, None, None),
+        (1002, 1003, None),
+        (1002, 1003, 1004),
+        (1005, 1003, 1004),
+    ]
 
 
 def test_a_list_of_runs_is_two_queries_however_many_there_are(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,7 +9,9 @@ from sqlalchemy import create_engine, text
 from replay_service.corpus.reading.reader import Corpus
 from replay_service.ledger.journal import Journal
 from replay_service.ledger.owner import RunOwner
-from replay_service.ledger.samples import SampleOrder, SampleQuery, SampleStatistics
+from replay_service.ledger.samples import DamageUnit, SampleOrder, SampleQuery, SampleStatistics
+from replay_service.sampling.damage import DAMAGE_OF, Signal
+from replay_service.sampling.events import REPORTED_ROW
 from tests.ledger.worlds import ids_of, losses_of, open_journal, owner_of, record_of
 
 
@@ -90,6 +92,32 @@ def test_a_rewind_takes_back_what_it_forgets(owner: RunOwner, journal: Journal, 
     assert all_samples(journal, corpus) == []
 
 
+def test_what_was_merged_in_another_attempt_begins_anew(owner: RunOwner, journal: Journal, corpus: Corpus) -> None:
+    history = reported(owner, 5)
+    assert {each.sample_id: each for each in all_samples(journal, corpus)} == expected(corpus, history)
+    with journal.engine.begin() as connection:
+        connection.execute(text("UPDATE sample_progress SET attempt = 7"))
+    assert {each.sample_id: each for each in all_samples(journal, corpus)} == expected(corpus, history)
+
+
+@pytest.mark.parametrize("signal", get_args(Signal))
+def test_damage_is_what_policies_take_for_it(owner: RunOwner, journal: Journal, corpus: Corpus, signal: Signal) -> None:
+    (plan,) = owner.window(0, 1, 100).plans
+    ids, random = np.array(ids_of(plan)), np.random.default_rng(1)
+    base = corpus.rows(ids).base_loss.astype(np.float64)
+    rows = losses_of(0, ids.tolist(), loss=(base + random.uniform(-1.0, 1.0, len(ids))).tolist())
+    rows["num_flips"], rows["num_gains"] = np.arange(len(ids)) % 4, np.arange(len(ids)) % 3 - 1
+    owner.report(rows)
+    reported = np.zeros(len(ids), dtype=REPORTED_ROW)
+    for name in ("loss_nats", "num_tokens", "num_flips", "num_gains"):
+        reported[name] = rows[name]
+    reported["base_loss_nats"] = base
+    learnable, delta = float(np.median(base)), 0.25
+    found = all_samples(journal, corpus, unit=DamageUnit(signal, learnable, delta))
+    assert [each.damage for each in found] == pytest.approx(DAMAGE_OF[signal](reported, learnable, delta))
+    assert len({each.damage for each in found}) > 1
+
+
 @pytest.mark.parametrize("order", ["sample_id", "damage", "excess_loss", "loss", "visits", "last_step", "flips"])
 @pytest.mark.parametrize("descending", [False, True])
 def test_pages_hold_every_sample_once_in_order(
@@ -118,7 +146,7 @@ def test_a_sample_has_its_history(owner: RunOwner, journal: Journal, corpus: Cor
     history = reported(owner, 9)
     sample, visits = max(history.items(), key=lambda each: len(each[1]))
     found = journal.sample("tuning", sample, corpus.partition)
-    assert found is not None
+    assert found is not None and found.as_of == journal.point("tuning").as_of
     told = sorted((each.step, each.rows["loss_nats"][0], each.rows["num_flips"][0]) for each in found.reports)
     assert told == visits
     assert journal.sample("tuning", 10**15, corpus.partition) is None

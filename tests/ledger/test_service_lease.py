@@ -22,9 +22,9 @@ def test_a_lease_is_taken_kept_and_given_up(lease: ServiceLease) -> None:
     assert lease.take(nobody, "a", "10.0.0.1:8401", 15.0) == 1
     taken = lease.read()
     assert (taken.epoch, taken.holder, taken.address, taken.duration_s) == (1, "a", "10.0.0.1:8401", 15.0)
-    assert lease.keep(1) and lease.read().beat > taken.beat
+    assert lease.keep(1) and (kept := lease.read()).beat > taken.beat
     lease.give_up(1)
-    assert lease.read().holder == NOBODY
+    assert (lease.read().holder, lease.read().beat > kept.beat) == (NOBODY, True)
     assert lease.take(lease.read(), "b", "10.0.0.2:8401", 5.0) == 2
 
 

@@ -135,6 +135,16 @@ def test_a_report_counts_half_when_reports_are_a_half_life_further() -> None:
     assert state.recent.count.sum(axis=0).tolist() == [0.25, 1.0]
 
 
+def test_reports_keep_their_weight_when_the_half_life_changes_and_fade_by_the_new_one_from_then_on() -> None:
+    state = with_ten_plans(half_life_steps=4.0)
+    fold(state, report_of(0, [0], num_flips=10))
+    fold(state, report_of(4, [9], num_flips=10))
+    fold(state, Configured(9, state.config.changed(half_life_steps=2.0)))
+    fold(state, report_of(8, [17], num_flips=10))
+    assert state.recent.damage.sum(axis=0).tolist() == [0.5 * 0.25, 0.25 + 1.0]
+    assert state.recent.count.sum(axis=0).tolist() == [0.5 * 0.25, 0.25 + 1.0]
+
+
 @given(st.permutations(range(10)))
 @settings(max_examples=30, deadline=None)
 def test_the_decay_follows_the_steps_and_not_the_order_of_the_reports(order: list[int]) -> None:

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from fractions import Fraction
 
@@ -12,7 +13,7 @@ from replay_service.sampling.fold import fold
 from replay_service.sampling.forgetting import FirstVisits, Forgetting, student
 from replay_service.sampling.injection import exact_ratio
 from replay_service.sampling.latest import MOST_REPORTS, REPORT_ROW, LatestReports
-from replay_service.sampling.lines import LEAST_REPORTS
+from replay_service.sampling.lines import LEAST_REPORTS, Part, lines_of
 from replay_service.sampling.plan import adjustment_due
 from replay_service.sampling.run_state import RatioSince
 from tests.sampling.forgetting_worlds import WORLDS, Coverage, World, coverage
@@ -130,6 +131,21 @@ def test_a_jump_makes_the_interval_wide() -> None:
     noise = 0.1 * random.standard_normal(400)
     level, jumped = (visits_of(step, stratum, noise + (step >= at)).of_corpus() for at in (999, 190))
     assert jumped.high - jumped.low > 2 * (level.high - level.low)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("jump", [0.0, 0.5])
+def test_its_interval_is_of_the_variance_and_of_what_shorter_windows_differ_by_beyond_their_noise(jump: float) -> None:
+    step, stratum, random = reported(400)
+    visits = visits_of(step, stratum, 0.1 * random.standard_normal(400) + jump * (step >= 185))
+    share, chance = (SIZES / SIZES.sum()).reshape(2, 2), visits.chance.reshape(2, 2)
+    part = Part(visits.reports, visits.reports["stratum"].astype(np.int64), share, chance)
+    ((line, *shorter),) = lines_of([part], visits.step, visits.half_life, visits.prior_weight)
+    noise = [max(each.variance - line.variance, 0.1 * line.variance) for each in shorter]
+    bends = [(each.nats - line.nats) ** 2 - least for each, least in zip(shorter, noise, strict=True)]
+    assert len(bends) == 3 and (max(bends) > 0.0) == (jump > 0.0)
+    half = student(line.num_steps - 2.0) * math.sqrt(line.variance + 1.5 * max(0.0, *bends))
+    found = visits.of_corpus()
+    assert (found.nats, found.low, found.high) == pytest.approx((line.nats, line.nats - half, line.nats + half))
 
 
 def test_the_points_of_student() -> None:

@@ -94,6 +94,16 @@ def test_a_plan_has_as_many_rows_as_the_ratio_asks_for(sizes: list[int], ratio: 
         assert len(plan.rows) == num_rehearsed(plan.step, state.config.ratio, batch)
 
 
+def test_a_plan_says_how_many_rows_all_steps_before_it_rehearse() -> None:
+    state = initial_state([40, 60], injection_ratio="0.3", global_batch_size=9, feedback=Feedback("fenced", 2))
+    plans = planned(state, 3)
+    reported_in_full(state, 0)
+    # Reports of four steps wait behind the fence: what may be known changes within the window.
+    plans += plans_of(state, 11)
+    assert len({plan.policy_version for plan in plans}) > 2
+    assert [plan.rehearsed_before for plan in plans] == [step * 27 // 10 for step in range(12)]
+
+
 @given(sizes, st.integers(0, 2**63 - 1), st.integers(1, 20), st.booleans())
 @pure
 def test_within_an_epoch_of_a_stratum_no_sample_repeats(

@@ -84,6 +84,13 @@ def test_mix_cd_draws_strata_by_size_times_damage_rate() -> None:
     assert floored == pytest.approx(0.9 * np.array([10, 40, 40]) / 90 + 0.1 * np.array([1, 1, 2]) / 4)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_only_the_ratios_of_damage_rates_to_one_another_count(scale: float) -> None:
+    sizes, rates = np.array([100, 100, 200]), np.array([0.1, 0.4, 0.2])
+    for policy in (MixCd(1.0, 0.1), MixCd(4.0, 0.0)):
+        assert policy.probabilities(sizes, scale * rates) == pytest.approx(policy.probabilities(sizes, rates))
+
+
 @given(distributions(), st.integers(1, 500), st.floats(0.0, 1.0, exclude_max=True))
 @pure
 def test_a_stratum_is_drawn_its_expected_number_of_times_rounded_up_or_down(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from replay_service.sampling.forgetting import FirstVisits, Forgetting
+from replay_service.sampling.forgetting import FirstVisits, Forgetting, student
 from replay_service.sampling.latest import REPORT_ROW
-from replay_service.sampling.predicted_gain import ELASTICITY, Draws, PredictedGain, predict_gain
+from replay_service.sampling.predicted_gain import ELASTICITY, NUM_BLOCKS, Draws, PredictedGain, predict_gain
 from tests.sampling.forgetting_worlds import World, simulate
 from tests.sampling.gain_worlds import EVEN, GAIN_WORLDS, SPREAD, compared, prediction_of, spread_of
 from tests.sampling.worlds import image, initial_state
@@ -60,6 +60,30 @@ def predicted(visits: FirstVisits, draws: Draws) -> PredictedGain:
 def uniformly(lost: Float64Array, sharpness: float = 1.0, noise: float = 0.0, num: int = 24) -> PredictedGain:
     drawn = np.ones_like(lost)
     return predicted(visits_of(lost, drawn, noise, num), draws_of(drawn, sharpness))
+
+
+def relative_variance(weight: Float64Array, ratio: Float64Array, block: np.ndarray, stratum: np.ndarray) -> float:
+    """By the products of any two reports of different blocks: of those of one stratum, less what all have."""
+    pairs = np.outer(weight, weight) * (block[:, None] != block)
+    products = pairs * np.outer(ratio - 1.0, ratio - 1.0)
+    within = (products * (stratum[:, None] == stratum) / SHARE[stratum]).sum() - products.sum()
+    return float(within / pairs.sum() / (weight @ ratio / weight.sum()) ** 2)
+
+
+def test_the_spread_and_its_interval_are_those_of_pairs_of_reports_and_of_leaving_out_each_block() -> None:
+    visits = visits_of(lognormal(0.5), np.ones(NUM_STRATA), noise=0.3, num=10)
+    step, stratum = visits.reports["step"], visits.reports["stratum"]
+    weight = 1.0 - (visits.step - step) / (3.0 * visits.half_life)
+    weight /= weight.sum()
+    ratio, block = visits.reports["excess_nats"] / (weight @ visits.reports["excess_nats"]), step % NUM_BLOCKS
+    columns = weight, ratio, block, stratum
+    whole = relative_variance(*columns)
+    without = [relative_variance(*(each[block != left_out] for each in columns)) for left_out in range(NUM_BLOCKS)]
+    squares = sum((each - whole) ** 2 for each in without)
+    half = student(NUM_BLOCKS - 1.0) * np.sqrt(squares * (NUM_BLOCKS - 1) / NUM_BLOCKS)
+    found = predicted(visits, draws_of(np.ones(NUM_STRATA))).spread
+    assert 0.0 < half < whole
+    assert found == pytest.approx(np.sqrt(np.log1p([whole, whole - half, whole + half])))
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.0, 4.0])

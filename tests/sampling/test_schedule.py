@@ -28,6 +28,12 @@ def test_a_line_leads_from_one_ratio_to_the_other_and_stays_there() -> None:
     assert [line.at(step, P) for step in (0, 5, 10, 99)] == [P, Fraction(75, 1000), Fraction(1, 20), Fraction(1, 20)]
 
 
+def test_ratios_between_are_rounded_down_to_billionths_so_that_plans_stay_what_they_were() -> None:
+    line, half = Schedule("linear", 3, "0"), Schedule("cosine", 6, "0")
+    assert [line.at(step, P) for step in (1, 2)] == [Fraction(66_666_666, 10**9), Fraction(33_333_333, 10**9)]
+    assert [half.at(step, P) for step in (1, 2)] == [Fraction(93_301_270, 10**9), Fraction(75_000_000, 10**9)]
+
+
 def test_a_warm_up_begins_with_nothing() -> None:
     assert [Schedule("warmup", 4).at(step, P) for step in range(6)] == [0, P / 4, P / 2, 3 * P / 4, P, P]
 

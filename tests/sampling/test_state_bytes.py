@@ -18,7 +18,7 @@ SIZES = [7, 0, 5, 9]
 
 def a_life(seed: int, num_steps: int) -> RunState:
     """A state that has seen plans, some reports, a change and an end."""
-    config = RunConfig(global_batch_size=6, injection_ratio="0.5", seed=seed, report_window_steps=4)
+    config = RunConfig(global_batch_size=6, injection_ratio="0.35", seed=seed, report_window_steps=4)
     state = RunState.initial(created_of(SIZES, 2, config))
     rng = np.random.default_rng(seed)
     for plan in planned(state, num_steps - 1):
@@ -100,6 +100,6 @@ def test_another_version_is_refused() -> None:
 
 def test_what_is_no_state_is_refused() -> None:
     data = to_bytes(a_life(0, 3))
-    for damaged in (b"", b"something else entirely", data + b"\0"):
+    for damaged in (b"", b"something else entirely", b"journal." + data[8:], data + b"\0"):
         with pytest.raises(ValueError, match="state"):
             from_bytes(damaged)

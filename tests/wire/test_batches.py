@@ -124,6 +124,16 @@ def test_the_rows_of_a_step_are_a_part_of_its_batch() -> None:
     assert (len(none), none.header.steps) == (0, [])
 
 
+def test_adjacent_windows_are_joined_into_the_batch_that_they_are_parts_of() -> None:
+    batch = make_batch(6)
+    steps = [StepHeader(each, 2, 7 + 2 * place, 2) for place, each in enumerate((4, 5, 6))]
+    whole = replace(batch, header=replace(batch.header, steps=steps), step=np.array([4, 4, 5, 5, 6, 6]))
+    joined = Batch.joined([whole.of_step(header.step) for header in steps])
+    assert joined.header == whole.header
+    for name, column in whole.columns().items():
+        np.testing.assert_array_equal(joined.columns()[name], column)
+
+
 def test_some_rows_of_a_batch_keep_its_header() -> None:
     batch = make_batch(6)
     part = batch.rows(slice(2, 4))
@@ -261,10 +271,11 @@ def test_batches_have_the_schema_of_the_golden_file() -> None:
     assert headers[0] == headers[1]
 
 
+@pytest.mark.parametrize("num_rows", [0, 5])
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
-def test_compressed_reports_are_refused_because_they_could_grow_without_bound(compression: str) -> None:
+def test_compressed_reports_are_refused_because_they_could_grow_without_bound(compression: str, num_rows: int) -> None:
     with pytest.raises(ValueError, match="compressed"):
-        decode_losses(stream(records_of(losses_body()), compression))
+        decode_losses(stream(records_of(losses_body(num_rows)), compression))
 
 
 def test_rows_that_take_no_bytes_are_refused_before_memory_is_set_aside_for_them() -> None:
