@@ -17,7 +17,7 @@ from replay_trainer import hf
 from replay_trainer.batches.rows import MixedInputs
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
-from replay_trainer.hf import RehearsalTrainer
+from replay_trainer.hf import RehearsalMixin, RehearsalTrainer
 from tests.trainer.hf_worlds import SEQ_LEN, a_run, arguments, dataset
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "hugging-face.md"
@@ -260,6 +260,30 @@ def test_the_loss_is_the_mean_over_all_predictions_with_rehearsed_ones_at_their_
     total = target.loss.item() * num_target + weight * model(input_ids=ids, labels=ids).loss.item() * num_rehearsed
     (found,) = losses_of(trainer)
     assert found == pytest.approx(total / (num_target + num_rehearsed), rel=1e-4)
+
+
+class WithoutOutputs(Trainer):  # type: ignore[misc]
+    """Its loss knows no parameter `return_outputs`, as that of trl 2."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        return super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+
+
+class RehearsalWithoutOutputs(RehearsalMixin, WithoutOutputs):  # type: ignore[misc]
+    pass
+
+
+def test_a_trainer_whose_loss_gives_no_outputs_is_not_asked_for_them(
+    client: ReplayClient, tiny_model: Path, tmp_path: Path
+) -> None:
+    losses = []
+    for kind in (RehearsalTrainer, RehearsalWithoutOutputs):
+        rehearsal, model = a_run(client, kind.__name__.lower()), AutoModelForCausalLM.from_pretrained(tiny_model)
+        trainer = kind(rehearsal=rehearsal, model=model, args=arguments(tmp_path), train_dataset=dataset())
+        trainer.train()
+        losses.append(losses_of(trainer))
+        assert client.stats(rehearsal.run)["num_reported"] == 16
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
 class StopAt(TrainerCallback):  # type: ignore[misc]

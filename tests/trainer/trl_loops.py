@@ -33,7 +33,7 @@ CHAT = (
 
 
 class Watched(RehearsalMixin, SFTTrainer):  # type: ignore[misc]
-    """Keeps the samples of each step, and refuses what trl 2 takes away."""
+    """Keeps the samples of each step."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
