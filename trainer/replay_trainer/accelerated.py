@@ -93,8 +93,18 @@ class AcceleratedRehearsal:
         """Figures for `accelerator.log`, after an optimizer step; see `MicroBatches.figures`."""
         return self._parts.figures(self._accelerator.device)
 
+    @property
+    def next_step(self) -> int:
+        """The optimizer step that comes next, counted from 0; after `load_state`, that of the checkpoint."""
+        return self.loop.stream.next_step
+
     def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint; waits until the reports of all steps before it are durable."""
+        """The state for a checkpoint; waits until the reports of all steps before it are durable.
+
+        Raises:
+            InvalidTraining: within an optimizer step.
+        """
+        self._parts.check_between_steps()
         return self.loop.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

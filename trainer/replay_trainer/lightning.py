@@ -79,6 +79,7 @@ class RehearsalCallback(Callback):
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if self._loop is not None:
+            pl_module.rehearsing.check_between_steps()
             self._loop.flush()
             trainer.strategy.barrier()
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from replay_trainer.batches.added import Added
+from replay_trainer.errors import InvalidTraining
 from replay_trainer.loss_sums import LossSums
 from replay_trainer.rehearsal_loop import RehearsalLoop
 
@@ -73,6 +74,15 @@ class MicroBatches:
         """
         means = self._sums.take(self.total, device)
         return {**self.loop.metrics(), **means, **self.loop.estimates(self._step)}
+
+    def check_between_steps(self) -> None:
+        """Raises InvalidTraining within a step: a checkpoint would hold neither its rest nor its gradients."""
+        if self._next_part:
+            raise InvalidTraining(
+                f"a checkpoint is to be written after micro-batch {self._next_part} of {self._num_parts} of step "
+                f"{self._step}, from which nothing can go on: it holds no gradients; write it after an optimizer step: "
+                "where accelerator.sync_gradients is true, or in Lightning every_n_train_steps or every_n_epochs"
+            )
 
     def begin_anew(self) -> None:
         """Go on at the loop's next step, after a state was loaded."""
