@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from replay_trainer.accelerated import AcceleratedRehearsal
 from replay_trainer.batches.added import Added
+from replay_trainer.batches.apart import ApartInputs
 from replay_trainer.client import ReplayClient
 from replay_trainer.lightning import RehearsalCallback
 from replay_trainer.plain import Rehearsal
@@ -85,6 +86,7 @@ def accelerate_loop(
     *,
     learning_rate: float = LEARNING_RATE,
     precision: str = "no",
+    apart: bool = False,
     save_after: int | None = None,
     save_to: Path | None = None,
     load_from: Path | None = None,
@@ -105,8 +107,11 @@ def accelerate_loop(
         for epoch in range(first_epoch, NUM_EPOCHS):
             for inputs in rest if epoch == first_epoch else batches:
                 with accelerator.accumulate(model):
-                    batch = rehearsing.mix(inputs)
-                    loss = rehearsing.loss(batch, model(**batch.inputs))
+                    batch = rehearsing.mix(inputs, apart=apart)
+                    output, of_rehearsed = model(**batch.inputs), None
+                    if isinstance(batch, ApartInputs) and batch.is_rehearsed:
+                        of_rehearsed = model(**batch.rehearsed_inputs)
+                    loss = rehearsing.loss(batch, output, of_rehearsed)
                     seen.note(batch, loss)
                     accelerator.backward(loss)
                     optimizer.step()
@@ -119,14 +124,17 @@ def accelerate_loop(
 
 
 class Tuned(lightning.LightningModule):
-    def __init__(self, folder: str | Path, learning_rate: float, seen: Seen) -> None:
+    def __init__(self, folder: str | Path, learning_rate: float, seen: Seen, apart: bool = False) -> None:
         super().__init__()
-        self.model, self.learning_rate, self.seen = model_in(folder), learning_rate, seen
+        self.model, self.learning_rate, self.seen, self.apart = model_in(folder), learning_rate, seen, apart
 
     def training_step(self, inputs: dict[str, Tensor], batch_idx: int) -> Tensor:
-        batch = self.rehearsing.mix(inputs)  # type: ignore[operator,union-attr]
-        output = self.model(**batch.inputs)
-        loss: Tensor = self.rehearsing.loss(batch, output.loss, output.logits)  # type: ignore[operator,union-attr]
+        rehearsing: Any = self.rehearsing
+        batch = rehearsing.mix(inputs, apart=self.apart)
+        output, of_rehearsed = self.model(**batch.inputs), None
+        if isinstance(batch, ApartInputs) and batch.is_rehearsed:
+            of_rehearsed = self.model(**batch.rehearsed_inputs).logits
+        loss: Tensor = rehearsing.loss(batch, output.loss, output.logits, of_rehearsed)
         self.seen.note(batch, loss)
         return loss
 
@@ -141,6 +149,7 @@ def lightning_loop(
     *,
     learning_rate: float = LEARNING_RATE,
     precision: Any = "32-true",
+    apart: bool = False,
     devices: int = 1,
     save_after: int | None = None,
     save_to: Path | None = None,
@@ -148,7 +157,7 @@ def lightning_loop(
 ) -> tuple[Seen, nn.Module]:
     """Train with Lightning likewise."""
     seen = Seen()
-    module = Tuned(folder, learning_rate, seen)
+    module = Tuned(folder, learning_rate, seen, apart)
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=devices,
@@ -206,8 +215,12 @@ LOOPS: dict[str, Callable[..., tuple[Seen, nn.Module]]] = {"accelerate": acceler
 def main(url: str, model: str, folder: str) -> None:
     torch.set_num_threads(1)
     with ReplayClient(url) as client:
-        found = {"accelerate": accelerate_loop(client, "accelerate-together", model)}
-        found["lightning"] = lightning_loop(client, "lightning-together", model, devices=2)
+        found = {
+            name: accelerate_loop(client, name, model, apart=apart)
+            for name, apart in (("accelerate-mixed", False), ("accelerate-apart", True))
+        }
+        for name, apart in (("lightning-mixed", False), ("lightning-apart", True)):
+            found[name] = lightning_loop(client, name, model, devices=2, apart=apart)
     rank = torch.distributed.get_rank()
     for name, (seen, tuned) in found.items():
         # Of this module as a program nobody can load a class.

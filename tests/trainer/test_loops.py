@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -73,10 +74,12 @@ def counts_of(ranks: list[Seen]) -> tuple[int, ...]:
     return len(rehearsed), len(samples), num_predictions(rehearsed), num_predictions(samples)
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["one pass", "two passes"])
 def test_the_loss_is_the_mean_of_all_predictions_each_sample_alone(
-    client: ReplayClient, tiny_model: Path, stack: str
+    client: ReplayClient, tiny_model: Path, stack: str, apart: bool
 ) -> None:
-    seen, model = LOOPS[stack](client, a_run(client, f"{stack}-alone"), tiny_model, learning_rate=0.0)
+    run = a_run(client, f"{stack}-alone-{int(apart)}")
+    seen, model = LOOPS[stack](client, run, tiny_model, learning_rate=0.0, apart=apart)
     assert len(seen.losses) == NUM_EPOCHS * NUM_ROWS // 2
     assert seen.losses == pytest.approx([mean_loss(model, part.samples) for part in seen.parts], abs=1e-5)
     for step, figures in enumerate(seen.figures):
@@ -159,19 +162,21 @@ def together(service: ServiceUnderTest, client: ReplayClient, tiny_model: Path, 
     """Where two processes of each loop wrote what they saw."""
     folder: Path = tmp_path_factory.mktemp("together")
     for name in LOOPS:
-        a_run(client, f"{name}-together")
+        for way in ("mixed", "apart"):
+            a_run(client, f"{name}-{way}")
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD_SIZE)]
     module = ["-m", "tests.trainer.loops", service.url, str(tiny_model), str(folder)]
     subprocess.run([sys.executable, *command, *module], check=True, cwd=ROOT, timeout=200)
     return folder
 
 
+@pytest.mark.parametrize("way", ["mixed", "apart"])
 def test_two_processes_learn_what_one_would_from_each_sample_alone(
-    client: ReplayClient, tiny_model: Path, together: Path, stack: str
+    client: ReplayClient, tiny_model: Path, together: Path, stack: str, way: str
 ) -> None:
-    found = [torch.load(together / f"{stack}-{rank}.pt", weights_only=False) for rank in range(WORLD_SIZE)]
+    run = f"{stack}-{way}"
+    found = [torch.load(together / f"{run}-{rank}.pt", weights_only=False) for rank in range(WORLD_SIZE)]
     ranks = [Seen(**seen) for seen, _ in found]
-    run = f"{stack}-together"
     for step in range(NUM_STEPS):
         planned = client.batch(run, step, rank=0, world_size=1).sample_id.tolist()
         assert sorted(chain.from_iterable(rank.samples[step] for rank in ranks)) == sorted(planned)
@@ -187,20 +192,30 @@ def test_two_processes_learn_what_one_would_from_each_sample_alone(
         torch.testing.assert_close(found[0][1][name].double(), expected_weights, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["one pass", "two passes"])
 def test_the_documentation_shows_the_loop(
-    service: ServiceUnderTest, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: str
+    service: ServiceUnderTest,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stack: str,
+    apart: bool,
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where Lightning puts checkpoints
     page = ROOT / "docs" / "how-to" / f"{stack}.md"
-    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    example, two_passes = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    if apart:
+        (shown,) = re.finditer(r"^( *)batch = .*?rehearsing\.loss\([^\n]*\n", example, re.DOTALL | re.MULTILINE)
+        example = example.replace(shown[0], indent(two_passes, shown[1]))
     names: dict[str, Any] = {
         "checkpoint": None,
         "model": AutoModelForCausalLM.from_pretrained(tiny_model),
         "dataset": [row for row in rows() if len(row["labels"])][:8],
     }
-    source = example.replace("http://127.0.0.1:8400", service.url).replace("my-run", f"my-{stack}-run")
+    run = f"my-{stack}-run-{int(apart)}"
+    source = example.replace("http://127.0.0.1:8400", service.url).replace("my-run", run)
     exec(compile(source, str(page), "exec"), names)
     names["client"].close()
     with service.client() as client:
-        stats = client.stats(f"my-{stack}-run")
+        stats = client.stats(run)
     assert stats["state"] == "finished" and stats["num_reported"] == stats["rows_rehearsed"] > 0

@@ -126,16 +126,16 @@ def test_those_of_a_plain_loop(client: ReplayClient, model: nn.Module, width: in
     assert client.stats(run)["num_reported"] == 8
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize("mode", ["add", "replace"])
+@pytest.mark.parametrize(("mode", "num_workers", "apart"), [("add", 0, False), ("replace", 1, False), ("add", 1, True)])
 def test_those_of_the_steps_of_a_stateful_loader(
-    client: ReplayClient, model: nn.Module, mode: str, num_workers: int
+    client: ReplayClient, model: nn.Module, mode: str, num_workers: int, apart: bool
 ) -> None:
-    rehearsal = a_run(client, f"alone-{mode}-{num_workers}", injection_mode=mode)
-    steps = RehearsalDataset(rehearsal, rows(10), num_steps=NUM_STEPS, num_parts=2)
+    rehearsal = a_run(client, f"alone-{mode}-{num_workers}-{int(apart)}", injection_mode=mode)
+    steps = RehearsalDataset(rehearsal, rows(10), num_steps=NUM_STEPS, num_parts=2, apart=apart)
     with steps.open() as loop:
         for parts in StatefulDataLoader(steps, batch_size=None, num_workers=num_workers):
             for batch in loop.take(parts):
+                assert isinstance(batch, ApartInputs) == apart
                 check_part(loop, model, batch)
     stats = client.stats(rehearsal.run)
     assert stats["num_reported"] == stats["rows_rehearsed"] > 0

@@ -71,23 +71,29 @@ class AcceleratedRehearsal:
         )
         accelerator.register_for_checkpointing(self)
 
-    def mix(self, inputs: Mapping[str, Any]) -> Added:
-        """A loader's batch with rehearsed rows at its end; call it within `accelerator.accumulate`.
+    def mix(self, inputs: Mapping[str, Any], *, apart: bool = False) -> Added:
+        """A loader's batch with rehearsed rows at its end, or with `apart` beside it; see `MicroBatches.mix`.
+
+        Call it within `accelerator.accumulate`.
 
         Raises:
             InvalidTraining: as RehearsalLoop.mix does.
         """
-        return self._parts.mix(inputs)
+        return self._parts.mix(inputs, apart=apart)
 
-    def loss(self, batch: Added, output: Any) -> Tensor:
+    def loss(self, batch: Added, output: Any, rehearsed: Any = None) -> Tensor:
         """The loss for `accelerator.backward`; the losses of rehearsed rows are reported.
 
         Args:
             batch: as `mix` gave it.
             output: the model's, with `loss`, the mean over the predictions of the batch, and `logits`.
+            rehearsed: the model's output for `batch.rehearsed_inputs`, where that is a pass of its own.
+
+        Raises:
+            InvalidTraining: when that pass is missing.
         """
         with self._accelerator.autocast():
-            return self._parts.loss(batch, output.loss, output.logits)
+            return self._parts.loss(batch, output.loss, output.logits, None if rehearsed is None else rehearsed.logits)
 
     def figures(self) -> dict[str, float]:
         """Figures for `accelerator.log`, after an optimizer step; see `MicroBatches.figures`."""

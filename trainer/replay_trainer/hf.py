@@ -143,8 +143,7 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         if isinstance(mixed, ApartInputs):
             return self._loss_of_two_passes(mixed, model, inputs, return_outputs, **options)
         # The same on all ranks: a Trainer may give outputs by another pass, in which ranks wait for each other.
-        is_rehearsed = mixed.rehearsed.only_step.num_rehearsed > 0
-        needs_outputs = return_outputs or is_rehearsed or isinstance(mixed, MixedSamples)
+        needs_outputs = return_outputs or mixed.is_rehearsed or isinstance(mixed, MixedSamples)
         outputs = None
         loss = super().compute_loss(model, inputs, **_asked(needs_outputs), **options)
         if needs_outputs:
@@ -187,7 +186,7 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         num_items, num_target = options.get("num_items_in_batch"), mixed.num_target_predictions.to(loss.device)
         share = None if num_items is None else self._share_of_a_prediction(num_items, mixed)
         self._loss_sums.add_target(loss.detach() * num_target if share is None else loss.detach() / share, num_target)
-        if mixed.rehearsed.only_step.num_rehearsed:
+        if mixed.is_rehearsed:
             rehearsed = {name: each.to(loss.device) for name, each in mixed.rehearsed_inputs.items()}
             logits = _logits(model(**rehearsed, **_WITHOUT_CACHE))
             with self.accelerator.autocast():
