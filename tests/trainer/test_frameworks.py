@@ -10,6 +10,8 @@ from structlog.testing import capture_logs
 
 from replay_trainer import frameworks
 from replay_trainer.frameworks import TESTED, warn_if_untested
+from replay_trainer.job.ray_train import preflight
+from tests.trainer.worlds import a_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,3 +57,14 @@ def test_a_library_that_is_not_installed_is_not_told_of(monkeypatch: pytest.Monk
     with capture_logs() as logs:
         warn_if_untested("no-such-library")
     assert logs == []
+
+
+def test_a_job_tells_of_the_libraries_that_it_uses(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("transformers", "peft"):
+        monkeypatch.setitem(TESTED, name, ("1.0", "1.0"))
+    with capture_logs() as logs:
+        preflight(a_job(tmp_path, tiny_model, None))
+        preflight(a_job(tmp_path, tiny_model, None, lora={"r": 2}))
+    assert [each["library"] for each in logs if each["event"] == "untested_version"] == ["transformers", "peft"]
