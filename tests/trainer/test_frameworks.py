@@ -10,6 +10,8 @@ from structlog.testing import capture_logs
 
 from replay_trainer import frameworks
 from replay_trainer.frameworks import TESTED, warn_if_untested
+from replay_trainer.job.ray_train import preflight
+from tests.trainer.worlds import a_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,12 +26,13 @@ def nothing_was_told() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", TESTED)
-def test_the_newest_is_the_one_of_the_constraints_and_the_oldest_that_of_the_package(name: str) -> None:
+def test_the_newest_is_the_one_of_the_constraints_and_the_package_asks_for_the_oldest(name: str) -> None:
     (pinned,) = re.findall(rf"^{name}==(\d+\.\d+)", (ROOT / "deploy" / "constraints.txt").read_text(), re.MULTILINE)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    oldest = {each for extra in extras.values() for each in extra if re.match(rf"{name}\b", each)}
+    (asked,) = {each for extra in extras.values() for each in extra if re.match(rf"{name}\b", each)}
     assert TESTED[name][1] == pinned
-    assert oldest == {f"{name}>={TESTED[name][0]}"}
+    # No older torch could be tried.
+    assert asked == f"{name}>={'2.5' if name == 'torch' else TESTED[name][0]}"
 
 
 def test_the_releases_of_the_tests_are_not_told_of() -> None:
@@ -38,7 +41,7 @@ def test_the_releases_of_the_tests_are_not_told_of() -> None:
     assert logs == []
 
 
-@pytest.mark.parametrize("bounds", [("3.0", "3.1"), ("1.0", "1.9")])
+@pytest.mark.parametrize("bounds", [("3.0", "3.1"), ("1.0", "1.9"), ("1.9", "1.9")])
 def test_another_release_is_told_of_once(monkeypatch: pytest.MonkeyPatch, bounds: tuple[str, str]) -> None:
     monkeypatch.setitem(TESTED, "torch", bounds)
     with capture_logs() as logs:
@@ -46,7 +49,7 @@ def test_another_release_is_told_of_once(monkeypatch: pytest.MonkeyPatch, bounds
         warn_if_untested("torch")
     (told,) = logs
     assert (told["event"], told["library"], told["newest"]) == ("untested_version", "torch", bounds[1])
-    assert f"tested with torch {bounds[0]} to {bounds[1]}" in told["hint"]
+    assert f"tried with torch {' and '.join(dict.fromkeys(bounds))};" in told["hint"]
 
 
 def test_a_library_that_is_not_installed_is_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,3 +57,14 @@ def test_a_library_that_is_not_installed_is_not_told_of(monkeypatch: pytest.Monk
     with capture_logs() as logs:
         warn_if_untested("no-such-library")
     assert logs == []
+
+
+def test_a_job_tells_of_the_libraries_that_it_uses(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("transformers", "peft"):
+        monkeypatch.setitem(TESTED, name, ("1.0", "1.0"))
+    with capture_logs() as logs:
+        preflight(a_job(tmp_path, tiny_model, None))
+        preflight(a_job(tmp_path, tiny_model, None, lora={"r": 2}))
+    assert [each["library"] for each in logs if each["event"] == "untested_version"] == ["transformers", "peft"]

@@ -17,7 +17,7 @@ from replay_trainer import hf
 from replay_trainer.batches.rows import MixedInputs
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
-from replay_trainer.hf import RehearsalTrainer
+from replay_trainer.hf import RehearsalMixin, RehearsalTrainer
 from tests.trainer.hf_worlds import SEQ_LEN, a_run, arguments, dataset
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "hugging-face.md"
@@ -262,6 +262,30 @@ def test_the_loss_is_the_mean_over_all_predictions_with_rehearsed_ones_at_their_
     assert found == pytest.approx(total / (num_target + num_rehearsed), rel=1e-4)
 
 
+class WithoutOutputs(Trainer):  # type: ignore[misc]
+    """Its loss knows no parameter `return_outputs`, as that of trl 2."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        return super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+
+
+class RehearsalWithoutOutputs(RehearsalMixin, WithoutOutputs):  # type: ignore[misc]
+    pass
+
+
+def test_a_trainer_whose_loss_gives_no_outputs_is_not_asked_for_them(
+    client: ReplayClient, tiny_model: Path, tmp_path: Path
+) -> None:
+    losses = []
+    for kind in (RehearsalTrainer, RehearsalWithoutOutputs):
+        rehearsal, model = a_run(client, kind.__name__.lower()), AutoModelForCausalLM.from_pretrained(tiny_model)
+        trainer = kind(rehearsal=rehearsal, model=model, args=arguments(tmp_path), train_dataset=dataset())
+        trainer.train()
+        losses.append(losses_of(trainer))
+        assert client.stats(rehearsal.run)["num_reported"] == 16
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
 class StopAt(TrainerCallback):  # type: ignore[misc]
     def __init__(self, step: int) -> None:
         self.step = step
@@ -304,7 +328,7 @@ def test_distilled_rows_learn_from_the_model_that_the_trainer_was_given(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_training_that_resumes_rehearses_the_same_samples(
+def test_training_that_resumes_rehearses_the_same_samples_and_goes_on_bitwise(
     client: ReplayClient, tiny_model: Path, tmp_path: Path
 ) -> None:
     def trainer(**options: Any) -> Watched:
@@ -321,7 +345,9 @@ def test_training_that_resumes_rehearses_the_same_samples(
     resumed = trainer()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert resumed.samples == {step: whole.samples[step] for step in range(3, 6)}
-    assert losses_of(resumed) == pytest.approx(losses_of(whole), rel=1e-5)
+    assert losses_of(resumed) == losses_of(whole)
+    for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
     assert client.stats("resumed")["num_reported"] == 16
 
 

@@ -92,18 +92,23 @@ def test_batches_that_leave_no_room_are_refused(client: ReplayClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "options", "message"),
+    ("run", "changes", "options", "message"),
     [
-        ({"injection_mode": "add"}, {}, "injection_mode 'add' and injection_fixed true"),
-        ({"injection_fixed": False}, {}, "injection_fixed false, but a sampler deals out"),
-        ({"injection_ratio": "0.9"}, {}, "leaves a rank 0 fine-tuning rows"),
-        ({}, {"num_parts": 4}, "leaves a rank 3 fine-tuning rows beside the rehearsed ones, for 4 micro-batches"),
-        ({}, {"rank": 2, "world_size": 2}, "rank 2 of 2 cannot share"),
+        ("adds", {"injection_mode": "add"}, {}, "injection_mode 'add' and injection_fixed true"),
+        ("not-fixed", {"injection_fixed": False}, {}, "injection_fixed false, but a sampler deals out"),
+        ("all-rehearsed", {"injection_ratio": "0.9"}, {}, "leaves a rank 0 fine-tuning rows"),
+        (
+            "many-parts",
+            {},
+            {"num_parts": 4},
+            "leaves a rank 3 fine-tuning rows beside the rehearsed ones, for 4 micro-batches",
+        ),
+        ("no-such-rank", {}, {"rank": 2, "world_size": 2}, "rank 2 of 2 cannot share"),
     ],
 )
 def test_what_it_cannot_deal_out_is_refused_at_once(
-    client: ReplayClient, changes: dict[str, Any], options: dict[str, Any], message: str
+    client: ReplayClient, run: str, changes: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
-    run = a_run(client, f"refused-{abs(hash(message))}", **changes)
+    described = a_run(client, run, **changes)
     with pytest.raises(InvalidTraining, match=message):
-        ReplaceSampler(run, len(ROWS), **options)
+        ReplaceSampler(described, len(ROWS), **options)

@@ -5,25 +5,21 @@
 Each rank writes the samples of each step, the losses that were logged, and what became of its weights.
 """
 
-import json
 import os
 import sys
-from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from replay_trainer.batches.added import Added
 from replay_trainer.client import ReplayClient
 from replay_trainer.hf import RehearsalMixin
 from replay_trainer.plain import Rehearsal
+from tests.trainer.alone import Part, rehearsed_of, samples_of
 
 SEQ_LEN = 12
 CHAT = (
@@ -33,12 +29,11 @@ CHAT = (
 
 
 class Watched(RehearsalMixin, SFTTrainer):  # type: ignore[misc]
-    """Keeps the samples of each step, and refuses what trl 2 takes away."""
+    """Keeps the samples of each step."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.target: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        self.rehearsed: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self.parts: list[Part] = []
         self.num_rows = 0
         """Of the dataset; a flat batch is made of several."""
 
@@ -50,41 +45,9 @@ class Watched(RehearsalMixin, SFTTrainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **options: Any) -> Any:
         assert not return_outputs
         if model.training:
-            mixed = inputs["mixed_with_rehearsal"]
-            self.target.setdefault(self.state.global_step, []).extend(samples_of(inputs))
-            self.rehearsed.setdefault(self.state.global_step, []).extend(rehearsed_of(mixed))
+            rehearsed = rehearsed_of(inputs["mixed_with_rehearsal"].rehearsed)
+            self.parts.append(Part(self.state.global_step, list(samples_of(inputs)), rehearsed))
         return super().compute_loss(model, inputs, return_outputs, **options)
-
-
-def samples_of(inputs: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The token ids and labels of each sample of a batch, without padding."""
-    for row, (ids, labels) in enumerate(zip(inputs["input_ids"], inputs["labels"], strict=True)):
-        if "position_ids" in inputs:
-            first = [*(inputs["position_ids"][row] == 0).nonzero().flatten().tolist(), len(ids)]
-            yield from ((ids[a:b], labels[a:b]) for a, b in pairwise(first))
-        else:
-            length = int(inputs["attention_mask"][row].sum())
-            yield ids[:length], labels[:length]
-
-
-def rehearsed_of(mixed: Added) -> Iterator[tuple[Tensor, Tensor]]:
-    for ids, length in zip(mixed.rehearsed.input_ids, mixed.rehearsed.length, strict=True):
-        tokens = torch.from_numpy(ids[:length].astype("int64"))
-        yield tokens, tokens
-
-
-def reference(model: nn.Module, samples: list[tuple[Tensor, Tensor]]) -> float:
-    """The mean over all predictions that count, of samples that are run one by one."""
-    nats, num = 0.0, 0
-    for ids, labels in samples:
-        counted = labels[1:]
-        if not (counted != -100).any():
-            continue
-        with torch.no_grad():
-            logits = model(input_ids=ids[None]).logits[0, :-1]
-        nats += float(nn.functional.cross_entropy(logits, counted, reduction="sum"))
-        num += int((counted != -100).sum())
-    return nats / num
 
 
 def texts() -> Dataset:
@@ -119,10 +82,9 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def trainer_of(client: ReplayClient, kind: str, model: Path, folder: Path, **changes: Any) -> Watched:
+def trainer_of(client: ReplayClient, run: str, kind: str, model: Path, folder: Path, **changes: Any) -> Watched:
     rows, options = KINDS[kind]
     settings = {"injection_ratio": "0.4", "injection_mode": "add", "policy": "uniform"}
-    run = f"trl-{kind}-{len(changes)}"
     client.ensure_run(run, "pretraining", {**settings, "global_batch_size": 4})
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = CHAT
@@ -150,7 +112,18 @@ def trainer_of(client: ReplayClient, kind: str, model: Path, folder: Path, **cha
     )
 
 
-TOGETHER = {"packed": {"learning_rate": 0.0}, "padded": {"learning_rate": 1e-2}}
+def losses_of(trainer: Watched) -> list[float]:
+    return [each["loss"] for each in trainer.state.log_history if "loss" in each]
+
+
+LEARNS: dict[str, Any] = {
+    "learning_rate": 0.1,
+    "optim": "sgd",
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+}
+"""Steps that are proportional to the gradients."""
+TOGETHER: dict[str, dict[str, Any]] = {"packed": {}, "padded": LEARNS}
 """What several processes train on."""
 
 
@@ -159,17 +132,22 @@ def main(url: str, model: str, folder: str) -> None:
     for kind, changes in TOGETHER.items():
         with ReplayClient(url) as client:
             trainer = trainer_of(
-                client, kind, Path(model), Path(folder) / kind, per_device_train_batch_size=1, **changes
+                client,
+                f"{kind}-together",
+                kind,
+                Path(model),
+                Path(folder) / kind,
+                per_device_train_batch_size=1,
+                **changes,
             )
             trainer.train()
         found = {
-            "target": [[[e.tolist() for e in pair] for pair in each] for each in trainer.target.values()],
-            "rehearsed": [[[e.tolist() for e in pair] for pair in each] for each in trainer.rehearsed.values()],
+            "parts": trainer.parts,
             "num_rows": trainer.num_rows,
-            "losses": [each["loss"] for each in trainer.state.log_history if "loss" in each],
-            "weights": float(sum(each.double().abs().sum() for each in trainer.model.parameters())),
+            "losses": losses_of(trainer),
+            "weights": trainer.model.state_dict(),
         }
-        (Path(folder) / f"{kind}-{os.environ['RANK']}.json").write_text(json.dumps(found))
+        torch.save(found, Path(folder) / f"{kind}-{os.environ['RANK']}.pt")
 
 
 if __name__ == "__main__":

@@ -71,30 +71,46 @@ class AcceleratedRehearsal:
         )
         accelerator.register_for_checkpointing(self)
 
-    def mix(self, inputs: Mapping[str, Any]) -> Added:
-        """A loader's batch with rehearsed rows at its end; call it within `accelerator.accumulate`.
+    def mix(self, inputs: Mapping[str, Any], *, apart: bool = False) -> Added:
+        """A loader's batch with rehearsed rows at its end, or with `apart` beside it; see `MicroBatches.mix`.
+
+        Call it within `accelerator.accumulate`.
 
         Raises:
             InvalidTraining: as RehearsalLoop.mix does.
         """
-        return self._parts.mix(inputs)
+        return self._parts.mix(inputs, apart=apart)
 
-    def loss(self, batch: Added, output: Any) -> Tensor:
+    def loss(self, batch: Added, output: Any, rehearsed: Any = None) -> Tensor:
         """The loss for `accelerator.backward`; the losses of rehearsed rows are reported.
 
         Args:
             batch: as `mix` gave it.
             output: the model's, with `loss`, the mean over the predictions of the batch, and `logits`.
+            rehearsed: the model's output for `batch.rehearsed_inputs`, where that is a pass of its own.
+
+        Raises:
+            InvalidTraining: when that pass is missing.
         """
         with self._accelerator.autocast():
-            return self._parts.loss(batch, output.loss, output.logits)
+            return self._parts.loss(batch, output.loss, output.logits, None if rehearsed is None else rehearsed.logits)
 
     def figures(self) -> dict[str, float]:
         """Figures for `accelerator.log`, after an optimizer step; see `MicroBatches.figures`."""
         return self._parts.figures(self._accelerator.device)
 
+    @property
+    def next_step(self) -> int:
+        """The optimizer step that comes next, counted from 0; after `load_state`, that of the checkpoint."""
+        return self.loop.stream.next_step
+
     def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint; waits until the reports of all steps before it are durable."""
+        """The state for a checkpoint; waits until the reports of all steps before it are durable.
+
+        Raises:
+            InvalidTraining: within an optimizer step.
+        """
+        self._parts.check_between_steps()
         return self.loop.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

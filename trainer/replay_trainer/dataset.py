@@ -54,6 +54,7 @@ class RehearsalDataset(IterableDataset[list[Added]]):
         world_size: ranks that share a step.
         num_steps: where it ends; None: never.
         num_parts: micro-batches of a step.
+        apart: whether rehearsed rows of tokens take a forward pass of their own, as in `RehearsalLoop.mix`.
         seed: of the order of the rows; by default the run's.
         collate_fn: makes a batch of a list of rows.
 
@@ -76,6 +77,7 @@ class RehearsalDataset(IterableDataset[list[Added]]):
         world_size: int = 1,
         num_steps: int | None = None,
         num_parts: int = 1,
+        apart: bool = False,
         seed: int | None = None,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
     ) -> None:
@@ -83,7 +85,7 @@ class RehearsalDataset(IterableDataset[list[Added]]):
         order = ShuffledRows(len(rows), config["seed"] if seed is None else seed)
         share = (config["injection_mode"], config["global_batch_size"], rank, world_size, num_parts)
         self._share = StepShare(order, rehearsal.run, *share)
-        self._rows, self._collate_fn, self._num_steps = rows, collate_fn, num_steps
+        self._rows, self._collate_fn, self._num_steps, self._apart = rows, collate_fn, num_steps, apart
         self._client, self._run, self._prepare = rehearsal.client, rehearsal.run, rehearsal.prepare
         self._topk = rehearsal.rehearsal_loss != "cross_entropy" and rehearsal.teacher == "stored"
         self._window_steps = rehearsal.window_steps
@@ -188,4 +190,4 @@ class RehearsalDataset(IterableDataset[list[Added]]):
         if not (self._has_tried or len(rehearsed)):
             try_tensors(inputs, rehearsed, self._prepare)
         self._has_tried = True
-        return replace(add(inputs, rehearsed, prepare=self._prepare), part=part)
+        return replace(add(inputs, rehearsed, prepare=self._prepare, apart=self._apart), part=part)

@@ -8,14 +8,18 @@ from typing import Final
 import structlog
 
 TESTED: Final[dict[str, tuple[str, str]]] = {
-    "torch": ("2.5", "2.13"),
-    "transformers": ("5.0", "5.23"),
-    "accelerate": ("1.1", "1.15"),
-    "peft": ("0.17", "0.21"),
+    "torch": ("2.13", "2.13"),
+    "transformers": ("5.10", "5.23"),
+    "accelerate": ("1.6", "1.15"),
+    "peft": ("0.18", "0.21"),
     "trl": ("1.16", "1.16"),
     "lightning": ("2.5", "2.6"),
 }
-"""The oldest release that works, and the newest, which the tests run with; major and minor number."""
+"""The oldest and the newest release that the tests of the training loops passed with; major and minor number.
+
+The newest are those of `deploy/constraints.txt`. The oldest ran together, but trl needs accelerate 1.10. Older releases
+may work where the package's metadata allow them, but nobody has tried.
+"""
 
 _log = structlog.get_logger()
 
@@ -33,13 +37,14 @@ def warn_if_untested(*names: str) -> None:
 @cache
 def _warn(name: str, found: str) -> None:
     oldest, newest = TESTED[name]
+    span = newest if oldest == newest else f"{oldest} and {newest}"
     _log.warning(
         "untested_version",
         library=name,
         installed=found,
         oldest=oldest,
         newest=newest,
-        hint=f"rehearsal is tested with {name} {oldest} to {newest}; if training fails or figures look wrong, install "
+        hint=f"rehearsal was tried with {name} {span}; if training fails or figures look wrong, install "
         "one of those, or a newer release of replay-service",
     )
 

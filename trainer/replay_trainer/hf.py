@@ -127,26 +127,31 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         return [{**each.inputs, _MIXED: each} for each in mixed], num_items
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **options: Any
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+        **options: Any,
     ) -> Any:
         """The Trainer's loss of all rows; those of the rehearsed ones are reported."""
         mixed: Added | None = inputs.pop(_MIXED, None)
+        if num_items_in_batch is not None:
+            options["num_items_in_batch"] = num_items_in_batch
         if mixed is None or self._rehearsal_loop is None:
-            return super().compute_loss(model, inputs, return_outputs, *args, **options)
+            return super().compute_loss(model, inputs, **_asked(return_outputs), **options)
         if isinstance(mixed, ApartInputs):
-            return self._loss_of_two_passes(mixed, model, inputs, return_outputs, *args, **options)
+            return self._loss_of_two_passes(mixed, model, inputs, return_outputs, **options)
         # The same on all ranks: a Trainer may give outputs by another pass, in which ranks wait for each other.
-        is_rehearsed = mixed.rehearsed.only_step.num_rehearsed > 0
-        needs_outputs = return_outputs or is_rehearsed or isinstance(mixed, MixedSamples)
+        needs_outputs = return_outputs or mixed.is_rehearsed or isinstance(mixed, MixedSamples)
         outputs = None
-        loss = super().compute_loss(model, inputs, needs_outputs, *args, **options)
+        loss = super().compute_loss(model, inputs, **_asked(needs_outputs), **options)
         if needs_outputs:
             loss, outputs = loss
-        num_items = _num_items(args, options)
         if isinstance(mixed, MixedSamples):
             share: Tensor | float = mixed.share_in(loss, _logits(outputs))
         else:
-            share = self._share_of_a_prediction(num_items, mixed)
+            share = self._share_of_a_prediction(num_items_in_batch, mixed)
         nats, num_predictions = loss.detach() / share, mixed.num_predictions
         if mixed.num_rehearsed:
             # The base model of distilled rows must run with the same mixed precision as the model in training.
@@ -172,16 +177,16 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         return bool(tokens_saved >= WORTH * tokens)
 
     def _loss_of_two_passes(
-        self, mixed: ApartInputs, model: Any, inputs: dict[str, Any], return_outputs: bool, *args: Any, **options: Any
+        self, mixed: ApartInputs, model: Any, inputs: dict[str, Any], return_outputs: bool, **options: Any
     ) -> Any:
         """The Trainer's loss of its own rows, and that of the rehearsed rows in a pass of their own."""
         assert self._rehearsal_loop is not None
-        found = super().compute_loss(model, inputs, return_outputs, *args, **options)
+        found = super().compute_loss(model, inputs, **_asked(return_outputs), **options)
         loss, outputs = found if return_outputs else (found, None)
-        num_items, num_target = _num_items(args, options), mixed.num_target_predictions.to(loss.device)
+        num_items, num_target = options.get("num_items_in_batch"), mixed.num_target_predictions.to(loss.device)
         share = None if num_items is None else self._share_of_a_prediction(num_items, mixed)
         self._loss_sums.add_target(loss.detach() * num_target if share is None else loss.detach() / share, num_target)
-        if mixed.rehearsed.only_step.num_rehearsed:
+        if mixed.is_rehearsed:
             rehearsed = {name: each.to(loss.device) for name, each in mixed.rehearsed_inputs.items()}
             logits = _logits(model(**rehearsed, **_WITHOUT_CACHE))
             with self.accelerator.autocast():
@@ -285,9 +290,9 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
         self._trainer._finish_rehearsal()
 
 
-def _num_items(args: Any, options: Mapping[str, Any]) -> Any:
-    """How many predictions the Trainer divides by; None where it takes a mean."""
-    return args[0] if args else options.get("num_items_in_batch")
+def _asked(return_outputs: bool) -> dict[str, Any]:
+    """What asks a Trainer for outputs too; trl 2 does not know the parameter, so only those who need them name it."""
+    return {"return_outputs": True} if return_outputs else {}
 
 
 def _tokenizer_of(processing_class: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning import Callback
 
+from replay_trainer.batches.added import Added
 from replay_trainer.errors import InvalidTraining
 from replay_trainer.frameworks import warn_if_untested
 from replay_trainer.micro_batches import MicroBatches
@@ -28,13 +29,16 @@ class RehearsalCallback(Callback):
     Reports are durable before a checkpoint is written. Figures go to the module's loggers at every optimizer step that
     Lightning logs.
 
+    The module, or the one model among its parts, is checked against the corpus.
+
     Args:
         rehearsal: what to rehearse. Its run has injection_mode `add`, and as global_batch_size the rows of an optimizer
             step over all processes and accumulated micro-batches.
         tokenizer: is checked against the corpus, if it is given.
 
     Raises, from `Trainer.fit`:
-        InvalidTraining, CorpusMismatch, ServiceError: as `Rehearsal.open` does.
+        InvalidTraining, CorpusMismatch, ServiceError: as `Rehearsal.open` does; also where a batch is mixed in an
+            evaluation, such as Lightning's sanity check before training.
     """
 
     def __init__(self, rehearsal: Rehearsal, tokenizer: Any = None) -> None:
@@ -43,6 +47,9 @@ class RehearsalCallback(Callback):
         self._tokenizer = tokenizer
         self._loop: RehearsalLoop | None = None
         self._is_last = True
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        pl_module.rehearsing = _BeforeTraining()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         _check_optimizers(trainer, pl_module)
@@ -54,6 +61,7 @@ class RehearsalCallback(Callback):
             trainer.world_size,
             first_step=trainer.global_step,
             num_steps=int(steps) if steps != float("inf") else None,
+            model=_model_of(pl_module),
             tokenizer=self._tokenizer,
         )
         if trainer.global_rank == 0:
@@ -79,6 +87,7 @@ class RehearsalCallback(Callback):
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if self._loop is not None:
+            pl_module.rehearsing.check_between_steps()
             self._loop.flush()
             trainer.strategy.barrier()
 
@@ -96,7 +105,23 @@ class RehearsalCallback(Callback):
         if self._loop is not None:
             self._loop.close()
             self._loop = None
-            del pl_module.rehearsing
+        pl_module.rehearsing = _BeforeTraining()
+
+
+class _BeforeTraining:
+    """What a module has as `rehearsing` while it is not trained."""
+
+    def mix(self, inputs: Any) -> Added:
+        raise InvalidTraining(
+            "a batch is mixed while the module is not trained, as in Lightning's sanity check of the validation; "
+            "rehearsed rows join batches of training alone: give the model the batch as it is in validation_step"
+        )
+
+
+def _model_of(pl_module: Any) -> Any:
+    """The module, or the one of its parts that takes tokens; None where there are several or none."""
+    found = [each for each in (pl_module, *pl_module.children()) if hasattr(each, "get_input_embeddings")]
+    return found[0] if len(found) == 1 else None
 
 
 def _check_optimizers(trainer: Any, pl_module: Any) -> None:

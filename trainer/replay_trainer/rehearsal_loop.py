@@ -109,12 +109,8 @@ class RehearsalLoop(RehearsalSession):
             share = slice(share.start, len(rehearsed))
             self.tally.end_after(part)
         rows = rehearsed.rows(share)
-        if apart and rehearsed.header.kind == "language":
-            check_learned(inputs, rows)
-            mixed: Added = ApartInputs(dict(inputs), rows, self.rehearsal_weight, self.distillation)
-        else:
-            mixed = add(inputs, rows, self.rehearsal_weight, self.prepare, self.distillation)
-        mixed = replace(mixed, part=part)
+        added = add(inputs, rows, self.rehearsal_weight, self.prepare, self.distillation, apart=apart)
+        mixed = replace(added, part=part)
         if not (self._has_tried or mixed.num_rehearsed):
             try_tensors(inputs, rehearsed, self.prepare)
         self._has_tried = True
@@ -156,7 +152,7 @@ class RehearsalLoop(RehearsalSession):
         """
         _check_learns()
         rehearsed = parts[0].rehearsed
-        self._check_kept_apart(any(each.is_flat for each in parts))
+        self._check_kept_apart(any(each.is_flat and not isinstance(each, ApartInputs) for each in parts))
         self._begin(rehearsed.only_step.step, 0, len(parts))
         self.stream.passed(rehearsed)
         self._current = rehearsed

@@ -42,6 +42,11 @@ class Added(ABC):
         return len(self.rehearsed)
 
     @property
+    def is_rehearsed(self) -> bool:
+        """Whether any rank rehearses in this step. Ranks that run a model together do so alike."""
+        return self.rehearsed.only_step.num_rehearsed > 0
+
+    @property
     def is_flat(self) -> bool:
         """Whether the loader's batch is one row of samples end to end."""
         return is_padding_free(self.inputs)

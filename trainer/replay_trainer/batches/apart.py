@@ -55,13 +55,14 @@ class ApartInputs(Added):
     def rehearsed_inputs(self) -> dict[str, Tensor]:
         """What the model is called with for the rehearsed rows, int64 [R, T]; one token where there are none.
 
-        A rank without rehearsed rows runs the model too where others do: in a pass they wait for each other.
+        They are where the loader's batch is. A rank without rehearsed rows runs the model too where others do: in a
+        pass they wait for each other.
         """
-        if not self.num_rehearsed:
-            return {"input_ids": torch.zeros(1, 1, dtype=torch.int64), "attention_mask": torch.ones(1, 1).long()}
-        found = inputs_of(self.rehearsed)
-        del found["labels"]
-        return found
+        found = {"input_ids": torch.zeros(1, 1, dtype=torch.int64), "attention_mask": torch.ones(1, 1).long()}
+        if self.num_rehearsed:
+            found = inputs_of(self.rehearsed)
+            del found["labels"]
+        return {name: each.to(self.inputs["labels"].device) for name, each in found.items()}
 
     @property
     def rehearsed_labels(self) -> Tensor:

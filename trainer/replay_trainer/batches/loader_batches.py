@@ -7,8 +7,9 @@ from torch import Tensor
 
 from replay_service.wire.batches import Batch
 from replay_trainer.batches.added import Added
+from replay_trainer.batches.apart import ApartInputs
 from replay_trainer.batches.distilled import Distillation
-from replay_trainer.batches.rows import add_rows
+from replay_trainer.batches.rows import add_rows, check_learned
 from replay_trainer.batches.samples import Prepare, add_samples
 from replay_trainer.errors import InvalidTraining
 
@@ -19,14 +20,21 @@ def add(
     rehearsal_weight: float = 1.0,
     prepare: Prepare | None = None,
     distillation: Distillation | None = None,
+    *,
+    apart: bool = False,
 ) -> Added:
     """A loader's batch with rehearsed rows at its end: `add_rows`, or `add_samples` from a corpus to classify.
+
+    With `apart`, rows of tokens stay beside the batch (`ApartInputs`).
 
     Raises:
         InvalidTraining: as they do.
     """
     if rehearsed.header.kind == "classification":
         return add_samples(inputs, rehearsed, rehearsal_weight, prepare, distillation)
+    if apart:
+        check_learned(inputs, rehearsed)
+        return ApartInputs(dict(inputs), rehearsed, rehearsal_weight, distillation)
     return add_rows(inputs, rehearsed, rehearsal_weight, distillation)
 
 

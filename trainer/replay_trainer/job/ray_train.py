@@ -27,6 +27,7 @@ from replay_trainer.client import TOKEN_VARIABLE, ReplayClient
 from replay_trainer.config import TrainConfig
 from replay_trainer.corpus_info import CorpusInfo
 from replay_trainer.errors import CorpusMismatch, InvalidTraining, TrainerError
+from replay_trainer.frameworks import warn_if_untested
 from replay_trainer.job.adapters import check_peft
 from replay_trainer.job.feed import with_teacher
 from replay_trainer.job.loop import fine_tune
@@ -145,8 +146,10 @@ def preflight(config: TrainConfig) -> Precision:
         ends_of(tokenizer, config.data.bos)
     except ReplayError as error:
         raise InvalidTraining(error.detail) from error
+    warn_if_untested("torch", "transformers")
     if config.lora is not None:
         check_peft()
+        warn_if_untested("peft")
     precision = config.precision
     rehearsal = config.rehearsal
     if rehearsal is not None:
