@@ -1,14 +1,13 @@
 """Writes the tables of `docs/evidence.md` from the results of studies.
 
-    python -m tests.evidence.page STUDY.toml [MORE.toml ...] --untuned OTHER.toml
+    python -m tests.evidence.page [STUDY.toml ...] [--untuned OTHER.toml]
 
-Further studies must differ from the first in their arms alone: a seed means the same order of target rows in all of
-them, so their arms are compared pair by pair. The other study has targets of its own, on which nothing was chosen.
-Nothing is trained. An unfinished study gives what it has.
+Tables of studies that are not given stay as they are. Further studies must differ from the first in their arms alone: a
+seed means the same order of target rows in all of them, so their arms are compared pair by pair. The other study has
+targets of its own, on which nothing was chosen. Nothing is trained. An unfinished study gives what it has.
 """
 
 import argparse
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,20 +37,16 @@ class Results:
     targets: tuple[str, ...]
     studies: tuple[Study, ...]
     outcomes: tuple[Outcome, ...]
-    num_finished: int
-    num_cells: int
 
     @classmethod
     def of(cls, files: Iterable[Path]) -> "Results":
         studies = tuple(Study.of(StudySettings.read(each)) for each in files)
-        cells = [(each.folder / "results" / f"{cell.name}.json", cell) for each in studies for cell in each.cells]
+        files_of_cells = [each.folder / "results" / f"{cell.name}.json" for each in studies for cell in each.cells]
         return cls(
             arms=tuple(dict.fromkeys(arm for each in studies for arm in each.arms)),
             targets=studies[0].targets if studies else (),
             studies=studies,
-            outcomes=tuple(read_outcomes(path for path, _ in cells)),
-            num_finished=sum(path.exists() for path, _ in cells),
-            num_cells=len(cells),
+            outcomes=tuple(read_outcomes(files_of_cells)),
         )
 
     def of_all_arms(self) -> Paired | None:
@@ -72,17 +67,13 @@ class Results:
 
 
 def tables(results: Results, untuned: Results) -> dict[str, str]:
-    """The text between the markers of each name."""
-    finished, cells = (
-        sum(getattr(each, name) for each in (results, untuned)) for name in ("num_finished", "num_cells")
-    )
-    gains = gains_of((*results.studies, *untuned.studies), (*results.outcomes, *untuned.outcomes))
-    made = {"progress": f"{finished} of {cells} cells are finished.", "gains": in_words(gains)}
-    chosen = {
-        "intervals": results.with_seeds(2),
-        "all-arms": results.of_all_arms(),
-        "untuned": untuned.with_seeds(1),
-    }
+    """The text between the markers of each name, of the studies that were given."""
+    made, chosen = dict[str, str](), dict[str, Paired | None]()
+    if results.studies:
+        made["gains"] = in_words(gains_of(results.studies, results.outcomes))
+        chosen |= {"intervals": results.with_seeds(2), "all-arms": results.of_all_arms()}
+    if untuned.studies:
+        chosen["untuned"] = untuned.with_seeds(1)
     for name, paired in chosen.items():
         made[name] = "No arm has enough cells yet." if paired is None else _table(paired)
         made[f"{name}-by-target"] = "" if paired is None else _by_target(paired)
@@ -140,24 +131,25 @@ def filled(page: str, parts: dict[str, str]) -> str:
     """The page with each part between its markers `<!-- table NAME -->` and `<!-- end -->`.
 
     Raises:
-        ValueError: when the page has a marker of a name that is no part.
+        ValueError: when the page lacks the markers of a part.
     """
 
-    def part(match: re.Match[str]) -> str:
-        name = match["name"]
-        if name not in parts:
-            raise ValueError(f"the page has a table {name!r}; there are {', '.join(parts)}")
-        return f"<!-- table {name} -->\n\n{parts[name]}\n\n<!-- end -->"
-
-    return re.sub(r"<!-- table (?P<name>[\w-]+) -->.*?<!-- end -->", part, page, flags=re.DOTALL)
+    for name, content in parts.items():
+        before, begin, rest = page.partition(f"<!-- table {name} -->")
+        _, end, after = rest.partition("<!-- end -->")
+        if not (begin and end):
+            raise ValueError(f"the page has no table {name!r}, between its marker and that of an end")
+        page = f"{before}{begin}\n\n{content}\n\n{end}{after}"
+    return page
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", type=Path, nargs="+")
-    parser.add_argument("--untuned", type=Path, required=True)
+    parser.add_argument("studies", type=Path, nargs="*")
+    parser.add_argument("--untuned", type=Path)
     asked = parser.parse_args()
-    PAGE.write_text(filled(PAGE.read_text(), tables(Results.of(asked.studies), Results.of([asked.untuned]))))
+    untuned = Results.of([asked.untuned] if asked.untuned else [])
+    PAGE.write_text(filled(PAGE.read_text(), tables(Results.of(asked.studies), untuned)))
 
 
 if __name__ == "__main__":
