@@ -1,16 +1,10 @@
 """Progress lines for a person who watches."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
-
-if TYPE_CHECKING:
-    from replay_service.corpus.ingest.status import IngestProgress
-
 
 TITLE_WIDTH: Final = 23
 """Columns of a task's description, at most."""
@@ -26,21 +20,6 @@ def progress_bar(console: Console, bar_width: int = 16) -> Progress:
         TextColumn("{task.fields[note]}"),
         console=console,
     )
-
-
-@contextmanager
-def ingest_progress(console: Console, title: str) -> Iterator[Callable[["IngestProgress"], None]]:
-    """A bar over the shards' bytes in 80 columns: rows and tokens, and how long the rest may take."""
-    with progress_bar(console, bar_width=8) as bar:
-        task = bar.add_task(title, total=None, note="starting the base model")
-
-        def show(progress: "IngestProgress") -> None:
-            note = f"{short(progress.num_rows)} rows, {short(progress.num_tokens)} tokens"
-            note += "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
-            note = progress.waiting or note
-            bar.update(task, total=1.0, completed=progress.share_done, note=note)
-
-        yield show
 
 
 def seconds_left(elapsed_s: float, share_done: float, share_left: float) -> float | None:

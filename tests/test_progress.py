@@ -3,8 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
+from replay_service.corpus.ingest.progress_line import ingest_progress
 from replay_service.corpus.ingest.status import IngestProgress
-from replay_service.progress import duration, ingest_progress, seconds_left, short
+from replay_service.progress import duration, seconds_left, short
 
 
 @pytest.mark.parametrize(

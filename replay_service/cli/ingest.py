@@ -58,7 +58,7 @@ def ingest(
             {"source": source, "corpora_url": settings.corpora_url, **given},
         )
         from replay_service.corpus.ingest.job import run_job
-        from replay_service.progress import ingest_progress
+        from replay_service.corpus.ingest.progress_line import ingest_progress
 
         with ingest_progress(console, f"ingest {corpus}") as on_progress:
             manifest = run_job(wanted, options["poll_s"] if follow else None, on_progress)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from replay_service.corpus.format.manifest import Manifest
 from replay_service.corpus.ingest.driver import ingest
+from replay_service.corpus.ingest.progress_line import ingest_progress
 from replay_service.corpus.ingest.settings import IngestSettings
 from replay_service.corpus.shards.sources import Columns
 from replay_service.demo.distance import distances
@@ -19,7 +20,7 @@ from replay_service.demo.materials import fetch_model, write_shards
 from replay_service.demo.output import libraries_muted
 from replay_service.demo.process import service_process
 from replay_service.demo.report import Outcome, draw, in_words, result_table, say_where_to_look
-from replay_service.progress import ingest_progress, progress_bar
+from replay_service.progress import progress_bar
 from replay_service.ray_session import start_ray
 from replay_trainer.cli import watch_training
 from replay_trainer.client import ReplayClient

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from replay_service.corpus.format.manifest import MANIFEST_NAME
 from replay_service.corpus.ingest.driver import ingest
+from replay_service.corpus.ingest.progress_line import ingest_progress
 from replay_service.corpus.ingest.settings import IngestSettings
 from replay_service.corpus.shards.sources import Columns
 from replay_service.demo import materials
@@ -25,7 +26,7 @@ from replay_service.demo.jobs import FULL
 from replay_service.demo.process import service_process
 from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer
-from replay_service.progress import duration, ingest_progress, seconds_left
+from replay_service.progress import duration, seconds_left
 from replay_service.ray_session import start_ray
 from replay_trainer.config import TrainConfig
 from replay_trainer.job.ray_train import preflight
