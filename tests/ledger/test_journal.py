@@ -99,3 +99,7 @@ def test_rows_of_a_journal_survive_as_arrays_that_can_be_reckoned_with(journal: 
     write(journal, "tuning", 1, [plan_by_hand(0, [5, 6], [1, 2])])
     (plan,) = journal.planned("tuning", 0, 1)
     assert np.sum(plan.rows["sample_id"]) == 11
+
+
+def test_a_file_is_embedded_and_a_server_is_not(journal_of_a_run: Journal, database_url: str) -> None:
+    assert journal_of_a_run.is_embedded == database_url.startswith("sqlite")

@@ -5,7 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from replay_service.corpus.reading.reader import Corpus
 from replay_service.ledger.intake import ReportOutcome
+from replay_service.ledger.journal import Journal
+from replay_service.ledger.owner import RunOwner
 from replay_service.ledger.run_work import MOST_STEPS, RunWork
 from replay_service.sampling.events import PLANNED_ROW, REPORTED_ROW, Planned, Reported
 
@@ -14,13 +17,15 @@ class Told:
     """A meter that keeps what it is told."""
 
     def __init__(self) -> None:
+        self.num_taken = 0
         self.phases: list[tuple[str, float]] = []
         self.outcomes: Counter[str] = Counter()
         self.delays: list[float] = []
 
     def committed(self, seconds: float) -> None: ...
 
-    def took(self) -> None: ...
+    def took(self) -> None:
+        self.num_taken += 1
 
     def spent(self, phase: str, seconds: float) -> None:
         self.phases.append((phase, seconds))
@@ -46,6 +51,12 @@ def reported(step: int, num_tokens: list[int]) -> Reported:
 def work_at(now: list[float]) -> tuple[RunWork, Told]:
     told: Any = Told()
     return RunWork("tune", told, lambda: now[0]), told
+
+
+def test_an_owner_tells_that_it_took_its_run(journal_of_a_run: Journal, corpus: Corpus) -> None:
+    told: Any = Told()
+    RunOwner(journal_of_a_run, "tuning", lambda _: corpus, meter=told)
+    assert told.num_taken == 1
 
 
 def test_samples_are_counted_by_their_outcome() -> None:

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -215,6 +216,7 @@ def test_plans_are_made_up_to_the_next_decision() -> None:
     ("arguments", "says"),
     [
         ({"nats": 0.0}, "budget.nats"),
+        ({"nats": math.nextafter(1e9, math.inf)}, "budget.nats"),
         ({"least_ratio": "0"}, "ascend"),
         ({"first_ratio": "0.5"}, "ascend"),
         ({"most_ratio": "0.0001"}, "ascend"),
