@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from replay_trainer.client import ReplayClient
+from replay_trainer.config import LoraConfig
 from replay_trainer.job.loop import fine_tune
 from replay_trainer.job.metrics import MetricsFile
 from replay_trainer.study.cell import LoneWorker, Task, run_cell, score_base, uniform_weight
@@ -59,6 +60,13 @@ def test_a_cell_that_was_killed_goes_on_from_its_checkpoint_to_the_same_outcome(
         assert (one.arm, one.pretraining, one.target_text) == (other.arm, other.pretraining, other.target_text)
         assert one.cost.num_rehearsed_rows == other.cost.num_rehearsed_rows
     assert not (job.output / "checkpoint.pt").exists()
+
+
+def test_uniform_rehearsal_with_adapters_is_on_the_frontier_and_in_no_law(
+    tmp_path: Path, tiny_model: Path, service_url: str
+) -> None:
+    (found,) = outcomes_of(task_of(tmp_path / "lora", tiny_model, service_url, "uniform 25 %", lora=LoraConfig(r=2)))
+    assert (found.is_uniform_cross_entropy, found.lora_rank, found.uniform_weight) == (True, 2, None)
 
 
 def test_training_that_breaks_down_is_an_outcome_of_all_its_arms(

@@ -114,6 +114,16 @@ def test_an_arm_is_chosen_on_tuning_targets_and_reported_on_the_others(tmp_path:
     assert len(written.pictures) == 3
 
 
+def test_a_frontier_is_of_adapters_of_one_rank_or_of_all_weights() -> None:
+    ranks = {"none": None, "LoRA": 8, "LoRA none": 8, "LoRA KL": 8, "uniform": None, "wide LoRA": 64}
+    outcomes = [
+        replace(outcome(arm, "a", 0, 0.3, rows=0 if "none" in arm else 40, frontier="KL" not in arm), lora_rank=rank)
+        for arm, rank in ranks.items()
+    ]
+    paired = Paired.of(outcomes, tuple(ranks), ("a",))
+    assert paired is not None and paired.is_frontier.tolist() == [False, True, True, False, False, False]
+
+
 def test_an_arm_with_another_learning_rate_is_no_part_of_the_frontier() -> None:
     rates = {"none": 5e-4, "slow none": 1e-4, "uniform": 5e-4, "slow uniform": 1e-4, "KL": 5e-4}
     outcomes = [

@@ -167,14 +167,15 @@ def _outcome(task: Task, arm: str, cost: Cost, **found: Any) -> Outcome:
         weight == 1.0,
         cost,
         learning_rate=job.learning_rate,
-        uniform_weight=weight,
+        lora_rank=None if job.lora is None else job.lora.r,
+        uniform_weight=weight if job.lora is None else None,
         **found,
     )
 
 
 def uniform_weight(job: TrainConfig) -> float | None:
     """Weight of a rehearsed row where the job rehearses uniformly with cross-entropy, or not at all; else None."""
-    if job.flow is not None or job.ldifs is not None or job.lora is not None or job.l2_start:
+    if job.flow is not None or job.ldifs is not None or job.l2_start:
         return None
     if job.rehearsal is None:
         return 1.0

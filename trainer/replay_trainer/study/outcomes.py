@@ -45,8 +45,9 @@ class Outcome:
         target_text: what changed on the held-out text of the target; of one domain.
         estimate: what the service says of forgetting, as GET /v1/runs/{run}/stats gives it.
         learning_rate: of the job.
-        uniform_weight: weight of a rehearsed row, where the job rehearses uniformly with cross-entropy or not at all;
-            None for other methods. `replay-service plan` fits its laws to the former.
+        uniform_weight: weight of a rehearsed row, where the job tunes all weights and rehearses uniformly with
+            cross-entropy or not at all; None for others. `replay-service plan` fits its laws to the former.
+        lora_rank: of the job's adapters; None where it tunes all weights.
     """
 
     arm: str
@@ -61,6 +62,7 @@ class Outcome:
     estimate: dict[str, Any] | None = None
     learning_rate: float | None = None
     uniform_weight: float | None = None
+    lora_rank: int | None = None
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Outcome":
@@ -177,12 +179,15 @@ class Paired:
 def _on_one_frontier(outcomes: Sequence[Outcome]) -> NDArray[np.bool_]:
     """Which of the arms differ from one another in their injection ratio alone, bool [A].
 
-    Of several learning rates it is that of the first arm that rehearses: another one is another method.
+    Of several learning rates, or ranks of adapters, it is those of the first arm that rehearses: others are another
+    method.
     """
     plain = [each for each in outcomes if each.is_uniform_cross_entropy]
     rehearsing = [each for each in plain if each.cost.num_rehearsed_rows]
-    rates = {each.learning_rate for each in (rehearsing or plain)[:1]}
-    return np.array([each.is_uniform_cross_entropy and each.learning_rate in rates for each in outcomes])
+    tuned_as = {(each.learning_rate, each.lora_rank) for each in (rehearsing or plain)[:1]}
+    return np.array(
+        [each.is_uniform_cross_entropy and (each.learning_rate, each.lora_rank) in tuned_as for each in outcomes]
+    )
 
 
 def write_parquet(path: Path, outcomes: Iterable[Outcome]) -> None:
@@ -218,6 +223,7 @@ SCHEMA = pa.schema(
         ("num_parameters", pa.int64()),
         ("learning_rate", pa.float64()),
         ("uniform_weight", pa.float64()),
+        ("lora_rank", pa.int64()),
         ("failure", pa.string()),
     ]
 )
@@ -227,7 +233,7 @@ def _rows_of(outcome: Outcome) -> Iterable[dict[str, Any]]:
     cost, estimate = asdict(outcome.cost), outcome.estimate or {}
     cost["num_trained_tokens"] = cost.pop("num_tokens")
     shared = {"arm": outcome.arm, "target": outcome.target, "seed": outcome.seed, "failure": outcome.failure, **cost}
-    shared |= {"learning_rate": outcome.learning_rate, "uniform_weight": outcome.uniform_weight}
+    shared |= {name: getattr(outcome, name) for name in ("learning_rate", "uniform_weight", "lora_rank")}
     shared |= {f"estimate_{name}": estimate.get(name) for name in ("nats", "low", "high")}
     if outcome.failure is not None:
         yield shared
