@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,45 +14,23 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from replay_service.classification.model import fingerprint
-from replay_service.classification.scoring import ClassScorer
-from replay_service.testing import LabelledSamples, ServiceUnderTest, replay_service
+from replay_service.testing import LabelledSamples, replay_service
 from replay_trainer.batches.added import IGNORED
-from replay_trainer.batches.distilled import Distillation, RehearsalLoss
+from replay_trainer.batches.distilled import RehearsalLoss
 from replay_trainer.batches.samples import MixedSamples, add_samples
 from replay_trainer.client import ReplayClient
 from replay_trainer.errors import CorpusMismatch, InvalidTraining
-from replay_trainer.methods.teacher import Teacher
-from replay_trainer.new_run import new_rehearsal
 from replay_trainer.plain import Rehearsal
 from tests.classification.worlds import NUM_CLASSES, SHAPE, images, make_tiny_bert, make_tiny_vit, tiny_net
+from tests.trainer.labelled_worlds import SETTINGS, a_run, batch_of, service_of_images
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "classification.md"
-SETTINGS = {"global_batch_size": 4, "injection_ratio": "0.5", "injection_mode": "add", "policy": "uniform"}
-NEW_RUN = {"global_batch_size": 4, "injection_ratio": "0.5"}
 NUM_TOKENS = 9
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[ServiceUnderTest]:
-    """Images as bytes, scored by the tiny net."""
-    inputs, label = images(60)
-    model = tiny_net()
-    scores = ClassScorer(model, "float32", batch_size=60).score(inputs, label)
-    samples = LabelledSamples(
-        inputs,
-        label,
-        base_loss=scores.base_loss,
-        is_right=scores.correct,
-        num_classes=NUM_CLASSES,
-        model_fingerprint=fingerprint(model),
-    )
-    with replay_service(samples=samples) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(service: ServiceUnderTest) -> Iterator[ReplayClient]:
-    with service.client() as found:
+def client() -> Iterator[ReplayClient]:
+    with service_of_images() as found:
         yield found
 
 
@@ -66,16 +43,6 @@ def texts() -> Iterator[ReplayClient]:
     )
     with replay_service(samples=samples) as service, service.client() as found:
         yield found
-
-
-def a_run(client: ReplayClient, run: str, **changes: Any) -> Rehearsal:
-    client.ensure_run(run, "pretraining", {**SETTINGS, **changes})
-    return Rehearsal(client, run, prepare=torch.Tensor.float)
-
-
-def batch_of(num: int = 4, seed: int = 1) -> dict[str, torch.Tensor]:
-    inputs, label = images(num, seed)
-    return {"images": torch.from_numpy(inputs).float(), "labels": torch.from_numpy(label)}
 
 
 def test_rehearsed_samples_come_after_the_loaders_as_the_corpus_holds_them(client: ReplayClient) -> None:
@@ -249,74 +216,6 @@ def test_a_base_model_that_has_not_scored_the_corpus_is_refused(client: ReplayCl
     torch.nn.init.zeros_(other.head.weight)  # type: ignore[union-attr,arg-type]
     with pytest.raises(CorpusMismatch, match="other weights than the one that scored"):
         Rehearsal(client, "base", base_model=other).open()
-
-
-@pytest.mark.parametrize("num_classes", [NUM_CLASSES, NUM_CLASSES + 2], ids=["same-classes", "new-classes"])
-def test_distilled_samples_learn_what_the_base_model_said(client: ReplayClient, num_classes: int) -> None:
-    base = tiny_net().eval()
-    rehearsal = replace(
-        a_run(client, f"distilled-{num_classes}"),
-        rehearsal_loss="mixed",
-        rehearsal_weight=3.0,
-        teacher=Teacher(base, base=base),
-    )
-    with rehearsal.open(num_steps=1) as loop:
-        mixed = loop.mix(0, batch_of())
-        logits = torch.randn(8, num_classes, generator=torch.Generator().manual_seed(1), requires_grad=True)
-        losses = mixed.losses(logits)
-        loop.report(mixed, losses)
-        loss = mixed.weigh(cross_entropy(logits, mixed.inputs["labels"]), losses)
-    (gradient,) = torch.autograd.grad(loss, logits)
-
-    again = logits.detach().double().requires_grad_()
-    log_q = again.log_softmax(dim=1)
-    with torch.no_grad():
-        p = base(mixed.inputs["images"][4:]).double().softmax(dim=1)
-    nll = -log_q[torch.arange(8), mixed.inputs["labels"]]
-    divergence = (p * (p.log() - log_q[4:, :NUM_CLASSES])).sum(dim=1)
-    expected = (nll[:4].sum() + 3.0 * (0.5 * nll[4:] + 0.5 * divergence).sum()) / 8
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    (expected_gradient,) = torch.autograd.grad(expected, again)
-    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-4, atol=1e-6)
-    assert mixed.loss_rows(losses, 0)["loss_nats"].tolist() == pytest.approx(nll[4:].tolist(), rel=1e-5)
-
-
-def test_a_distilled_sample_that_could_not_be_read_teaches_nothing(client: ReplayClient) -> None:
-    base = tiny_net().eval()
-    with a_run(client, "distilled-damaged").open(num_steps=1) as loop:
-        damaged = loop.mix(0, batch_of()).rehearsed
-    object.__setattr__(damaged, "length", np.array([0, 1, 1, 1], dtype=np.int32))
-    distillation = Distillation(1.0, Teacher(base, base=base))
-    mixed = add_samples(batch_of(), damaged, 3.0, torch.Tensor.float, distillation)
-    losses = mixed.losses(torch.randn(8, NUM_CLASSES, requires_grad=True))
-    assert distillation.learned(losses)[0] == 0 and (distillation.learned(losses)[1:] > 0).all()
-
-
-def test_samples_are_distilled_from_a_model_alone(client: ReplayClient) -> None:
-    rehearsal = replace(a_run(client, "teacherless"), rehearsal_loss="distill")
-    with pytest.raises(InvalidTraining, match=re.escape("there is no teacher; give teacher=Teacher.of")):
-        rehearsal.open(num_steps=1)
-    with pytest.raises(CorpusMismatch, match=re.escape("to learn from; give teacher=Teacher.of")):
-        replace(rehearsal, teacher="stored").open(num_steps=1)
-    base = tiny_net()
-    with replace(rehearsal, teacher=Teacher(base, base=base)).open(num_steps=1) as loop:
-        mixed = loop.mix(0, batch_of())
-    few = int(mixed.rehearsed.label.max()) + 1
-    if few < NUM_CLASSES:
-        with pytest.raises(InvalidTraining, match=f"the model has {few} classes, and its teacher has {NUM_CLASSES}"):
-            mixed.losses(torch.zeros(8, few))
-
-
-def test_the_recipe_takes_a_corpus_to_classify(client: ReplayClient) -> None:
-    model = tiny_net()
-    teacher = Teacher(model, base=tiny_net())
-    rehearsal = new_rehearsal(client, "recipe", "pretraining", teacher=teacher, recipe="recommended", **NEW_RUN)
-    with replace(rehearsal, prepare=torch.Tensor.float).open(num_steps=2) as loop:
-        for step in range(2):
-            mixed = loop.mix(step, batch_of())
-            loop.report(mixed, mixed.losses(model(mixed.inputs["images"])))
-    assert (rehearsal.rehearsal_loss, rehearsal.rehearsal_weight) == ("distill", 3.0)
-    assert client.run("recipe")["config"]["policy"] == "mix_cd"
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["labels", "distilled"])
