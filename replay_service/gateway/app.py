@@ -37,7 +37,7 @@ from replay_service.gateway.routes import (
 )
 from replay_service.gateway.routes import metrics as metrics_route
 from replay_service.gateway.service import ReplayService
-from replay_service.gateway.tracing import trace_if_wanted
+from replay_service.gateway.tracing import NO_NATIVE_TELEMETRY, trace_if_wanted
 from replay_service.ledger.database import open_database
 from replay_service.ledger.forgetting_curves import CurveReader
 from replay_service.ledger.journal import Journal
@@ -112,6 +112,7 @@ def create_app(
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
+        telemetry=NO_NATIVE_TELEMETRY,
     )
     app.state.is_stopping = False
     app.state.owns_runs = lambda: True

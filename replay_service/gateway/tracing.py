@@ -3,12 +3,16 @@
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 
 from replay_service.errors import ReplayError
 from replay_service.gateway.logs import SPAN
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
+
+NO_NATIVE_TELEMETRY: Final[TelemetryConfig] = {"tracing": False, "metrics": False, "logs": False}
+"""FastAPI's own, which `trace_if_wanted` stands in for; FastAPI else looks for its providers at each request."""
 
 _UNTRACED: Final = "healthz,readyz,metrics"
 

@@ -1,4 +1,4 @@
-"""How answers leave: their heads and bodies together, in order."""
+"""How answers leave: what is written in one turn of the event loop together, in order."""
 
 import asyncio
 
@@ -21,8 +21,18 @@ async def sent(*pieces: bytes | None) -> list[bytes]:
     return recorded.calls
 
 
-def test_a_head_goes_out_with_the_first_part_of_its_body() -> None:
-    assert asyncio.run(sent(HEAD, b"one", b"two")) == [HEAD + b"one", b"two", b"closed"]
+def test_a_head_goes_out_with_its_body() -> None:
+    assert asyncio.run(sent(HEAD, b"one", b"two", None)) == [HEAD + b"onetwo", b"closed"]
+
+
+def test_a_large_answer_goes_out_part_by_part() -> None:
+    large = bytes(300 << 10)
+    assert asyncio.run(sent(HEAD, large, b"two", large, b"three")) == [
+        HEAD + large,
+        b"two" + large,
+        b"three",
+        b"closed",
+    ]
 
 
 def test_a_head_without_a_body_goes_out_at_the_next_turn_of_the_loop_or_before_the_end() -> None:
@@ -32,8 +42,7 @@ def test_a_head_without_a_body_goes_out_at_the_next_turn_of_the_loop_or_before_t
 
 def test_answers_of_one_connection_keep_their_order() -> None:
     assert asyncio.run(sent(HEAD, b"one", HEAD, None, HEAD, b"three")) == [
-        HEAD + b"one",
-        HEAD,
+        HEAD + b"one" + HEAD,
         HEAD + b"three",
         b"closed",
     ]

@@ -29,7 +29,7 @@ from replay_service.gateway.processes.link import OF_EACH_REPLICA, Header, Link,
 from replay_service.gateway.processes.owner_client import OWNER_LOST, OwnerClient
 from replay_service.gateway.processes.owner_directory import FixedPlace, FollowedOwner
 from replay_service.gateway.routes import batches
-from replay_service.gateway.tracing import trace_if_wanted
+from replay_service.gateway.tracing import NO_NATIVE_TELEMETRY, trace_if_wanted
 
 DAMAGE_EVERY_S: Final = 5.0
 """How often a gateway tells of the damage that it has found."""
@@ -67,7 +67,7 @@ def create_gateway(message: StartMessage) -> FastAPI:
             await app.state.own.close()
             store.close()
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False, telemetry=NO_NATIVE_TELEMETRY)
     app.state.is_stopping = False
     app.state.metrics = metrics
     app.state.link = link
