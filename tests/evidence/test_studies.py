@@ -32,9 +32,9 @@ def test_all_studies_can_be_carried_out_and_name_how(file: Path) -> None:
 
 
 def test_arms_of_a_schedule_rehearse_as_many_rows_as_at_a_constant_ratio() -> None:
-    jobs = {cell.arm: cell.job for cell in study_of("recipe.toml").cells}
+    jobs = {cell.arm: cell.job for cell in study_of("variants.toml").cells}
     scheduled = {arm: job for arm, job in jobs.items() if job.run_settings()["schedule"]["curve"] != "constant"}
-    assert len(scheduled) == 5
+    assert len(scheduled) == 4
     for arm, job in scheduled.items():
         config = RunConfig.from_dict(job.run_settings())
         ratios = [config.schedule.at(step, exact_ratio(config.ratio)) for step in range(job.num_steps)]
