@@ -1,5 +1,6 @@
 """One cell, in this process."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,18 @@ def test_uniform_rehearsal_with_cross_entropy_has_a_weight(
     content["rehearsal"] |= keys
     assert uniform_weight(type(job).model_validate(content)) == weight
     assert uniform_weight(job.model_copy(update={"l2_start": 0.1})) is None
+
+
+def test_every_model_of_a_cell_is_asked_the_questions_of_the_study(
+    tmp_path: Path, tiny_model: Path, service_url: str
+) -> None:
+    task = task_of(tmp_path / "asked", tiny_model, service_url, "none")
+    questions = [{"prompt": "the dog", "choices": [" saw", " of"], "answer": 0}] * 2
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in questions))
+    found = outcomes_of(replace(task, choices=path))
+    assert [each.arm for each in found] == ["none", "half of the way"]
+    for each in found:
+        assert each.answers is not None and each.answers.num_questions == (2,)
+        # Alike questions have alike answers.
+        assert {*each.answers.num_base_right, *each.answers.num_flips, *each.answers.num_gains} <= {0, 2}

@@ -84,9 +84,10 @@ def test_the_fingerprint_depends_on_what_the_results_depend_on(tmp_path: Path, t
         fingerprint(STUDY.replace("seeds = [0, 1]", "seeds = [0, 2]")),
         fingerprint(STUDY.replace("rehearsal_weight = 3", "rehearsal_weight = 4")),
         fingerprint(STUDY.replace("tuned_share = 0.5", "tuned_share = 0.6")),
+        fingerprint(STUDY.replace("[study]", '[study]\nchoices = "questions.jsonl"')),
         fingerprint(more="floor = 0.2"),
     }
-    assert len(others) == 4 and same not in others
+    assert len(others) == 5 and same not in others
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from replay_service.language.model import load_model
 from replay_service.language.precision import Precision
+from replay_service.language.tokenizer import load_tokenizer
 from replay_service.sampling.run_config import RunConfig
 from replay_trainer.client import ReplayClient
 from replay_trainer.config import TrainConfig
@@ -19,10 +21,12 @@ from replay_trainer.job.evaluation import TARGET, HeldOut
 from replay_trainer.job.feed import with_teacher
 from replay_trainer.job.loop import Tuning, fine_tune
 from replay_trainer.job.metrics import MetricsFile
+from replay_trainer.study.answers import Answers
 from replay_trainer.study.cells import Cell, short_name
 from replay_trainer.study.interpolation import interpolated_state
 from replay_trainer.study.measuring import Scores, compared, heldout_of, load_scores, measured, save_scores, score
 from replay_trainer.study.outcomes import Cost, Outcome, write_outcomes
+from replay_trainer.study.questions import Encoded, encoded, read_questions, right_answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,8 @@ class Task:
     precision: Precision
     heldout_rows: int
     num_threads: int
+    choices: Path | None = None
+    """The study's multiple-choice questions, if it has any."""
 
     @property
     def result(self) -> Path:
@@ -44,6 +50,11 @@ class Task:
     def base_scores(self) -> Path:
         """Where the base model's scores of its target's held-out rows are; cells of one target share them."""
         return self.folder / "base" / f"{short_name(self.cell.target)}.npz"
+
+    @property
+    def base_answers(self) -> Path:
+        """Likewise which questions the base model answers right."""
+        return self.folder / "base" / f"{short_name(self.cell.target)}-answers.npy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +92,16 @@ class LoneWorker:
 
 
 def score_base(task: Task) -> None:
-    """Score the held-out rows of a cell's target by the base model, unless it was done."""
+    """Score the held-out rows of a cell's target by the base model, and ask it the questions, unless it was done."""
     if task.base_scores.exists():
         return
     device = _prepared(task)
-    heldout = _heldout(task)
-    save_scores(task.base_scores, _scores(load_model(task.cell.job.model).to(device), heldout, task, device))
+    heldout, model = _heldout(task), load_model(task.cell.job.model).to(device)
+    questions = _questions(task)
+    if questions is not None:
+        task.base_answers.parent.mkdir(parents=True, exist_ok=True)
+        np.save(task.base_answers, right_answers(model, questions, task.precision, device))
+    save_scores(task.base_scores, _scores(model, heldout, task, device))
 
 
 def run_cell(task: Task) -> None:
@@ -127,13 +142,19 @@ def _heldout(task: Task) -> HeldOut:
     return heldout_of(task.cell.job, task.cell.data, task.heldout_rows)
 
 
+def _questions(task: Task) -> Encoded | None:
+    if task.choices is None:
+        return None
+    return encoded(read_questions(task.choices), load_tokenizer(task.cell.job.model), task.cell.data)
+
+
 def _scores(model: Any, heldout: HeldOut, task: Task, device: torch.device) -> dict[str, Scores]:
     return {name: score(model, rows, task.precision, device) for name, rows in heldout.rows.items()}
 
 
 def _outcomes(task: Task, model: Any, cost: Cost, device: torch.device) -> list[Outcome]:
     """Of the arm, and of those that interpolate its weights with the base model's."""
-    cell, heldout, before = task.cell, _heldout(task), load_scores(task.base_scores)
+    cell, heldout, before, questions = task.cell, _heldout(task), load_scores(task.base_scores), _questions(task)
     models = [(cell.arm, None), *cell.interpolated]
     tuned = {name: each.clone() for name, each in model.state_dict().items()} if cell.interpolated else {}
     base = load_model(cell.job.model).to(device).state_dict() if cell.interpolated else {}
@@ -152,9 +173,15 @@ def _outcomes(task: Task, model: Any, cost: Cost, device: torch.device) -> list[
                 pretraining=pretraining,
                 target_text=compared(before[TARGET], after[TARGET]),
                 estimate=_estimate(cell.job) if share is None else None,
+                answers=None if questions is None else _answers(model, questions, task, device),
             )
         )
     return outcomes
+
+
+def _answers(model: Any, questions: Encoded, task: Task, device: torch.device) -> Answers:
+    after = right_answers(model, questions, task.precision, device)
+    return Answers.counted(questions.tasks, np.load(task.base_answers), after)
 
 
 def _outcome(task: Task, arm: str, cost: Cost, **found: Any) -> Outcome:

@@ -54,12 +54,14 @@ class Study:
         folder: where it keeps its results.
         settings: of its section.
         cells: in the order in which they are trained: one seed of all comes first.
+        choices: where its multiple-choice questions are, if it has any.
         fingerprint: of all that its results depend on.
     """
 
     folder: Path
     settings: StudyConfig
     cells: tuple[Cell, ...]
+    choices: Path | None
     fingerprint: str
 
     @classmethod
@@ -72,7 +74,9 @@ class Study:
         folder = bare[0].job.output
         fingerprint = _fingerprint(bare, settings.study)
         cells = tuple(_with_places(each, folder, fingerprint) for each in bare)
-        return cls(folder, settings.study, cells, fingerprint)
+        asked = settings.study.choices
+        choices = None if asked is None else settings.path.parent.absolute() / asked
+        return cls(folder, settings.study, cells, choices, fingerprint)
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -185,8 +189,9 @@ def _check_alike(cells: list[Cell], path: Path) -> None:
 
 
 def _fingerprint(cells: list[Cell], study: StudyConfig) -> str:
+    measured = [study.heldout_rows, *([] if study.choices is None else [study.choices])]
     said = [
-        [each.arm, each.target, each.seed, list(each.interpolated), _what_matters(each.job), study.heldout_rows]
+        [each.arm, each.target, each.seed, list(each.interpolated), _what_matters(each.job), *measured]
         for each in cells
     ]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]

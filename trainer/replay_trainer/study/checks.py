@@ -15,6 +15,7 @@ from replay_trainer.job.adapters import check_peft
 from replay_trainer.job.ray_train import check_corpus
 from replay_trainer.study.cells import Cell, Study
 from replay_trainer.study.outcomes import write_whole
+from replay_trainer.study.questions import encoded, read_questions
 
 STUDY_FILE = "study.json"
 
@@ -29,7 +30,7 @@ def check_study(study: Study, retry: RetryPolicy | None = None) -> Precision:
         retry: how long to wait for the service.
 
     Raises:
-        InvalidTraining: when the folder is another study's, or the model or a text cannot be used.
+        InvalidTraining: when the folder is another study's, or the model, a text or the questions cannot be used.
         CorpusMismatch: when an arm cannot rehearse its corpus.
         ServiceError: when the service cannot be reached, or has no such corpus.
     """
@@ -39,6 +40,8 @@ def check_study(study: Study, retry: RetryPolicy | None = None) -> Precision:
         tokenizer = outline_of(first.job.model, first.data.seq_len).tokenizer
         ends_of(tokenizer, first.data.bos)
         _check_text(study)
+        if study.choices is not None:
+            encoded(read_questions(study.choices), tokenizer, first.data)
     except ReplayError as error:
         raise InvalidTraining(error.detail) from error
     known: dict[tuple[str | tuple[str, ...], str], CorpusInfo] = {}

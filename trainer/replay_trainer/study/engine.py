@@ -39,9 +39,12 @@ class Engine:
 
     def tasks(self) -> list[Task]:
         """One for each cell, in the order in which they are trained."""
-        settings = self.study.settings
+        study, settings = self.study, self.study.settings
         threads = max(1, int(settings.num_cpus))
-        return [Task(cell, self.study.folder, self.precision, settings.heldout_rows, threads) for cell in self.cells]
+        return [
+            Task(cell, study.folder, self.precision, settings.heldout_rows, threads, study.choices)
+            for cell in self.cells
+        ]
 
     def run(self, on_cell: OnCell) -> None:
         """Train the cells that are not finished, and tell of each that is now.

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from replay_trainer.study.answers import Answers
 from replay_trainer.study.measuring import NUM_HALVES, Measured
 
 Float64Array = NDArray[np.float64]
@@ -48,6 +49,7 @@ class Outcome:
         uniform_weight: weight of a rehearsed row, where the job tunes all weights and rehearses uniformly with
             cross-entropy or not at all; None for others. `replay-service plan` fits its laws to the former.
         lora_rank: of the job's adapters; None where it tunes all weights.
+        answers: to the study's questions; None where it has none.
     """
 
     arm: str
@@ -63,10 +65,15 @@ class Outcome:
     learning_rate: float | None = None
     uniform_weight: float | None = None
     lora_rank: int | None = None
+    answers: Answers | None = None
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Outcome":
-        parts = {name: Measured(**values[name]) for name in ("pretraining", "target_text") if values[name] is not None}
+        parts: dict[str, Any] = {
+            name: Measured(**values[name]) for name in ("pretraining", "target_text") if values[name] is not None
+        }
+        if (answers := values.get("answers")) is not None:
+            parts["answers"] = Answers.from_json(answers)
         return cls(**{**values, **parts, "cost": Cost(**values["cost"]), "domains": tuple(values["domains"])})
 
     def forgetting(self) -> Float64Array:

@@ -8,6 +8,7 @@ import numpy as np
 
 from replay_trainer.study.advice import advice, percent
 from replay_trainer.study.analysis import Analysis, ArmSummary, analyzed
+from replay_trainer.study.answers_report import table_of_arms, table_of_tasks, write_answers
 from replay_trainer.study.bootstrap import Interval
 from replay_trainer.study.cells import Study
 from replay_trainer.study.outcomes import Outcome, Paired, write_parquet, write_whole
@@ -55,6 +56,7 @@ def write_report(study: Study, outcomes: Sequence[Outcome]) -> Report:
     """Analyze the outcomes so far, and write the report into the study's folder."""
     study.folder.mkdir(parents=True, exist_ok=True)
     write_parquet(study.folder / "results.parquet", outcomes)
+    write_answers(study.folder / "answers.parquet", outcomes)
     paired = Paired.of(outcomes, study.arms, study.targets)
     if paired is None:
         recommendation = "No recommendation: on no target and seed are all arms finished yet."
@@ -82,7 +84,19 @@ def _sections(study: Study, paired: Paired) -> tuple[str, list[str]]:
     if both:
         parts += [f"## {', '.join(chosen_on.targets)} (for the choice)", arm_table(choosing, chosen_on)]
     parts += ["## Forgetting by target", _by_target(paired), "## Forgetting by domain", _by_domain(paired)]
-    return advice(choosing, reporting, study.settings.target_loss_margin), parts
+    return advice(choosing, reporting, study.settings.target_loss_margin), [*parts, *_answers(reported_on)]
+
+
+def _answers(paired: Paired) -> list[str]:
+    """What became of the answers to the study's questions, if it has any."""
+    (head, rows), (head_of_tasks, tasks) = table_of_arms(paired), table_of_tasks(paired)
+    if not rows:
+        return []
+    said = (
+        "Shares of the questions, mean over targets. `flips`: the base model answers right and the tuned one wrong; "
+        "`gains`: the reverse. Intervals are over seeds, and not over other questions. Below is what changed by task."
+    )
+    return ["## Multiple choice", said, as_table(head, rows), as_table(head_of_tasks, tasks)]
 
 
 def _explanation(analysis: Analysis, paired: Paired) -> str:

@@ -112,6 +112,11 @@ class StudyConfig(Section):
     heldout_rows: int = Field(
         1024, ge=2, description="Most held-out rows of each domain, and of each target, that are measured."
     )
+    choices: str | None = Field(
+        None,
+        description="Multiple-choice questions that every model is asked: a `.parquet` or `.jsonl` file, or a folder "
+        "of them, with the columns `prompt`, `choices`, `answer` and, if wanted, `task`.",
+    )
     target_loss_margin: float = Field(
         0.01, ge=0, description="Rise of the target loss that counts as none in the recommendation, nats per token."
     )
