@@ -115,5 +115,6 @@ def whole_chains(rows: Sequence[Row], num_stages: int) -> list[Row]:
 
 def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
     """The mean, and in brackets the least and the greatest."""
-    mean, least, most = (scale * each for each in (sum(values) / len(values), min(values), max(values)))
+    found = (sum(values) / len(values), min(values), max(values))
+    mean, least, most = (round(scale * each, digits) or 0.0 for each in found)
     return f"{mean:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"

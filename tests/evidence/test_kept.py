@@ -57,3 +57,4 @@ def test_a_chain_that_is_not_finished_is_left_out() -> None:
 
 def test_a_spread_is_scaled_and_rounded() -> None:
     assert spread([0.5, 0.75], 1, scale=100) == "62.5 (50.0 to 75.0)"
+    assert spread([-0.0001, 0.0001], 3) == "0.000 (0.000 to 0.000)"
