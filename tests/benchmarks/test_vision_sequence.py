@@ -21,7 +21,7 @@ def test_the_tables_say_what_is_right_after_each_stage_and_at_the_end() -> None:
     old, new = (each.splitlines()[2:] for each in tables(rows).split("\n\n")[1::2])
     assert [each.partition("|")[2].split(" | ")[0].strip() for each in old] == ["first model", "plain"]
     assert old[1] == (
-        "| plain | 45.0 (40.0 to 50.0) | 35.0 (30.0 to 40.0) | 25.0 (20.0 to 30.0) | 5.0 (0.0 to 10.0) | "
+        "| plain | 2 | 45.0 (40.0 to 50.0) | 35.0 (30.0 to 40.0) | 25.0 (20.0 to 30.0) | 5.0 (0.0 to 10.0) | "
         "35.0 (30.0 to 40.0) |"
     )
     assert new[0].count("50.0 (50.0 to 50.0)") == 6 and new[0].count("75.0 (75.0 to 75.0)") == 3

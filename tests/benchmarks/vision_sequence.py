@@ -81,7 +81,7 @@ def _measured(model: Any, task: Task) -> Row:
     losses, digit = losses_of(model, task.test), task.test.digit
     return {
         "right": share(losses.correct_B),
-        "worst": min(share(losses.correct_B[digit == each]) for each in digit.unique()),
+        "worst": min(share(losses.correct_B[digit == each]) for each in set(digit.tolist())),
         "probed": probed(model, task),
         "nats": losses.nll_B.mean().item(),
     }
@@ -97,7 +97,7 @@ class Trainer:
 
     def __call__(self, chain: Chain, stage: int) -> list[Row]:
         method = next(each for each in ARMS if each.name == chain.arm)
-        model = load_classifier(str(chain.model_before(stage)), is_text=False)
+        model: Any = load_classifier(str(chain.model_before(stage)), is_text=False)
         first = load_classifier(str(chain.start), is_text=False)
         name = chain.targets[stage]
         run = run_name(chain.folder.parent.name, chain.arm, chain.seed, name)
@@ -106,18 +106,22 @@ class Trainer:
         return self.judge.rows(model)
 
 
-def run_seed(root: Path, arms: Sequence[str], how: How) -> list[Row]:
-    """What was measured after each stage of the arms with one seed; a stage that is finished is not repeated."""
+def chains_of(root: Path, arms: Sequence[str], how: How) -> list[Chain]:
+    """The chains of one seed, whose model, corpus and service are in `root`."""
     settings = root / run_name(how.steps, f"{how.learning_rate:g}")
-    chains = [Chain(arm, how.seed, settings / run_name(arm), root / "base", tuple(NEW)) for arm in arms]
-    if not all(chain.is_finished(len(NEW) - 1) for chain in chains):
-        old = old_task(how.seed)
-        prepare(old, root, how.seed)
-        tasks = {OLD: old, **{name: new_task(how.seed, digits, NUM_TRAIN) for name, digits in NEW.items()}}
-        judge = Judge.of(tasks, load_classifier(str(root / "base"), is_text=False))
-        with running_service(root) as (url, _), ReplayClient(url, retry=IMPATIENT) as client:
-            follow(chains, Trainer(judge, client, how), lambda line: print(line, flush=True))
-    return [row for chain in chains for row in chain.rows()]
+    return [Chain(arm, how.seed, settings / run_name(arm), root / "base", tuple(NEW)) for arm in arms]
+
+
+def run_seed(root: Path, chains: Sequence[Chain], how: How) -> None:
+    """Train the stages of one seed; one that is finished is not repeated."""
+    if all(chain.is_finished(len(NEW) - 1) for chain in chains):
+        return
+    old = old_task(how.seed)
+    prepare(old, root, how.seed)
+    tasks = {OLD: old, **{name: new_task(how.seed, digits, NUM_TRAIN) for name, digits in NEW.items()}}
+    judge = Judge.of(tasks, load_classifier(str(root / "base"), is_text=False))
+    with running_service(root) as (url, _), ReplayClient(url, retry=IMPATIENT) as client:
+        follow(chains, Trainer(judge, client, how), lambda line: print(line, flush=True))
 
 
 def prepare(old: Task, root: Path, seed: int) -> None:
@@ -143,7 +147,13 @@ def tables(rows: Sequence[Row]) -> str:
 
     def old_cells(arm: str, suffix: str = "") -> list[str]:
         right = [cell(arm, OLD, stage, f"right{suffix}") for stage in range(1, last + 1)]
-        return [*right, cell(arm, OLD, last, f"worst{suffix}"), cell(arm, OLD, last, f"probed{suffix}")]
+        seeds = len({each["seed"] for each in rows if each["arm"] == arm})
+        return [
+            str(seeds),
+            *right,
+            cell(arm, OLD, last, f"worst{suffix}"),
+            cell(arm, OLD, last, f"probed{suffix}"),
+        ]
 
     def new_cells(arm: str, suffix: str = "") -> list[str]:
         return [
@@ -152,7 +162,7 @@ def tables(rows: Sequence[Row]) -> str:
             for when, name in ((stage, "right"), (last, "right"), (last, "probed"))
         ]
 
-    old_head = [*(f"after {task}" for task in NEW), "worst digit at the end", "by a probe at the end"]
+    old_head = ["seeds", *(f"after {task}" for task in NEW), "worst digit at the end", "by a probe at the end"]
     new_head = [
         f"{task}: {when}" for task in NEW for when in ("after its stage", "at the end", "by a probe at the end")
     ]
@@ -171,16 +181,18 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=names, default=names, metavar="ARM")
     parser.add_argument("--steps", type=int, default=200, help="of each stage")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--report-only", action="store_true", help="show what is finished")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [
-        row
-        for seed in range(options.seeds)
-        for row in run_seed(
-            options.folder / f"seed-{seed}", options.arms, How(seed, options.steps, options.learning_rate)
-        )
-    ]
-    write_rows(options.folder / "vision_sequence.parquet", rows)
+    rows = list[Row]()
+    for seed in range(options.seeds):
+        root, how = options.folder / f"seed-{seed}", How(seed, options.steps, options.learning_rate)
+        chains = chains_of(root, options.arms, how)
+        if not options.report_only:
+            run_seed(root, chains, how)
+        rows += [row for chain in chains for row in chain.rows()]
+    if rows:
+        write_rows(options.folder / "vision_sequence.parquet", rows)
     about = f"{options.seeds} seeds, stages of {options.steps} steps of {BATCH} images"
     print(f"\n{about}, learning rate {options.learning_rate:g}\n\n{tables(rows)}")
 

@@ -1,13 +1,15 @@
-"""What a sequence of targets leaves of the corpus and of each target, from raw results. Pure."""
+"""What a sequence of targets leaves of the corpus and of each target: `python -m tests.evidence.kept FILE`."""
 
+import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from replay_trainer.study.analysis import worst_domain
 from tests.benchmarks.ratios import as_table
-from tests.evidence.chains import Row, spread, whole_chains
+from tests.evidence.chains import Row, read_rows, spread, whole_chains
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +115,19 @@ def _of_targets(found: dict[str, list[Kept]], targets: Sequence[str]) -> str:
     ]
     table = as_table([*head, f"{targets[-1]}: at the end"], [first, *cells])
     return f"Loss on each target, nats per token:\n\n{table}"
+
+
+def targets_of(rows: Iterable[Row]) -> list[str]:
+    """The targets that were tuned on, in order."""
+    return list(dict(sorted((each["stage"], each["target"]) for each in rows)).values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    rows = read_rows(parser.parse_args().results)
+    print(tables(rows, targets_of(rows)))
+
+
+if __name__ == "__main__":
+    main()

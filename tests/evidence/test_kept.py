@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.evidence.chains import Row, spread
-from tests.evidence.kept import kept_by_arm, tables
+from tests.evidence.kept import kept_by_arm, tables, targets_of
 
 TARGETS = ("stories", "poems")
 
@@ -53,6 +53,11 @@ def test_a_chain_that_is_not_finished_is_left_out() -> None:
     unfinished = [each for each in a_chain(1, 0.1) if each["stage"] == 1]
     assert len(kept_by_arm([*a_chain(0, 0.0), *unfinished], TARGETS)["plain"]) == 1
     assert tables(unfinished, TARGETS) == "No chain is finished yet."
+
+
+def test_the_targets_are_those_of_the_stages_in_order() -> None:
+    rows = [{"stage": 2, "target": "poems"}, {"stage": 1, "target": "stories"}, {"stage": 2, "target": "poems"}]
+    assert targets_of(rows) == ["stories", "poems"]
 
 
 def test_a_spread_is_scaled_and_rounded() -> None:
