@@ -90,6 +90,9 @@ class CorpusInfo(Model):
     kind: Literal["language", "classification"]
     classes: ClassesInfo | None = Field(description="None in a language corpus.")
     model: str = Field(description="The base model that scored it.")
+    checkpoint_fingerprint: str = Field(
+        description="Equal for language models with equal weights; empty where it is not known."
+    )
     tokenizer_fingerprint: str = Field(description="Equal for tokenizers that give equal ids.")
     vocab_size: int
     separator_id: int = Field(description="The token that ends a document.")

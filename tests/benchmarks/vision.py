@@ -4,6 +4,7 @@ README.md in this folder says what is measured.
 """
 
 import argparse
+import re
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -123,35 +124,56 @@ def _run_seed(seed: int, root: Path, options: Any, kept: Mapping[str, Kept]) -> 
     pretrained(old.train, seed).save_pretrained(root / "base")
     make_corpus(old.train, root)
     base = load_classifier(str(root / "base"), is_text=False)
-    judge = Judge.of(base, old, new)
+    judge, how = Judge.of(base, old, new), How(seed, options.steps, options.learning_rate)
     judge.note(kept["base model"], base)
     with running_service(root) as (url, _), ReplayClient(url, retry=IMPATIENT) as client:
         for method in methods(options.ratios):
-            tuned = tune(method, root / "base", new.train, client, seed, options)
+            tuned = load_classifier(str(root / "base"), is_text=False)
+            tune(method, tuned, base, new.train, client, run_name(method.name, seed), how)
             judge.note(kept[method.name], tuned)
             print(
                 f"seed {seed}: {method.name}: {kept[method.name].old[-1]:.3f} old, {kept[method.name].new[-1]:.3f} new"
             )
 
 
-def tune(method: Method, base: Path, images: Images, client: ReplayClient, seed: int, options: Any) -> Any:
-    """A model that was fine-tuned by a method."""
-    model = load_classifier(str(base), is_text=False)
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a model is fine-tuned, whatever the method."""
+
+    seed: int
+    steps: int
+    learning_rate: float
+
+
+def tune(method: Method, model: Any, first: Any, images: Images, client: ReplayClient, run: str, how: How) -> None:
+    """Fine-tunes a model by a method.
+
+    Args:
+        model: what is tuned; LDIFS refers to it as it is now.
+        first: the model that scored the corpus; distilled images learn from it.
+        run: its name; one that was stopped begins anew.
+    """
     scores = ClassScorer(model, "float32", batch_size=100).score(images.pixels.numpy(), images.digit.numpy())
     weight = FlowWeights.fit(scores.base_loss).of(scores.base_loss) if method.flow else np.ones(len(images.digit))
     drift = FeatureDrift(model, base=frozen_copy(model), form=VISION) if method.weight else None
-    run = f"{method.name}-{seed}".lower().replace(", ", "-").replace(" ", "-")
     settings = {"global_batch_size": BATCH, "injection_mode": "add", "injection_ratio": method.ratio}
     feedback = {"mode": "fenced", "lag": 8}
-    how = {"policy": method.policy, "feedback": feedback, **method.signal}
-    client.ensure_run(run, "mnist", {**settings, **how, "seed": seed})
-    teacher = Teacher.of(model) if method.rehearsal else None
+    client.ensure_run(
+        run, "mnist", {**settings, "policy": method.policy, "feedback": feedback, **method.signal, "seed": how.seed}
+    )
+    teacher = Teacher(model, base=frozen_copy(first)) if method.rehearsal else None
     model.train()
-    rehearsal = Rehearsal(client, run, base_model=model, teacher=teacher, **method.rehearsal)
-    with rehearsal.open(num_steps=options.steps) as loop:
-        step = _Step(model, images, torch.from_numpy(weight).float(), loop, drift, torch.Generator().manual_seed(seed))
-        descend(model, step.loss, options.steps, options.learning_rate)
-    return model
+    rehearsal = Rehearsal(client, run, base_model=first, teacher=teacher, **method.rehearsal)
+    with rehearsal.open(num_steps=how.steps, on_existing="rewind") as loop:
+        step = _Step(
+            model, images, torch.from_numpy(weight).float(), loop, drift, torch.Generator().manual_seed(how.seed)
+        )
+        descend(model, step.loss, how.steps, how.learning_rate)
+
+
+def run_name(*parts: object) -> str:
+    """Parts as the name of a run."""
+    return re.sub(r"[^a-z0-9.]+", "-", " ".join(map(str, parts)).lower()).strip("-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,46 +220,46 @@ class Judge:
 
     @classmethod
     def of(cls, base: Any, old: Task, new: Task) -> "Judge":
-        nll = _losses(base, new.test).nll_B
-        return cls(old, new, _losses(base, old.test).correct_B, nll >= nll.quantile(0.9))
+        nll = losses_of(base, new.test).nll_B
+        return cls(old, new, losses_of(base, old.test).correct_B, nll >= nll.quantile(0.9))
 
     def note(self, kept: Kept, model: Any) -> None:
-        losses, of_new = _losses(model, self.old.test), _losses(model, self.new.test).correct_B
+        losses, of_new = losses_of(model, self.old.test), losses_of(model, self.new.test).correct_B
         is_right, digit = losses.correct_B, self.old.test.digit
-        kept.old.append(_share(is_right))
-        kept.worst.append(min(_share(is_right[digit == each]) for each in range(10)))
-        kept.turned_wrong.append(_share(self.was_right & ~is_right))
-        kept.turned_right.append(_share(~self.was_right & is_right))
+        kept.old.append(share(is_right))
+        kept.worst.append(min(share(is_right[digit == each]) for each in range(10)))
+        kept.turned_wrong.append(share(self.was_right & ~is_right))
+        kept.turned_right.append(share(~self.was_right & is_right))
         kept.old_nats.append(losses.nll_B.mean().item())
-        kept.probed.append(self._probed(model))
-        kept.new.append(_share(of_new))
-        kept.hardest.append(_share(of_new[self.is_hardest]))
-
-    def _probed(self, model: Any) -> float:
-        """What a linear probe makes of the model's features: logistic regression, fitted to the old task's training
-        images."""
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        probe.fit(_features(model, self.old.train), self.old.train.digit.numpy())
-        return float(probe.score(_features(model, self.old.test), self.old.test.digit.numpy()))
+        kept.probed.append(probed(model, self.old))
+        kept.new.append(share(of_new))
+        kept.hardest.append(share(of_new[self.is_hardest]))
 
 
-def _losses(model: Any, images: Images) -> ClassLosses:
+def probed(model: Any, task: Task) -> float:
+    """What a linear probe makes of a model's features: logistic regression, fitted to a task's training images."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    probe.fit(features_of(model, task.train), task.train.digit.numpy())
+    return float(probe.score(features_of(model, task.test), task.test.digit.numpy()))
+
+
+def losses_of(model: Any, images: Images) -> ClassLosses:
     with evaluating(model), torch.inference_mode():
         return class_losses(model(pixel_values=images.pixels).logits, images.digit)
 
 
-def _features(model: Any, images: Images) -> NDArray[np.float32]:
+def features_of(model: Any, images: Images) -> NDArray[np.float32]:
     """What the head of the model classifies, [n, 64]."""
     with evaluating(model), torch.inference_mode():
         features: NDArray[np.float32] = model.base_model(pixel_values=images.pixels).last_hidden_state[:, 0].numpy()
     return features
 
 
-def _share(of: Tensor) -> float:
+def share(of: Tensor) -> float:
     return of.float().mean().item()
 
 

@@ -28,6 +28,8 @@ class CorpusInfo:
     """0 where an earlier service does not say."""
     domains: Sequence[Mapping[str, Any]] = ()
     """As GET /v1/corpora/{corpus} gives them."""
+    checkpoint_fingerprint: str = ""
+    """Equal for language models with equal weights; empty where it is not known."""
 
     @property
     def share_unexpected(self) -> float | None:

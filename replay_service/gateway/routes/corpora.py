@@ -123,6 +123,7 @@ def _describe(service: ReplayService, corpus: Corpus) -> CorpusInfo:
         kind=manifest.kind,
         classes=None if manifest.classes is None else ClassesInfo(**asdict(manifest.classes)),
         model=manifest.model,
+        checkpoint_fingerprint=manifest.checkpoint_fingerprint,
         tokenizer_fingerprint=manifest.tokenizer_fingerprint,
         vocab_size=manifest.vocab_size,
         separator_id=manifest.separator_id,

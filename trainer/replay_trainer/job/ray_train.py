@@ -27,6 +27,7 @@ from replay_trainer.client import TOKEN_VARIABLE, ReplayClient
 from replay_trainer.config import TrainConfig
 from replay_trainer.corpus_info import CorpusInfo
 from replay_trainer.errors import CorpusMismatch, InvalidTraining, TrainerError
+from replay_trainer.first_model import warn_if_tuned_before
 from replay_trainer.frameworks import warn_if_untested
 from replay_trainer.job.adapters import check_peft
 from replay_trainer.job.feed import with_teacher
@@ -159,6 +160,7 @@ def preflight(config: TrainConfig) -> Precision:
             run = client.ensure_run(rehearsal.run, rehearsal.corpus, config.run_settings())
         warn_if_undecided(run, config.num_steps)
         warn_if_proxy(tokenizer, rehearsal.rehearsal_loss, corpus)
+        warn_if_tuned_before(config, corpus)
         if precision == "corpus":
             precision = "bf16" if corpus.precision == "bf16" else "float32"
     return faster_precision() if precision == "corpus" else precision
