@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 from transformers import ViTConfig, ViTForImageClassification
@@ -21,11 +23,15 @@ SIDE: Final = 28
 NUM_OLD: Final = 4000
 NUM_NEW: Final = 600
 PRETRAINING_STEPS: Final = 1200
+PRINTED: Final = ("DejaVuSans", "DejaVuSerif", "STIXGeneral")
+"""Beginnings of the names of the fonts of `letters`."""
+COPIES: Final = 4
+"""Of each letter in each font."""
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Images, float32 [n, 1, 28, 28] from 0 to 1, and their digits, int64 [n]."""
+    """Images, float32 [n, 1, 28, 28] from 0 to 1, and their digits or letters, int64 [n]."""
 
     pixels: Tensor
     digit: Tensor
@@ -71,6 +77,32 @@ def new_task(seed: int, digits: Iterable[int], num_train: int) -> Task:
     other = Images(large, torch.tensor(small.target).long())
     chosen = torch.nonzero(torch.isin(other.digit, torch.tensor(list(digits)))).squeeze(1)
     return _split(other.take(chosen), num_train, seed)
+
+
+def letters(seed: int) -> Task:
+    """The 26 letters as the fonts of matplotlib print them, each turned and moved a little: no model here learns them.
+
+    They tell what features are worth for other classes than those that were learned.
+    """
+    from matplotlib import get_data_path
+    from PIL import Image, ImageDraw, ImageFont
+
+    random_, pixels, letter = np.random.default_rng(seed), list[NDArray[np.float32]](), list[int]()
+    for file in sorted(Path(get_data_path(), "fonts", "ttf").glob("*.ttf")):
+        if not file.stem.startswith(PRINTED) or "Display" in file.stem:  # those fonts have no letters
+            continue
+        font = ImageFont.truetype(file, 20)
+        for number, each in enumerate("abcdefghijklmnopqrstuvwxyz"):
+            for _ in range(COPIES):
+                image = Image.new("L", (SIDE, SIDE))
+                shift_x, shift_y = random_.integers(-2, 3, 2).tolist()
+                middle = (SIDE / 2 + shift_x, SIDE / 2 + shift_y)
+                ImageDraw.Draw(image).text(middle, each, fill=255, font=font, anchor="mm")
+                turned = image.rotate(random_.uniform(-15, 15), Image.Resampling.BILINEAR)
+                pixels.append(np.asarray(turned, dtype=np.float32)[None] / 255)
+                letter.append(number)
+    images = Images(torch.from_numpy(np.stack(pixels)), torch.tensor(letter))
+    return _split(images, len(letter) * 2 // 3, seed)
 
 
 def _split(images: Images, num_train: int, seed: int) -> Task:

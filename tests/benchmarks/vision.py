@@ -28,7 +28,7 @@ from replay_trainer.methods.ldifs import VISION, FeatureDrift
 from replay_trainer.methods.teacher import Teacher, frozen_copy
 from replay_trainer.plain import Rehearsal, RehearsalLoop
 from replay_trainer.recipe import OBJECTIVES, RECIPES
-from tests.benchmarks.digits import Images, Task, descend, make_corpus, pretrained, tasks
+from tests.benchmarks.digits import Images, Task, descend, letters, make_corpus, pretrained, tasks
 from tests.benchmarks.ratios import as_table
 from tests.support import running_service
 
@@ -65,11 +65,13 @@ class Kept:
 
     Attributes:
         probed: of the old task, what a linear probe of the model's features gets right.
+        letters: of printed letters, which no model has learned, what a linear probe gets right.
         hardest: of the tenth of the new images on which the base model's loss is greatest, what the model gets right.
     """
 
     old: list[float] = field(default_factory=list)
     probed: list[float] = field(default_factory=list)
+    letters: list[float] = field(default_factory=list)
     hardest: list[float] = field(default_factory=list)
     turned_wrong: list[float] = field(default_factory=list)
     turned_right: list[float] = field(default_factory=list)
@@ -78,7 +80,8 @@ class Kept:
     worst: list[float] = field(default_factory=list)
 
     def row(self) -> list[str]:
-        shares = (self.old, self.worst, self.turned_wrong, self.turned_right, self.probed, self.new, self.hardest)
+        turned = (self.turned_wrong, self.turned_right)
+        shares = (self.old, self.worst, *turned, self.probed, self.letters, self.new, self.hardest)
         return [*(_spread(each, 100) for each in shares), _spread(self.old_nats, 1)]
 
 
@@ -98,7 +101,16 @@ def main() -> None:
     print(
         f"\n{options.seeds} seeds, {options.steps} steps of {BATCH} images, learning rate {options.learning_rate:g}\n"
     )
-    shares = ["old task", "worst digit", "turned wrong", "turned right", "old by a probe", "new task", "hardest tenth"]
+    shares = [
+        "old task",
+        "worst digit",
+        "turned wrong",
+        "turned right",
+        "old by a probe",
+        "letters by a probe",
+        "new task",
+        "hardest tenth",
+    ]
     head = ["method", *(f"{each}, %" for each in shares), "old, nats"]
     print(as_table(head, [[name, *each.row()] for name, each in kept.items()]))
 
@@ -124,7 +136,7 @@ def _run_seed(seed: int, root: Path, options: Any, kept: Mapping[str, Kept]) -> 
     pretrained(old.train, seed).save_pretrained(root / "base")
     make_corpus(old.train, root)
     base = load_classifier(str(root / "base"), is_text=False)
-    judge, how = Judge.of(base, old, new), How(seed, options.steps, options.learning_rate)
+    judge, how = Judge.of(base, old, new, letters(seed)), How(seed, options.steps, options.learning_rate)
     judge.note(kept["base model"], base)
     with running_service(root) as (url, _), ReplayClient(url, retry=IMPATIENT) as client:
         for method in methods(options.ratios):
@@ -215,13 +227,14 @@ class Judge:
 
     old: Task
     new: Task
+    letters: Task
     was_right: Tensor
     is_hardest: Tensor
 
     @classmethod
-    def of(cls, base: Any, old: Task, new: Task) -> "Judge":
+    def of(cls, base: Any, old: Task, new: Task, letters: Task) -> "Judge":
         nll = losses_of(base, new.test).nll_B
-        return cls(old, new, losses_of(base, old.test).correct_B, nll >= nll.quantile(0.9))
+        return cls(old, new, letters, losses_of(base, old.test).correct_B, nll >= nll.quantile(0.9))
 
     def note(self, kept: Kept, model: Any) -> None:
         losses, of_new = losses_of(model, self.old.test), losses_of(model, self.new.test).correct_B
@@ -232,6 +245,7 @@ class Judge:
         kept.turned_right.append(share(~self.was_right & is_right))
         kept.old_nats.append(losses.nll_B.mean().item())
         kept.probed.append(probed(model, self.old))
+        kept.letters.append(probed(model, self.letters))
         kept.new.append(share(of_new))
         kept.hardest.append(share(of_new[self.is_hardest]))
 
