@@ -29,6 +29,9 @@ from tests.evidence.world import pretrain, write_text
 RATIOS: Final = ("0.01", "0.03", "0.1")
 """Besides none at all."""
 
+SHARE_OF_RATE: Final = 1 / 6
+"""Learning rate of fine-tuning, by that of the model's pretraining: larger models are trained at lower ones."""
+
 
 def study_of(
     folder: Path, size: SizeName, target: str, num_steps: int, seeds: Sequence[int], url: str
@@ -42,7 +45,7 @@ def study_of(
         "output": str(output),
         "num_steps": num_steps,
         "global_batch_size": 32,
-        "learning_rate": 5e-4,
+        "learning_rate": SHARE_OF_RATE * SIZES[size].learning_rate,
         "schedule": "constant",
         "warmup_steps": 10,
         "data": {"heldout_pretraining": str(text / "heldout"), "domain_column": "domain", "seq_len": SEQ_LEN},
