@@ -18,8 +18,10 @@ _READERS: Final[dict[str, Callable[[Path], Any]]] = {
     ".csv": csv.read_csv,
     ".jsonl": json.read_json,
 }
-_ALIKE: Final = ("target", "learning_rate")
+_OF_ALL: Final = ("target",)
 """Columns in which the runs of one fit must not differ, where they are there."""
+_OF_A_SIZE: Final = ("learning_rate",)
+"""Likewise the runs of one model size: larger models are tuned at lower learning rates."""
 _OF_STUDY: Final = ("arm", "target", "seed", "domain", "half", "uniform_weight")
 
 
@@ -77,13 +79,24 @@ def _where(table: Any, condition: str) -> Any:
 
 
 def _check_alike(table: Any) -> None:
-    for name in _ALIKE:
-        values = table[name].unique().to_pylist() if name in table.column_names else []
-        if len(values) > 1:
-            raise UnusableRuns(
-                f"the runs have several values of {name}: {', '.join(map(str, values))}; a law is fitted for one, so "
-                f"choose it: --where {name}={values[0]}"
+    for name in _OF_ALL:
+        _check_one_value(table, name, "the runs have", "a law is fitted for one")
+    sizes = table["num_parameters"].unique().to_pylist() if "num_parameters" in table.column_names else []
+    for size in sizes:
+        of_size = table.filter(pc.equal(table["num_parameters"], size))
+        for name in _OF_A_SIZE:
+            _check_one_value(
+                of_size, name, f"the runs of {size:,.0f} parameters have", "a law is fitted for one of each model size"
             )
+
+
+def _check_one_value(table: Any, name: str, have: str, why: str) -> None:
+    values = table[name].unique().to_pylist() if name in table.column_names else []
+    if len(values) > 1:
+        raise UnusableRuns(
+            f"{have} several values of {name}: {', '.join(map(str, values))}; {why}, so choose it: "
+            f"--where {name}={values[0]}"
+        )
 
 
 def _numbers(table: Any, name: str) -> Float64Array:

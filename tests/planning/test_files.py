@@ -45,6 +45,13 @@ def test_runs_of_several_targets_or_learning_rates_must_be_chosen_from(name: str
     assert len(read_runs([path], [f"{name}={values[1]}"])) == 15
 
 
+def test_each_model_size_may_have_a_learning_rate_of_its_own(tmp_path: Path) -> None:
+    runs = World().runs()
+    rates = [1e3 / size for size in runs.num_parameters]
+    path = with_column("learning_rate", rates, tmp_path / "runs.parquet")
+    assert len(set(rates)) == 3 and len(read_runs([path])) == len(rates)
+
+
 @pytest.mark.parametrize(
     ("condition", "said"),
     [
