@@ -117,13 +117,16 @@ def _runs_of_study(table: Any) -> Any:
     alike = ["uniform_weight", "learning_rate", "num_parameters", "num_rows", "num_rehearsed_rows"]
     alike += ["num_trained_tokens", "num_rehearsed_tokens"]
     sums = table.group_by([*keys, "domain", *alike]).aggregate([(name, "sum") for name in _SUMMED])
-    per_token = sums.append_column("before", pc.divide(sums["base_nats_sum"], sums["num_tokens_sum"]))
-    per_token = per_token.append_column("after", pc.divide(sums["nats_sum"], sums["num_tokens_sum"]))
-    of_domains = per_token.filter(pc.is_valid(per_token["domain"]))
-    of_target = per_token.filter(pc.is_null(per_token["domain"])).select([*keys, "after"])
-    of_target = of_target.rename_columns([*keys, "target_loss"])
-    means = of_domains.group_by([*keys, *alike]).aggregate([("before", "mean"), ("after", "mean")])
-    return _renamed(means.join(of_target, keys).sort_by([(key, "ascending") for key in keys]))
+    before = pc.divide(sums["base_nats_sum"], sums["num_tokens_sum"])
+    after = pc.divide(sums["nats_sum"], sums["num_tokens_sum"])
+    is_domain, nothing = pc.is_valid(sums["domain"]), pa.scalar(None, pa.float64())
+    columns = {"before": (before, nothing), "after": (after, nothing), "target_loss": (nothing, after)}
+    for name, (of_domain, of_target) in columns.items():
+        sums = sums.append_column(name, pc.if_else(is_domain, of_domain, of_target))
+    # Means leave out what is null.
+    means = sums.group_by([*keys, *alike]).aggregate([(name, "mean") for name in columns])
+    means = means.filter(pc.is_valid(means["before_mean"]))
+    return _renamed(means.sort_by([(key, "ascending") for key in keys]))
 
 
 _SUMMED: Final = ("base_nats", "nats", "num_tokens")
@@ -142,6 +145,6 @@ def _renamed(means: Any) -> Any:
         "rehearsal_weight": means["uniform_weight"],
         "base_loss": means["before_mean"],
         "pretraining_loss": means["after_mean"],
-        "target_loss": means["target_loss"],
+        "target_loss": means["target_loss_mean"],
     }
     return pa.table(columns)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,17 @@ def test_the_results_of_a_study_are_runs(tmp_path: Path) -> None:
     assert found.forgetting == pytest.approx(np.array([1.1, 1.3, 0.7, 0.6]))
     assert found.target_loss == pytest.approx(np.full(4, 1.5))
     assert len(read_runs([tmp_path / "results.parquet"], ["arm=none"])) == 2
+
+
+def test_the_results_of_several_studies_may_be_one_file_although_their_arms_have_the_same_names(tmp_path: Path) -> None:
+    small, large = outcome("none", 0, 0, 2.6, 1.0), outcome("none", 0, 0, 2.2, 1.0)
+    large = replace(large, cost=replace(large.cost, num_parameters=4_000_000), learning_rate=2e-3)
+    write_parquet(tmp_path / "results.parquet", [small, large])
+    found = read_runs([tmp_path / "results.parquet"])
+    assert sorted(zip(found.num_parameters.tolist(), found.forgetting.round(3).tolist(), strict=True)) == [
+        (1e6, 1.1),
+        (4e6, 0.7),
+    ]
 
 
 def test_a_study_and_a_file_of_runs_go_together(tmp_path: Path) -> None:
