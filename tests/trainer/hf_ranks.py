@@ -130,6 +130,9 @@ def main(url: str, model: str, folder: str) -> None:
                 short=name == "short",
             )
             (Path(folder) / f"{name}-{rank}.json").write_text(json.dumps(asdict(found)))
+    # A process that ends while torch's threads are at work may be aborted.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
