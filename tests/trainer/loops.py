@@ -226,6 +226,9 @@ def main(url: str, model: str, folder: str) -> None:
         # Of this module as a program nobody can load a class.
         plain = {each.name: getattr(seen, each.name) for each in fields(seen)}
         torch.save((plain, tuned.state_dict()), Path(folder) / f"{name}-{rank}.pt")
+    # A process that ends while torch's threads are at work may be aborted.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -148,6 +148,9 @@ def main(url: str, model: str, folder: str) -> None:
             "weights": trainer.model.state_dict(),
         }
         torch.save(found, Path(folder) / f"{kind}-{os.environ['RANK']}.pt")
+    # A process that ends while torch's threads are at work may be aborted.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
