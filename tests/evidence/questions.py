@@ -5,6 +5,7 @@ there, and stretches of other documents of the same domain. The task is the doma
 """
 
 import argparse
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,22 +34,28 @@ def questions_of(
         place = random_.randrange(len(long))
         own, others = long[place], random_.choices([*long[:place], *long[place + 1 :]], k=num_choices - 1)
         begin = random_.randrange(len(own) - needed)
-        middle, end = begin + prompt_bytes, begin + needed
-        right = _text(own[middle:end])
-        wrong = [_text(_stretch(each, choice_bytes, random_)) for each in others]
+        prompt, right = _parts(own, begin, begin + prompt_bytes, begin + needed)
+        wrong = [_stretch(each, choice_bytes, random_) for each in others]
         answer = random_.randrange(num_choices)
         choices = [*wrong[:answer], right, *wrong[answer:]]
-        yield {"prompt": _text(own[begin:middle]), "choices": choices, "answer": answer, "task": domain}
+        yield {"prompt": prompt, "choices": choices, "answer": answer, "task": domain}
 
 
-def _stretch(document: bytes, num_bytes: int, random_: random.Random) -> bytes:
+def _stretch(document: bytes, num_bytes: int, random_: random.Random) -> str:
     begin = random_.randrange(len(document) - num_bytes)
-    return document[begin : begin + num_bytes]
+    return _parts(document, begin, begin + num_bytes)[0]
 
 
-def _text(content: bytes) -> str:
-    """Without the parts of characters at its ends."""
-    return content.decode(errors="ignore")
+def _parts(document: bytes, *edges: int) -> list[str]:
+    """The text between edges; one within a character moves to where that begins."""
+    moved = [_begin_of_character(document, edge) for edge in edges]
+    return [document[begin:end].decode() for begin, end in itertools.pairwise(moved)]
+
+
+def _begin_of_character(document: bytes, place: int) -> int:
+    while place < len(document) and document[place] & 0b1100_0000 == 0b1000_0000:
+        place -= 1
+    return place
 
 
 def main() -> None:

@@ -1,7 +1,10 @@
 """Which jobs a study's file makes, and what is refused before any of them begins."""
 
+import json
+import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from replay_trainer.client import RetryPolicy
@@ -73,21 +76,22 @@ def test_a_part_of_the_cells_is_chosen_by_arm_and_seed(tmp_path: Path, tiny_mode
         study.chosen([], [7])
 
 
-def test_the_fingerprint_depends_on_what_the_results_depend_on(tmp_path: Path, tiny_model: Path) -> None:
-    def fingerprint(study: str = STUDY, more: str = "", url: str = NOWHERE) -> str:
-        return study_of(write_study(tmp_path, tiny_model, url, study, more)).fingerprint
+def test_a_cell_is_known_by_all_that_its_results_depend_on(tmp_path: Path, tiny_model: Path) -> None:
+    def names(study: str = STUDY, more: str = "", url: str = NOWHERE) -> dict[str, str]:
+        return {each.title: each.name for each in study_of(write_study(tmp_path, tiny_model, url, study, more)).cells}
 
-    same = fingerprint()
-    assert fingerprint(STUDY.replace("cells_at_once = 1", "max_retries = 5")) == same
-    assert fingerprint(url="http://127.0.0.1:2") == same
-    others = {
-        fingerprint(STUDY.replace("seeds = [0, 1]", "seeds = [0, 2]")),
-        fingerprint(STUDY.replace("rehearsal_weight = 3", "rehearsal_weight = 4")),
-        fingerprint(STUDY.replace("tuned_share = 0.5", "tuned_share = 0.6")),
-        fingerprint(STUDY.replace("[study]", '[study]\nchoices = "questions.jsonl"')),
-        fingerprint(more="floor = 0.2"),
-    }
-    assert len(others) == 5 and same not in others
+    same = names()
+    assert names(STUDY.replace("cells_at_once = 1", "max_retries = 5")) == same
+    assert names(url="http://127.0.0.1:2") == same
+    assert same.items() < names(STUDY.replace("seeds = [0, 1]", "seeds = [0, 1, 2]")).items()
+    assert same.items() < names(STUDY + '[[study.arms]]\nname = "low"\nlearning_rate = 1e-5\n').items()
+
+    def changed(study: str = STUDY, more: str = "") -> set[str]:
+        return {title.split("'")[1] for title, name in names(study, more).items() if same[title] != name}
+
+    assert changed(STUDY.replace("rehearsal_weight = 3", "rehearsal_weight = 4")) == {"KL, weight 3"}
+    assert changed(STUDY.replace("tuned_share = 0.5", "tuned_share = 0.6")) == {"none"}
+    assert changed(more="floor = 0.2") == {"uniform 25 %", "KL, weight 3"}
 
 
 @pytest.mark.parametrize(
@@ -136,11 +140,68 @@ def test_what_can_be_carried_out_passes_and_writes_nothing(tmp_path: Path, tiny_
     assert not study.folder.exists()
 
 
-def test_a_folder_of_another_study_is_refused(tmp_path: Path, tiny_model: Path, service_url: str) -> None:
+def test_a_folder_takes_more_arms_and_seeds_and_refuses_another_study(
+    tmp_path: Path, tiny_model: Path, service_url: str
+) -> None:
+    def study(content: str = STUDY) -> Study:
+        return study_of(write_study(tmp_path, tiny_model, service_url, content))
+
+    more = STUDY.replace("[0, 1]", "[1, 2]") + '[[study.arms]]\nname = "low"\nlearning_rate = 1e-5\n'
+    for each in (study(), study(more), study()):
+        check_study(each)
+        write_folder(each)
+    with pytest.raises(
+        InvalidTraining, match=r"another study: arm 'KL, weight 3', target 'stories', seed 0 has anothe"
+    ):
+        check_study(study(STUDY.replace("rehearsal_weight = 3", "rehearsal_weight = 4")))
+    with pytest.raises(InvalidTraining, match="arm 'low', target 'stories', seed 1 has another job there"):
+        check_study(study(more.replace("1e-5", "1e-6")))
+    (tmp_path / "out" / "study.json").write_text('{"fingerprint": "0123456789abcdef"}')
+    with pytest.raises(InvalidTraining, match="holds a study of an earlier release"):
+        check_study(study())
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ("questions.jsonl", "the questions"),
+        ("text/held/all.parquet", "the held-out text of pretraining"),
+        ("text/stories/train.parquet", "the text of target 'stories'"),
+        ("text/stories/heldout.parquet", "the held-out text of target 'stories'"),
+        ("model/model.safetensors", "the base model's weights"),
+    ],
+)
+def test_a_study_whose_input_is_another_now_is_refused(
+    tmp_path: Path, tiny_model: Path, service_url: str, changed: str, said: str
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    question = {"prompt": "the cat", "choices": [" sat", " ran"], "answer": 0}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question))
+    asked = STUDY.replace("[study]", '[study]\nchoices = "questions.jsonl"')
+    study = study_of(write_study(tmp_path, tmp_path / "model", service_url, asked))
+    write_folder(study)
+    check_study(study)
+    path = tmp_path / changed
+    if path.suffix == ".parquet":
+        pq.write_table(pq.read_table(path).slice(1), path)
+    elif path.suffix == ".jsonl":
+        path.write_text(json.dumps(question | {"answer": 1}))
+    else:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(InvalidTraining, match=f"another study: {said} changed since"):
+        check_study(study)
+
+
+def test_another_way_of_measuring_is_refused_for_new_arms_too(
+    tmp_path: Path, tiny_model: Path, service_url: str
+) -> None:
     write_folder(study_of(write_study(tmp_path, tiny_model, service_url)))
-    check_study(study_of(write_study(tmp_path, tiny_model, service_url)))
-    with pytest.raises(InvalidTraining, match="holds the results of another study"):
-        check_study(study_of(write_study(tmp_path, tiny_model, service_url, STUDY.replace("[0, 1]", "[0, 1, 2]"))))
+    other = STUDY.replace('"none"', '"nothing"').replace('"uniform 25 %"', '"CE"').replace("KL, weight", "KL x")
+    path = write_study(tmp_path, tiny_model, service_url, other.replace("[study]", "[study]\nheldout_rows = 4"))
+    with pytest.raises(InvalidTraining, match=r"\[data\], model, precision or heldout_rows changed since"):
+        check_study(study_of(path))
 
 
 def test_text_that_is_missing_or_lacks_a_column_is_named(tmp_path: Path, tiny_model: Path, service_url: str) -> None:

@@ -14,7 +14,7 @@ from replay_service.language.model import load_model
 from replay_service.language.tokenizer import load_tokenizer
 from replay_trainer.config import DataConfig
 from replay_trainer.errors import InvalidTraining
-from replay_trainer.study.questions import Question, encoded, read_questions, right_answers
+from replay_trainer.study.questions import Question, choice_scores, encoded, read_questions, right_answers
 
 DOG = {"prompt": "the dog of number 3 saw", "choices": [" 9 birds", " a very long story", " x"], "answer": 0}
 CAT = {"prompt": "the cat", "choices": [" sat", " the the the the the"], "answer": 1, "task": "cats"}
@@ -83,18 +83,22 @@ def test_a_prompt_that_does_not_fit_loses_its_beginning(tiny_model: Path) -> Non
         assert short[: cut.rows.length[place]] == long[max(0, length - 8) : length]
 
 
-def test_a_model_answers_what_is_likeliest_by_byte(tiny_model: Path) -> None:
+def test_a_choice_scores_its_log_probability_by_the_byte_and_the_best_one_is_the_answer(tiny_model: Path) -> None:
     """Each choice by itself, in float64 and without padding, is the reference."""
     questions = tuple(Question.of({**each, "answer": answer}) for each in (DOG, CAT) for answer in (0, 1))
     model, tokenizer = load_model(str(tiny_model)), load_tokenizer(str(tiny_model))
-    found = right_answers(model, encoded(questions, tokenizer, data_of()), "float32", torch.device("cpu"))
+    asked, device = encoded(questions, tokenizer, data_of()), torch.device("cpu")
+    scores, answers = (each(model, asked, "float32", device) for each in (choice_scores, right_answers))
+    exact = load_model(str(tiny_model)).double()
 
     @torch.no_grad()
     def per_byte(prompt: str, choice: str) -> float:
         ids, own = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, choice))
-        logits = model(input_ids=torch.tensor([[*ids, *own]])).logits[0].double()
+        logits = exact(input_ids=torch.tensor([[*ids, *own]])).logits[0]
         logprobs = logits.log_softmax(dim=-1)[len(ids) - 1 : -1]
         return float(logprobs[torch.arange(len(own)), own].sum()) / len(choice.encode())
 
-    best = [int(np.argmax([per_byte(each.prompt, choice) for choice in each.choices])) for each in questions]
-    assert found.tolist() == [answer == each.answer for answer, each in zip(best, questions, strict=True)]
+    wanted = [[per_byte(each.prompt, choice) for choice in each.choices] for each in questions]
+    assert scores.tolist() == pytest.approx([each for some in wanted for each in some], rel=1e-5)
+    best = [int(np.argmax(each)) for each in wanted]
+    assert answers.tolist() == [answer == each.answer for answer, each in zip(best, questions, strict=True)]

@@ -29,7 +29,7 @@ class Cell:
         data: where its text lies, held-out text too, which is measured before and after all cells alike and not by the
             loop.
         interpolated: the arms that interpolate its weights, each with the share of the tuned ones.
-        key: a short hash that no other cell of the study has.
+        key: a short hash of all that its results depend on, and of the study's folder.
     """
 
     arm: str
@@ -45,6 +45,11 @@ class Cell:
         """The name of its files."""
         return f"{short_name(self.target)}-{self.seed}-{short_name(self.arm)}-{self.key}"
 
+    @property
+    def title(self) -> str:
+        """What a message calls it."""
+        return f"arm {self.arm!r}, target {self.target!r}, seed {self.seed}"
+
 
 @dataclass(frozen=True, slots=True)
 class Study:
@@ -55,14 +60,12 @@ class Study:
         settings: of its section.
         cells: in the order in which they are trained: one seed of all comes first.
         choices: where its multiple-choice questions are, if it has any.
-        fingerprint: of all that its results depend on.
     """
 
     folder: Path
     settings: StudyConfig
     cells: tuple[Cell, ...]
     choices: Path | None
-    fingerprint: str
 
     @classmethod
     def of(cls, settings: StudySettings) -> "Study":
@@ -72,11 +75,10 @@ class Study:
             raise InvalidTraining(f"configuration {settings.path}: the study has no arm that trains")
         _check_alike(bare, settings.path)
         folder = bare[0].job.output
-        fingerprint = _fingerprint(bare, settings.study)
-        cells = tuple(_with_places(each, folder, fingerprint) for each in bare)
+        cells = tuple(_with_places(each, folder) for each in bare)
         asked = settings.study.choices
         choices = None if asked is None else settings.path.parent.absolute() / asked
-        return cls(folder, settings.study, cells, choices, fingerprint)
+        return cls(folder, settings.study, cells, choices)
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -188,15 +190,6 @@ def _check_alike(cells: list[Cell], path: Path) -> None:
             )
 
 
-def _fingerprint(cells: list[Cell], study: StudyConfig) -> str:
-    measured = [study.heldout_rows, *([] if study.choices is None else [study.choices])]
-    said = [
-        [each.arm, each.target, each.seed, list(each.interpolated), _what_matters(each.job), *measured]
-        for each in cells
-    ]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _what_matters(job: TrainConfig) -> dict[str, Any]:
     """A job without what its results do not depend on, and without defaults: a release that has more keys goes on."""
     without = {"output", "checkpoint_every", "profile", "max_failures", "use_gpu"}
@@ -206,9 +199,11 @@ def _what_matters(job: TrainConfig) -> dict[str, Any]:
     )
 
 
-def _with_places(cell: Cell, folder: Path, fingerprint: str) -> Cell:
+def _with_places(cell: Cell, folder: Path) -> Cell:
     """The cell with an output folder and a run of its own."""
-    said = json.dumps([fingerprint, str(folder), cell.arm, cell.target, cell.seed])
+    said = json.dumps(
+        [str(folder), cell.arm, cell.target, cell.seed, cell.interpolated, _what_matters(cell.job)], sort_keys=True
+    )
     cell = replace(cell, key=hashlib.sha256(said.encode()).hexdigest()[:12])
     job = cell.job.model_copy(update={"output": folder / "cells" / cell.name})
     if job.rehearsal is not None:

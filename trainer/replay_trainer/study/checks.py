@@ -1,6 +1,7 @@
 """Whether a study can be carried out, found out before any work."""
 
 import json
+from typing import Any
 
 from replay_service.corpus.shards.sources import Columns, check_readable, find_shards
 from replay_service.errors import ReplayError
@@ -14,6 +15,7 @@ from replay_trainer.errors import CorpusMismatch, InvalidTraining
 from replay_trainer.job.adapters import check_peft
 from replay_trainer.job.ray_train import check_corpus
 from replay_trainer.study.cells import Cell, Study
+from replay_trainer.study.inputs import inputs_of
 from replay_trainer.study.outcomes import write_whole
 from replay_trainer.study.questions import encoded, read_questions
 
@@ -30,7 +32,8 @@ def check_study(study: Study, retry: RetryPolicy | None = None) -> Precision:
         retry: how long to wait for the service.
 
     Raises:
-        InvalidTraining: when the folder is another study's, or the model, a text or the questions cannot be used.
+        InvalidTraining: when the folder is another study's, or the model, a text or the questions cannot be used or are
+            others than when the folder was begun.
         CorpusMismatch: when an arm cannot rehearse its corpus.
         ServiceError: when the service cannot be reached, or has no such corpus.
     """
@@ -42,6 +45,7 @@ def check_study(study: Study, retry: RetryPolicy | None = None) -> Precision:
         _check_text(study)
         if study.choices is not None:
             encoded(read_questions(study.choices), tokenizer, first.data)
+        _check_inputs(study)
     except ReplayError as error:
         raise InvalidTraining(error.detail) from error
     known: dict[tuple[str | tuple[str, ...], str], CorpusInfo] = {}
@@ -58,27 +62,46 @@ def check_study(study: Study, retry: RetryPolicy | None = None) -> Precision:
 
 
 def check_folder(study: Study) -> None:
-    """Raises InvalidTraining when the folder holds the results of another study."""
-    path = study.folder / STUDY_FILE
-    if not path.exists():
-        return
-    if json.loads(path.read_text())["fingerprint"] != study.fingerprint:
+    """A folder takes more arms, targets and seeds; raises InvalidTraining when one of its own is another now."""
+    known = _read_folder(study)["cells"]
+    for cell in study.cells:
+        if known.get(cell.title, cell.name) != cell.name:
+            raise InvalidTraining(
+                f"{study.folder} holds the results of another study: {cell.title} has another job there; give this "
+                "study another `output`, rename the arm, or put its configuration back as it was"
+            )
+
+
+def _check_inputs(study: Study) -> None:
+    before, now = _read_folder(study)["inputs"], inputs_of(study)
+    changed = [name for name, fingerprint in now.items() if before.get(name, fingerprint) != fingerprint]
+    if changed:
         raise InvalidTraining(
-            f"{study.folder} holds the results of another study, whose arms, targets, seeds or jobs differ; give this "
-            "one another `output`, or put its configuration back as it was"
+            f"{study.folder} holds the results of another study: {', '.join(changed)} changed since, so that its cells "
+            "could not be compared; give this study another `output`, or put back what was there"
         )
 
 
 def write_folder(study: Study) -> None:
-    """Mark the folder as this study's."""
+    """Mark the folder as this study's: its cells beside those that were there before, and what they are measured on."""
+    before = _read_folder(study)
     study.folder.mkdir(parents=True, exist_ok=True)
     said = {
-        "fingerprint": study.fingerprint,
-        "arms": study.arms,
-        "targets": study.targets,
-        "cells": {cell.name: cell.job.model_dump(mode="json") for cell in study.cells},
+        "inputs": before["inputs"] | inputs_of(study),
+        "cells": before["cells"] | {cell.title: cell.name for cell in study.cells},
+        "jobs": before["jobs"] | {cell.name: cell.job.model_dump(mode="json") for cell in study.cells},
     }
     write_whole(study.folder / STUDY_FILE, json.dumps(said, indent=1))
+
+
+def _read_folder(study: Study) -> dict[str, dict[str, Any]]:
+    path, empty = study.folder / STUDY_FILE, dict[str, dict[str, Any]](inputs={}, cells={}, jobs={})
+    if not path.exists():
+        return empty
+    said: dict[str, dict[str, Any]] = json.loads(path.read_text())
+    if said.keys() != empty.keys():
+        raise InvalidTraining(f"{study.folder} holds a study of an earlier release; give this one another `output`")
+    return said
 
 
 def _check_text(study: Study) -> None:

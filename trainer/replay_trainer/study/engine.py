@@ -110,7 +110,7 @@ def _raise_failure(reference: Any, task: Task) -> None:
     try:
         ray.get(reference)
     except RayError as error:
-        cell = f"arm {task.cell.arm!r}, target {task.cell.target!r}, seed {task.cell.seed}"
+        cell = task.cell.title
         if (ours := error_within(error, TrainerError)) is not None:
             raise InvalidTraining(f"{cell}: {ours}") from error
         if (of_service := error_within(error, ReplayError)) is not None:

@@ -23,6 +23,7 @@ from replay_trainer.errors import InvalidTraining
 from replay_trainer.study.measuring import score
 
 BoolArray = NDArray[np.bool_]
+Float64Array = NDArray[np.float64]
 
 _READERS: Final[dict[str, Callable[[Path], pa.Table]]] = {".parquet": pq.read_table, ".jsonl": pyarrow.json.read_json}
 _ONE_TASK: Final = "all"
@@ -56,6 +57,17 @@ class Question:
         return cls(prompt, tuple(choices), answer, task or _ONE_TASK)
 
 
+def question_files(source: Path) -> list[Path]:
+    """The file, or the files of the folder, that hold questions; raises InvalidTraining where there are none."""
+    files = sorted(each for each in source.glob("*") if each.suffix in _READERS) if source.is_dir() else [source]
+    if not all(each.is_file() and each.suffix in _READERS for each in files) or not files:
+        raise InvalidTraining(
+            f"study.choices: {source} is no .parquet or .jsonl file, and no folder of such files; name one with the "
+            "columns prompt, choices and answer"
+        )
+    return files
+
+
 def read_questions(source: Path) -> tuple[Question, ...]:
     """The questions of a file, or of the files of a folder: Parquet, or JSON lines named `.jsonl`.
 
@@ -65,13 +77,7 @@ def read_questions(source: Path) -> tuple[Question, ...]:
     Raises:
         InvalidTraining: when they cannot be read, or one of them is not valid.
     """
-    files = sorted(each for each in source.glob("*") if each.suffix in _READERS) if source.is_dir() else [source]
-    if not all(each.is_file() and each.suffix in _READERS for each in files) or not files:
-        raise InvalidTraining(
-            f"study.choices: {source} is no .parquet or .jsonl file, and no folder of such files; name one with the "
-            "columns prompt, choices and answer"
-        )
-    found = tuple(each for file in files for each in _questions(file))
+    found = tuple(each for file in question_files(source) for each in _questions(file))
     if not found:
         raise InvalidTraining(f"study.choices: {source} holds no questions")
     return found
@@ -153,11 +159,10 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return found
 
 
-def right_answers(model: Any, questions: Encoded, precision: Precision, device: torch.device) -> BoolArray:
-    """Which questions a model answers right, bool [Q].
+def choice_scores(model: Any, questions: Encoded, precision: Precision, device: torch.device) -> Float64Array:
+    """The log-probability of each choice after its prompt, divided by the bytes of the choice; nats, float64 [C].
 
-    Its answer is the choice of the greatest log-probability after the prompt, divided by the bytes of the choice, so
-    that long choices are not at a disadvantage; of equal ones the first.
+    By the byte, so that long choices are not at a disadvantage.
     """
     rows, nats = questions.rows, np.empty(len(questions.rows))
     by_length = np.argsort(rows.length, kind="stable")
@@ -168,7 +173,16 @@ def right_answers(model: Any, questions: Encoded, precision: Precision, device: 
         longest = int(some.length.max())
         short = TrainingRows(some.input_ids[:, :longest], some.length, some.weight[:, :longest])
         nats[places] = score(model, short, precision, device).nats
-    of_questions = np.split(nats / questions.num_bytes, questions.first[1:])
-    answers = np.array([each.argmin() for each in of_questions])
+    scores: Float64Array = -nats / questions.num_bytes
+    return scores
+
+
+def right_answers(model: Any, questions: Encoded, precision: Precision, device: torch.device) -> BoolArray:
+    """Which questions a model answers right, bool [Q].
+
+    Its answer is the choice of the greatest score, of equal ones the first.
+    """
+    scores = choice_scores(model, questions, precision, device)
+    answers = np.array([each.argmax() for each in np.split(scores, questions.first[1:])])
     is_right: BoolArray = answers == questions.answer
     return is_right
