@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.evidence.pieces import begin_of_character
+
 Row = dict[str, Any]
 
 
@@ -48,14 +50,8 @@ def _stretch(document: bytes, num_bytes: int, random_: random.Random) -> str:
 
 def _parts(document: bytes, *edges: int) -> list[str]:
     """The text between edges; one within a character moves to where that begins."""
-    moved = [_begin_of_character(document, edge) for edge in edges]
+    moved = [begin_of_character(document, edge) for edge in edges]
     return [document[begin:end].decode() for begin, end in itertools.pairwise(moved)]
-
-
-def _begin_of_character(document: bytes, place: int) -> int:
-    while place < len(document) and document[place] & 0b1100_0000 == 0b1000_0000:
-        place -= 1
-    return place
 
 
 def main() -> None:
