@@ -112,6 +112,20 @@ def test_the_run_gets_what_the_file_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("schedule", "num_steps"),
+    [
+        ('{ curve = "late" }', 5),
+        ('{ curve = "late", num_steps = 40 }', 40),
+        ('{ curve = "cosine", final_ratio = "0.02" }', 5),
+        ('{ curve = "steps", points = [[5, "0.1"]] }', 0),
+    ],
+)
+def test_a_schedule_is_as_long_as_the_job_unless_it_says_more(tmp_path: Path, schedule: str, num_steps: int) -> None:
+    config = read_config(written(tmp_path, WHOLE + f"\nschedule = {schedule}\n"))
+    assert config.run_settings()["schedule"]["num_steps"] == num_steps
+
+
+@pytest.mark.parametrize(
     ("old", "new", "names"),
     [
         ("num_steps = 5", "num_steps = 0", "num_steps"),

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from replay_service.corpus.shards.sources import is_url
 from replay_service.language.packing import MIN_LENGTH, Bos
+from replay_service.sampling.schedule import CURVES_OF_A_LENGTH
 from replay_trainer.errors import InvalidTraining
 from replay_trainer.keys import Section, problems_of
 from replay_trainer.methods.flow import Form, Normalize
@@ -160,6 +161,18 @@ class TrainConfig(Section):
     )
     profile: bool = Field(False, description="Measure the time of each part of a step. It costs some speed.")
     save_model: bool = Field(True, description="Save the tuned model to `output`/model.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schedule_runs_over_the_job(cls, content: object) -> object:
+        """A schedule of the injection ratio is as long as the job, unless its length is written."""
+        if not isinstance(content, dict) or not isinstance(content.get("rehearsal"), dict):
+            return content
+        rehearsal, schedule = content["rehearsal"], content["rehearsal"].get("schedule")
+        if not isinstance(schedule, dict) or schedule.get("curve") not in CURVES_OF_A_LENGTH:
+            return content
+        whole = {"num_steps": content.get("num_steps", 0), **schedule}
+        return {**content, "rehearsal": {**rehearsal, "schedule": whole}}
 
     @model_validator(mode="after")
     def _has_rows_for_all(self) -> "TrainConfig":
