@@ -1,11 +1,13 @@
 from collections.abc import Iterator
 
 import pytest
+from fastapi.testclient import TestClient
 from playwright.sync_api import Browser, Page, expect
 
 from replay_service.testing import ServiceUnderTest, replay_service
 from tests.gateway.page.browsers import chromium, troubles_of
-from tests.gateway.page.worlds import DOMAINS, NUM_QUANTILES, Job
+from tests.gateway.page.worlds import DOMAINS, NUM_QUANTILES, Job, train
+from tests.gateway.worlds import batch_of
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +40,11 @@ def service() -> Iterator[ServiceUnderTest]:
         Job(client, "young").begin("web").train(2)
         Job(client, "waiting").begin("web")
         yield service
+
+
+@pytest.fixture
+def trained(running: TestClient) -> TestClient:
+    """A client of a service whose run `tune` has six steps, of which five are reported."""
+    train(running, 5)
+    batch_of(running, 5)
+    return running

@@ -1,19 +1,24 @@
 """Runs and texts for pages: what a job would plan and report, without a model, and what nobody would write."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from fastapi.testclient import TestClient
 
 from replay_service.wire.batches import Batch
 from replay_service.wire.losses import LOSS_ROW
 from replay_trainer.client import ReplayClient
+from tests.gateway.worlds import batch_of, losses_of, report
 
 DOMAINS: Final = ("books", "code", "encyclopedia", "forum", "law", "news", "recipes", "science")
 NUM_QUANTILES: Final = 6
+OWN: Final = {"origin": "http://127.0.0.1"}
 NUM_TOKENS: Final = 100
 RUN: Final = {"global_batch_size": 64, "injection_ratio": "0.2", "half_life_steps": 100.0, "report_window_steps": 256}
 
@@ -83,3 +88,30 @@ class Job:
         rows["num_tokens"] = NUM_TOKENS
         rows["num_flips"] = self.rng.binomial(NUM_TOKENS, np.clip(rise, 0.0, 1.0))
         return rows
+
+
+def train(client: TestClient, num_steps: int, first: int = 0) -> None:
+    """Steps of the run `tune`, planned and reported."""
+    for step in range(first, first + num_steps):
+        batch = batch_of(client, step)
+        report(client, losses_of(batch, 2.5 + step, 1)).raise_for_status()
+
+
+def a_sample(client: TestClient) -> int:
+    """One that the run `tune` has rehearsed."""
+    (sample,) = client.get("/v1/runs/tune/samples?limit=1").json()["samples"]
+    return int(sample["sample_id"])
+
+
+def runs_in(html: str) -> list[str]:
+    """The runs that a list shows, in its order."""
+    return re.findall(r'<tr id="row-([^"]+)"', html)
+
+
+def text_of(html: str) -> str:
+    """The text of a page, as somebody reads it."""
+    texts: list[str] = []
+    parser = HTMLParser(convert_charrefs=True)
+    parser.handle_data = texts.append  # type: ignore[method-assign]
+    parser.feed(html)
+    return re.sub(r"\s+", " ", " ".join(texts))
