@@ -204,11 +204,6 @@ class RunConfig:
         exact_ratio(self.ratio)
         if self.is_auto and self.schedule.curve != "constant":
             raise ValueError("an auto injection_ratio follows its budget; leave the schedule out")
-        if self.most_ratio() > 1:
-            raise ValueError(
-                f"schedule.curve late takes {float(self.most_ratio() / self.ratio):g} times the injection ratio in its "
-                f"last quarter, and {self.injection_ratio} would come to more than 1; write a lower injection_ratio"
-            )
         if self.injection_fixed and (self.is_auto or self.schedule.curve != "constant"):
             raise ValueError(
                 "injection_fixed promises the same injection ratio in all steps; write injection_ratio as a number and "

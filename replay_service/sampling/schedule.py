@@ -13,18 +13,14 @@ from typing import Annotated, Final, Literal
 from replay_service.sampling.bounds import check_bounds
 from replay_service.sampling.injection import Ratio, exact_ratio
 
-Curve = Literal["constant", "warmup", "linear", "cosine", "late", "steps"]
+Curve = Literal["constant", "warmup", "linear", "cosine", "steps"]
 
-CURVES_OF_A_LENGTH: Final = ("warmup", "linear", "cosine", "late")
+CURVES_OF_A_LENGTH: Final = ("warmup", "linear", "cosine")
 
 PointStep = Annotated[int, "a step from 1 on"]
 
 GRAIN: Final = Fraction(1, 10**9)
 """What ratios between the ends of a curve are rounded down to."""
-
-_EARLY: Final = Fraction(1, 5)
-_LATE: Final = Fraction(17, 5)
-"""Of the ratio, in the first three quarters of the curve `late` and in its last one: once the ratio on average."""
 
 _COSINE_TERMS: Final = 14
 """Of the power series; on [0, pi / 2] the next one is below 1e-20."""
@@ -42,15 +38,14 @@ class Schedule:
         default="constant",
         metadata={
             "description": "`constant`: the run's ratio in all steps. `warmup`: from 0 up to it along a line. "
-            "`linear`, `cosine`: from it to `final_ratio`. `late`: a fifth of it, and in the last quarter 3.4 times as "
-            "much as it, so as many rows in all. `steps`: the run's ratio, then those of `points`."
+            "`linear`, `cosine`: from it to `final_ratio`. `steps`: the run's ratio, then those of `points`."
         },
     )
     num_steps: int = field(
         default=0,
         metadata={
-            "description": "Length of `warmup`, `linear`, `cosine` and `late`, steps. Then the curve's last value "
-            "holds. A job that leaves it out means its own length.",
+            "description": "Length of `warmup`, `linear` and `cosine`, steps; a job that leaves it out means its own. "
+            "Afterwards the curve's last value holds.",
             "ge": 0,
             "le": 1 << 48,
         },
@@ -71,7 +66,7 @@ class Schedule:
         check_bounds(self, "schedule.")
         if (self.curve in CURVES_OF_A_LENGTH) != bool(self.num_steps):
             raise ValueError(
-                f"schedule.num_steps is the length of {', '.join(CURVES_OF_A_LENGTH)}, and of no other curve; it is "
+                f"schedule.num_steps is the length of warmup, linear and cosine, and of no other curve; it is "
                 f"{self.num_steps} with {self.curve}"
             )
         if (self.curve == "steps") != bool(self.points):
@@ -95,8 +90,6 @@ class Schedule:
             steps, ratios = self._ends
             passed = bisect_right(steps, step)
             return ratios[passed - 1] if passed else ratio
-        if self.curve == "late":
-            return ratio * (_EARLY if 4 * step < 3 * self.num_steps else _LATE)
         done = min(Fraction(step, self.num_steps), Fraction(1))
         first, last = (Fraction(0), ratio) if self.curve == "warmup" else (ratio, exact_ratio(self.final_ratio))
         if done in (0, 1):
@@ -107,8 +100,8 @@ class Schedule:
 
     def most(self, ratio: Fraction) -> Fraction:
         """The greatest ratio of any step."""
-        if self.curve in ("warmup", "late"):
-            return ratio * (_LATE if self.curve == "late" else 1)
+        if self.curve == "warmup":
+            return ratio
         return max([ratio, *self._ends[1], *([exact_ratio(self.final_ratio)] if self.num_steps else [])])
 
 

@@ -20,7 +20,7 @@ def curve_of(name: str) -> Schedule:
         return Schedule()
     if name == "steps":
         return Schedule("steps", points=((5, "0.3"), (20, "0.02")))
-    return Schedule(name, 30, "0.02" if name in ("linear", "cosine") else "0")  # type: ignore[arg-type]
+    return Schedule(name, 30, "0.02" if name != "warmup" else "0")  # type: ignore[arg-type]
 
 
 def test_a_line_leads_from_one_ratio_to_the_other_and_stays_there() -> None:
@@ -36,20 +36,6 @@ def test_ratios_between_are_rounded_down_to_billionths_so_that_plans_stay_what_t
 
 def test_a_warm_up_begins_with_nothing() -> None:
     assert [Schedule("warmup", 4).at(step, P) for step in range(6)] == [0, P / 4, P / 2, 3 * P / 4, P, P]
-
-
-@given(st.integers(1, 300), st.fractions(0, Fraction(5, 17)))
-def test_late_rehearsal_takes_a_fifth_and_in_the_last_quarter_the_rest(quarter: int, ratio: Fraction) -> None:
-    late, num_steps = Schedule("late", 4 * quarter), 4 * quarter
-    ratios = [late.at(step, ratio) for step in range(num_steps)]
-    assert set(ratios[: 3 * quarter]) == {ratio / 5} and sum(ratios) == num_steps * ratio
-    assert late.at(10 * num_steps, ratio) == ratios[-1] == late.most(ratio)
-
-
-def test_late_rehearsal_of_more_than_a_whole_batch_is_refused() -> None:
-    assert RunConfig(8, "0.29", schedule=Schedule("late", 100)).most_rows() == 8
-    with pytest.raises(ValueError, match=r"late takes 3\.4 times the injection ratio .*, and 0\.3 would come to more"):
-        RunConfig(8, "0.3", schedule=Schedule("late", 100))
 
 
 def test_steps_hold_until_the_next_one() -> None:
@@ -154,7 +140,6 @@ def test_the_ratio_is_told_as_it_was_written_or_as_the_curve_has_it() -> None:
         Schedule("linear", 7, "0.02"),
         Schedule("linear", 7, "0.9"),
         Schedule("cosine", 7, "0.9"),
-        Schedule("late", 7),
         Schedule("steps", points=((3, "0.5"), (6, "0.1"))),
     ],
 )

@@ -114,8 +114,8 @@ def test_the_run_gets_what_the_file_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schedule", "num_steps"),
     [
-        ('{ curve = "late" }', 5),
-        ('{ curve = "late", num_steps = 40 }', 40),
+        ('{ curve = "warmup" }', 5),
+        ('{ curve = "warmup", num_steps = 40 }', 40),
         ('{ curve = "cosine", final_ratio = "0.02" }', 5),
         ('{ curve = "steps", points = [[5, "0.1"]] }', 0),
     ],

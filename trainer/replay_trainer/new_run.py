@@ -48,6 +48,7 @@ def new_rehearsal(
         config = RehearsalConfig.model_validate(written)
     except ValidationError as error:
         raise InvalidTraining(f"run {run!r}: {problems_of(error, RehearsalConfig)}") from error
+    config.check_outside_job(f"run {run!r}")
     rehearsal = rehearsal_of(client, config, teacher)
     client.ensure_run(run, corpus, {**config.run_settings(), "global_batch_size": global_batch_size, "seed": seed})
     return rehearsal

@@ -66,6 +66,7 @@ class OwnRun:
             config = RehearsalConfig.model_validate(values)
         except ValidationError as error:
             raise InvalidTraining(f"{place}: {problems_of(error, RehearsalConfig)}") from None
+        config.check_outside_job(place)
         if config.run_settings()["injection_mode"] != "add":
             raise InvalidTraining(f"{place}: injection_mode must be add, since rows are added to the trainer's batches")
         return cls(config)

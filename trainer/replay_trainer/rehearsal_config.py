@@ -11,10 +11,11 @@ from replay_service.sampling.injection import Ratio
 from replay_service.sampling.run_config import Feedback, RunConfig
 from replay_service.sampling.schedule import Schedule
 from replay_service.setting_models import fields_of
-from replay_trainer.errors import ServiceError
+from replay_trainer.errors import InvalidTraining, ServiceError
 from replay_trainer.keys import Section
 from replay_trainer.recipe import OBJECTIVES, RECIPES, Aim, Recipe, with_recipe
 from replay_trainer.service_urls import service_urls
+from replay_trainer.timing import Timing, most_often
 from replay_trainer.windows import Auto
 
 
@@ -86,6 +87,12 @@ class RehearsalConfig(Section):
         "store. `base`: the base model itself, run on the rehearsed rows; with [lora] it takes no memory. `auto`: "
         "`stored` where the corpus stores them and chunked_head is off, else `base`.",
     )
+    timing: Timing = Field(
+        "even",
+        description="When rows are rehearsed. `even`: at one ratio, or by the schedule. `lasting`: as many in all, "
+        "most of them where their effect lasts: in the last quarter of a job with a constant learning rate, in the "
+        "middle half of one whose rate falls.",
+    )
     window_steps: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto",
         description="Steps in one request; the next request is sent ahead. `auto`: by rows, memory and freshness.",
@@ -140,6 +147,23 @@ class RehearsalConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _is_timed_once(self) -> "RehearsalConfig":
+        settings = RunConfig.from_dict({"global_batch_size": 1, **self.run_settings()})
+        if self.timing == "even":
+            return self
+        if settings.is_auto or settings.injection_fixed or settings.schedule.curve != "constant":
+            raise ValueError(
+                "timing lasting makes a schedule of its own; leave out the schedule, injection_fixed and the ratio "
+                "auto, or leave timing out"
+            )
+        if settings.ratio * most_often(self.timing) > 1:
+            raise ValueError(
+                f"timing lasting takes up to {float(most_often(self.timing)):g} times the injection ratio, and "
+                f"{self.injection_ratio} would come to more than 1; write a lower one"  # type: ignore[attr-defined]
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_fence(self) -> "RehearsalConfig":
         feedback = Feedback(**self.run_settings()["feedback"])
         if feedback.mode == "fenced" and self.window_steps != "auto" and self.window_steps > feedback.lag:
@@ -149,8 +173,16 @@ class RehearsalConfig(Section):
             )
         return self
 
+    def check_outside_job(self, called: str) -> None:
+        """Raises InvalidTraining for keys that only a whole job can resolve; `called` is what they are of."""
+        if self.timing != "even":
+            raise InvalidTraining(
+                f"{called}: timing {self.timing} depends on the length of the training and on its learning rate; give "
+                "the keys that replay_trainer.timing.lasting makes of them in its place"
+            )
+
     def run_settings(self) -> dict[str, Any]:
-        """The settings of the run at the service, without those of the whole job."""
+        """The settings of the run at the service, without those of the whole job and what follows from them."""
         values = self.model_dump()
         feedback = {"mode": values.pop("feedback"), "lag": values.pop("feedback_lag")}
         names = {each.name for each in fields(RunConfig)}
