@@ -1,14 +1,14 @@
 """Writes the tables of `docs/evidence.md` from the results of studies.
 
-    python -m tests.evidence.page [STUDY.toml ...] [--untuned OTHER.toml]
+    python -m tests.evidence.page [STUDY.toml ...] [--table NAME=OTHER.toml ...]
 
 Tables of studies that are not given stay as they are. Further studies must differ from the first in their arms alone: a
-seed means the same order of target rows in all of them, so their arms are compared pair by pair. The other study has
-targets of its own, on which nothing was chosen. Nothing is trained. An unfinished study gives what it has.
+seed means the same order of target rows in all of them, so their arms are compared pair by pair. Each other study has a
+table of its own, between the markers of its name. Nothing is trained. An unfinished study gives what it has.
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -66,14 +66,12 @@ class Results:
         return len({each.seed for each in self.outcomes if (each.arm, each.target) == (arm, target)})
 
 
-def tables(results: Results, untuned: Results) -> dict[str, str]:
+def tables(results: Results, others: Mapping[str, Results]) -> dict[str, str]:
     """The text between the markers of each name, of the studies that were given."""
-    made, chosen = dict[str, str](), dict[str, Paired | None]()
+    made, chosen = dict[str, str](), {name: each.with_seeds(1) for name, each in others.items()}
     if results.studies:
         made["gains"] = in_words(gains_of(results.studies, results.outcomes))
         chosen |= {"intervals": results.with_seeds(2), "all-arms": results.of_all_arms()}
-    if untuned.studies:
-        chosen["untuned"] = untuned.with_seeds(1)
     for name, paired in chosen.items():
         made[name] = "No arm has enough cells yet." if paired is None else _table(paired)
         made[f"{name}-by-target"] = "" if paired is None else _by_target(paired)
@@ -127,16 +125,17 @@ def _of_target(paired: Paired, target: str) -> Analysis:
     return analyzed(of_target)
 
 
-def filled(page: str, parts: dict[str, str]) -> str:
-    """The page with each part between its markers `<!-- table NAME -->` and `<!-- end -->`.
+def filled(page: str, parts: Mapping[str, str]) -> str:
+    """The page with each part between its markers `<!-- table NAME -->` and `<!-- end -->`; some need none by target.
 
     Raises:
         ValueError: when the page lacks the markers of a part.
     """
-
     for name, content in parts.items():
         before, begin, rest = page.partition(f"<!-- table {name} -->")
         _, end, after = rest.partition("<!-- end -->")
+        if not begin and name.endswith("-by-target"):
+            continue
         if not (begin and end):
             raise ValueError(f"the page has no table {name!r}, between its marker and that of an end")
         page = f"{before}{begin}\n\n{content}\n\n{end}{after}"
@@ -146,10 +145,10 @@ def filled(page: str, parts: dict[str, str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", type=Path, nargs="*")
-    parser.add_argument("--untuned", type=Path)
+    parser.add_argument("--table", metavar="NAME=OTHER.toml", action="append", default=[])
     asked = parser.parse_args()
-    untuned = Results.of([asked.untuned] if asked.untuned else [])
-    PAGE.write_text(filled(PAGE.read_text(), tables(Results.of(asked.studies), untuned)))
+    others = {name: Results.of([Path(file)]) for name, _, file in (each.partition("=") for each in asked.table)}
+    PAGE.write_text(filled(PAGE.read_text(), tables(Results.of(asked.studies), others)))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def test_arms_of_two_studies_are_compared_pair_by_pair(tmp_path: Path, tiny_mode
     head = STUDY[: STUDY.index("[[study.arms]]")]
     more = f'{head}[[study.arms]]\nname = "recommended"\nrehearsal.recipe = "recommended"\n'
     second = finish(write_study(tmp_path / "second", tiny_model, "http://127.0.0.1:1", more))
-    made = tables(Results.of([first, second]), Results.of([]))
+    made = tables(Results.of([first, second]), {})
     rows = [line for line in made["intervals"].splitlines() if line.startswith("| recommended")]
     assert len(rows) == 1 and re.search(r"\d to \d", rows[0])
     assert "p (Holm)" not in made["intervals"], "two seeds give none"
@@ -39,7 +39,7 @@ def test_arms_of_two_studies_are_compared_pair_by_pair(tmp_path: Path, tiny_mode
 
 def test_an_arm_with_one_seed_is_in_no_table_of_intervals(tmp_path: Path, tiny_model: Path) -> None:
     file = finish(write_study(tmp_path, tiny_model, "http://127.0.0.1:1"), without=(("KL, weight 3", 1),))
-    made = tables(Results.of([file]), Results.of([]))
+    made = tables(Results.of([file]), {})
     assert "KL, weight 3" not in made["intervals"] and "KL, weight 3" in made["all-arms"]
     assert re.search(r"\d to \d", made["intervals"]) and not re.search(r"\d to \d", made["all-arms"])
     assert "stories: worst domain" in made["intervals-by-target"]
@@ -55,14 +55,14 @@ def test_targets_of_which_an_arm_has_one_seed_are_in_no_table_of_intervals(tmp_p
     for cell in study.cells:
         if (cell.arm, cell.target) == ("KL, weight 3", "poems") or (cell.target, cell.seed) == ("poems", 1):
             (study.folder / "results" / f"{cell.name}.json").unlink()
-    made = tables(Results.of([file]), Results.of([]))
+    made = tables(Results.of([file]), {})
     assert "stories; 2 pairs" in made["all-arms"]
     assert "stories; 2 pairs" in made["intervals"] and "KL, weight 3" in made["intervals"]
 
 
 def test_without_any_outcome_the_tables_say_so(tmp_path: Path, tiny_model: Path) -> None:
     study = Results.of([write_study(tmp_path, tiny_model, "http://127.0.0.1:1")])
-    made = tables(study, study)
+    made = tables(study, {"untuned": study})
     assert made["intervals"] == made["all-arms"] == made["untuned"] == "No arm has enough cells yet."
 
 
@@ -71,7 +71,7 @@ def test_targets_on_which_nothing_was_chosen_need_one_seed_of_an_arm(tmp_path: P
         write_study(tmp_path, tiny_model, "http://127.0.0.1:1"),
         without=tuple((arm, 1) for arm in ("none", "uniform 25 %", "KL, weight 3")),
     )
-    made = tables(Results.of([]), Results.of([file]))
+    made = tables(Results.of([]), {"untuned": Results.of([file])})
     assert "1 pair of a target and a seed" in made["untuned"] and "| KL, weight 3 " in made["untuned"]
     assert made.keys() == {"untuned", "untuned-by-target"}, "tables of studies that are not given stay"
 
