@@ -63,6 +63,19 @@ def test_arguments_or_the_environment_hold_settings_and_the_folder_names_the_run
         assert client.run(f"from-{place}")["next_step"] == 2
 
 
+def test_a_trainer_knows_when_rehearsal_lasts(service: ServiceUnderTest, tiny_model: Path, tmp_path: Path) -> None:
+    class Timed(RehearsalTrainer):
+        rehearsal_settings: ClassVar[Any] = {**SETTINGS, "injection_ratio": "0.2", "run": "timed", "timing": "lasting"}
+
+    args = arguments(tmp_path, max_steps=4, lr_scheduler_type="constant_with_warmup")
+    trained(Timed, args, tiny_model)
+    with service.client() as client:
+        config = client.run("timed")["config"]
+        assert (config["injection_ratio"], config["schedule"]["points"]) == ("0.04", [[3, "0.68"]])
+    with pytest.raises(InvalidTraining, match="timing lasting knows the learning rates constant.* not inverse_sqrt"):
+        trained(Timed, arguments(tmp_path, max_steps=4, lr_scheduler_type="inverse_sqrt"), tiny_model)
+
+
 def test_a_second_training_of_another_batch_size_is_refused_by_the_service(
     service: ServiceUnderTest, tiny_model: Path, tmp_path: Path
 ) -> None:

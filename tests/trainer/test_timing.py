@@ -2,7 +2,6 @@
 
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -14,7 +13,6 @@ from replay_trainer.client import ReplayClient
 from replay_trainer.config import read_config
 from replay_trainer.errors import InvalidTraining
 from replay_trainer.new_run import new_rehearsal
-from replay_trainer.own_run import OwnRun
 from replay_trainer.timing import Decay, lasting, most_often
 from tests.trainer.test_config import WHOLE, written
 
@@ -81,12 +79,9 @@ def test_ratios_that_cannot_be_timed_are_refused(tmp_path: Path, ratio: str, sai
         read_config(written(tmp_path, LASTING.replace('"0.05"', ratio)))
 
 
-def test_outside_a_job_the_keys_are_asked_for() -> None:
+def test_in_a_loop_of_ones_own_the_keys_are_asked_for() -> None:
     with (
         ReplayClient("http://127.0.0.1:1") as client,
         pytest.raises(InvalidTraining, match=r"run 'a': .*\.timing\.lasting"),
     ):
         new_rehearsal(client, "a", "wiki", global_batch_size=8, injection_ratio="0.05", timing="lasting")
-    settings = {"run": "a", "corpus": "wiki", "injection_ratio": "0.05", "timing": "lasting"}
-    with pytest.raises(InvalidTraining, match=r"timing lasting depends on the length"):
-        OwnRun.of(settings, SimpleNamespace(output_dir="out"), {})

@@ -16,7 +16,6 @@ from replay_trainer.keys import Section, problems_of
 from replay_trainer.methods.flow import Form, Normalize
 from replay_trainer.rehearsal_config import OF_THE_JOB, RehearsalConfig
 from replay_trainer.service_urls import URL_VARIABLE
-from replay_trainer.timing import lasting
 
 
 class DataConfig(Section):
@@ -205,10 +204,7 @@ class TrainConfig(Section):
         """The settings of the run at the service."""
         assert self.rehearsal is not None
         whole_job = {name: getattr(self, name) for name in OF_THE_JOB}
-        settings = {**self.rehearsal.run_settings(), **whole_job}
-        if self.rehearsal.timing == "lasting":
-            settings |= lasting(settings["injection_ratio"], self.num_steps, self.schedule)
-        return settings
+        return {**self.rehearsal.timed_settings(self.num_steps, self.schedule), **whole_job}
 
 
 def read_config(

@@ -232,7 +232,13 @@ class RehearsalMixin(_AnyTrainer):  # type: ignore[misc]
         if self._own_run is not None:
             self.rehearsal = replace(self.rehearsal, client=self._own_run.client())
             if self.accelerator.process_index == 0:
-                self._own_run.ensure(self.rehearsal.client, _global_batch_size(self), self.args.seed)
+                self._own_run.ensure(
+                    self.rehearsal.client,
+                    _global_batch_size(self),
+                    self.args.seed,
+                    self.state.max_steps,
+                    str(self.args.lr_scheduler_type.value),
+                )
             self.accelerator.wait_for_everyone()
         if self.accelerator.process_index == 0:
             warn_if_untested(*_LIBRARIES, *(name for name in ("trl", "peft") if name in sys.modules))

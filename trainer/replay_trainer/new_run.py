@@ -48,7 +48,11 @@ def new_rehearsal(
         config = RehearsalConfig.model_validate(written)
     except ValidationError as error:
         raise InvalidTraining(f"run {run!r}: {problems_of(error, RehearsalConfig)}") from error
-    config.check_outside_job(f"run {run!r}")
+    if config.timing != "even":
+        raise InvalidTraining(
+            f"run {run!r}: timing {config.timing} depends on the length of the training and on its learning rate; give "
+            "the keys that replay_trainer.timing.lasting makes of them in its place"
+        )
     rehearsal = rehearsal_of(client, config, teacher)
     client.ensure_run(run, corpus, {**config.run_settings(), "global_batch_size": global_batch_size, "seed": seed})
     return rehearsal

@@ -16,6 +16,7 @@ from replay_trainer.new_run import rehearsal_of
 from replay_trainer.plain import Rehearsal
 from replay_trainer.rehearsal_config import RehearsalConfig
 from replay_trainer.service_urls import URL_VARIABLE
+from replay_trainer.timing import decay_of
 
 SETTINGS_VARIABLE: Final = "REPLAY_REHEARSAL"
 """The environment variable that holds the settings, as JSON."""
@@ -66,7 +67,6 @@ class OwnRun:
             config = RehearsalConfig.model_validate(values)
         except ValidationError as error:
             raise InvalidTraining(f"{place}: {problems_of(error, RehearsalConfig)}") from None
-        config.check_outside_job(place)
         if config.run_settings()["injection_mode"] != "add":
             raise InvalidTraining(f"{place}: injection_mode must be add, since rows are added to the trainer's batches")
         return cls(config)
@@ -84,14 +84,25 @@ class OwnRun:
         """
         return rehearsal_of(self.client(), self.config)
 
-    def ensure(self, client: ReplayClient, global_batch_size: int, seed: int) -> None:
+    def ensure(self, client: ReplayClient, global_batch_size: int, seed: int, num_steps: int, scheduler: str) -> None:
         """Make the run, or find it as it was made before.
 
+        Args:
+            client: of the service.
+            global_batch_size: fine-tuning rows of an optimizer step.
+            seed: key of the run's draws.
+            num_steps: of the training.
+            scheduler: of its learning rate, by the name that transformers gives it.
+
         Raises:
+            InvalidTraining: when the rehearsal is timed, and nobody knows when by this scheduler.
             ServiceError: as ReplayClient does; ServiceRefused when there is a run of that name with other settings.
         """
         of_job = {"global_batch_size": global_batch_size, "seed": seed}
-        client.ensure_run(self.config.run, self.config.corpus, {**self.config.run_settings(), **of_job})
+        decay = "constant" if self.config.timing == "even" else decay_of(scheduler)
+        client.ensure_run(
+            self.config.run, self.config.corpus, {**self.config.timed_settings(num_steps, decay), **of_job}
+        )
 
 
 def _parsed(text: str | None) -> Any:

@@ -11,11 +11,11 @@ from replay_service.sampling.injection import Ratio
 from replay_service.sampling.run_config import Feedback, RunConfig
 from replay_service.sampling.schedule import Schedule
 from replay_service.setting_models import fields_of
-from replay_trainer.errors import InvalidTraining, ServiceError
+from replay_trainer.errors import ServiceError
 from replay_trainer.keys import Section
 from replay_trainer.recipe import OBJECTIVES, RECIPES, Aim, Recipe, with_recipe
 from replay_trainer.service_urls import service_urls
-from replay_trainer.timing import Timing, most_often
+from replay_trainer.timing import Decay, Timing, lasting, most_often
 from replay_trainer.windows import Auto
 
 
@@ -173,17 +173,16 @@ class RehearsalConfig(Section):
             )
         return self
 
-    def check_outside_job(self, called: str) -> None:
-        """Raises InvalidTraining for keys that only a whole job can resolve; `called` is what they are of."""
-        if self.timing != "even":
-            raise InvalidTraining(
-                f"{called}: timing {self.timing} depends on the length of the training and on its learning rate; give "
-                "the keys that replay_trainer.timing.lasting makes of them in its place"
-            )
-
     def run_settings(self) -> dict[str, Any]:
-        """The settings of the run at the service, without those of the whole job and what follows from them."""
+        """The settings of the run at the service, without those of the whole job."""
         values = self.model_dump()
         feedback = {"mode": values.pop("feedback"), "lag": values.pop("feedback_lag")}
         names = {each.name for each in fields(RunConfig)}
         return {**{name: value for name, value in values.items() if name in names}, "feedback": feedback}
+
+    def timed_settings(self, num_steps: int, decay: Decay) -> dict[str, Any]:
+        """Those settings for a training of so many steps, whose learning rate falls in this way."""
+        settings = self.run_settings()
+        if self.timing == "lasting":
+            settings |= lasting(settings["injection_ratio"], num_steps, decay)
+        return settings

@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any, Final, Literal
 
 from replay_service.sampling.injection import as_decimal, exact_ratio
+from replay_trainer.errors import InvalidTraining
 
 Timing = Literal["even", "lasting"]
 Decay = Literal["constant", "linear", "cosine"]
@@ -27,10 +28,29 @@ _PARTS: Final[dict[Decay, tuple[Fraction, Fraction]]] = {
 """The part of a job that most rows come in, by how its learning rate falls."""
 _LEAST_STEPS: Final = 4
 
+_SCHEDULERS: Final[dict[str, Decay]] = {
+    "constant": "constant",
+    "constant_with_warmup": "constant",
+    "linear": "linear",
+    "polynomial": "linear",
+    "cosine": "cosine",
+}
+"""Of transformers, by the names in its `SchedulerType`."""
+
 
 def most_often(timing: Timing) -> Fraction:
     """The greatest ratio of any step, as a multiple of the job's, whatever its learning rate does."""
     return max(map(_high, _PARTS)) if timing == "lasting" else Fraction(1)
+
+
+def decay_of(scheduler: str) -> Decay:
+    """How a learning rate falls by a scheduler of transformers; raises InvalidTraining for one that is not known."""
+    if scheduler not in _SCHEDULERS:
+        raise InvalidTraining(
+            f"timing lasting knows the learning rates {', '.join(_SCHEDULERS)}, and not {scheduler}; leave timing out, "
+            "or write a schedule of the injection ratio"
+        )
+    return _SCHEDULERS[scheduler]
 
 
 def lasting(ratio: str, num_steps: int, decay: Decay) -> dict[str, Any]:
