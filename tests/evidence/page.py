@@ -84,6 +84,8 @@ def _table(paired: Paired) -> str:
     rows = [_cells(each) for each in analysis.arms]
     if np.bincount(paired.target_of_pair).min() < _LEAST_SEEDS_FOR_P:
         rows = [{name: cell for name, cell in row.items() if name != _P} for row in rows]
+    said = [name for name in rows[0] if {row[name] for row in rows} - {"reference", "-"}]
+    rows = [{name: row[name] for name in said} for row in rows]
     table = as_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     return f"{', '.join(paired.targets)}; {pairs} of a target and a seed.\n\n{table}"
 
