@@ -72,7 +72,7 @@ def test_a_trainer_knows_when_rehearsal_lasts(service: ServiceUnderTest, tiny_mo
     with service.client() as client:
         config = client.run("timed")["config"]
         assert (config["injection_ratio"], config["schedule"]["points"]) == ("0.04", [[3, "0.68"]])
-    with pytest.raises(InvalidTraining, match="timing lasting knows the learning rates constant.* not inverse_sqrt"):
+    with pytest.raises(InvalidTraining, match=r"timing lasting knows the learning rates constant.* not inverse_sqrt"):
         trained(Timed, arguments(tmp_path, max_steps=4, lr_scheduler_type="inverse_sqrt"), tiny_model)
 
 
