@@ -324,7 +324,7 @@ def test_metrics_go_to_trackers_too(tmp_path: Path, tiny_model: Path) -> None:
         ({"data": {"target": "x", "prompt_column": "ask"}}, "response_column"),
         ({"data": {"target": "x", "layout": "padded"}}, "layout padded"),
         ({"rehearsal": A_RUN | {"schedule": {"curv": "linear"}}}, "curv"),
-        ({"rehearsal": A_RUN | {"schedule": {"curve": "linear"}}}, "num_steps"),
+        ({"rehearsal": A_RUN | {"schedule": {"curve": "linear", "num_steps": 0}}}, "num_steps"),
         ({"rehearsal": A_RUN | {"injection_ratio": "auto", "budget": {"nats": 0}}}, "budget.nats"),
         ({"rehearsal": A_RUN | STORED, "chunked_head": True}, "chunked_head"),
     ],
