@@ -76,6 +76,19 @@ def test_targets_on_which_nothing_was_chosen_need_one_seed_of_an_arm(tmp_path: P
     assert made.keys() == {"untuned", "untuned-by-target"}, "tables of studies that are not given stay"
 
 
+def test_a_column_that_says_nothing_is_left_out(tmp_path: Path, tiny_model: Path) -> None:
+    """Nobody knows how many rows of uniform rehearsal an arm is worth, where that was tried at one ratio alone."""
+    lines = STUDY.replace("[0, 1]", "[0]")
+    file = finish(write_study(tmp_path, tiny_model, "http://127.0.0.1:1", lines))
+    assert "rows equal to its" in tables(Results.of([]), {"all": Results.of([file])})["all"]
+    study = Study.of(StudySettings.read(file))
+    for cell in study.cells:
+        if cell.arm == "none":
+            (study.folder / "results" / f"{cell.name}.json").unlink()
+    made = tables(Results.of([]), {"all": Results.of([file])})["all"]
+    assert "extra target loss" in made and "rows equal to its" not in made
+
+
 def test_parts_stand_between_their_markers_however_often_they_are_written() -> None:
     page = "before\n<!-- table a -->\nold\n<!-- end -->\nbetween\n<!-- table b --><!-- end -->\n"
     once = filled(page, {"a": "new", "b": "other"})
@@ -84,3 +97,4 @@ def test_parts_stand_between_their_markers_however_often_they_are_written() -> N
     assert filled(once, {"a": "newer"}) == once.replace("new", "newer")
     with pytest.raises(ValueError, match="no table 'c'"):
         filled(page, {"c": "new"})
+    assert filled(page, {"a-by-target": "new"}) == page, "a page may do without a table by target"

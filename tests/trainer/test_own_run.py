@@ -71,7 +71,7 @@ def test_a_trainer_knows_when_rehearsal_lasts(service: ServiceUnderTest, tiny_mo
     trained(Timed, args, tiny_model)
     with service.client() as client:
         config = client.run("timed")["config"]
-        assert (config["injection_ratio"], config["schedule"]["points"]) == ("0.04", [[3, "0.68"]])
+        assert (config["injection_ratio"], config["schedule"]["points"]) == ("0.047619048", [[3, "0.459459459"]])
     with pytest.raises(InvalidTraining, match=r"timing lasting knows the learning rates constant.* not inverse_sqrt"):
         trained(Timed, arguments(tmp_path, max_steps=4, lr_scheduler_type="inverse_sqrt"), tiny_model)
 

@@ -1,49 +1,75 @@
 """When a job rehearses."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from replay_service.sampling.injection import InjectionMode, as_decimal, rows_due
 from replay_service.sampling.run_config import RunConfig
 from replay_trainer.client import ReplayClient
 from replay_trainer.config import read_config
 from replay_trainer.errors import InvalidTraining
 from replay_trainer.new_run import new_rehearsal
-from replay_trainer.timing import Decay, lasting, most_often
+from replay_trainer.timing import MOST_TIMES, lasting
 from tests.trainer.test_config import WHOLE, written
 
 LASTING = WHOLE.replace("num_steps = 5", "num_steps = 200") + '\ntiming = "lasting"\n'
 
 
-def ratios_of(keys: dict[str, object], num_steps: int) -> list[Fraction]:
+def keys(ratio: str, num_steps: int, scheduler: str, mode: InjectionMode = "replace") -> dict[str, Any]:
+    return lasting(ratio, num_steps=num_steps, scheduler=scheduler, injection_mode=mode)
+
+
+def ratios_of(keys: dict[str, Any], num_steps: int) -> list[Fraction]:
     config = RunConfig.from_dict({"global_batch_size": 8, **keys})
     return [config.schedule.at(step, config.ratio) for step in range(num_steps)]
 
 
-@given(st.integers(1, 100), st.integers(0, 29_000), st.sampled_from(get_args(Decay)))
-def test_as_many_rows_are_rehearsed_as_at_a_constant_ratio(
-    quarter: int, hundred_thousandths: int, decay: Decay
+@given(
+    st.integers(1, 400),
+    st.integers(0, 29_000),
+    st.sampled_from(["constant", "linear", "cosine"]),
+    st.sampled_from(get_args(InjectionMode)),
+)
+def test_as_many_rows_are_rehearsed_as_at_one_ratio_whatever_the_length_and_mode(
+    num_steps: int, hundred_thousandths: int, scheduler: str, mode: InjectionMode
 ) -> None:
-    ratio, num_steps = Fraction(hundred_thousandths, 100_000), 4 * quarter
-    found = ratios_of(lasting(str(float(ratio)), num_steps, decay), num_steps)
-    assert float(sum(found)) == pytest.approx(float(num_steps * ratio), abs=1e-8 * num_steps)
-    assert len(set(found)) == (2 if ratio else 1) and float(max(found)) <= ratio * most_often("lasting") + 1e-8
+    ratio = Fraction(hundred_thousandths, 100_000)
+    made = keys(as_decimal(ratio), num_steps, scheduler, mode)
+    rows = [rows_due(each, made["injection_mode"], 1) for each in ratios_of(made, num_steps)]
+    even = rows_due(ratio, mode, 1)
+    assert float(sum(rows)) == pytest.approx(float(num_steps * even), abs=1e-8 * num_steps)
+    assert float(max(rows)) <= even * MOST_TIMES + 1e-8
+    assert len(set(rows)) == (1 if num_steps < 4 or not ratio else 2)
 
 
 def test_most_rows_come_last_with_a_constant_rate_and_in_the_middle_with_one_that_falls() -> None:
     low, last, middle = Fraction(1, 100), Fraction(17, 100), Fraction(9, 100)
-    assert ratios_of(lasting("0.05", 8, "constant"), 8) == [low] * 6 + [last] * 2
-    for decay in ("linear", "cosine"):
-        assert ratios_of(lasting("0.05", 8, decay), 8) == [low] * 2 + [middle] * 4 + [low] * 2
+    for scheduler in ("constant", "constant_with_warmup"):
+        assert ratios_of(keys("0.05", 8, scheduler), 8) == [low] * 6 + [last] * 2
+    for scheduler in ("linear", "polynomial", "cosine"):
+        assert ratios_of(keys("0.05", 8, scheduler), 8) == [low] * 2 + [middle] * 4 + [low] * 2
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 3])
-def test_a_job_of_few_steps_has_one_ratio(num_steps: int) -> None:
-    assert ratios_of(lasting("0.05", num_steps, "cosine"), num_steps) == [Fraction(1, 20)] * num_steps
+def test_a_scheduler_that_is_not_known_is_refused() -> None:
+    with pytest.raises(InvalidTraining, match=r"knows the learning rates constant, .*cosine, and not inverse_sqrt"):
+        keys("0.05", 8, "inverse_sqrt")
+
+
+@pytest.mark.parametrize(
+    ("rate", "share"), [(lambda x: (1 + np.cos(np.pi * x)) / 2, 0.37), (lambda x: 1 - x, 0.42)], ids=["cosine", "line"]
+)
+def test_where_a_step_counts_most(rate: Callable[[Any], Any], share: float) -> None:
+    """What the module says: the learning rate times the sum of those before it."""
+    x = np.linspace(0.0, 1.0, 100_001)
+    rates = rate(x)
+    assert round(float(x[np.argmax(rates * np.cumsum(rates))]), 2) == share
 
 
 @pytest.mark.parametrize(
@@ -77,6 +103,12 @@ def test_a_schedule_of_ones_own_goes_with_no_timing(tmp_path: Path, more: str, s
 def test_ratios_that_cannot_be_timed_are_refused(tmp_path: Path, ratio: str, said: str) -> None:
     with pytest.raises(InvalidTraining, match=said):
         read_config(written(tmp_path, LASTING.replace('"0.05"', ratio)))
+
+
+def test_rows_that_are_added_have_no_such_bound(tmp_path: Path) -> None:
+    added = LASTING.replace('"0.05"', '"0.5"') + 'injection_mode = "add"\n'
+    settings = read_config(written(tmp_path, f'schedule = "constant"\n{added}')).run_settings()
+    assert settings["injection_ratio"] == "0.166666667" and settings["schedule"]["points"] == [[150, "0.772727273"]]
 
 
 def test_in_a_loop_of_ones_own_the_keys_are_asked_for() -> None:

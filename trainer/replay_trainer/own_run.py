@@ -16,7 +16,6 @@ from replay_trainer.new_run import rehearsal_of
 from replay_trainer.plain import Rehearsal
 from replay_trainer.rehearsal_config import RehearsalConfig
 from replay_trainer.service_urls import URL_VARIABLE
-from replay_trainer.timing import decay_of
 
 SETTINGS_VARIABLE: Final = "REPLAY_REHEARSAL"
 """The environment variable that holds the settings, as JSON."""
@@ -99,10 +98,8 @@ class OwnRun:
             ServiceError: as ReplayClient does; ServiceRefused when there is a run of that name with other settings.
         """
         of_job = {"global_batch_size": global_batch_size, "seed": seed}
-        decay = "constant" if self.config.timing == "even" else decay_of(scheduler)
-        client.ensure_run(
-            self.config.run, self.config.corpus, {**self.config.timed_settings(num_steps, decay), **of_job}
-        )
+        settings = self.config.timed_settings(num_steps, scheduler)
+        client.ensure_run(self.config.run, self.config.corpus, {**settings, **of_job})
 
 
 def _parsed(text: str | None) -> Any:

@@ -15,7 +15,7 @@ from replay_trainer.errors import ServiceError
 from replay_trainer.keys import Section
 from replay_trainer.recipe import OBJECTIVES, RECIPES, Aim, Recipe, with_recipe
 from replay_trainer.service_urls import service_urls
-from replay_trainer.timing import Decay, Timing, lasting, most_often
+from replay_trainer.timing import MOST_TIMES, Timing, lasting
 from replay_trainer.windows import Auto
 
 
@@ -143,24 +143,9 @@ class RehearsalConfig(Section):
     @model_validator(mode="after")
     def _is_valid_run(self) -> "RehearsalConfig":
         """Check the values together, as the service does too, before any worker starts."""
-        RunConfig.from_dict({"global_batch_size": 1, **self.run_settings()})
-        return self
-
-    @model_validator(mode="after")
-    def _is_timed_once(self) -> "RehearsalConfig":
-        settings = RunConfig.from_dict({"global_batch_size": 1, **self.run_settings()})
-        if self.timing == "even":
-            return self
-        if settings.is_auto or settings.injection_fixed or settings.schedule.curve != "constant":
-            raise ValueError(
-                "timing lasting makes a schedule of its own; leave out the schedule, injection_fixed and the ratio "
-                "auto, or leave timing out"
-            )
-        if settings.ratio * most_often(self.timing) > 1:
-            raise ValueError(
-                f"timing lasting takes up to {float(most_often(self.timing)):g} times the injection ratio, and "
-                f"{self.injection_ratio} would come to more than 1; write a lower one"  # type: ignore[attr-defined]
-            )
+        run = RunConfig.from_dict({"global_batch_size": 1, **self.run_settings()})
+        if self.timing == "lasting":
+            _check_timed(run)
         return self
 
     @model_validator(mode="after")
@@ -180,9 +165,27 @@ class RehearsalConfig(Section):
         names = {each.name for each in fields(RunConfig)}
         return {**{name: value for name, value in values.items() if name in names}, "feedback": feedback}
 
-    def timed_settings(self, num_steps: int, decay: Decay) -> dict[str, Any]:
-        """Those settings for a training of so many steps, whose learning rate falls in this way."""
+    def timed_settings(self, num_steps: int, scheduler: str) -> dict[str, Any]:
+        """Those settings for a training of so many steps, with this schedule of its learning rate.
+
+        Raises InvalidTraining when the rehearsal is timed, and nobody knows when by this schedule.
+        """
         settings = self.run_settings()
-        if self.timing == "lasting":
-            settings |= lasting(settings["injection_ratio"], num_steps, decay)
-        return settings
+        if self.timing == "even":
+            return settings
+        ratio, mode = settings["injection_ratio"], settings["injection_mode"]
+        return settings | lasting(ratio, num_steps=num_steps, scheduler=scheduler, injection_mode=mode)
+
+
+def _check_timed(run: RunConfig) -> None:
+    """Raises ValueError when the ratio of a run cannot be timed."""
+    if run.is_auto or run.injection_fixed or run.schedule.curve != "constant":
+        raise ValueError(
+            "timing lasting makes a schedule of its own; leave out the schedule, injection_fixed and the ratio auto, "
+            "or leave timing out"
+        )
+    if run.injection_mode == "replace" and run.ratio * MOST_TIMES > 1:
+        raise ValueError(
+            f"timing lasting takes up to {float(MOST_TIMES):g} times the injection ratio, and {run.injection_ratio} "
+            "would come to more than 1; write a lower one"
+        )
